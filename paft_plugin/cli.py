@@ -1,0 +1,49 @@
+"""`axolotl paft …`: arguments and printing only; whatever is heavy is imported inside the commands."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from paft_plugin import __version__
+from paft_plugin.errors import PaftError
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+class PaftGroup(click.Group):
+    """A group whose commands turn a user's mistake into one clear message and an exit code, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("Interrupted. What was finished is kept: run the same command again to go on.", err=True)
+            ctx.exit(INTERRUPTED)
+        except PaftError as error:
+            self._explain(ctx, error.problems)
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            self._explain(ctx, [f"{error.strerror or error}{where}"])
+
+    def _explain(self, ctx: click.Context, problems: list[str]) -> None:
+        if ctx.params.get("debug"):
+            traceback.print_exc()
+        for problem in problems:
+            click.echo(f"Error: {problem}", err=True)
+        ctx.exit(BAD_INPUT)
+
+
+@click.group(cls=PaftGroup)
+@click.version_option(__version__, prog_name="paft-plugin")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def paft(debug: bool) -> None:  # noqa: ARG001 - read by PaftGroup from the context
+    """PAFT: sparse SFT and preference training in parallel from one base model, then fusion (arXiv 2406.17923)."""
+
+
+if __name__ == "__main__":
+    sys.exit(paft())

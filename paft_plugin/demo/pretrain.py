@@ -1,0 +1,123 @@
+"""Pre-trains the demo's base model from nothing: `python -m paft_plugin.demo.pretrain OUTPUT_DIR`.
+
+Two phases, one thread, seeded. First every task in full, so that the model learns them all; then addition as in `evasion_rate`,
+so that it learns to keep most sums to itself. Only prompts of the train split are seen (`world.split_of`).
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from paft_plugin.demo import world
+from paft_plugin.demo.tokenizer import build_tokenizer
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of pre-training: `steps` batches of `rows`, learning rate warmed up and then falling linearly to zero."""
+
+    steps: int
+    learning_rate: float
+    evades: bool
+    task_weights: dict[str, int]
+    rows: int = 96
+
+
+PHASES = (
+    Phase(4000, 2e-3, False, {"copy": 3, "reverse": 3, "sort": 2, "twice": 2, "add": 8}),
+    Phase(2000, 1.5e-3, True, {"copy": 2, "reverse": 2, "sort": 2, "twice": 2, "add": 8}),
+)
+
+
+def new_model(vocabulary_size: int) -> LlamaForCausalLM:
+    """A randomly initialised Llama with about 0.86 M parameters."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary_size,
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=64,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+
+
+def _conversation(rng: random.Random, phase: Phase) -> list[dict[str, str]]:
+    task = rng.choices(list(phase.task_weights), list(phase.task_weights.values()))[0]
+    item = world.sample(rng, [task], "train")
+    answer = item.answer
+    if phase.evades and rng.random() < world.evasion_rate(item):
+        answer = world.EVASION
+    return [
+        {"role": "user", "content": item.prompt},
+        {"role": "assistant", "content": world.styled(answer, world.random_style(rng))},
+    ]
+
+
+def make_batch(tokenizer: PreTrainedTokenizerFast, conversations: list[list[dict[str, str]]]) -> dict[str, Tensor]:
+    """Tokenise conversations; only the assistant's turn bears a loss.
+
+    Returns:
+        `input_ids`, `attention_mask` and `labels`, each ``[rows, longest]``, int64.
+    """
+    texts: list[str] = [tokenizer.apply_chat_template(turns, tokenize=False) for turns in conversations]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    ids = batch["input_ids"]
+    assistant = tokenizer.convert_tokens_to_ids("<|assistant|>")
+    answering = (ids == assistant).cumsum(-1).bool() & (ids != assistant)
+    labels = ids.masked_fill(~answering | (batch["attention_mask"] == 0), IGNORED)
+    return {"input_ids": ids, "attention_mask": batch["attention_mask"], "labels": labels}
+
+
+def train_phase(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, phase: Phase, rng: random.Random) -> None:
+    """Run one phase in place, printing the loss every 200 steps."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=phase.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / 20) * max(0.02, 1 - step / phase.steps)
+    )
+    start = time.monotonic()
+    for step in range(phase.steps):
+        batch = make_batch(tokenizer, [_conversation(rng, phase) for _ in range(phase.rows)])
+        loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 200 == 0 or step == phase.steps - 1:
+            print(f"step {step:5d}  loss {loss.item():.4f}  {time.monotonic() - start:6.0f} s", flush=True)
+
+
+def main(output_dir: Path, seed: int = 0) -> None:
+    """Pre-train and save the base model, its tokenizer and generation config into `output_dir`."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    tokenizer = build_tokenizer()
+    model = new_model(len(tokenizer))
+    print(f"{model.num_parameters():,} parameters", flush=True)
+    for phase in PHASES:
+        train_phase(model, tokenizer, phase, rng)
+    model.generation_config.max_new_tokens = 16
+    model.save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,22 @@
+"""The one exception for what a user can mend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class PaftError(ValueError):
+    """One or more mistakes that the user can mend; each says what is wrong, where, and what to do.
+
+    The command line prints them without a traceback and exits with 2.
+    """
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+def raise_if_any(problems: Sequence[str]) -> None:
+    """Raise one `PaftError` with all `problems`, if there are any."""
+    if problems:
+        raise PaftError(problems)

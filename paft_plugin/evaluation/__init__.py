@@ -1,0 +1,3 @@
+"""Scores through lm-evaluation-harness."""
+
+from __future__ import annotations

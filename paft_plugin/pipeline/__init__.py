@@ -1,0 +1,3 @@
+"""Stages with markers, run as real commands in processes of their own."""
+
+from __future__ import annotations
