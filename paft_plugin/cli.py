@@ -41,7 +41,7 @@ class PaftGroup(click.Group):
 @click.group(cls=PaftGroup)
 @click.version_option(__version__, prog_name="paft-plugin")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def paft(debug: bool) -> None:  # noqa: ARG001 - read by PaftGroup from the context
+def paft(debug: bool) -> None:
     """PAFT: sparse SFT and preference training in parallel from one base model, then fusion (arXiv 2406.17923)."""
 
 

@@ -1,0 +1,138 @@
+"""The `paft_*` keys of an axolotl config, with their checks."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+ONE_PROCESS = "the penalty runs in a single process on one device so far: remove it, or remove the paft_* keys"
+
+
+class PAFTArgs(BaseModel):
+    """What an SFT config may say to the plugin; axolotl merges these fields into its own schema."""
+
+    paft_l1_lambda: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="Strength λ of the penalty λ‖δ‖₁ on the SFT delta. 0 only measures.",
+    )
+    paft_l1_on: Literal["delta", "factors"] = Field(
+        default="delta",
+        description="What the norm is taken of: the delta (‖s·BA‖₁ with LoRA, ‖θ−θ_pre‖₁ without), or ‖A‖₁ + ‖B‖₁.",
+    )
+    paft_sparsity_thresholds: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+        default=[1e-5],
+        min_length=1,
+        description="Sparsity is the share of entries with |δ| ≤ threshold; it is logged and recorded for each of these.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def refuse_unknown_keys(cls, data: Any) -> Any:
+        """axolotl drops keys that it doesn't know; one that was meant for this plugin is an error instead."""
+        problems = misspelt_keys(data, set(cls.model_fields)) if isinstance(data, dict) else []
+        if problems:
+            raise ValueError("\n".join(problems))
+        return data
+
+    @model_validator(mode="after")
+    def refuse_wrong_run(self) -> PAFTArgs:
+        """The penalty is λ‖θ_sft − θ_pre‖₁ of an SFT branch; settings under which that can't be had are errors."""
+        problems = wrong_run(dict(self))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def misspelt_keys(keys: Iterable[str], known: set[str]) -> list[str]:
+    """A problem for each key that looks like one of ours but isn't: `paft_lamda`, `l1_lambda`, `pfat_l1_on` …
+
+    Args:
+        keys: the keys of the raw config.
+        known: every key that the whole schema knows, axolotl's own included.
+    """
+    ours = list(PAFTArgs.model_fields)
+    problems = []
+    for key in keys:
+        if not isinstance(key, str) or key in known:
+            continue
+        plain = re.sub(r"[^a-z0-9]+", "_", key.lower())
+        prefixed = plain if plain.startswith("paft") else f"paft_{plain}"
+        close = difflib.get_close_matches(prefixed, ours, n=1, cutoff=0.8) or difflib.get_close_matches(
+            plain, ours, n=1, cutoff=0.8
+        )
+        if close:
+            problems.append(f"{key}: no such key; did you mean {close[0]}?")
+        elif plain.startswith("paft"):
+            suggestion = difflib.get_close_matches(plain, ours, n=1, cutoff=0.5)
+            hint = f"did you mean {suggestion[0]}?" if suggestion else f"the plugin's keys are {', '.join(ours)}"
+            problems.append(f"{key}: no such key; {hint}")
+    return problems
+
+
+def wrong_run(config: dict[str, Any]) -> list[str]:
+    """A problem for each setting of a merged config under which the penalty would not be that of the SFT delta."""
+    if config.get("paft_l1_lambda") is None and not config.get("rl"):
+        return ["paft_l1_lambda is not set though plugins names paft_plugin.PAFTPlugin: set it (0 only measures)"]
+    return [
+        *_wrong_kind_of_training(config),
+        *_wrong_delta(config),
+        *_wrong_parallelism(config),
+        *_wrong_optimizer(config),
+    ]
+
+
+def _wrong_kind_of_training(config: dict[str, Any]) -> list[str]:
+    problems = []
+    for key in ("rl", "reward_model", "process_reward_model"):
+        if config.get(key):
+            value = getattr(config[key], "value", config[key])
+            problems.append(
+                f"{key}: {value}: the penalty belongs to the SFT branch; the preference branch is stock axolotl: "
+                "remove paft_plugin.PAFTPlugin and the paft_* keys here"
+            )
+    return problems
+
+
+def _wrong_delta(config: dict[str, Any]) -> list[str]:
+    problems = []
+    adapter = config.get("adapter")
+    if adapter not in (None, "lora", "qlora"):
+        problems.append(f"adapter: {adapter}: its delta is not s·BA; use lora, qlora, or none for full fine-tuning")
+    if adapter is None and config.get("paft_l1_on") == "factors":
+        problems.append("paft_l1_on: factors: there are no factors A and B without an adapter: use delta")
+    if adapter is None and config.get("fix_untrained_tokens"):
+        problems.append("fix_untrained_tokens: it edits the weights behind θ_pre's back: remove it")
+    reasons = {
+        "relora": "ReLoRA folds s·BA into the base while it trains, so δ is more than s·BA",
+        "peft_use_dora": "under DoRA the delta is not s·BA",
+        "lora_model_dir": "a run that continues an adapter starts from δ ≠ 0, so δ is not θ − θ_pre",
+        "loftq_config": "LoftQ moves the base weights and starts from δ ≠ 0",
+        "lora_target_parameters": "the penalty does not cover fused experts yet",
+        "peft_trainable_token_indices": "the penalty does not cover trainable tokens yet",
+    }
+    # axolotl's peft section holds the LoftQ settings.
+    present = dict(config, loftq_config=getattr(config.get("peft"), "loftq_config", None))
+    problems += [f"{key}: {reason}: remove it" for key, reason in reasons.items() if present.get(key)]
+    start = config.get("peft_init_lora_weights")
+    if start not in (None, True, "gaussian"):
+        problems.append(f"peft_init_lora_weights: {start}: δ must be zero at the start: use true or gaussian")
+    return problems
+
+
+def _wrong_parallelism(config: dict[str, Any]) -> list[str]:
+    problems = [f"{key}: {ONE_PROCESS}" for key in ("fsdp", "fsdp_config", "deepspeed") if config.get(key)]
+    sizes = ("tensor_parallel_size", "context_parallel_size", "expert_parallel_size", "dp_shard_size")
+    return problems + [f"{key}: {config[key]}: {ONE_PROCESS}" for key in sizes if (config.get(key) or 1) > 1]
+
+
+def _wrong_optimizer(config: dict[str, Any]) -> list[str]:
+    name = str(getattr(config.get("optimizer"), "value", config.get("optimizer") or "")).lower()
+    if "lomo" in name or "layerwise" in name or name.startswith("q_galore"):
+        return [
+            f"optimizer: {name}: it consumes gradients during backward, before the penalty's can be added: use another"
+        ]
+    return []

@@ -1,0 +1,72 @@
+"""`paft.json`: what proves, beside a trained branch, that the penalty ran."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from paft_plugin.files import write_json
+
+FILE_NAME = "paft.json"
+SCHEMA = 1
+PACKAGES = ("paft-plugin", "axolotl", "torch", "transformers", "peft")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """All live deltas at one moment."""
+
+    l1_norm: float
+    sparsity: dict[float, float]  # threshold → share of entries with |δ| ≤ threshold
+    entries: int
+
+
+@dataclass
+class Record:
+    """What a run did so far; `write` puts it into the output directory."""
+
+    strength: float
+    l1_on: str
+    tensors: Sequence[str]
+    entries: int
+    steps_penalised: int = 0
+    resumed_at_step: int = 0
+    final: Measurement | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def remember(self, step: int, measurement: Measurement) -> None:
+        """Add a point to the history of λ, norm and sparsity."""
+        self.history.append({"step": step, "lambda": self.strength, **_for_json(measurement)})
+
+    def write(self, output_dir: Path) -> None:
+        """Write `paft.json` atomically; `finished` is true only once the final delta has been measured."""
+        measured = _for_json(self.final) if self.final else {"l1_norm": None, "sparsity": None}
+        write_json(
+            output_dir / FILE_NAME,
+            {
+                "schema": SCHEMA,
+                "finished": self.final is not None,
+                "lambda": self.strength,
+                "l1_on": self.l1_on,
+                "steps_penalised": self.steps_penalised,
+                "resumed_at_step": self.resumed_at_step,
+                **measured,
+                "entries": self.entries,
+                "tensors": list(self.tensors),
+                "history": self.history,
+                "versions": {package: version(package) for package in PACKAGES},
+            },
+        )
+
+
+def threshold_label(threshold: float) -> str:
+    """How a metric names a threshold: `1e-5`, `2.5e-5`, `0.001`."""
+    return f"{threshold:g}".replace("e-0", "e-")
+
+
+def _for_json(measurement: Measurement) -> dict[str, Any]:
+    shares = {repr(threshold): share for threshold, share in measurement.sparsity.items()}
+    return {"l1_norm": measurement.l1_norm, "sparsity": shares}
