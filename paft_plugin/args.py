@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+DEFAULT_SEED = 42  # what axolotl takes when a config names none
 ONE_PROCESS = "the penalty runs in a single process on one device so far: remove it, or remove the paft_* keys"
 
 
@@ -67,7 +68,7 @@ def misspelt_keys(keys: Iterable[str], known: set[str]) -> list[str]:
         if close:
             problems.append(f"{key}: no such key; did you mean {close[0]}?")
         elif plain.startswith("paft"):
-            suggestion = difflib.get_close_matches(plain, ours, n=1, cutoff=0.5)
+            suggestion = difflib.get_close_matches(plain, ours, n=1, cutoff=0.6)
             hint = f"did you mean {suggestion[0]}?" if suggestion else f"the plugin's keys are {', '.join(ours)}"
             problems.append(f"{key}: no such key; {hint}")
     return problems
@@ -109,7 +110,6 @@ def _wrong_delta(config: dict[str, Any]) -> list[str]:
     reasons = {
         "relora": "ReLoRA folds s·BA into the base while it trains, so δ is more than s·BA",
         "peft_use_dora": "under DoRA the delta is not s·BA",
-        "lora_model_dir": "a run that continues an adapter starts from δ ≠ 0, so δ is not θ − θ_pre",
         "loftq_config": "LoftQ moves the base weights and starts from δ ≠ 0",
         "lora_target_parameters": "the penalty does not cover fused experts yet",
         "peft_trainable_token_indices": "the penalty does not cover trainable tokens yet",

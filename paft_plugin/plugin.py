@@ -10,7 +10,8 @@ import yaml
 from axolotl.integrations.base import BasePlugin
 from transformers import Trainer, set_seed
 
-from paft_plugin.errors import raise_if_any
+from paft_plugin.args import DEFAULT_SEED
+from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.penalty.injector import PenaltyInjector, PenaltySettings
 
 
@@ -23,8 +24,8 @@ class PAFTPlugin(BasePlugin):
         axolotl leaves the adapter's initialisation unseeded, so the same `seed` would give different weights.
         """
         refuse_lost_options(sys.argv, cfg)
-        if cfg.get("seed") is not None:
-            set_seed(cfg["seed"])
+        seed = cfg.get("seed")
+        set_seed(DEFAULT_SEED if seed is None else seed)
 
     def get_input_args(self) -> str:
         """Where axolotl finds the plugin's keys."""
@@ -32,6 +33,12 @@ class PAFTPlugin(BasePlugin):
 
     def post_trainer_create(self, cfg: Any, trainer: Trainer) -> None:
         """Put the penalty into the trainer's steps."""
+        # Not a check of the config: `axolotl merge-lora` and `inference` rightly set this key on the same config.
+        if cfg.lora_model_dir:
+            raise PaftError(
+                f"lora_model_dir: {cfg.lora_model_dir}: a run that continues an adapter starts from δ ≠ 0, so δ is not "
+                "θ − θ_pre: remove it, or remove the plugin"
+            )
         settings = PenaltySettings(
             strength=cfg.paft_l1_lambda,
             l1_on=cfg.paft_l1_on,
@@ -52,9 +59,17 @@ def refuse_lost_options(arguments: Sequence[str], config: dict) -> None:
         key = option.removeprefix("--").replace("-", "_")
         if not argument.startswith("--") or not key.startswith("paft_"):
             continue
-        if key not in config or (given and str(config[key]) != str(yaml.safe_load(value))):
+        if key not in config or (given and not _same(config[key], value)):
             lost.append(
                 f"{argument} on the command line does not reach the run: axolotl drops it; write it into the config, "
                 f"or use python -m axolotl.cli.train CONFIG {argument}"
             )
     raise_if_any(lost)
+
+
+def _same(configured: object, written: str) -> bool:
+    # YAML 1.1 reads 1e-4 as text, so numbers are compared as numbers.
+    try:
+        return float(str(configured)) == float(written)
+    except ValueError:
+        return str(configured) == str(yaml.safe_load(written))

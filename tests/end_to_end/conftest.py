@@ -1,0 +1,125 @@
+"""A tiny random base model with real files, rows for it, and real `axolotl train` runs as subprocesses."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from paft_plugin.demo import world
+from paft_plugin.demo.tokenizer import build_tokenizer
+
+CPU_ONLY = {
+    "bf16": False,
+    "fp16": False,
+    "tf32": False,
+    "lora_mlp_kernel": False,
+    "lora_qkv_kernel": False,
+    "lora_o_kernel": False,
+    "lora_embedding_kernel": False,
+}
+LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
+PLUGIN = {"plugins": ["paft_plugin.PAFTPlugin"]}
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama with the demo's tokenizer."""
+    folder = tmp_path_factory.mktemp("a base + model")
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six SFT rows whose answers have the same number of tokens."""
+    rng = random.Random(0)
+    path = tmp_path_factory.mktemp("data") / "sft.jsonl"
+    items = world.sample_distinct(rng, ["sort"], "train", 6)
+    path.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "messages": [
+                        {"role": "user", "content": item.prompt},
+                        {"role": "assistant", "content": item.answer},
+                    ]
+                }
+            )
+            + "\n"
+            for item in items
+        )
+    )
+    return path
+
+
+@pytest.fixture
+def config(base: Path, rows: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Writes an SFT config on `base` and `rows`; one optimizer step an epoch, three micro-batches a step."""
+
+    def write(name: str, **changes: Any) -> Path:
+        content: dict[str, Any] = {
+            "base_model": str(base),
+            "datasets": [{"path": str(rows), "ds_type": "json", "split": "train", "type": "chat_template"}],
+            "dataset_prepared_path": str(tmp_path / f"{name}-prepared"),
+            "output_dir": str(tmp_path / name),
+            "sequence_len": 64,
+            "micro_batch_size": 2,
+            "gradient_accumulation_steps": 3,
+            "num_epochs": 4,
+            "learning_rate": 0.01,
+            "lr_scheduler": "constant",
+            "optimizer": "adamw_torch",
+            "warmup_steps": 0,
+            "weight_decay": 0.0,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "seed": 7,
+            **CPU_ONLY,
+            **changes,
+        }
+        path = tmp_path / f"{name}.yml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return write
+
+
+def axolotl_train(config: Path) -> subprocess.CompletedProcess[str]:
+    """`axolotl train CONFIG`, as a user runs it on a CPU."""
+    return _run([sys.executable, "-m", "axolotl.cli.main", "train", str(config), "--launcher", "python"])
+
+
+def seeded_train(config: Path) -> subprocess.CompletedProcess[str]:
+    """Stock `axolotl train` with the config's seed, through the pipeline."""
+    return _run([sys.executable, "-m", "paft_plugin.pipeline.seeded_train", str(config)])
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)

@@ -1,0 +1,144 @@
+"""The plugin inside real `axolotl train` runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import load_from_disk
+from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForCausalLM
+
+from .conftest import LORA, PLUGIN, axolotl_train, seeded_train
+
+pytestmark = pytest.mark.slow
+Config = Callable[..., Path]
+RATE, STRENGTH, EPOCHS = 0.5, 1e-3, 4
+
+
+def succeed(run: Any) -> None:
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+
+
+def weights(output_dir: Path) -> dict[str, torch.Tensor]:
+    name = "adapter_model.safetensors" if (output_dir / "adapter_config.json").exists() else "model.safetensors"
+    return load_file(output_dir / name)
+
+
+def record(output_dir: Path) -> dict[str, Any]:
+    return json.loads((output_dir / "paft.json").read_text())
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_strength_zero_is_bit_identical_to_no_plugin(kind: str, config: Config, tmp_path: Path) -> None:
+    settings = LORA if kind == "lora" else {}
+    succeed(seeded_train(config("without", **settings)))
+    succeed(axolotl_train(config("with", paft_l1_lambda=0, **PLUGIN, **settings)))
+    without, with_plugin = weights(tmp_path / "without"), weights(tmp_path / "with")
+    assert without.keys() == with_plugin.keys()
+    assert all(torch.equal(without[name], with_plugin[name]) for name in without)
+    assert record(tmp_path / "with")["steps_penalised"] == 0
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_does_not(config: Config, tmp_path: Path) -> None:
+    for name, seed in (("one", 7), ("again", 7), ("other", 8)):
+        succeed(axolotl_train(config(name, paft_l1_lambda=1e-3, seed=seed, num_epochs=2, **PLUGIN, **LORA)))
+    one, again, other = (weights(tmp_path / name) for name in ("one", "again", "other"))
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_more_strength_more_sparsity(config: Config, tmp_path: Path) -> None:
+    sparsity, norm = [], []
+    for strength in (0.0, 1e-3, 1e-2):
+        name = f"strength {strength}"
+        succeed(axolotl_train(config(name, paft_l1_lambda=strength, num_epochs=30, **PLUGIN, **LORA)))
+        sparsity.append(record(tmp_path / name)["sparsity"]["1e-05"])
+        norm.append(record(tmp_path / name)["l1_norm"])
+    assert sparsity[0] < sparsity[1] < sparsity[2]
+    assert norm[0] > norm[1] > norm[2]
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_hand_written_sgd_loop_ends_at_the_same_weights(
+    kind: str, config: Config, base: Path, tmp_path: Path
+) -> None:
+    """Every epoch is one step over all six rows, in three micro-batches, so their order does not matter."""
+    settings = {"optimizer": "sgd", "max_grad_norm": 0, **PLUGIN, **(LORA if kind == "lora" else {})}
+    succeed(axolotl_train(config("start", **settings, paft_l1_lambda=0, learning_rate=0.0, num_epochs=1)))
+    succeed(axolotl_train(config("trained", **settings, paft_l1_lambda=STRENGTH, learning_rate=RATE)))
+    assert record(tmp_path / "trained")["steps_penalised"] == EPOCHS
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if kind == "lora":
+        model = PeftModel.from_pretrained(model, tmp_path / "start", is_trainable=True)
+    descend(model, tokenised(tmp_path / "trained-prepared"))
+
+    trained = weights(tmp_path / "trained")
+    by_hand = get_peft_model_state_dict(model) if kind == "lora" else model.state_dict()
+    moved = 0.0
+    for name, expected in by_hand.items():
+        if name in trained:
+            torch.testing.assert_close(trained[name], expected, rtol=1e-4, atol=2e-6, msg=lambda t, n=name: f"{n}: {t}")
+            moved = max(moved, (weights(tmp_path / "start")[name] - expected).abs().max().item())
+    assert moved > 1e-3
+
+
+def tokenised(prepared: Path) -> dict[str, torch.Tensor]:
+    """All rows as axolotl tokenised them, in one batch, padded on the right."""
+    (folder,) = (path.parent for path in prepared.glob("*/dataset_info.json"))
+    data = load_from_disk(str(folder))
+    padding = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+    return {
+        key: pad_sequence([torch.tensor(row) for row in data[key]], batch_first=True, padding_value=value)
+        for key, value in padding.items()
+    }
+
+
+def descend(model: nn.Module, batch: dict[str, torch.Tensor]) -> None:
+    """SGD on L + λ‖δ‖₁, with autograd through every whole δ."""
+    base = {name: p.detach().clone() for name, p in model.named_parameters()}
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    for _ in range(EPOCHS):
+        deltas = [m.get_delta_weight("default") for m in model.modules() if isinstance(m, LoraLayer)] or [
+            p - base[name] for name, p in model.named_parameters()
+        ]
+        loss = model(**batch).loss + STRENGTH * sum(delta.abs().sum() for delta in deltas)
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.data -= RATE * gradient
+
+
+def test_qlora_on_a_cpu_is_penalised(config: Config, tmp_path: Path) -> None:
+    quantised = {**LORA, "adapter": "qlora", "load_in_4bit": True}
+    succeed(axolotl_train(config("dense", paft_l1_lambda=0, num_epochs=20, **PLUGIN, **quantised)))
+    succeed(axolotl_train(config("sparse", paft_l1_lambda=1e-2, num_epochs=20, **PLUGIN, **quantised)))
+    dense, sparse = record(tmp_path / "dense"), record(tmp_path / "sparse")
+    assert sparse["steps_penalised"] == 20
+    assert sparse["l1_norm"] < 0.5 * dense["l1_norm"]
+    assert sparse["sparsity"]["1e-05"] > dense["sparsity"]["1e-05"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"paft_l1_lamda": 1e-4, **LORA}, "paft_l1_lamda: no such key; did you mean paft_l1_lambda?"),
+        ({"paft_l1_lambda": 1e-4, "peft_use_dora": True, **LORA}, "peft_use_dora: under DoRA the delta is not s·BA"),
+        ({"paft_l1_lambda": 1e-4, "rl": "dpo", **LORA}, "rl: dpo: the penalty belongs to the SFT branch"),
+    ],
+    ids=["typo", "dora", "rl"],
+)
+def test_a_mistake_in_the_config_stops_the_run(
+    changes: dict[str, Any], named: str, config: Config, tmp_path: Path
+) -> None:
+    run = axolotl_train(config("mistaken", **PLUGIN, **changes))
+    assert run.returncode != 0
+    assert named in run.stdout + run.stderr
+    assert not (tmp_path / "mistaken" / "paft.json").exists()

@@ -1,0 +1,221 @@
+"""The injector on a plain transformers Trainer: what the optimizer sees, what is logged, what is written."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+from paft_plugin.errors import PaftError
+from paft_plugin.penalty.injector import PenaltyInjector, PenaltySettings
+
+LAMBDA = 3e-3
+LEARNING_RATE = 0.05
+ROWS = 16
+
+
+class Rows(Dataset):
+    """Fixed random token rows, all of one length, so that any split into micro-batches has the same mean loss."""
+
+    def __init__(self) -> None:
+        self.ids = torch.randint(0, 30, (ROWS, 9), generator=torch.Generator().manual_seed(1))
+
+    def __len__(self) -> int:
+        return ROWS
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"input_ids": self.ids[index], "labels": self.ids[index]}
+
+
+def tiny_llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=30, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    )
+
+
+def lora_llama() -> PeftModel:
+    return get_peft_model(tiny_llama(), LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "o_proj", "up_proj"]))
+
+
+def make_trainer(model: nn.Module, output_dir: Path, **changes: Any) -> Trainer:
+    settings: dict[str, Any] = {
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        "max_steps": 4,
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "seed": 3,
+        "disable_tqdm": True,
+    }
+    return Trainer(
+        model=model, args=TrainingArguments(output_dir=str(output_dir), **(settings | changes)), train_dataset=Rows()
+    )
+
+
+def trained(model: nn.Module, output_dir: Path, settings: PenaltySettings | None, **changes: Any) -> Trainer:
+    trainer = make_trainer(model, output_dir, **changes)
+    if settings:
+        PenaltyInjector(trainer, settings).install()
+    trainer.train()
+    return trainer
+
+
+def trainable(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def assert_same(one: nn.Module, other: nn.Module, **tolerance: float) -> None:
+    for name, parameter in trainable(one).items():
+        torch.testing.assert_close(trainable(other)[name], parameter, **tolerance, msg=lambda t, n=name: f"{n}: {t}")
+
+
+@pytest.mark.parametrize("make", [lora_llama, tiny_llama], ids=["lora", "full"])
+def test_strength_zero_is_bit_identical_to_no_penalty(make: Any, tmp_path: Path) -> None:
+    plain, measured = make(), make()
+    trained(plain, tmp_path / "plain", None)
+    trained(measured, tmp_path / "measured", PenaltySettings(0.0))
+    assert_same(plain, measured, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("clipping", [0.0, 0.3], ids=["no clipping", "clipping"])
+@pytest.mark.parametrize("make", [lora_llama, tiny_llama], ids=["lora", "full"])
+def test_any_split_into_micro_batches_takes_the_same_steps(make: Any, clipping: float, tmp_path: Path) -> None:
+    whole, split = make(), make()
+    settings = PenaltySettings(LAMBDA)
+    sizes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
+    trained(whole, tmp_path / "whole", settings, max_grad_norm=clipping)
+    trained(split, tmp_path / "split", settings, max_grad_norm=clipping, **sizes)
+    assert_same(whole, split, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "reentrant checkpointing"])
+@pytest.mark.parametrize("make", [lora_llama, tiny_llama], ids=["lora", "full"])
+def test_steps_are_those_of_the_penalised_loss(make: Any, checkpointing: bool, tmp_path: Path) -> None:
+    """SGD written by hand on L + λ‖δ‖₁, with autograd through the whole δ, ends at the same weights."""
+    by_hand, injected = make(), make()
+    base = {name: p.clone() for name, p in trainable(by_hand).items()}
+    batches: list[dict[str, Tensor]] = []
+    trainer = make_trainer(
+        injected,
+        tmp_path,
+        gradient_checkpointing=checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": True} if checkpointing else None,
+    )
+    inner = trainer.training_step
+    trainer.training_step = lambda model, inputs, *rest: (batches.append(dict(inputs)), inner(model, inputs, *rest))[1]
+    PenaltyInjector(trainer, PenaltySettings(LAMBDA)).install()
+    trainer.train()
+
+    parameters = [p for p in by_hand.parameters() if p.requires_grad]
+    for batch in batches:
+        deltas = [m.get_delta_weight("default") for m in by_hand.modules() if isinstance(m, LoraLayer)] or [
+            p - base[name] for name, p in by_hand.named_parameters()
+        ]
+        loss = by_hand(**batch).loss + LAMBDA * sum(delta.abs().sum() for delta in deltas)
+        gradients = torch.autograd.grad(loss, parameters)
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter -= LEARNING_RATE * gradient
+    assert len(batches) == 4
+    assert_same(by_hand, injected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_penalty_is_logged_beside_a_pure_loss(tmp_path: Path) -> None:
+    plain = trained(lora_llama(), tmp_path / "plain", None, max_steps=1, eval_strategy="no")
+    penalised = trained(
+        lora_llama(), tmp_path / "penalised", PenaltySettings(1.0, thresholds=(1e-5, 1e-3)), max_steps=3
+    )
+    first = penalised.state.log_history[0]
+    assert first["loss"] == plain.state.log_history[0]["loss"]  # δ is still zero, and would not be in the loss anyway
+    assert first["paft/l1_norm"] == 0
+    assert first["paft/sparsity@1e-5"] == 1
+    later = penalised.state.log_history[2]
+    assert later["paft/lambda"] == 1.0
+    assert later["paft/penalty"] == later["paft/l1_norm"] > 0
+    assert 0 <= later["paft/sparsity@1e-5"] <= later["paft/sparsity@0.001"] <= 1
+
+
+def test_evaluation_loss_stays_pure(tmp_path: Path) -> None:
+    trainer = trained(lora_llama(), tmp_path, PenaltySettings(10.0))
+    logged = trainer.evaluate(Rows())["eval_loss"]
+    with torch.no_grad():
+        rows = Rows().ids
+        assert logged == pytest.approx(trainer.model(input_ids=rows, labels=rows).loss.item(), rel=1e-5)
+    assert not any(key.startswith("paft/") for key in trainer.state.log_history[-1])
+
+
+def test_the_record_proves_what_ran(tmp_path: Path) -> None:
+    model = lora_llama()
+    trained(model, tmp_path, PenaltySettings(LAMBDA, thresholds=(1e-5, 1e-3)), gradient_accumulation_steps=2)
+    record = json.loads((tmp_path / "paft.json").read_text())
+    deltas = [m.get_delta_weight("default") for m in model.modules() if isinstance(m, LoraLayer)]
+    entries = torch.cat([delta.detach().flatten() for delta in deltas]).abs()
+    assert record["schema"] == 1
+    assert record["finished"] is True
+    assert (record["lambda"], record["l1_on"], record["steps_penalised"]) == (LAMBDA, "delta", 4)
+    assert record["l1_norm"] == pytest.approx(entries.sum().item(), rel=1e-5)
+    assert record["sparsity"]["1e-05"] == pytest.approx((entries <= 1e-5).float().mean().item(), abs=1e-6)
+    assert len(record["tensors"]) == 3
+    assert [point["step"] for point in record["history"]] == [1, 2, 3, 4]
+    assert set(record["versions"]) >= {"paft-plugin", "axolotl", "torch", "peft", "transformers"}
+
+
+def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
+    class Crash(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            raise RuntimeError("out of memory")
+
+    trainer = make_trainer(lora_llama(), tmp_path)
+    PenaltyInjector(trainer, PenaltySettings(LAMBDA)).install()
+    trainer.add_callback(Crash())
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trainer.train()
+    assert json.loads((tmp_path / "paft.json").read_text())["finished"] is False
+
+
+def test_an_adapter_that_starts_away_from_zero_is_refused(tmp_path: Path) -> None:
+    model = lora_llama()
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if "lora_B" in name).fill_(1e-9)
+    with pytest.raises(PaftError, match="not zero before training"):
+        PenaltyInjector(make_trainer(model, tmp_path), PenaltySettings(LAMBDA))
+
+
+def test_a_scaled_gradient_gets_a_scaled_penalty(tmp_path: Path) -> None:
+    """Under an fp16 GradScaler `.grad` still bears its factor when the penalty is added."""
+
+    class Scaler:
+        def get_scale(self) -> float:
+            return 128.0
+
+    models = [lora_llama(), lora_llama()]
+    trainers = [make_trainer(model, tmp_path) for model in models]
+    injectors = [PenaltyInjector(trainer, PenaltySettings(LAMBDA)) for trainer in trainers]
+    for model in models:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.fill_(0.5)
+    trainers[1].accelerator.scaler = Scaler()
+    for injector in injectors:
+        injector._penalise()
+    for plain, scaled in zip(*(model.parameters() for model in models), strict=True):
+        if plain.grad is not None:
+            torch.testing.assert_close(scaled.grad, 128 * plain.grad)
+    assert math.isclose(injectors[0]._last.l1_norm, injectors[1]._last.l1_norm)

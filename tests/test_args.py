@@ -1,0 +1,117 @@
+"""What a config may say, and what it is told when it says something else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from paft_plugin.args import PAFTArgs, misspelt_keys, wrong_run
+from paft_plugin.errors import PaftError
+from paft_plugin.plugin import refuse_lost_options
+
+KNOWN = {*PAFTArgs.model_fields, "learning_rate", "lora_r", "plugins"}
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("paft_lamda", "paft_l1_lambda"),
+        ("paft_l1_lamda", "paft_l1_lambda"),
+        ("paft_lambda", "paft_l1_lambda"),
+        ("PAFT_L1_LAMBDA", "paft_l1_lambda"),
+        ("paft-l1-lambda", "paft_l1_lambda"),
+        ("paft.l1.on", "paft_l1_on"),
+        ("l1_lambda", "paft_l1_lambda"),
+        ("pfat_l1_on", "paft_l1_on"),
+        ("pat_sparsity_thresholds", "paft_sparsity_thresholds"),
+        ("paft_sparsity_threshold", "paft_sparsity_thresholds"),
+    ],
+)
+def test_a_near_miss_is_an_error_with_a_suggestion(key: str, meant: str) -> None:
+    (problem,) = misspelt_keys([key], KNOWN)
+    assert problem.startswith(f"{key}: no such key")
+    assert f"did you mean {meant}?" in problem
+
+
+def test_an_unknown_paft_key_lists_the_known_ones() -> None:
+    (problem,) = misspelt_keys(["paft_zzzz"], KNOWN)
+    assert all(key in problem for key in PAFTArgs.model_fields)
+
+
+def test_keys_of_others_are_left_alone() -> None:
+    assert misspelt_keys([*KNOWN, "grokfast_alpha", "liger_rope", "lm_eval_tasks", "val_set_size", 3], KNOWN) == []
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"paft_l1_lambda": -1},
+        {"paft_l1_lambda": float("nan")},
+        {"paft_l1_lambda": float("inf")},
+        {"paft_l1_lambda": "much"},
+        {"paft_l1_on": "product"},
+        {"paft_sparsity_thresholds": []},
+        {"paft_sparsity_thresholds": [-1e-5]},
+        {"paft_sparsity_thresholds": 1e-5},
+    ],
+)
+def test_a_bad_value_is_an_error_that_names_its_key(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(bad))):
+        PAFTArgs(**{"paft_l1_lambda": 1e-4, **bad})
+
+
+WRONG_RUNS: dict[str, dict[str, Any]] = {
+    "rl": {"rl": "dpo"},
+    "reward_model": {"reward_model": True},
+    "relora": {"relora": True},
+    "peft_use_dora": {"peft_use_dora": True},
+    "peft_init_lora_weights": {"peft_init_lora_weights": "pissa"},
+    "lora_target_parameters": {"lora_target_parameters": ["mlp.experts.down_proj"]},
+    "peft_trainable_token_indices": {"peft_trainable_token_indices": [1]},
+    "adapter": {"adapter": "llama-adapter"},
+    "paft_l1_on": {"adapter": None, "paft_l1_on": "factors"},
+    "fix_untrained_tokens": {"adapter": None, "fix_untrained_tokens": True},
+    "fsdp_config": {"fsdp_config": {"reshard_after_forward": True}},
+    "deepspeed": {"deepspeed": "zero2.json"},
+    "tensor_parallel_size": {"tensor_parallel_size": 2},
+    "optimizer": {"optimizer": "lomo"},
+}
+
+
+@pytest.mark.parametrize("key", WRONG_RUNS)
+def test_a_wrong_kind_of_run_is_an_error_that_names_the_setting(key: str) -> None:
+    right = {"adapter": "lora", "paft_l1_lambda": 1e-4, "optimizer": "adamw_torch"}
+    assert wrong_run(right) == []
+    (problem,) = wrong_run(right | WRONG_RUNS[key])
+    assert problem.startswith(f"{key}:")
+
+
+def test_all_mistakes_come_at_once() -> None:
+    problems = wrong_run(
+        {"adapter": "lora", "paft_l1_lambda": 0.1, "relora": True, "peft_use_dora": True, "rl": "orpo"}
+    )
+    assert len(problems) == 3
+
+
+def test_the_plugin_without_a_strength_is_an_error() -> None:
+    with pytest.raises(ValidationError, match="paft_l1_lambda is not set"):
+        PAFTArgs()
+
+
+@pytest.mark.parametrize(
+    ("argument", "config"),
+    [
+        ("--paft_l1_lambda=1e-3", {}),
+        ("--paft-l1-lambda=1e-3", {"paft_l1_lambda": 1e-4}),
+        ("--paft_l1_lambda", {}),
+    ],
+)
+def test_an_option_that_axolotl_drops_is_refused(argument: str, config: dict[str, Any]) -> None:
+    with pytest.raises(PaftError, match="does not reach the run"):
+        refuse_lost_options(["axolotl", "train", "sft.yml", argument], config)
+
+
+def test_an_option_that_arrived_is_fine() -> None:
+    refuse_lost_options(["train.py", "sft.yml", "--paft_l1_lambda=1e-3", "--learning-rate=1"], {"paft_l1_lambda": 1e-3})
