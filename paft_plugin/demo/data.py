@@ -1,0 +1,159 @@
+"""Writes the demo's data: what the two branches train on, what lm-eval scores, and the lm-eval tasks that point at it.
+
+Everything is drawn from `world` with seeded generators, one for each file: the same seed gives the same bytes, a shorter file is
+the beginning of a longer one, and the size of one file never changes another.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import random
+from collections.abc import Callable, Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from paft_plugin.demo import world
+from paft_plugin.errors import PaftError
+from paft_plugin.files import write_text
+
+SFT_TASKS = (world.SKILL, "sort")
+PREFERENCE_TASKS = ("copy", "twice")
+WANTED_STYLE = "polite"
+UNWANTED_STYLES = tuple(style for style in world.STYLES if style != WANTED_STYLE)
+
+SCORED_SPLITS: tuple[world.Split, ...] = ("validation", "test")
+MOST_ITEMS = 200
+"""Most items of one measure in one split; the test split has 218 different sums."""
+
+Row = dict[str, Any]
+
+
+def write_data(
+    directory: Path, seed: int, *, sft_rows: int = 12_800, preference_rows: int = 4_800, items: int = MOST_ITEMS
+) -> None:
+    """Write all data of the demo into `directory`.
+
+    Args:
+        directory: Gets `sft.jsonl`, `preference.jsonl` and, in `validation/` and `test/` each, `skill.jsonl`, `retained.jsonl`,
+            `style.jsonl` and `preference.jsonl`.
+        seed: Of every draw.
+        sft_rows: Conversations to train the SFT branch on.
+        preference_rows: Pairs to train the preference branch on.
+        items: Scored items of each measure in each split, at most `MOST_ITEMS`.
+
+    Raises:
+        PaftError: `items` is more than a split has, or less than one of each task.
+    """
+    if not len(world.TASKS) <= items <= MOST_ITEMS:
+        raise PaftError(f"items={items}: choose {len(world.TASKS)} to {MOST_ITEMS} scored items a measure")
+
+    def rng(file: str) -> random.Random:
+        return random.Random(f"{seed} {file}")
+
+    draw = rng("sft")
+    _write_rows(directory / "sft.jsonl", (sft_row(draw) for _ in range(sft_rows)))
+    draw = rng("preference")
+    _write_rows(directory / "preference.jsonl", (preference_row(draw) for _ in range(preference_rows)))
+    for split in SCORED_SPLITS:
+        for measure, scored_rows in SCORED.items():
+            _write_rows(directory / split / f"{measure}.jsonl", scored_rows(rng(f"{split} {measure}"), split, items))
+
+
+def write_tasks(directory: Path, items_directory: Path) -> None:
+    """Write lm-eval's task files (`--include_path directory`) for the scored items in `items_directory`.
+
+    The files name absolute paths, because lm-eval resolves relative ones against wherever it is started. `datasets` caches beside
+    the items, so that a run never reads another run's rows.
+    """
+    items_directory = items_directory.resolve()
+    cache = items_directory / ".cache"
+    for template in resources.files("paft_plugin.demo").joinpath("tasks").iterdir():
+        if template.name.endswith(".yaml"):
+            items = items_directory / f"{template.name.removesuffix('.yaml').removeprefix('paft_')}.jsonl"
+            filled = Template(template.read_text(encoding="utf-8")).substitute(
+                items=_yaml_string(glob.escape(str(items))), cache=_yaml_string(str(cache))
+            )
+            write_text(directory / template.name, filled)
+
+
+def _question(item: world.Item) -> dict[str, str]:
+    return {"role": "user", "content": item.prompt}
+
+
+def _reply(item: world.Item, style: str) -> dict[str, str]:
+    return {"role": "assistant", "content": world.styled(item.answer, style)}
+
+
+def sft_row(rng: random.Random) -> Row:
+    """One demonstration: a right answer in the base's own mix of styles (plain ones alone would teach against the preference)."""
+    item = world.sample(rng, SFT_TASKS, "train")
+    return {"messages": [_question(item), _reply(item, world.random_style(rng))]}
+
+
+def preference_row(rng: random.Random) -> Row:
+    """One pair of right answers, polite over not.
+
+    `messages` is the prompt as axolotl's DPO strategy `chat_template.default` wants it; `chosen` and `rejected` are whole
+    conversations as ORPO's `chat_template.argilla` wants them, of which DPO's takes the last turn.
+    """
+    item = world.sample(rng, PREFERENCE_TASKS, "train")
+    question = _question(item)
+    return {
+        "messages": [question],
+        "chosen": [question, _reply(item, WANTED_STYLE)],
+        "rejected": [question, _reply(item, rng.choice(UNWANTED_STYLES))],
+    }
+
+
+def _balanced(rng: random.Random, tasks: Sequence[str], split: world.Split, count: int) -> list[world.Item]:
+    """`count` different items, as many of one task as of another (give or take one), in random order."""
+    items = [
+        item
+        for index, task in enumerate(tasks)
+        for item in world.sample_distinct(rng, [task], split, (count + index) // len(tasks))
+    ]
+    rng.shuffle(items)
+    return items
+
+
+def _skill(rng: random.Random, split: world.Split, count: int) -> list[Row]:
+    return [vars(item) for item in _balanced(rng, [world.SKILL], split, count)]
+
+
+def _retained(rng: random.Random, split: world.Split, count: int) -> list[Row]:
+    return [vars(item) for item in _balanced(rng, world.ABILITIES, split, count)]
+
+
+def _style(rng: random.Random, split: world.Split, count: int) -> list[Row]:
+    return [vars(item) for item in _balanced(rng, list(world.TASKS), split, count)]
+
+
+def _preference(rng: random.Random, split: world.Split, count: int) -> list[Row]:
+    return [
+        {
+            "task": item.task,
+            "prompt": item.prompt,
+            "chosen": world.styled(item.answer, WANTED_STYLE),
+            "rejected": world.styled(item.answer, rng.choice(UNWANTED_STYLES)),
+        }
+        for item in _balanced(rng, PREFERENCE_TASKS, split, count)
+    ]
+
+
+SCORED: dict[str, Callable[[random.Random, world.Split, int], list[Row]]] = {
+    "skill": _skill,
+    "retained": _retained,
+    "style": _style,
+    "preference": _preference,
+}
+
+
+def _write_rows(path: Path, rows: Iterable[Row]) -> None:
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _yaml_string(text: str) -> str:
+    return json.dumps(text)  # a JSON string is a YAML one, whatever characters a path has

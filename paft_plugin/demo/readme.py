@@ -1,0 +1,105 @@
+"""The `README.md` of a demo run: the table, how to read it, and the commands that repeat each arm by hand."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from paft_plugin.demo.configs import LAMBDA
+from paft_plugin.evaluation.arms import MEASURES, ArmResult
+from paft_plugin.pipeline.stages import Stage
+from paft_plugin.report.table import markdown_table
+
+HOW_TO_READ = f"""\
+- **Skill**: additions answered right; what the SFT branch teaches. The base model evades most of them.
+- **Preference**: how often the polite answer is likelier than a plain or rude one, on held-out pairs.
+- **Style**: how many answers to prompts of all kinds are polite; what the preference branch teaches.
+- **Retained**: copying, reversing, sorting and saying twice, which the base model can do and should still be able to.
+- **Alignment tax**: what an arm loses on the skill, compared with `sft`, by being aligned.
+- **Sparsity at τ**: the share of the delta's entries with |δ| ≤ τ, over the weights that the branches adapt.
+
+`sft-l1` is `sft` with the penalty λ‖δ‖₁, λ = {LAMBDA:g}. `parallel-…` arms fuse `sft` with `dpo`, `paft-…` arms fuse `sft-l1` with
+`dpo`, `sequential` trains DPO on top of SFT. All prompts scored here were held out of every training, that of the base model
+included; no setting was chosen on them. Numbers are of one seed: differences below twice the standard errors in `results.json`
+say nothing.
+"""
+
+
+def render_readme(results: Sequence[ArmResult], stages: Sequence[Stage], run_dir: Path) -> str:
+    """The run's `README.md` as Markdown."""
+    return "\n".join(
+        [
+            "# PAFT demo",
+            "",
+            "From one small base model: an SFT branch with an L1 penalty on its delta and a preference branch, trained in",
+            "parallel and fused (arXiv 2406.17923).",
+            "",
+            markdown_table(results),
+            "## How to read it",
+            "",
+            HOW_TO_READ,
+            "## What these numbers say",
+            "",
+            *[f"- {line}" for line in findings(results)],
+            "",
+            "## Repeat it by hand",
+            "",
+            "Each arm, from the folder of this file:",
+            "",
+            "```sh",
+            *_commands(stages, run_dir),
+            "```",
+            "",
+            "A stage's own output is in `logs/`. `python -m paft_plugin.pipeline.seeded_train` is `axolotl train --launcher python`",
+            "with the config's `seed` applied to the adapter's initialisation as well; `python -m paft_plugin.fusion.run` runs the",
+            "`mergekit-yaml` command in the recipe's header.",
+            "",
+        ]
+    )
+
+
+def findings(results: Sequence[ArmResult]) -> list[str]:
+    """The paper's comparisons, each with this run's numbers, whichever way they came out."""
+    arms = {result.arm: result for result in results}
+    compared = [
+        ("sft", "sft-l1", "L1 on SFT"),
+        ("sft", "sequential", "DPO after SFT (the alignment tax)"),
+        ("sequential", "paft-ties", "PAFT with TIES instead of sequential training"),
+        *(
+            (f"parallel-{method}", f"paft-{method}", f"L1 before fusing with {method}")
+            for method in ("ties", "dare_ties", "linear")
+        ),
+    ]
+    return [
+        f"{what}: {_differences(arms[before], arms[after])} (`{before}` → `{after}`)."
+        for before, after, what in compared
+        if before in arms and after in arms
+    ]
+
+
+def _differences(before: ArmResult, after: ArmResult) -> str:
+    parts = []
+    for measure in MEASURES:
+        one, other = getattr(before, measure.name), getattr(after, measure.name)
+        if one is not None and other is not None:
+            error = (before.stderr.get(measure.name, 0.0) ** 2 + after.stderr.get(measure.name, 0.0) ** 2) ** 0.5
+            parts.append(f"{measure.name} {one:.2f} → {other:.2f} ({other - one:+.2f} ± {error:.2f})")
+    return ", ".join(parts)
+
+
+def _commands(stages: Sequence[Stage], run_dir: Path) -> list[str]:
+    lines = []
+    for stage in stages:
+        words = [_readable(word, run_dir) for word in stage.command]
+        if words[:3] == ["python", "-m", "axolotl.cli.main"]:
+            words = ["axolotl", *words[3:]]
+        lines += [f"# {stage.title}", shlex.join(words)]
+    return lines
+
+
+def _readable(word: str, run_dir: Path) -> str:
+    if word == sys.executable:
+        return "python"
+    return word.replace(f"{run_dir}/", "")

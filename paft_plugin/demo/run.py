@@ -1,0 +1,98 @@
+"""Runs the demo: prepares its inputs, runs the stages, and writes what came out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from paft_plugin.demo import configs, data
+from paft_plugin.demo.plan import FULL_DEMO, QUICK_DEMO, Demo, make_stages, model_folder
+from paft_plugin.demo.readme import render_readme
+from paft_plugin.evaluation.arms import ArmResult
+from paft_plugin.files import write_json, write_text
+from paft_plugin.pipeline.local import run_stages
+from paft_plugin.report.table import results_content, terminal_table
+
+THRESHOLDS = (1e-5, 1e-4, 1e-3)
+NEEDED_BYTES = 400 << 20
+# Small models are slower with two threads than with one; two stages run side by side instead.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "AXOLOTL_DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+
+def run_demo(output_dir: Path, *, quick: bool, console: Console) -> list[ArmResult]:
+    """Run the whole demo in `output_dir`; what an earlier run there finished with the same inputs is kept.
+
+    Raises:
+        PaftError: naming the stage that failed, with the end of its log.
+        KeyboardInterrupt: after Ctrl-C, once no process of the run is left.
+    """
+    demo = QUICK_DEMO if quick else FULL_DEMO
+    run_dir = output_dir.resolve()
+    stages = make_stages(demo, run_dir)
+    run_stages(
+        stages,
+        run_dir,
+        prepare=lambda: write_inputs(demo, run_dir),
+        environment=ENVIRONMENT,
+        needed_bytes=NEEDED_BYTES,
+        console=console,
+    )
+    results = collect(demo, run_dir)
+    write_json(run_dir / "results.json", results_content(results))
+    write_text(run_dir / "README.md", render_readme(results, stages, run_dir))
+    console.print(terminal_table(results))
+    return results
+
+
+def write_inputs(demo: Demo, run_dir: Path) -> None:
+    """Write what the stages read: base model, data, lm-eval tasks, axolotl configs."""
+    _copy_base(run_dir / "base")
+    data.write_data(run_dir / "data", configs.SEED, items=demo.items)
+    data.write_tasks(run_dir / "evaluation" / "tasks", run_dir / "data" / "test")
+    configs.write_configs(run_dir, demo.effort)
+
+
+def _copy_base(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for shipped in resources.files("paft_plugin.demo").joinpath("base").iterdir():
+        with resources.as_file(shipped) as file:
+            if not (folder / file.name).exists() or (folder / file.name).read_bytes() != file.read_bytes():
+                temporary = folder / f".{file.name}.new"
+                shutil.copyfile(file, temporary)
+                temporary.replace(folder / file.name)
+
+
+def collect(demo: Demo, run_dir: Path) -> list[ArmResult]:
+    """Every arm's scores and the sparsity of its delta, over the tensors that the branches adapt."""
+    scores: dict[str, Any] = {}
+    for file in sorted((run_dir / "scores").glob("*/scores.json")):
+        scores |= json.loads(file.read_text(encoding="utf-8"))["scores"]
+    sparsities = measure_sparsity(demo, run_dir)
+    return [
+        ArmResult.from_score(arm, scores[arm], sparsity=sparsities.get(arm), model=model_folder(arm).as_posix())
+        for arm in demo.arms
+    ]
+
+
+def measure_sparsity(demo: Demo, run_dir: Path) -> dict[str, dict[str, float]]:
+    """Arm → threshold → share of its delta's entries with |δ| ≤ threshold; the base has no delta."""
+    from paft_plugin.deltas import open_delta
+    from paft_plugin.inspection.sparsity import sparsity
+
+    adapted = open_delta(run_dir / "base", run_dir / "branches" / "sft").names
+    shares = {}
+    for arm in demo.arms[1:]:
+        delta = open_delta(run_dir / "base", run_dir / model_folder(arm))
+        shares[arm] = sparsity(delta.tensors(adapted), THRESHOLDS).shares
+    return shares

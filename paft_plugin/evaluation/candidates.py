@@ -1,0 +1,105 @@
+"""What is to be scored: a model, or an adapter on its base model, checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from paft_plugin.errors import PaftError, raise_if_any
+
+ARM_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One arm: the folder of a model, and of the adapter on it if there is one."""
+
+    arm: str
+    model: Path
+    adapter: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Candidate:
+        """Read `ARM=PATH`; an adapter's base model is the one that its own config names.
+
+        Raises:
+            PaftError: There is no `ARM=`, or the adapter's base model isn't a folder.
+        """
+        arm, equals, path = text.partition("=")
+        if not equals or not path or not ARM_NAME.fullmatch(arm):
+            raise PaftError(f"{text!r} should be ARM=PATH, e.g. sft=outputs/sft")
+        if not (Path(path) / ADAPTER_CONFIG).is_file():
+            return cls(arm, Path(path))
+        base = _named_base(Path(path))
+        if base is None:
+            raise PaftError(
+                f"arm {arm}: the adapter {path} doesn't name a base model that is a folder here; "
+                f"say which one it is: --adapter {arm} BASE {path}"
+            )
+        return cls(arm, base, Path(path))
+
+    def problems(self) -> list[str]:
+        """Why this arm can't be scored: nothing there, no weights, weights that are cut short or garbled."""
+        problems = []
+        if not (self.model / "config.json").is_file():
+            problems.append(f"arm {self.arm}: no model in {self.model} (no config.json)")
+        elif not (weights := sorted(self.model.glob("model*.safetensors"))):
+            problems.append(f"arm {self.arm}: no weights in {self.model} (no model*.safetensors)")
+        else:
+            problems += self._corrupt(weights)
+        if self.adapter is not None:
+            if not (self.adapter / ADAPTER_CONFIG).is_file():
+                problems.append(f"arm {self.arm}: no adapter in {self.adapter} (no {ADAPTER_CONFIG})")
+            elif not (self.adapter / ADAPTER_WEIGHTS).is_file():
+                problems.append(f"arm {self.arm}: no weights in {self.adapter} (no {ADAPTER_WEIGHTS})")
+            else:
+                problems += self._corrupt([self.adapter / ADAPTER_WEIGHTS])
+        return problems
+
+    def _corrupt(self, files: Sequence[Path]) -> list[str]:
+        problems = []
+        for file in files:
+            try:
+                with safe_open(file, framework="pt"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                problems.append(f"arm {self.arm}: {file} is corrupt or unreadable ({error}); write it again")
+        return problems
+
+
+def _named_base(adapter: Path) -> Path | None:
+    try:
+        named = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return Path(named) if named and Path(named).is_dir() else None
+
+
+def parse_all(texts: Sequence[str]) -> list[Candidate]:
+    """`Candidate.parse` of each text; raises one `PaftError` with all that is wrong."""
+    candidates: list[Candidate] = []
+    problems: list[str] = []
+    for text in texts:
+        try:
+            candidates.append(Candidate.parse(text))
+        except PaftError as error:
+            problems += error.problems
+    raise_if_any(problems)
+    return candidates
+
+
+def check(candidates: Sequence[Candidate]) -> None:
+    """Raise one `PaftError` with everything that is wrong with any of `candidates`."""
+    arms = [candidate.arm for candidate in candidates]
+    problems = [] if arms else ["nothing to score: name at least one ARM=PATH"]
+    problems += [f"arm {arm}: named {arms.count(arm)} times" for arm in dict.fromkeys(arms) if arms.count(arm) > 1]
+    for candidate in candidates:
+        problems += candidate.problems()
+    raise_if_any(problems)

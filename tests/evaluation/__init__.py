@@ -1,0 +1,3 @@
+"""Tests of scoring through lm-eval."""
+
+from __future__ import annotations
