@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 import click
 
 from paft_plugin import __version__
 from paft_plugin.errors import PaftError
+from paft_plugin.fusion.methods import METHODS
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -43,6 +45,57 @@ class PaftGroup(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def paft(debug: bool) -> None:
     """PAFT: sparse SFT and preference training in parallel from one base model, then fusion (arXiv 2406.17923)."""
+
+
+@paft.command()
+@click.option("--base", type=click.Path(path_type=Path), required=True, help="Folder of the base model.")
+@click.option("--sft", type=click.Path(path_type=Path), required=True, help="The SFT branch: adapter or model.")
+@click.option(
+    "--preference", type=click.Path(path_type=Path), required=True, help="The preference branch: adapter or model."
+)
+@click.option("--method", type=click.Choice(list(METHODS)), required=True, help="Merge method.")
+@click.option("--density", type=float, help="Share of each delta's entries to keep. [ties: 0.2, DARE: 0.5]")
+@click.option("--weight-sft", type=float, help="Weight of the SFT branch. [1, linear: 0.5]")
+@click.option("--weight-preference", type=float, help="Weight of the preference branch. [1, linear: 0.5]")
+@click.option("--scale", type=float, help="Factor on the merged delta (mergekit's lambda). [1]")
+@click.option(
+    "--normalize/--no-normalize",
+    default=None,
+    help="Divide each entry by the weights that take part. [ties without weights: yes, otherwise no]",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the methods that drop by chance.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="The recipe's file, such as ties.yml.")
+def recipe(**options: Any) -> None:
+    """Write a mergekit recipe that fuses two branches of one base model; its header holds the command that runs it."""
+    import shlex
+
+    from paft_plugin.fusion.recipe import merge_command, write_recipe
+    from paft_plugin.fusion.request import RecipeRequest
+
+    written = write_recipe(RecipeRequest(**options))
+    click.echo(f"Wrote {written.file}. Run it with:\n{shlex.join(merge_command(written))}")
+
+
+@paft.command()
+@click.option(
+    "--output-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("paft-demo"),
+    show_default=True,
+    help="Where everything goes; a run that was interrupted goes on there.",
+)
+@click.option("--quick", is_flag=True, help="Fewer steps and fewer arms.")
+def demo(output_dir: Path, quick: bool) -> None:
+    """Take a small shipped base model down the whole road: train both branches, fuse them, score every arm.
+
+    Needs no network, no GPU and no account.
+    """
+    from rich.console import Console
+
+    from paft_plugin.demo.run import run_demo
+
+    run_demo(output_dir, quick=quick, console=Console())
+    click.echo(f"Everything is in {output_dir}: README.md explains it, results.json has the numbers.")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,162 @@
+"""LoRA adapters as PEFT saves them: which tensors they hold, and the delta s·BA of each adapted weight.
+
+Shapes: `r` rank, `O` output features, `I` input features, `V` vocabulary, `D` model dimension.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from paft_plugin.deltas.store import ADAPTER_CONFIG, TensorStore, open_adapter_weights, read_json
+from paft_plugin.errors import raise_if_any
+from paft_plugin.files import fingerprint
+
+PREFIX = "base_model.model."
+FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<which>[AB])(?:\.(?P<part>weight|bias))?")
+
+_MERGE = (
+    "Merge it into an unquantised base with `axolotl merge-lora` and give the merged model as the branch, "
+    "or retrain with plain LoRA."
+)
+_RETRAIN = "Retrain with plain LoRA."
+# Config keys that make a change which is not s·BA on base weights, and the way out.
+REFUSED_KEYS = {
+    "use_dora": f"DoRA also rescales each row. {_MERGE}",
+    "alora_invocation_tokens": f"aLoRA acts on some tokens only, so no merged weight equals it. {_RETRAIN}",
+    "use_qalora": f"QA-LoRA pools its inputs. {_RETRAIN}",
+    "arrow_config": f"Arrow routes each token to another adapter, so no merged weight equals it. {_RETRAIN}",
+    "monteclora_config": f"MonteCLoRA samples its weights. {_RETRAIN}",
+    "use_bdlora": f"BD-LoRA's factors are block-diagonal. {_MERGE}",
+    "layer_replication": f"it has more layers than the base. {_RETRAIN}",
+    "target_parameters": f"LoRA on bare parameters (mixture-of-experts) is not supported yet. {_MERGE}",
+    "trainable_token_indices": "single trained tokens are not supported yet. "
+    "Use `lora_modules_to_save: [embed_tokens, lm_head]` instead.",
+}
+# Initialisations that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) subtract from it.
+KEEP_BASE = (True, False, None, "true", "gaussian", "eva", "orthogonal", "mica")
+# What of the config decides the delta; the rest (paths, dropout, versions …) does not.
+DECISIVE_KEYS = ("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "fan_in_fan_out")
+
+
+@dataclass
+class Factors:
+    """Where one module's LoRA factors lie in the adapter file."""
+
+    A: str = ""
+    B: str = ""
+    bias: str = ""
+    embedding: bool = False
+
+
+@dataclass
+class Adapter:
+    """A LoRA adapter on disk."""
+
+    folder: Path
+    config: dict[str, Any]
+    store: TensorStore
+    factors: dict[str, Factors] = field(default_factory=dict)
+    """Module's name in the base → its factors."""
+    copies: dict[str, str] = field(default_factory=dict)
+    """Base tensor's name → name in the adapter file of a full trained (or resized) copy of it."""
+
+    @property
+    def names(self) -> list[str]:
+        """The base tensors that the adapter can change, sorted."""
+        weights = {f"{module}.weight" for module in self.factors}
+        biases = {f"{module}.bias" for module, factors in self.factors.items() if factors.bias}
+        return sorted(weights | biases | set(self.copies))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the tensors and of what in the config decides the delta."""
+        decisive = {key: self.config.get(key) for key in DECISIVE_KEYS}
+        return fingerprint([self.store.fingerprint, json.dumps(decisive, sort_keys=True)])
+
+    def scale(self, module: str) -> float:
+        """s of one module: α/r, or α/√r with rsLoRA; rank and alpha patterns as PEFT matches them."""
+        patterns = self.config.get("alpha_pattern") or {}
+        matching = (pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", module))
+        alpha = float(patterns.get(next(matching, ""), self.config["lora_alpha"]))
+        rank = self.store.shape(self.factors[module].A)[0]
+        return alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
+
+    def shape(self, module: str) -> tuple[int, ...]:
+        """Shape of a module's B·A before any transposition: ``(O, I)``, or ``(D, V)`` for an embedding."""
+        factors = self.factors[module]
+        return self.store.shape(factors.B)[0], self.store.shape(factors.A)[1]
+
+    def product(self, module: str, transposed: bool) -> Tensor:
+        """s·B·A of one module in fp32, ``(O, I)``, or its transpose."""
+        factors = self.factors[module]
+        A, B = self.store.tensor(factors.A).float(), self.store.tensor(factors.B).float()
+        # The order of PEFT's get_delta_weight: product first, then the scale.
+        product = (B @ A) * self.scale(module)
+        return product.T.contiguous() if transposed else product
+
+
+def open_adapter(folder: Path) -> Adapter:
+    """Open an adapter, and refuse the kinds whose delta is not s·BA (plus full copies).
+
+    Raises:
+        PaftError: Files missing or corrupt, another kind of adapter, a factor without its partner.
+    """
+    config = read_json(folder / ADAPTER_CONFIG)
+    raise_if_any(unsupported(folder, config))
+    adapter = Adapter(folder, config, open_adapter_weights(folder))
+    unknown = [key for key in adapter.store.names if not _file_under(adapter, key)]
+    problems = [f"{folder}: tensor {key} is of no kind known here. {_RETRAIN}" for key in unknown[:3]]
+    for module, factors in adapter.factors.items():
+        if not (factors.A and factors.B):
+            problems.append(f"{folder}: {module} has one LoRA factor without the other. Repeat the run that writes it.")
+        elif any(len(adapter.store.shape(key)) != 2 for key in (factors.A, factors.B)):
+            problems.append(f"{folder}: {module} is no linear layer or embedding. {_MERGE}")
+        elif adapter.store.shape(factors.A)[0] != adapter.store.shape(factors.B)[1]:
+            problems.append(f"{folder}: the LoRA factors of {module} differ in rank. Repeat the run that writes it.")
+    if config.get("bias") == "lora_only" and not any(name.endswith(".bias") for name in adapter.copies):
+        problems.append(
+            f"{folder}: trained with bias: lora_only, but PEFT did not save the biases. Retrain with bias: none."
+        )
+    if not adapter.names:
+        problems.append(f"{folder}: its adapter file holds no tensors. Repeat the run that writes it.")
+    raise_if_any(problems)
+    return adapter
+
+
+def unsupported(folder: Path, config: dict[str, Any]) -> list[str]:
+    """What in an adapter's config makes a delta that is not s·BA; one message each."""
+    where = folder / ADAPTER_CONFIG
+    kind = str(config.get("peft_type", "missing")).upper()
+    if kind != "LORA":
+        return [f"{where}: peft_type is {kind}, and only LORA is supported. {_MERGE}"]
+    problems = [f"{where}: {key} is set: {way_out}" for key, way_out in REFUSED_KEYS.items() if config.get(key)]
+    initial = config.get("init_lora_weights", True)
+    if (initial.lower() if isinstance(initial, str) else initial) not in KEEP_BASE:
+        problems.append(
+            f"{where}: init_lora_weights is {initial!r}, which changes the base that the adapter starts from. "
+            "Convert it (PEFT: save_pretrained(…, path_initial_model_for_weight_conversion=…)), or retrain with the default."
+        )
+    if not isinstance(config.get("lora_alpha"), (int, float)):
+        problems.append(f"{where}: lora_alpha is missing, so its scale is unknown. Repeat the run that writes it.")
+    return problems
+
+
+def _file_under(adapter: Adapter, key: str) -> bool:
+    """Enter one tensor of the adapter file among its factors or copies; False if it is neither."""
+    name = key.removeprefix(PREFIX)
+    if match := FACTOR.fullmatch(name):
+        factors = adapter.factors.setdefault(match["module"], Factors(embedding=bool(match["embedding"])))
+        slot = "bias" if match["part"] == "bias" else match["which"]
+        setattr(factors, slot, key)
+        return slot != "bias" or match["which"] == "B"
+    if "lora_" in name or "token_adapter" in name or not name.endswith((".weight", ".bias")):
+        return False
+    adapter.copies[name.replace(".base_layer.", ".")] = key
+    return True

@@ -1,0 +1,100 @@
+"""Whether a branch belongs to a base: everything that is wrong, at once, before anything costly starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from paft_plugin.deltas.adapter import Adapter, open_adapter
+from paft_plugin.deltas.fit import fit_adapter, fit_model, quantised
+from paft_plugin.deltas.store import ADAPTER_CONFIG, TensorStore, is_adapter, open_model, read_json, some
+from paft_plugin.errors import PaftError
+
+
+def check_belongs(base: Path, branch: Path) -> list[str]:
+    """All that keeps `branch` (an adapter's or a model's folder) from being a delta on `base`.
+
+    Returns:
+        Problems, each with what, where and what to do; empty if they belong together.
+    """
+    try:
+        store = open_model(base)
+    except PaftError as error:
+        # The branch's own faults are worth knowing at the same time.
+        return error.problems + _faults(branch)
+    return quantised(store) + branch_problems(store, branch)
+
+
+def branch_problems(base: TensorStore, branch: Path) -> list[str]:
+    """`check_belongs` on a base that is open already."""
+    try:
+        if not is_adapter(branch):
+            return fit_model(base, open_model(branch)).problems
+        adapter = open_adapter(branch)
+    except PaftError as error:
+        return error.problems
+    fit = fit_adapter(base, adapter)
+    grown = []
+    if fit.grown:
+        added = ", ".join(f"{name} by {rows} rows" for name, rows in fit.grown.items())
+        grown = [
+            f"{branch}: its vocabulary grew against {base.folder} ({added}). Resize the base before both branches are "
+            "trained, or train with a tokenizer that has no more tokens than the base."
+        ]
+    problems = fit.problems + grown
+    # A misfit says the same more precisely; the name of the base is then only a second message about one mistake.
+    return problems or _other_base(base, adapter)
+
+
+def check_finite(branch: Path) -> list[str]:
+    """Tensors of an adapter that hold NaN or infinity, as one problem; reads the whole file, so for adapters only.
+
+    Raises:
+        PaftError: The adapter cannot be opened.
+    """
+    store = open_adapter(branch).store
+    broken = [name for name in store.names if not torch.isfinite(store.tensor(name)).all()]
+    if not broken:
+        return []
+    return [f"{branch}: NaN or infinity in {some(broken)}: its training diverged. Retrain with a lower learning rate."]
+
+
+def _faults(branch: Path) -> list[str]:
+    try:
+        _ = open_adapter(branch) if is_adapter(branch) else open_model(branch)
+    except PaftError as error:
+        return error.problems
+    return []
+
+
+def _other_base(base: TensorStore, adapter: Adapter) -> list[str]:
+    """A problem if the adapter says that it was trained on another base: by content where that one is here, else by name."""
+    said = adapter.config.get("base_model_name_or_path")
+    if not said:
+        return []
+    there = Path(said)
+    if there.is_dir():
+        if there.resolve() == base.folder.resolve() or _same_content(base, there):
+            return []
+    elif _same_name(base.folder, said):
+        return []
+    return [
+        f"{adapter.folder}: trained on {said}, not on {base.folder}. Give that base. If they are the same model, "
+        f"write {base.folder} as base_model_name_or_path into its {ADAPTER_CONFIG}."
+    ]
+
+
+def _same_content(base: TensorStore, there: Path) -> bool:
+    try:
+        return open_model(there).fingerprint == base.fingerprint
+    except PaftError:
+        return False
+
+
+def _same_name(base: Path, said: str) -> bool:
+    """Whether a hub name or vanished path (`org/name`) names the folder `base`, also within the hub's cache or by its config."""
+    name = Path(said).name.lower()
+    folders = {part.lower().rpartition("--")[2] for part in base.resolve().parts}
+    own = str(read_json(base / "config.json").get("_name_or_path") or "")
+    return name in folders or name == Path(own).name.lower()

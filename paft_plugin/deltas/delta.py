@@ -1,0 +1,98 @@
+"""One type for deltas on disk, δ = θ − θ_pre, whatever the branch is stored as."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from paft_plugin.deltas.adapter import Adapter, open_adapter
+from paft_plugin.deltas.fit import fit_adapter, fit_model, quantised
+from paft_plugin.deltas.store import TensorStore, is_adapter, open_model
+from paft_plugin.errors import PaftError, raise_if_any
+from paft_plugin.files import fingerprint
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A branch's delta, one tensor at a time; the base's and the branch's files stay memory-mapped."""
+
+    kind: Literal["adapter", "model"]
+    base: TensorStore
+    branch: Path
+    names: tuple[str, ...]
+    """The base tensors that the branch can change, sorted; tied tensors once, under the embedding's name."""
+    branch_fingerprint: Callable[[], str]
+    """Of the branch's content: tensors, and for an adapter what decides its scale."""
+    one: Callable[[str], Tensor]
+    """Name → δ in fp32, in the base tensor's shape."""
+    grown: dict[str, int] = field(default_factory=dict)
+    """Tensor → rows that the branch added (a resized vocabulary). They have no base, so they are no part of the delta."""
+
+    def tensors(self, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, δ in fp32); with `names`, those alone, so that two deltas can be compared over the same tensors.
+
+        Raises:
+            PaftError: `names` holds one that is not a tensor of this delta.
+        """
+        if names is not None and (absent := sorted(set(names) - set(self.names))):
+            raise PaftError(f"{self.branch}: its delta has no tensor {absent[0]} ({len(absent)} such names).")
+        for name in self.names:
+            if names is None or name in names:
+                yield name, self.one(name)
+
+    def fingerprint(self) -> str:
+        """Of the base's and the branch's content; the same for any path, file time and sharding."""
+        return fingerprint([self.kind, self.base.fingerprint, self.branch_fingerprint()])
+
+
+def open_delta(base: Path, branch: Path) -> Delta:
+    """Open the delta of a branch: an adapter's folder or a model's.
+
+    Args:
+        base: Folder of the base model.
+        branch: Folder of the branch. With an `adapter_config.json` in it, it is an adapter, whatever else lies there.
+
+    Raises:
+        PaftError: A folder or file is missing, pickled or corrupt; an adapter's delta is not s·BA; tensors don't fit the base.
+    """
+    return delta_of(open_model(base), branch)
+
+
+def delta_of(base: TensorStore, branch: Path) -> Delta:
+    """`open_delta` on a base that is open already."""
+    raise_if_any(quantised(base))
+    return _adapter_delta(base, open_adapter(branch)) if is_adapter(branch) else _model_delta(base, open_model(branch))
+
+
+def _adapter_delta(base: TensorStore, adapter: Adapter) -> Delta:
+    fit = fit_adapter(base, adapter)
+    raise_if_any(fit.problems)
+
+    def one(name: str) -> Tensor:
+        module, _, part = name.rpartition(".")
+        rows = base.shape(name)[0]  # rows beyond are `grown`
+        changes = []
+        if name in adapter.copies:
+            changes.append(adapter.store.tensor(adapter.copies[name])[:rows].float() - base.tensor(name).float())
+        factors = adapter.factors.get(module)
+        if factors and part == "weight":
+            changes.append(adapter.product(module, transposed=module in fit.transposed)[:rows])
+        elif factors and factors.bias:
+            changes.append(adapter.store.tensor(factors.bias).float() * adapter.scale(module))
+        return changes[0] if len(changes) == 1 else changes[0] + changes[1]
+
+    return Delta("adapter", base, adapter.folder, tuple(fit.names), lambda: adapter.fingerprint, one, fit.grown)
+
+
+def _model_delta(base: TensorStore, branch: TensorStore) -> Delta:
+    fit = fit_model(base, branch)
+    raise_if_any(fit.problems)
+
+    def one(name: str) -> Tensor:
+        return branch.tensor(name).float() - base.tensor(name).float()
+
+    return Delta("model", base, branch.folder, tuple(fit.names), lambda: branch.fingerprint, one)

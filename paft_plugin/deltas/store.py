@@ -1,0 +1,218 @@
+"""Tensors of one folder, read one at a time from memory-mapped safetensors (a whole model, a sharded one, or an adapter)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from paft_plugin.errors import PaftError, raise_if_any
+from paft_plugin.files import fingerprint
+
+MODEL_FILE = "model.safetensors"
+MODEL_INDEX = "model.safetensors.index.json"
+ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+# What safetensors calls the dtypes in which deltas can be taken, in torch's words.
+FLOATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+
+# How architectures name their input embedding and their output head: the two tensors that may be tied.
+INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight")
+
+
+class TensorStore:
+    """Named tensors in safetensors files; nothing is read before it is asked for.
+
+    Args:
+        folder: Where the files lie; for messages.
+        files: The safetensors files.
+
+    Raises:
+        PaftError: A file is missing, truncated or no safetensors file (all of them in one error).
+    """
+
+    def __init__(self, folder: Path, files: Iterable[Path]) -> None:
+        self.folder = folder
+        self._handles: dict[str, Any] = {}
+        problems = []
+        for file in files:
+            try:
+                handle = safe_open(file, framework="pt")
+            except FileNotFoundError:
+                problems.append(f"{file}: missing. Copy or download it again, or repeat the run that writes it.")
+            except SafetensorError as error:
+                problems.append(
+                    f"{file}: truncated or corrupt ({error}). Download it again, or repeat the run that writes it."
+                )
+            else:
+                self._handles.update(dict.fromkeys(handle.keys(), handle))
+        raise_if_any(problems)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The tensors' names, sorted."""
+        return sorted(self._handles)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._handles
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, in its own shape and dtype, on the CPU."""
+        tensor: Tensor = self._handles[name].get_tensor(name)
+        return tensor
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, read from the header."""
+        return tuple(self._handles[name].get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """A tensor's dtype as safetensors calls it (`F32`, `BF16`, …), read from the header."""
+        dtype: str = self._handles[name].get_slice(name).get_dtype()
+        return dtype
+
+    @cached_property
+    def main_dtype(self) -> str:
+        """The dtype (safetensors' word) that most entries have: a few fp32 norms do not make a bf16 model fp32."""
+        entries: Counter[str] = Counter()
+        for name in self.names:
+            entries[self.dtype(name)] += torch.Size(self.shape(name)).numel()
+        return entries.most_common(1)[0][0] if entries else "F32"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of names, dtypes, shapes and bits: the same for any path, file time, sharding and metadata."""
+        parts = []
+        for name in self.names:
+            entries = self.tensor(name).contiguous().flatten().view(torch.uint8).numpy()
+            parts += [name, self.dtype(name), str(self.shape(name)), hashlib.sha256(entries.data).hexdigest()]
+        return fingerprint(parts)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter.
+
+    Its config alone decides: a DPO + LoRA run leaves an unloadable `model.safetensors` beside the adapter.
+    """
+    return (folder / ADAPTER_CONFIG).is_file() or (
+        (folder / ADAPTER_FILE).is_file() and not (folder / "config.json").is_file()
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        PaftError: The file is missing, or holds no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PaftError(f"{path}: missing. Copy or download it again, or repeat the run that writes it.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PaftError(
+            f"{path}: no valid JSON ({error}). Download it again, or repeat the run that writes it."
+        ) from None
+    if not isinstance(content, dict):
+        raise PaftError(f"{path}: not a JSON object. Download it again, or repeat the run that writes it.")
+    return content
+
+
+def open_model(folder: Path) -> TensorStore:
+    """The weights of a whole model, in one file or in shards.
+
+    Raises:
+        PaftError: No folder, config or weights; pickled weights; missing or corrupt shards; an adapter instead of a model.
+    """
+    _require_folder(folder)
+    if is_adapter(folder):
+        raise PaftError(
+            f"{folder}: an adapter, where a whole model is wanted. Give the folder of the model it was trained on."
+        )
+    if not (folder / "config.json").is_file():
+        raise PaftError(f"{folder}: no config.json, so no model.{_hint(folder)}")
+    single, index = folder / MODEL_FILE, folder / MODEL_INDEX
+    if single.is_file() and index.is_file():
+        raise PaftError(
+            f"{folder}: holds both {MODEL_FILE} and {MODEL_INDEX}; transformers would read the one and mergekit the other. "
+            "Delete the one that is left over from an earlier run."
+        )
+    if single.is_file():
+        return TensorStore(folder, [single])
+    if index.is_file():
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise PaftError(f"{index}: no weight_map in it. Download it again, or repeat the run that writes it.")
+        store = TensorStore(folder, [folder / shard for shard in sorted(set(shards.values()))])
+        if absent := sorted(set(shards) - set(store.names)):
+            raise PaftError(f"{index}: names {some(absent)}, which no shard holds. Download the model again.")
+        return store
+    raise PaftError(_no_weights(folder, MODEL_FILE))
+
+
+def open_adapter_weights(folder: Path) -> TensorStore:
+    """The tensors of an adapter's `adapter_model.safetensors`.
+
+    Raises:
+        PaftError: No such folder, no adapter in it, pickled or corrupt weights.
+    """
+    _require_folder(folder)
+    file = folder / ADAPTER_FILE
+    if not file.is_file():
+        raise PaftError(_no_weights(folder, ADAPTER_FILE))
+    return TensorStore(folder, [file])
+
+
+def tied_names(store: TensorStore) -> tuple[str, str] | None:
+    """The names (input embedding, output head) if the model ties the two, so that a change of one is a change of both."""
+    inputs = [name for name in store.names if name.endswith(INPUT_EMBEDDINGS)]
+    if len(inputs) != 1:
+        return None
+    stored_head = next((name for name in store.names if name.endswith(OUTPUT_HEADS)), None)
+    config = read_json(store.folder / "config.json")
+    # A checkpoint without a head is tied even where its config leaves the flag to the architecture's default.
+    if stored_head is None or config.get("tie_word_embeddings"):
+        return inputs[0], stored_head or OUTPUT_HEADS[0]
+    return None
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.exists():
+        raise PaftError(f"{folder}: no such folder. Check the path.")
+    if not folder.is_dir():
+        raise PaftError(f"{folder}: a file, where a folder is wanted. Give the folder that holds it.")
+
+
+def _no_weights(folder: Path, wanted: str) -> str:
+    pickles = sorted(
+        path.name for pattern in PICKLES for path in folder.glob(pattern) if "training_args" not in path.name
+    )
+    if pickles:
+        return (
+            f"{folder}: its weights are pickled ({some(pickles)}), and unpickling can run any code. "
+            "Save it again as safetensors: load it with transformers or PEFT and call save_pretrained()."
+        )
+    return f"{folder}: no {wanted}.{_hint(folder)}"
+
+
+def _hint(folder: Path) -> str:
+    checkpoints = sorted(path.name for path in folder.glob("checkpoint-*") if path.is_dir())
+    if checkpoints:
+        return f" It holds {some(checkpoints)}: its training was cut off. Finish it, or give a checkpoint's folder."
+    return " Give the output folder of a finished run, or download the model again."
+
+
+def some(names: list[str], most: int = 3) -> str:
+    """The first few of many names, and how many more there are."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,0 +1,41 @@
+"""`python -m paft_plugin.fusion.run RECIPE`: run the command that a recipe's header names, and tidy up after it."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from paft_plugin.errors import PaftError
+
+PREFIX = "# mergekit-yaml "
+
+
+def header_command(recipe: Path) -> list[str]:
+    """The argument list in a recipe's header.
+
+    Raises:
+        PaftError: if there is no such line.
+        OSError: if the recipe can't be read.
+    """
+    for line in recipe.read_text(encoding="utf-8").splitlines():
+        if line.startswith(PREFIX):
+            return shlex.split(line.removeprefix("# "))
+    raise PaftError(f"{recipe} has no line that starts with {PREFIX!r}: write it with `axolotl paft recipe`")
+
+
+def main(recipe: Path) -> int:
+    """Run the command, then remove its cache of adapters as whole models; returns the command's exit code."""
+    command = header_command(recipe)
+    # The one that belongs to this Python, whatever is first on PATH.
+    beside = Path(sys.executable).with_name(command[0])
+    code = subprocess.run([str(beside) if beside.exists() else command[0], *command[1:]], check=False).returncode
+    if "--lora-merge-cache" in command:
+        shutil.rmtree(command[command.index("--lora-merge-cache") + 1], ignore_errors=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

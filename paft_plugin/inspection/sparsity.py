@@ -1,0 +1,68 @@
+"""How sparse a delta is: the share of entries with |δ| ≤ threshold, for thresholds that are always named."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from paft_plugin.errors import PaftError
+
+# Entries taken at a time: bounds the fp64 copies to a few tens of MB, whatever the tensor.
+BLOCK = 1 << 21
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """Measures of one delta, over all entries of the tensors that its branch can change."""
+
+    entries: int
+    """Entries counted."""
+    shares: dict[str, float]
+    """Threshold, as `threshold_key` writes it → share of entries with |δ| ≤ threshold, in [0, 1]."""
+    l1_norm: float
+    l2_norm: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain numbers and strings, for a JSON file."""
+        return asdict(self)
+
+
+def threshold_key(threshold: float) -> str:
+    """A threshold as a JSON key: the shortest text that reads back as the same number (`1e-05`, `2.5e-05`)."""
+    return repr(float(threshold))
+
+
+def sparsity(
+    tensors: Iterable[tuple[str, Tensor]],  # name, δ of any shape
+    thresholds: Sequence[float],
+) -> Sparsity:
+    """Measure a delta, one tensor at a time, with fp64 sums.
+
+    Raises:
+        PaftError: No entries at all, a threshold that is negative or no number, an entry that is NaN or infinite.
+    """
+    if bad := [threshold for threshold in thresholds if not (math.isfinite(threshold) and threshold >= 0)]:
+        raise PaftError(f"sparsity threshold {bad[0]}: not a number ≥ 0. Give one like 1e-5.")
+    small = [0] * len(thresholds)
+    entries, l1, squares = 0, 0.0, 0.0
+    for name, delta in tensors:
+        for block in delta.detach().flatten().split(BLOCK):
+            size = block.abs()
+            exact = size.double()
+            l1 += float(exact.sum())
+            squares += float(exact.square().sum())
+            for index, threshold in enumerate(thresholds):
+                small[index] += int((size <= threshold).sum())
+        entries += delta.numel()
+        if not math.isfinite(l1):
+            raise PaftError(
+                f"{name}: its delta holds NaN or infinity: training diverged. Retrain with a lower learning rate."
+            )
+    if not entries:
+        raise PaftError("No entries to measure: the delta has no tensors. Check that the branch was trained.")
+    shares = {threshold_key(threshold): count / entries for threshold, count in zip(thresholds, small, strict=True)}
+    return Sparsity(entries, shares, l1, math.sqrt(squares))
