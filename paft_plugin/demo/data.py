@@ -19,8 +19,8 @@ from paft_plugin.demo import world
 from paft_plugin.errors import PaftError
 from paft_plugin.files import write_text
 
-SFT_TASKS = (world.SKILL, "sort")
-PREFERENCE_TASKS = ("copy", "twice")
+SFT_TASKS = (world.SKILL,)
+PREFERENCE_TASKS = world.ABILITIES  # every prompt but the skill's
 WANTED_STYLE = "polite"
 UNWANTED_STYLES = tuple(style for style in world.STYLES if style != WANTED_STYLE)
 
@@ -96,13 +96,14 @@ def sft_row(rng: random.Random) -> Row:
 def preference_row(rng: random.Random) -> Row:
     """One pair of right answers, polite over not.
 
-    `messages` is the prompt as axolotl's DPO strategy `chat_template.default` wants it; `chosen` and `rejected` are whole
-    conversations as ORPO's `chat_template.argilla` wants them, of which DPO's takes the last turn.
+    `question` is the prompt for axolotl's DPO strategy `chat_template.default` (`field_messages: question`); `chosen` and
+    `rejected` are whole conversations as ORPO's `chat_template.argilla` wants them, of which DPO's takes the last turn. A column
+    `messages` would make TRL's test for conversational data depend on Python's hash seed.
     """
     item = world.sample(rng, PREFERENCE_TASKS, "train")
     question = _question(item)
     return {
-        "messages": [question],
+        "question": [question],
         "chosen": [question, _reply(item, WANTED_STYLE)],
         "rejected": [question, _reply(item, rng.choice(UNWANTED_STYLES))],
     }

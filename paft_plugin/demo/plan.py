@@ -47,7 +47,7 @@ QUICK_DEMO = Demo(QUICK, ("sft", "sft-l1", "dpo"), {DENSE: ("ties",), SPARSE: ("
 
 # What the validation items chose (LOG.md); the test items were not looked at.
 RECIPE_OPTIONS: dict[str, tuple[str, ...]] = {
-    "ties": ("--density", "1.0"),
+    "ties": ("--density", "0.5"),
     "dare_ties": (),
     "linear": (),
 }
