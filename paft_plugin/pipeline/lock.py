@@ -1,0 +1,64 @@
+"""One run at a time in a run directory."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from paft_plugin.errors import PaftError
+
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(run_dir: Path, patience: float) -> Iterator[int]:
+    """Hold `<run dir>/.lock` and yield its file descriptor.
+
+    The guards of the stages hold it too, so that it outlives a killed run until its last process is gone; for that we
+    wait up to `patience` seconds. Raises `PaftError` when another run is at work, `OSError` when no lock can be made.
+    """
+    lock = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        _acquire(lock, run_dir, patience)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _acquire(lock: int, run_dir: Path, patience: float) -> None:
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
+            if not holder.isdecimal():
+                holder = "unknown"  # it is just about to write its number
+            if holder == "unknown" or _alive(int(holder)):
+                raise PaftError(
+                    f"Another run (process {holder}) is at work in {run_dir}: wait for it or stop it, or choose "
+                    "another output directory."
+                ) from None
+            if time.monotonic() > deadline:
+                raise PaftError(
+                    f"The run in {run_dir} (process {holder}) was killed, but processes that it started have not ended "
+                    "yet: wait for them or stop them, then run the same command again."
+                ) from None
+            time.sleep(0.1)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

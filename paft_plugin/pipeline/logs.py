@@ -1,0 +1,78 @@
+"""What a failed stage's log tells a person."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+from pathlib import Path
+
+TAIL_LINES = 15
+_TAIL_BYTES = 1 << 16
+_NEARLY_FULL = 16 << 20  # bytes: with less, a tool may have failed before it could say so
+_DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded", re.IGNORECASE)
+_ESCAPES = re.compile(
+    r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles and links
+    r"|\x1b\[[0-?]*[ -/]*[@-~]"  # colours and cursor movements
+    r"|\x1b[ -/]*[0-~]"
+    r"|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
+)
+
+
+def plain(text: str) -> str:
+    """`text` without terminal control sequences; of a progress bar that rewrote its line, the last state."""
+    lines = []
+    for line in _ESCAPES.sub("", text).split("\n"):
+        states = [state.rstrip() for state in line.split("\r") if state.strip()]
+        lines.append(states[-1] if states else "")
+    return "\n".join(lines)
+
+
+def tail(log: Path, lines: int = TAIL_LINES) -> list[str]:
+    """The last non-empty lines of a log, made plain; none when it cannot be read."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return []
+    return [line for line in plain(text).split("\n") if line.strip()][-lines:]
+
+
+def how_it_ended(code: int) -> str:
+    """A process's return code (negative: a signal; 128 + n: a wrapper reports signal n) in words."""
+    number = -code if code < 0 else code - 128
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return f"failed with exit code {code}"
+    said = f"was killed by {name}" if code < 0 else f"failed with exit code {code}, which usually means {name}"
+    return said + (" (often: out of memory)" if name == "SIGKILL" else "")
+
+
+def failure(name: str, title: str, code: int, log: Path) -> str:
+    """One message for a failed stage: what happened, the end of its log, where the log is, how to go on."""
+    last = tail(log)
+    message = f"Stage {name!r} ({title}) {how_it_ended(code)}."
+    free = _free(log)
+    if any(_DISK_FULL.search(line) for line in last) or free < _NEARLY_FULL:
+        message += f" The disk is full: {size(free)} free at {log.parent.parent}."
+    shown = "".join(f"\n  | {line}" for line in last) if last else " nothing"
+    return (
+        f"{message}\nLast lines of its log:{shown}\nWhole log: {log}\n"
+        "Finished stages are kept: when the cause is mended, run the same command again to go on."
+    )
+
+
+def size(count: int) -> str:
+    """Bytes as people write them, in powers of ten like `df -H` and the disk's label."""
+    amount = float(count)
+    for unit in ("B", "kB", "MB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} GB"
+
+
+def _free(path: Path) -> int:
+    return shutil.disk_usage(path.parent).free

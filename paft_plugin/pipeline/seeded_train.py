@@ -1,0 +1,60 @@
+"""`python -m paft_plugin.pipeline.seeded_train CONFIG`: stock `axolotl train CONFIG --launcher python`, reproducible.
+
+axolotl hands the config's `seed` to the Trainer, which is built after the adapter: the adapter's A is drawn from an
+unseeded generator, so two runs with one seed start, and end, differently. Here `random`, numpy and torch are seeded
+before axolotl starts, in its own process; the config needs nothing of ours.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import yaml
+
+from paft_plugin.errors import PaftError
+
+DEFAULT_SEED = 42  # what axolotl takes when a config names none (`set_default_seed` in its schema)
+_LARGEST = 2**32 - 1  # numpy's limit
+
+
+def config_seed(config: Path) -> int:
+    """The seed that axolotl will take for `config`; raises `PaftError` when it cannot be read or is no seed."""
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PaftError(f"Cannot read the config {config}: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PaftError(f"The config {config} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise PaftError(f"The config {config} holds no keys.")
+    seed = content.get("seed")
+    if seed is None:
+        return DEFAULT_SEED
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= _LARGEST:
+        raise PaftError(f"seed in {config} must be a whole number from 0 to {_LARGEST}, not {seed!r}.")
+    return seed
+
+
+def main(arguments: list[str]) -> int:
+    """Train as `CONFIG` says; the exit code is axolotl's own, or 2 for a user's mistake here."""
+    if len(arguments) != 1:
+        print("Usage: python -m paft_plugin.pipeline.seeded_train CONFIG", file=sys.stderr)
+        return 2
+    try:
+        seed = config_seed(Path(arguments[0]))
+    except PaftError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    # axolotl's trainer arguments are parsed from sys.argv once more, so it has to be what the command would have been.
+    sys.argv = ["axolotl", "train", arguments[0], "--launcher", "python"]
+    from axolotl.cli.main import cli
+    from transformers import set_seed
+
+    set_seed(seed)
+    cli(prog_name="axolotl")  # ends by SystemExit, as the command does
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

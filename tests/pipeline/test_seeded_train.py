@@ -1,0 +1,124 @@
+"""The wrapper around stock `axolotl train`: its seed, its errors, and bit-identical adapters from real runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from paft_plugin.errors import PaftError
+from paft_plugin.pipeline.seeded_train import DEFAULT_SEED, config_seed
+
+WRAPPED = (sys.executable, "-m", "paft_plugin.pipeline.seeded_train")
+
+
+@pytest.mark.parametrize(("text", "seed"), [("seed: 7", 7), ("lr: 1", DEFAULT_SEED), ("seed:", DEFAULT_SEED)])
+def test_the_seed_is_the_one_that_axolotl_takes(tmp_path: Path, text: str, seed: int) -> None:
+    (tmp_path / "c.yml").write_text(text)
+    assert config_seed(tmp_path / "c.yml") == seed
+
+
+@pytest.mark.parametrize("text", ["seed: -1", "seed: 4294967296", "seed: yes", "seed: x", "- 1", "a: [", ""])
+def test_what_is_no_seed_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.yml").write_text(text)
+    with pytest.raises(PaftError, match=r"c\.yml"):
+        config_seed(tmp_path / "c.yml")
+
+
+def test_a_missing_config_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    ended = subprocess.run([*WRAPPED, str(tmp_path / "gone.yml")], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == f"Error: Cannot read the config {tmp_path / 'gone.yml'}: No such file or directory.\n"
+
+
+@pytest.mark.slow
+def test_the_default_seed_is_axolotl_s() -> None:
+    from axolotl.utils.schemas.config import AxolotlInputConfig
+
+    assert AxolotlInputConfig.set_default_seed(None) == DEFAULT_SEED
+
+
+def write_base(folder: Path) -> None:
+    """A random Llama of 10 thousand parameters with the demo's tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from paft_plugin.demo.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), num_hidden_layers=1, max_position_embeddings=64, **shape, **special)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def preference_config(folder: Path, name: str) -> Path:
+    """Two steps of DPO with LoRA on the CPU, as stock axolotl has it; returns the config's path."""
+    config: dict[str, Any] = {
+        "base_model": str(folder / "base"),
+        "rl": "dpo",
+        "datasets": [
+            {"path": str(folder / "rows.jsonl"), "ds_type": "json", "split": "train", "type": "chat_template.default"}
+        ],
+        "chat_template": "tokenizer_default",
+        "dataset_prepared_path": str(folder / "prepared"),
+        "output_dir": str(folder / name),
+        "adapter": "lora",
+        "lora_r": 4,
+        "lora_alpha": 8,
+        "lora_target_linear": True,
+        "sequence_len": 64,
+        "micro_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "max_steps": 2,
+        "learning_rate": 1e-3,
+        "optimizer": "adamw_torch",
+        "lr_scheduler": "constant",
+        "save_strategy": "no",
+        "seed": 7,
+        **dict.fromkeys(("bf16", "fp16", "tf32"), False),
+        **{f"lora_{kernel}_kernel": False for kernel in ("mlp", "qkv", "o", "embedding")},
+    }
+    path = folder / f"{name}.yml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def train(command: tuple[str, ...], folder: Path) -> bytes:
+    """Run a training command; return the adapter's bytes."""
+    name = Path(command[-1]).stem
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "AXOLOTL_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    return (folder / name / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_two_seeded_runs_are_bit_identical_and_two_stock_runs_are_not(tmp_path: Path) -> None:
+    write_base(tmp_path / "base")
+    turn = [{"role": "user", "content": "say it"}]
+    rows = [
+        {
+            "messages": turn,
+            "chosen": {"role": "assistant", "content": f"it is {number}"},
+            "rejected": {"role": "assistant", "content": "no"},
+        }
+        for number in range(8)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    configs = {name: preference_config(tmp_path, name) for name in ("seeded-1", "seeded-2", "stock-1", "stock-2")}
+    stock = (str(Path(sys.executable).with_name("axolotl")), "train", "--launcher", "python")
+    weights = {
+        name: train((*(WRAPPED if name.startswith("seeded") else stock), str(path)), tmp_path)
+        for name, path in configs.items()
+    }
+    assert weights["seeded-1"] == weights["seeded-2"]
+    assert weights["stock-1"] != weights["stock-2"]

@@ -1,0 +1,212 @@
+"""Order, fingerprints, markers and folders of stages: no process is started here."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+
+from paft_plugin.errors import PaftError
+from paft_plugin.pipeline.stages import (
+    Stage,
+    fingerprints,
+    forget,
+    in_order,
+    marker_path,
+    outdated,
+    prepare_folder,
+    read_marker,
+    write_marker,
+)
+
+
+def stage(name: str, *needs: str, **others: object) -> Stage:
+    plain = Stage(name, name.title(), ("true",), Path(name), needs)
+    return dataclasses.replace(plain, **others)  # type: ignore[arg-type]
+
+
+def names(stages: list[Stage]) -> list[str]:
+    return [each.name for each in stages]
+
+
+def finish(stages: list[Stage], run_dir: Path) -> None:
+    prints = fingerprints(stages, run_dir)
+    for each in stages:
+        prepare_folder(each, run_dir, prints[each.name])
+        write_marker(run_dir, each.name, prints[each.name], 1.5)
+
+
+def test_order_follows_needs_and_else_the_order_given(tmp_path: Path) -> None:
+    given = [stage("report", "merge"), stage("sft"), stage("merge", "sft", "dpo"), stage("dpo")]
+    assert names(in_order(given, tmp_path)) == ["sft", "dpo", "merge", "report"]
+
+
+def test_a_circle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PaftError, match=r"circle.*: a, b\."):
+        in_order([stage("a", "b"), stage("b", "a"), stage("c")], tmp_path)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(PaftError) as caught:
+        in_order([stage("a", "z"), stage("A", folder=Path("x")), stage("../b", folder=Path("b"), command=())], tmp_path)
+    assert len(caught.value.problems) == 4
+    text = str(caught.value)
+    assert "'a' needs 'z'" in text
+    assert "'A' is used twice" in text
+    assert "'../b' cannot name a file" in text
+    assert "'../b' has no command" in text
+
+
+@pytest.mark.parametrize(
+    ("folder", "reason"),
+    [
+        ("/elsewhere", "not inside the run directory"),
+        ("../beside", "not inside the run directory"),
+        ("a/../../beside", "not inside the run directory"),
+        (".", "not inside the run directory"),
+        ("link/x", "symbolic link"),
+        ("link", "symbolic link"),
+        ("inner", "symbolic link"),
+        ("file", "not a folder"),
+        ("logs", "overlaps"),
+        (".stages/x", "overlaps"),
+        ("other/deeper", "belongs to stage 'other'"),
+    ],
+)
+def test_folders_that_must_not_be_emptied_are_refused_and_kept(tmp_path: Path, folder: str, reason: str) -> None:
+    run_dir, outside = tmp_path / "run", tmp_path / "beside"
+    for path in (run_dir / "other", outside):
+        path.mkdir(parents=True)
+        (path / "precious").write_text("keep me")
+    (run_dir / "link").symlink_to(outside)
+    (run_dir / "inner").symlink_to(run_dir / "other")
+    (run_dir / "file").write_text("keep me")
+    bad = stage("bad", folder=Path(folder))
+    with pytest.raises(PaftError, match=reason):
+        in_order([stage("other"), bad], run_dir)
+    if "overlaps" not in reason and "belongs" not in reason:  # a second check, right where things are deleted
+        with pytest.raises(PaftError, match="nothing was deleted"):
+            prepare_folder(bad, run_dir, "0")
+    assert (outside / "precious").read_text() == (run_dir / "other" / "precious").read_text() == "keep me"
+
+
+def test_an_input_that_a_stage_rewrites_is_refused(tmp_path: Path) -> None:
+    for path in ("sft/config.yml", "logs/x.log", "."):
+        with pytest.raises(PaftError, match=r"input .* overlaps"):
+            in_order([stage("sft"), stage("merge", inputs=(Path(path),))], tmp_path)
+
+
+def test_fingerprints_tell_what_matters(tmp_path: Path) -> None:
+    config, data = tmp_path / "a.yml", tmp_path / "data"
+    config.write_text("lr: 1")
+    data.mkdir()
+    (data / "rows.jsonl").write_text("{}")
+    base = [stage("sft", inputs=(config, data)), stage("merge", "sft"), stage("dpo")]
+
+    def prints(stages: list[Stage]) -> list[str]:
+        found = fingerprints(stages, tmp_path)
+        return [found["sft"], found["merge"], found["dpo"]]
+
+    before = prints(base)
+    assert prints(base) == before
+    assert len(set(before)) == 3
+
+    def changed(first: Stage) -> None:
+        after = prints([first, *base[1:]])
+        assert after[0] != before[0]
+        assert after[1] != before[1], "what depends on a changed stage is changed, too"
+        assert after[2] == before[2], "what does not, is not"
+
+    changed(dataclasses.replace(base[0], command=("true", "--x")))
+    changed(dataclasses.replace(base[0], environment={"SEED": "1"}))
+    changed(dataclasses.replace(base[0], inputs=(config,)))
+    changed(dataclasses.replace(base[0], folder=Path("other")))
+    (data / "more.jsonl").write_text("")
+    changed(base[0])
+    (data / "more.jsonl").unlink()
+    assert prints(base) == before
+    config.write_text("lr: 2")
+    changed(base[0])
+    assert prints([dataclasses.replace(base[0], title="Another title"), *base[1:]]) == prints(base)
+
+
+def test_a_large_input_is_told_by_its_content(tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    weights.write_bytes(bytes(3 << 20))
+    one = stage("one", inputs=(weights,))
+    before = fingerprints([one], tmp_path)
+    with weights.open("r+b") as file:
+        file.seek(2 << 20)
+        file.write(b"x")
+    assert fingerprints([one], tmp_path) != before
+
+
+def test_a_missing_input_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PaftError, match=r"Stage 'sft': input .*gone\.yml does not exist"):
+        fingerprints([stage("sft", inputs=(Path("gone.yml"),))], tmp_path)
+
+
+def test_a_moved_run_is_still_up_to_date(tmp_path: Path) -> None:
+    def stages(run_dir: Path) -> list[Stage]:
+        command = ("tool", f"--output={run_dir}/sft", str(run_dir))
+        return [stage("sft", command=command, folder=run_dir / "sft", inputs=(run_dir / "sft.yml",))]
+
+    here, there = tmp_path / "here + now", tmp_path / "there"
+    here.mkdir()
+    (here / "sft.yml").write_text(f"output_dir: {here}/sft\nother: {here}2\n")
+    finish(stages(here), here)
+    shutil.move(here, there)
+    (there / "sft.yml").write_text(f"output_dir: {there}/sft\nother: {here}2\n")
+    assert outdated(stages(there), there, fingerprints(stages(there), there)) == []
+    (there / "sft.yml").write_text(f"output_dir: {there}/sft\nother: {there}2\n")
+    assert names(outdated(stages(there), there, fingerprints(stages(there), there))) == ["sft"]
+
+
+def test_what_must_run(tmp_path: Path) -> None:
+    stages = [stage("a"), stage("b", "a"), stage("c"), stage("d", "b", "c")]
+    prints = fingerprints(stages, tmp_path)
+    assert names(outdated(stages, tmp_path, prints)) == ["a", "b", "c", "d"]
+    finish(stages, tmp_path)
+    assert outdated(stages, tmp_path, prints) == []
+    assert names(outdated(stages, tmp_path, {**prints, "c": "another"})) == ["c", "d"]
+    (tmp_path / "a").rmdir()
+    assert names(outdated(stages, tmp_path, prints)) == ["a", "b", "d"]
+    (tmp_path / "a").mkdir()
+    forget(stages[1:2], tmp_path)
+    assert names(outdated(stages, tmp_path, prints)) == ["b", "d"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"schema": 1, "name": "a"}', '{"schema": 99}', "\udcff"])
+def test_a_damaged_marker_is_no_marker(tmp_path: Path, content: str) -> None:
+    write_marker(tmp_path, "a", "0123", 2.0)
+    marker = read_marker(tmp_path, "a")
+    assert marker is not None
+    assert (marker.fingerprint, marker.seconds) == ("0123", 2.0)
+    marker_path(tmp_path, "a").write_text(content, errors="surrogateescape")
+    assert read_marker(tmp_path, "a") is None
+
+
+def test_a_stage_starts_empty_unless_it_resumes_the_same_attempt(tmp_path: Path) -> None:
+    fresh, resuming = stage("fresh"), stage("resuming", resumes=True)
+    for each in (fresh, resuming):
+        assert not prepare_folder(each, tmp_path, "first")
+        (tmp_path / each.name / "checkpoint").write_text("half-way")
+    assert not prepare_folder(fresh, tmp_path, "first")
+    assert list((tmp_path / "fresh").iterdir()) == []
+    assert prepare_folder(resuming, tmp_path, "first")
+    assert (tmp_path / "resuming" / "checkpoint").exists()
+    assert not prepare_folder(resuming, tmp_path, "second"), "a checkpoint of another config must not be resumed"
+    assert list((tmp_path / "resuming").iterdir()) == []
+
+
+def test_emptying_a_folder_follows_no_link(tmp_path: Path) -> None:
+    run_dir, outside = tmp_path / "run", tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("keep me")
+    (run_dir / "sft").mkdir(parents=True)
+    (run_dir / "sft" / "link").symlink_to(outside)
+    prepare_folder(stage("sft"), run_dir, "0")
+    assert list((run_dir / "sft").iterdir()) == []
+    assert (outside / "precious").read_text() == "keep me"
