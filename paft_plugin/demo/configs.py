@@ -99,9 +99,9 @@ def _sft(run_dir: Path, effort: Effort) -> dict[str, Any]:
 
 def _dpo(run_dir: Path, effort: Effort, base_model: Path) -> dict[str, Any]:
     return {
-        **_common(base_model, effort.preference_steps, 3.5e-4),
+        **_common(base_model, effort.preference_steps, 5e-4),
         "rl": "dpo",
-        "rl_beta": 1.0,  # at 0.1 the pairs drag the answers' own likelihood down (LOG.md)
+        "rl_beta": 3.0,  # at 0.1 the pairs drag the answers' own likelihood down (LOG.md)
         "datasets": _data(run_dir / "data" / "preference.jsonl", "chat_template.default", field_messages="question"),
         "micro_batch_size": 32,
         "warmup_steps": 20,
@@ -110,9 +110,9 @@ def _dpo(run_dir: Path, effort: Effort, base_model: Path) -> dict[str, Any]:
 
 def _orpo(run_dir: Path, effort: Effort) -> dict[str, Any]:
     return {
-        **_common(run_dir / "base", effort.preference_steps, 2e-4),
+        **_common(run_dir / "base", effort.preference_steps, 5e-4),
         "rl": "orpo",
-        "orpo_alpha": 0.1,
+        "orpo_alpha": 1.0,
         "remove_unused_columns": False,
         "datasets": _data(run_dir / "data" / "preference.jsonl", "chat_template.argilla"),
         "micro_batch_size": 32,
