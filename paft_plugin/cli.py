@@ -65,7 +65,9 @@ def paft(debug: bool) -> None:
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the methods that drop by chance.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The recipe's file, such as ties.yml.")
-@click.option("--merged", type=click.Path(path_type=Path), help="Where the merged model goes. [OUTPUT without its suffix]")
+@click.option(
+    "--merged", type=click.Path(path_type=Path), help="Where the merged model goes. [OUTPUT without its suffix]"
+)
 def recipe(**options: Any) -> None:
     """Write a mergekit recipe that fuses two branches of one base model; its header holds the command that runs it."""
     import shlex

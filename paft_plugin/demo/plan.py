@@ -74,7 +74,12 @@ def make_stages(demo: Demo, run_dir: Path) -> list[Stage]:
     return [
         *(_train(run_dir, branch, BRANCHES[branch]) for branch in demo.branches),
         *(_sequential(run_dir) if demo.sequential else ()),
-        *(stage for kind, methods in demo.fused.items() for method in methods for stage in _fuse(run_dir, kind, method)),
+        *(
+            stage
+            for kind, methods in demo.fused.items()
+            for method in methods
+            for stage in _fuse(run_dir, kind, method)
+        ),
         *_scores(run_dir, demo),
     ]
 
@@ -83,9 +88,7 @@ def _axolotl(*arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", "axolotl.cli.main", *arguments)
 
 
-def _train(
-    run_dir: Path, name: str, title: str, needs: tuple[str, ...] = (), data: str | None = None
-) -> Stage:
+def _train(run_dir: Path, name: str, title: str, needs: tuple[str, ...] = (), data: str | None = None) -> Stage:
     config = run_dir / "configs" / f"{name}.yml"
     with_plugin = name == "sft-l1"
     # The plugin seeds the adapter itself; stock axolotl has to be seeded from outside to be reproducible.

@@ -20,10 +20,9 @@ HOW_TO_READ = f"""\
 - **Alignment tax**: what an arm loses on the skill, compared with `sft`, by being aligned.
 - **Sparsity at τ**: the share of the delta's entries with |δ| ≤ τ, over the weights that the branches adapt.
 
-`sft-l1` is `sft` with the penalty λ‖δ‖₁, λ = {LAMBDA:g}. `parallel-…` arms fuse `sft` with `dpo`, `paft-…` arms fuse `sft-l1` with
-`dpo`, `sequential` trains DPO on top of SFT. All prompts scored here were held out of every training, that of the base model
-included; no setting was chosen on them. Numbers are of one seed: differences below twice the standard errors in `results.json`
-say nothing.
+`sft-l1` is `sft` with the penalty λ‖δ‖₁, λ = {LAMBDA:g}. `parallel-…` arms fuse `sft` with `dpo`, `paft-…` arms fuse
+`sft-l1` with `dpo`, `sequential` trains DPO on top of SFT. All prompts scored here were held out of every training, that of
+the base model included. Numbers are of one seed: differences below twice the standard errors in `results.json` say nothing.
 """
 
 
@@ -52,9 +51,9 @@ def render_readme(results: Sequence[ArmResult], stages: Sequence[Stage], run_dir
             *_commands(stages, run_dir),
             "```",
             "",
-            "A stage's own output is in `logs/`. `python -m paft_plugin.pipeline.seeded_train` is `axolotl train --launcher python`",
-            "with the config's `seed` applied to the adapter's initialisation as well; `python -m paft_plugin.fusion.run` runs the",
-            "`mergekit-yaml` command in the recipe's header.",
+            "A stage's own output is in `logs/`. `python -m paft_plugin.pipeline.seeded_train` is stock",
+            "`axolotl train --launcher python` with the config's `seed` applied to the adapter's initialisation as well;",
+            "`python -m paft_plugin.fusion.run` runs the `mergekit-yaml` command in the recipe's header.",
             "",
         ]
     )

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -23,9 +24,8 @@ from paft_plugin.files import file_digest, fingerprint, write_json, write_text
 MARKER_SCHEMA = 1
 MARKERS, LOGS = ".stages", "logs"  # folders of the run directory that belong to the pipeline itself
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_SMALL = (
-    1 << 20
-)  # bytes: configs and recipes, which may name the run directory, are smaller; weights and data are larger
+# Bytes: configs and recipes, which may name the run directory, are smaller; weights and data are larger.
+_SMALL = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,8 @@ def fingerprints(ordered: Sequence[Stage], run_dir: Path) -> dict[str, str]:
                 digests[path] = _content(path, neutral)
         described = {
             "version": __version__,
-            "command": [neutral.text(part) for part in stage.command],
+            # One interpreter has several names (python, python3), and which one started us must not matter.
+            "command": ["{python}" if part == sys.executable else neutral.text(part) for part in stage.command],
             "environment": {key: neutral.text(value) for key, value in stage.environment.items()},
             "folder": neutral.text(str(absolute(run_dir, stage.folder))),
             "inputs": [digests[path] for path in paths],

@@ -54,17 +54,12 @@ def _sparsity(threshold: str) -> Callable[[ArmResult], str]:
 
 
 def terminal_table(results: Sequence[ArmResult], title: str | None = None) -> Table:
-    """The table for `rich` to print."""
-    # Sparse rules and folded words: at 80 characters wide every number must still be whole.
-    table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    """The table for `rich` to print; whole at 80 columns with two thresholds."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False)
     shown = columns(results)
     for column in shown:
-        table.add_column(
-            column.heading,
-            justify="right" if column.is_number else "left",
-            no_wrap=not column.is_number,
-            overflow="fold",
-        )
+        heading = column.heading.replace(" at ", "\nat ").replace(" tax", "\ntax")
+        table.add_column(heading, justify="right" if column.is_number else "left", no_wrap=True)
     for result in results:
         # Text, so that nothing in a name is taken for markup.
         table.add_row(*(Text(column.cell(result)) for column in shown))
