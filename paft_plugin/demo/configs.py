@@ -93,13 +93,14 @@ def _sft(run_dir: Path, effort: Effort) -> dict[str, Any]:
         **_common(run_dir / "base", effort.sft_steps, 5e-4),
         "datasets": _data(run_dir / "data" / "sft.jsonl", "chat_template"),
         "micro_batch_size": 64,
+        "pad_to_sequence_len": False,  # axolotl pads to 64 otherwise, and these rows are 25 tokens long
         "warmup_steps": 20,
     }
 
 
 def _dpo(run_dir: Path, effort: Effort, base_model: Path) -> dict[str, Any]:
     return {
-        **_common(base_model, effort.preference_steps, 5e-4),
+        **_common(base_model, effort.preference_steps, 6e-4),
         "rl": "dpo",
         "rl_beta": 3.0,  # at 0.1 the pairs drag the answers' own likelihood down (LOG.md)
         "datasets": _data(run_dir / "data" / "preference.jsonl", "chat_template.default", field_messages="question"),
@@ -110,7 +111,7 @@ def _dpo(run_dir: Path, effort: Effort, base_model: Path) -> dict[str, Any]:
 
 def _orpo(run_dir: Path, effort: Effort) -> dict[str, Any]:
     return {
-        **_common(run_dir / "base", effort.preference_steps, 5e-4),
+        **_common(run_dir / "base", effort.preference_steps, 6e-4),
         "rl": "orpo",
         "orpo_alpha": 1.0,
         "remove_unused_columns": False,

@@ -113,7 +113,12 @@ def config(base: Path, rows: Path, tmp_path: Path) -> Callable[..., Path]:
 
 def axolotl_train(config: Path) -> subprocess.CompletedProcess[str]:
     """`axolotl train CONFIG`, as a user runs it on a CPU."""
-    return _run([sys.executable, "-m", "axolotl.cli.main", "train", str(config), "--launcher", "python"])
+    return axolotl("train", str(config), "--launcher", "python")
+
+
+def axolotl(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Any `axolotl` command."""
+    return _run([sys.executable, "-m", "axolotl.cli.main", *arguments])
 
 
 def seeded_train(config: Path) -> subprocess.CompletedProcess[str]:

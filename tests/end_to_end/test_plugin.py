@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 
-from .conftest import LORA, PLUGIN, axolotl_train, seeded_train
+from .conftest import LORA, PLUGIN, axolotl, axolotl_train, seeded_train
 
 pytestmark = pytest.mark.slow
 Config = Callable[..., Path]
@@ -124,6 +124,18 @@ def test_qlora_on_a_cpu_is_penalised(config: Config, tmp_path: Path) -> None:
     assert sparse["steps_penalised"] == 20
     assert sparse["l1_norm"] < 0.5 * dense["l1_norm"]
     assert sparse["sparsity"]["1e-05"] > dense["sparsity"]["1e-05"]
+
+
+def test_merge_lora_takes_the_same_config(config: Config, tmp_path: Path) -> None:
+    """`lora_model_dir` is refused in training, but it is how axolotl's other commands find the adapter."""
+    path = config("penalised", paft_l1_lambda=1e-3, num_epochs=1, **PLUGIN, **LORA)
+    succeed(axolotl_train(path))
+    succeed(axolotl("merge-lora", str(path), f"--lora-model-dir={tmp_path / 'penalised'}"))
+    assert (tmp_path / "penalised" / "merged" / "model.safetensors").exists()
+    again = config("continued", paft_l1_lambda=1e-3, lora_model_dir=str(tmp_path / "penalised"), **PLUGIN, **LORA)
+    run = axolotl_train(again)
+    assert run.returncode != 0
+    assert "a run that continues an adapter starts from δ ≠ 0" in run.stdout + run.stderr
 
 
 @pytest.mark.parametrize(

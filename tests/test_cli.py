@@ -1,0 +1,82 @@
+"""The command line: light to start, one clear message for a mistake, the right exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from paft_plugin.cli import PaftGroup, paft
+from paft_plugin.errors import PaftError
+
+HEAVY = ("torch", "transformers", "peft", "mergekit", "axolotl", "lm_eval", "datasets")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["recipe", "--help"], ["demo", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom paft_plugin.cli import paft\n"
+        f"try: paft({arguments!r})\nexcept SystemExit: pass\n"
+        f"sys.exit(', '.join(name for name in {HEAVY!r} if name in sys.modules) or 0)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "Usage" in run.stdout
+
+
+def test_axolotl_finds_the_command() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "axolotl.cli.main", "paft", "--help"], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0
+    assert "demo" in run.stdout
+    assert "recipe" in run.stdout
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def command() -> None:
+        raise error
+
+    return command
+
+
+@pytest.fixture
+def group() -> Iterator[Callable[[BaseException], click.Group]]:
+    def make(error: BaseException) -> click.Group:
+        made = PaftGroup("paft", params=[click.Option(["--debug"], is_flag=True)], callback=lambda **_: None)
+        made.add_command(click.Command("fail", callback=raising(error)))
+        return made
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (PaftError(["first mistake", "second mistake"]), 2, ["Error: first mistake", "Error: second mistake"]),
+        (OSError(28, "No space left on device", "/out/file"), 2, ["Error: No space left on device (/out/file)"]),
+        (KeyboardInterrupt(), 130, ["Interrupted."]),
+    ],
+    ids=["mistakes", "full disk", "Ctrl-C"],
+)
+def test_what_goes_wrong_is_said_without_a_traceback(
+    group: Callable[[BaseException], click.Group], error: BaseException, code: int, said: list[str]
+) -> None:
+    result = CliRunner().invoke(group(error), ["fail"])
+    assert result.exit_code == code
+    assert all(line in result.stderr for line in said)
+    assert "Traceback" not in result.output
+
+
+def test_debug_shows_the_traceback(group: Callable[[BaseException], click.Group]) -> None:
+    result = CliRunner().invoke(group(PaftError("a mistake")), ["--debug", "fail"])
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr
+
+
+def test_an_unknown_command_is_refused() -> None:
+    assert CliRunner().invoke(paft, ["recpie"]).exit_code == 2
