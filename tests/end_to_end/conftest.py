@@ -16,17 +16,9 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from paft_plugin.demo import world
+from paft_plugin.demo.configs import CPU_ONLY
 from paft_plugin.demo.tokenizer import build_tokenizer
 
-CPU_ONLY = {
-    "bf16": False,
-    "fp16": False,
-    "tf32": False,
-    "lora_mlp_kernel": False,
-    "lora_qkv_kernel": False,
-    "lora_o_kernel": False,
-    "lora_embedding_kernel": False,
-}
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
 PLUGIN = {"plugins": ["paft_plugin.PAFTPlugin"]}
 
