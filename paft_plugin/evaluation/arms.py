@@ -19,13 +19,15 @@ class Measure:
     task: str
     metric: str
     filter: str
+    fields: tuple[str, ...]
+    """What every scored item must have; lm-eval would take a missing one's name for the text itself."""
 
 
 MEASURES = (
-    Measure("skill", "paft_skill", "exact_match", "answer"),
-    Measure("preference", "paft_preference", "acc", "none"),
-    Measure("style", "paft_style", "exact_match", "polite"),
-    Measure("retained", "paft_retained", "exact_match", "answer"),
+    Measure("skill", "paft_skill", "exact_match", "answer", ("prompt", "answer")),
+    Measure("preference", "paft_preference", "acc", "none", ("prompt", "chosen", "rejected")),
+    Measure("style", "paft_style", "exact_match", "polite", ("prompt",)),
+    Measure("retained", "paft_retained", "exact_match", "answer", ("task", "prompt", "answer")),
 )
 
 

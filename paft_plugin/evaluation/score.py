@@ -19,6 +19,7 @@ import click
 from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.evaluation.arms import MEASURES
 from paft_plugin.evaluation.candidates import Candidate, check, parse_all
+from paft_plugin.evaluation.items import task_problems
 from paft_plugin.files import write_json
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def score(
     Raises:
         PaftError: A candidate or `tasks` can't be used, named in one line each.
     """
-    raise_if_any(_task_problems(tasks))
+    raise_if_any(task_problems(tasks))
     check(candidates)
 
     import torch
@@ -141,13 +142,6 @@ def _by_ability(samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     for sample in samples:
         hits[sample["doc"]["task"]].append(float(sample["exact_match"]))
     return {ability: sum(values) / len(values) for ability, values in sorted(hits.items())}
-
-
-def _task_problems(tasks: Path) -> list[str]:
-    if not tasks.is_dir():
-        return [f"{tasks} isn't a folder of lm-eval tasks"]
-    files = [tasks / f"{measure.task}.yaml" for measure in MEASURES]
-    return [f"no lm-eval task {file}" for file in files if not file.is_file()]
 
 
 def _one_line(error: Exception) -> str:
