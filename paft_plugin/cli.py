@@ -72,10 +72,13 @@ def recipe(**options: Any) -> None:
     """Write a mergekit recipe that fuses two branches of one base model; its header holds the command that runs it."""
     import shlex
 
+    from paft_plugin.deltas import why_unproven
     from paft_plugin.fusion.recipe import merge_command, write_recipe
     from paft_plugin.fusion.request import RecipeRequest
 
     written = write_recipe(RecipeRequest(**options))
+    if warning := why_unproven(written.sft.path):
+        click.echo(f"Warning: {warning}", err=True)
     click.echo(f"Wrote {written.file}. Run it with:\n{shlex.join(merge_command(written))}")
 
 

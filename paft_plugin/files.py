@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+PROOF_FILE = "paft.json"
+"""Beside a branch that the penalty shaped: what ran (written by `penalty/record.py`, read by whoever builds on the branch)."""
+
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 so that a reader sees the old file or the new one, never a part (temporary file, fsync, rename)."""

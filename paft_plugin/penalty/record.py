@@ -8,9 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from paft_plugin.files import write_json
+from paft_plugin.files import PROOF_FILE, write_json
 
-FILE_NAME = "paft.json"
 SCHEMA = 1
 PACKAGES = ("paft-plugin", "axolotl", "torch", "transformers", "peft")
 
@@ -45,7 +44,7 @@ class Record:
         """Write `paft.json` atomically; `finished` is true only once the final delta has been measured."""
         measured = _for_json(self.final) if self.final else {"l1_norm": None, "sparsity": None}
         write_json(
-            output_dir / FILE_NAME,
+            output_dir / PROOF_FILE,
             {
                 "schema": SCHEMA,
                 "finished": self.final is not None,
