@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from paft_plugin.errors import PaftError
+from paft_plugin.thresholds import threshold_key
 
 # Entries taken at a time: bounds the fp64 copies to a few tens of MB, whatever the tensor.
 BLOCK = 1 << 21
@@ -29,11 +30,6 @@ class Sparsity:
     def as_json(self) -> dict[str, Any]:
         """Plain numbers and strings, for a JSON file."""
         return asdict(self)
-
-
-def threshold_key(threshold: float) -> str:
-    """A threshold as a JSON key: the shortest text that reads back as the same number (`1e-05`, `2.5e-05`)."""
-    return repr(float(threshold))
 
 
 def sparsity(

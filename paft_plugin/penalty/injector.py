@@ -20,7 +20,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from paft_plugin.errors import PaftError
 from paft_plugin.penalty.l1 import L1Pass
 from paft_plugin.penalty.live import L1On, LiveDelta, find_live_deltas, take_references
-from paft_plugin.penalty.record import Measurement, Record, threshold_label
+from paft_plugin.penalty.record import Measurement, Record
+from paft_plugin.thresholds import threshold_label
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paft_plugin.files import PROOF_FILE, write_json
+from paft_plugin.thresholds import threshold_key
 
 SCHEMA = 1
 PACKAGES = ("paft-plugin", "axolotl", "torch", "transformers", "peft")
@@ -61,11 +62,6 @@ class Record:
         )
 
 
-def threshold_label(threshold: float) -> str:
-    """How a metric names a threshold: `1e-5`, `2.5e-5`, `0.001`."""
-    return f"{threshold:g}".replace("e-0", "e-")
-
-
 def _for_json(measurement: Measurement) -> dict[str, Any]:
-    shares = {repr(threshold): share for threshold, share in measurement.sparsity.items()}
+    shares = {threshold_key(threshold): share for threshold, share in measurement.sparsity.items()}
     return {"l1_norm": measurement.l1_norm, "sparsity": shares}

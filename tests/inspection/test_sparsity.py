@@ -10,7 +10,8 @@ import torch
 
 import paft_plugin.inspection.sparsity as module
 from paft_plugin.errors import PaftError
-from paft_plugin.inspection.sparsity import sparsity, threshold_key
+from paft_plugin.inspection.sparsity import sparsity
+from paft_plugin.thresholds import threshold_key
 
 THRESHOLDS = [0.0, 1e-5, 2.5e-5, 1e-3]
 
