@@ -183,15 +183,10 @@ def _reasons(recipe: Recipe) -> dict[tuple[str, ...], str]:
         ("dtype",): "deltas are far smaller than weights: take and add them in fp32",
         ("out_dtype",): "the base model's own",
         ("parameters", "normalize"): _why_normalize(recipe),
-        (
-            "parameters",
-            "rescale",
-        ): "what is left of each tensor is scaled up to the L1 norm that it had (mergekit's DARE)",
+        ("parameters", "rescale"): "what is left of each tensor is scaled up to its L1 norm before (mergekit's DARE)",
         ("parameters", "lambda"): "scale of the merged delta",
         ("models", "parameters", "density"): method.density_reason,
-        (
-            "tokenizer",
-        ): "the base's: left open, it would be that of any one of the models (padding rows of the vocabulary go)",
+        ("tokenizer",): "the base's: left open, it would be any model's (padding rows of the vocabulary go)",
     }
     if not method.on_deltas and recipe.scale != 1:
         reasons[("models",)] = f"scale {recipe.scale}: the base as a third model, with the share that the deltas lose"
