@@ -65,11 +65,11 @@ def write_data(
 def write_tasks(directory: Path, items_directory: Path) -> None:
     """Write lm-eval's task files (`--include_path directory`) for the scored items in `items_directory`.
 
-    The files name absolute paths, because lm-eval resolves relative ones against wherever it is started. `datasets` caches beside
-    the items, so that a run never reads another run's rows.
+    The files name absolute paths, because lm-eval resolves relative ones against wherever it is started. `datasets` caches in
+    `cache` beside `directory`: in the run, so that it never reads another run's rows, but not among its inputs.
     """
     items_directory = items_directory.resolve()
-    cache = items_directory / ".cache"
+    cache = directory.resolve().with_name("cache")
     for template in resources.files("paft_plugin.demo").joinpath("tasks").iterdir():
         if template.name.endswith(".yaml"):
             items = items_directory / f"{template.name.removesuffix('.yaml').removeprefix('paft_')}.jsonl"
