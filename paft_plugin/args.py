@@ -111,6 +111,7 @@ def _wrong_delta(config: dict[str, Any]) -> list[str]:
         "relora": "ReLoRA folds s·BA into the base while it trains, so δ is more than s·BA",
         "peft_use_dora": "under DoRA the delta is not s·BA",
         "loftq_config": "LoftQ moves the base weights and starts from δ ≠ 0",
+        "lisa_step_interval": "LISA trains other layers at other times, so δ is not that of one set of parameters",
         "lora_target_parameters": "the penalty does not cover fused experts yet",
         "peft_trainable_token_indices": "the penalty does not cover trainable tokens yet",
     }
@@ -131,7 +132,7 @@ def _wrong_parallelism(config: dict[str, Any]) -> list[str]:
 
 def _wrong_optimizer(config: dict[str, Any]) -> list[str]:
     name = str(getattr(config.get("optimizer"), "value", config.get("optimizer") or "")).lower()
-    if "lomo" in name or "layerwise" in name or name.startswith("q_galore"):
+    if "lomo" in name or "layerwise" in name:
         return [
             f"optimizer: {name}: it consumes gradients during backward, before the penalty's can be added: use another"
         ]

@@ -68,6 +68,7 @@ WRONG_RUNS: dict[str, dict[str, Any]] = {
     "relora": {"relora": True},
     "peft_use_dora": {"peft_use_dora": True},
     "peft_init_lora_weights": {"peft_init_lora_weights": "pissa"},
+    "lisa_step_interval": {"lisa_step_interval": 20},
     "lora_target_parameters": {"lora_target_parameters": ["mlp.experts.down_proj"]},
     "peft_trainable_token_indices": {"peft_trainable_token_indices": [1]},
     "adapter": {"adapter": "llama-adapter"},
@@ -76,7 +77,7 @@ WRONG_RUNS: dict[str, dict[str, Any]] = {
     "fsdp_config": {"fsdp_config": {"reshard_after_forward": True}},
     "deepspeed": {"deepspeed": "zero2.json"},
     "tensor_parallel_size": {"tensor_parallel_size": 2},
-    "optimizer": {"optimizer": "lomo"},
+    "optimizer": {"optimizer": "galore_adamw_layerwise"},
 }
 
 

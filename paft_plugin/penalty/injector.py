@@ -50,6 +50,7 @@ class PenaltyInjector:
         deltas = find_live_deltas(trainer.model, self._references, settings.l1_on)
         _refuse_nonzero_start(deltas)
         self._live: list[LiveDelta] | None = None
+        self._trainable = 0
         self._last = measure(deltas, settings.thresholds)
         self.record = Record(
             strength=settings.strength,
@@ -86,9 +87,16 @@ class PenaltyInjector:
         self.record.final = measure(self._deltas(), self._settings.thresholds)
 
     def _deltas(self) -> list[LiveDelta]:
+        trainable = sum(parameter.requires_grad for parameter in self._trainer.model.parameters())
         # Looked up at the first step, not before: some wrappers replace parameters when training starts.
         if self._live is None:
             self._live = find_live_deltas(self._trainer.model, self._references, self._settings.l1_on)
+            self._trainable = trainable
+        elif trainable != self._trainable:
+            raise PaftError(
+                "parameters were frozen or unfrozen during training, so the delta is not the one that is penalised: "
+                "turn off what does that (LISA, gradual unfreezing)"
+            )
         return self._live
 
     def _penalise(self) -> None:

@@ -189,6 +189,20 @@ def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "paft.json").read_text())["finished"] is False
 
 
+def test_unfreezing_during_training_is_refused(tmp_path: Path) -> None:
+    """What was frozen when training began has no reference and no penalty, so it must not start to move unnoticed."""
+
+    class Unfreeze(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, *, model: nn.Module, **_: Any) -> None:
+            model.requires_grad_(True)
+
+    trainer = make_trainer(lora_llama(), tmp_path)
+    PenaltyInjector(trainer, PenaltySettings(LAMBDA)).install()
+    trainer.add_callback(Unfreeze())
+    with pytest.raises(PaftError, match="frozen or unfrozen during training"):
+        trainer.train()
+
+
 def test_an_adapter_that_starts_away_from_zero_is_refused(tmp_path: Path) -> None:
     model = lora_llama()
     with torch.no_grad():
