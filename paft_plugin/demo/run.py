@@ -17,6 +17,7 @@ from paft_plugin.evaluation.arms import ArmResult
 from paft_plugin.files import write_json, write_text
 from paft_plugin.pipeline.local import run_stages
 from paft_plugin.report.table import results_content, terminal_table
+from paft_plugin.thresholds import threshold_key
 
 THRESHOLDS = (1e-5, 1e-3)
 NEEDED_BYTES = 150 << 20  # three times what a finished run holds: the merges write temporary models
@@ -80,18 +81,18 @@ def collect(demo: Demo, run_dir: Path) -> list[ArmResult]:
         scores |= json.loads(file.read_text(encoding="utf-8"))["scores"]
     sparsities = measure_sparsity(demo, run_dir)
     return [
-        ArmResult.from_score(arm, scores[arm], sparsity=sparsities.get(arm), model=model_folder(arm).as_posix())
+        ArmResult.from_score(arm, scores[arm], sparsity=sparsities[arm], model=model_folder(arm).as_posix())
         for arm in demo.arms
     ]
 
 
 def measure_sparsity(demo: Demo, run_dir: Path) -> dict[str, dict[str, float]]:
-    """Arm → threshold → share of its delta's entries with |δ| ≤ threshold; the base has no delta."""
+    """Arm → threshold → share of its delta's entries with |δ| ≤ threshold; the base model's delta is zero."""
     from paft_plugin.deltas import open_delta
     from paft_plugin.inspection.sparsity import sparsity
 
     adapted = open_delta(run_dir / "base", run_dir / "branches" / "sft").names
-    shares = {}
+    shares = {"base": {threshold_key(threshold): 1.0 for threshold in THRESHOLDS}}
     for arm in demo.arms[1:]:
         delta = open_delta(run_dir / "base", run_dir / model_folder(arm))
         shares[arm] = sparsity(delta.tensors(adapted), THRESHOLDS).shares
