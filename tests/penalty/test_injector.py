@@ -91,6 +91,7 @@ def test_strength_zero_is_bit_identical_to_no_penalty(make: Any, tmp_path: Path)
     trained(plain, tmp_path / "plain", None)
     trained(measured, tmp_path / "measured", PenaltySettings(0.0))
     assert_same(plain, measured, rtol=0, atol=0)
+    assert json.loads((tmp_path / "measured" / "paft.json").read_text())["steps_penalised"] == 0
 
 
 @pytest.mark.parametrize("clipping", [0.0, 0.3], ids=["no clipping", "clipping"])
