@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from paft_plugin.args import PAFTArgs, misspelt_keys, wrong_run
@@ -60,6 +61,13 @@ def test_keys_of_others_are_left_alone() -> None:
 def test_a_bad_value_is_an_error_that_names_its_key(bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(bad))):
         PAFTArgs(**{"paft_l1_lambda": 1e-4, **bad})
+
+
+def test_a_number_that_yaml_reads_as_text_is_a_number() -> None:
+    assert yaml.safe_load("1e-4") == "1e-4"
+    args = PAFTArgs(paft_l1_lambda="1e-4", paft_sparsity_thresholds=["1e-5"])
+    assert args.paft_l1_lambda == 1e-4
+    assert args.paft_sparsity_thresholds == [1e-5]
 
 
 WRONG_RUNS: dict[str, dict[str, Any]] = {
