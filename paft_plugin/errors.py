@@ -20,3 +20,9 @@ def raise_if_any(problems: Sequence[str]) -> None:
     """Raise one `PaftError` with all `problems`, if there are any."""
     if problems:
         raise PaftError(problems)
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first few of many names, and how many more there are."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

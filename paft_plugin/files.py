@@ -14,13 +14,13 @@ PROOF_FILE = "paft.json"
 """Beside a branch that the penalty shaped: what ran (written by `penalty/record.py`, read by whoever builds on the branch)."""
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 so that a reader sees the old file or the new one, never a part (temporary file, fsync, rename)."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` so that a reader sees the old file or the new one, never a part (temporary file, fsync, rename)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes the file private; a file that a user reads and shares has the permissions of any other.
@@ -31,6 +31,11 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of `text` as UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, content: Any) -> None:

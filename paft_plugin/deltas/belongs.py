@@ -8,8 +8,8 @@ import torch
 
 from paft_plugin.deltas.adapter import Adapter, open_adapter
 from paft_plugin.deltas.fit import fit_adapter, fit_model, quantised
-from paft_plugin.deltas.store import ADAPTER_CONFIG, TensorStore, is_adapter, open_model, read_json, some
-from paft_plugin.errors import PaftError
+from paft_plugin.deltas.store import ADAPTER_CONFIG, TensorStore, is_adapter, open_model, read_json
+from paft_plugin.errors import PaftError, some
 
 
 def check_belongs(base: Path, branch: Path) -> list[str]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import torch
 
 from paft_plugin.deltas.adapter import Adapter
-from paft_plugin.deltas.store import FLOATS, INPUT_EMBEDDINGS, OUTPUT_HEADS, TensorStore, some, tied_names
+from paft_plugin.deltas.store import FLOATS, INPUT_EMBEDDINGS, OUTPUT_HEADS, TensorStore, tied_names
+from paft_plugin.errors import some
 
 VOCABULARY = INPUT_EMBEDDINGS + OUTPUT_HEADS
 # Buffers that old checkpoints hold and new ones don't; nothing is trained in them.

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from paft_plugin.errors import PaftError, raise_if_any
+from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.files import fingerprint
 
 MODEL_FILE = "model.safetensors"
@@ -210,9 +210,3 @@ def _hint(folder: Path) -> str:
     if checkpoints:
         return f" It holds {some(checkpoints)}: its training was cut off. Finish it, or give a checkpoint's folder."
     return " Give the output folder of a finished run, or download the model again."
-
-
-def some(names: list[str], most: int = 3) -> str:
-    """The first few of many names, and how many more there are."""
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

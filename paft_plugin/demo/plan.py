@@ -45,7 +45,7 @@ METHODS = ("ties", "dare_ties", "linear")
 FULL_DEMO = Demo(FULL, ("sft", "sft-l1", "dpo", "orpo"), {DENSE: METHODS, SPARSE: METHODS}, sequential=True, items=200)
 QUICK_DEMO = Demo(QUICK, ("sft", "sft-l1", "dpo"), {DENSE: ("ties",), SPARSE: ("ties",)}, sequential=False, items=100)
 
-# What the validation items chose (LOG.md); the test items were not looked at.
+# Chosen beside the settings of the branches: see LOG.md.
 RECIPE_OPTIONS: dict[str, tuple[str, ...]] = {
     "ties": ("--density", "0.5"),
     "dare_ties": (),
@@ -88,7 +88,7 @@ def _axolotl(*arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", "axolotl.cli.main", *arguments)
 
 
-def _train(run_dir: Path, name: str, title: str, needs: tuple[str, ...] = (), data: str | None = None) -> Stage:
+def _train(run_dir: Path, name: str, title: str, needs: tuple[str, ...] = ()) -> Stage:
     config = run_dir / "configs" / f"{name}.yml"
     with_plugin = name == "sft-l1"
     # The plugin seeds the adapter itself; stock axolotl has to be seeded from outside to be reproducible.
@@ -97,7 +97,7 @@ def _train(run_dir: Path, name: str, title: str, needs: tuple[str, ...] = (), da
         if with_plugin
         else (sys.executable, "-m", "paft_plugin.pipeline.seeded_train", str(config))
     )
-    data = data or ("sft.jsonl" if name.startswith("sft") else "preference.jsonl")
+    data = "sft.jsonl" if name.startswith("sft") else "preference.jsonl"
     base = () if needs else (run_dir / "base",)
     return Stage(
         name=name,

@@ -120,4 +120,6 @@ def main(output_dir: Path, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("Usage: python -m paft_plugin.demo.pretrain OUTPUT_DIR")
     main(Path(sys.argv[1]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from paft_plugin.demo import configs, data
 from paft_plugin.demo.plan import FULL_DEMO, QUICK_DEMO, Demo, make_stages, model_folder
 from paft_plugin.demo.readme import render_readme
 from paft_plugin.evaluation.arms import ArmResult
-from paft_plugin.files import write_json, write_text
+from paft_plugin.files import write_bytes, write_json, write_text
 from paft_plugin.pipeline.local import run_stages
 from paft_plugin.report.table import results_content, terminal_table
 from paft_plugin.thresholds import threshold_key
@@ -65,13 +64,8 @@ def write_inputs(demo: Demo, run_dir: Path) -> None:
 
 
 def _copy_base(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     for shipped in resources.files("paft_plugin.demo").joinpath("base").iterdir():
-        with resources.as_file(shipped) as file:
-            if not (folder / file.name).exists() or (folder / file.name).read_bytes() != file.read_bytes():
-                temporary = folder / f".{file.name}.new"
-                shutil.copyfile(file, temporary)
-                temporary.replace(folder / file.name)
+        write_bytes(folder / shipped.name, shipped.read_bytes())
 
 
 def collect(demo: Demo, run_dir: Path) -> list[ArmResult]:

@@ -26,9 +26,22 @@ def header_command(recipe: Path) -> list[str]:
     raise PaftError(f"{recipe} has no line that starts with {PREFIX!r}: write it with `axolotl paft recipe`")
 
 
-def main(recipe: Path) -> int:
-    """Run the command, then remove its cache of adapters as whole models; returns the command's exit code."""
-    command = header_command(recipe)
+def main(arguments: list[str]) -> int:
+    """Run the command of `RECIPE`; its exit code, or 2 for a user's mistake here and 130 after Ctrl-C."""
+    if len(arguments) != 1:
+        print("Usage: python -m paft_plugin.fusion.run RECIPE", file=sys.stderr)
+        return 2
+    try:
+        return run(header_command(Path(arguments[0])))
+    except (PaftError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def run(command: list[str]) -> int:
+    """Run `mergekit-yaml …`, then remove its cache of adapters as whole models; returns its exit code."""
     # The one that belongs to this Python, whatever is first on PATH.
     beside = Path(sys.executable).with_name(command[0])
     code = subprocess.run([str(beside) if beside.exists() else command[0], *command[1:]], check=False).returncode
@@ -38,4 +51,4 @@ def main(recipe: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(sys.argv[1:]))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from paft_plugin.errors import PaftError
+from paft_plugin.errors import PaftError, some
 from paft_plugin.penalty.l1 import L1Pass
 from paft_plugin.penalty.live import L1On, LiveDelta, find_live_deltas, take_references
 from paft_plugin.penalty.record import Measurement, Record
@@ -132,8 +132,8 @@ def _refuse_nonzero_start(deltas: Sequence[LiveDelta]) -> None:
     moved = [delta.name for delta in deltas if measure([delta], (0.0,)).sparsity[0.0] < 1]
     if moved:
         raise PaftError(
-            f"the delta of {moved[0]} (and of {len(moved) - 1} more) is not zero before training, so it is not "
-            "θ − θ_pre: start from a fresh adapter with peft_init_lora_weights: true"
+            "the delta is not zero before training, so it is not θ − θ_pre: start from a fresh adapter with "
+            f"peft_init_lora_weights: true. Not zero: {some(moved)}"
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from torch import Tensor, nn
 
-from paft_plugin.errors import PaftError, raise_if_any
+from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.penalty.l1 import GradientSink, L1Pass, l1_of_difference, l1_of_product
 
 L1On = Literal["delta", "factors"]
@@ -36,7 +36,7 @@ class LowRankDelta:
     """δ = s·BA of one LoRA module, penalised as the product."""
 
     name: str
-    A: nn.Parameter  # [R, I], or a convolution-like [R, …]
+    A: nn.Parameter  # [R, I]
     B: nn.Parameter  # [O, R]
     scale: float
 
@@ -115,10 +115,9 @@ def find_live_deltas(model: nn.Module, references: References, l1_on: L1On) -> l
     deltas: list[LiveDelta] = [kind(*parts) for parts in _low_rank_parts(model)]
     themselves = list(_trained_themselves(model))
     if themselves and l1_on == "factors":
-        names = ", ".join(name for name, _ in themselves[:3])
         raise PaftError(
-            f"paft_l1_on: factors penalises LoRA factors only, but {names} {'…' if len(themselves) > 3 else ''}"
-            "is trained in full: use paft_l1_on: delta"
+            "paft_l1_on: factors penalises LoRA factors only; use paft_l1_on: delta, because this is trained in full: "
+            + some([name for name, _ in themselves])
         )
     deltas += [FullDelta(name, parameter, references[name]) for name, parameter in themselves]
     if not deltas:
