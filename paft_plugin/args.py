@@ -10,21 +10,48 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 DEFAULT_SEED = 42  # what axolotl takes when a config names none
+DEFAULT_START = 1e-5  # λ where a controller starts; it soon moves it to where it matters
 ONE_PROCESS = "the penalty runs in a single process on one device so far: remove it, or remove the paft_* keys"
+
+
+Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class PAFTArgs(BaseModel):
     """What an SFT config may say to the plugin; axolotl merges these fields into its own schema."""
 
-    paft_l1_lambda: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+    paft_l1_lambda: Size | None = Field(
         default=None,
-        description="Strength λ of the penalty λ‖δ‖₁ on the SFT delta. 0 only measures.",
+        description="Strength λ of the penalty λ‖δ‖₁ on the SFT delta. 0 only measures. With a target: where λ starts.",
     )
     paft_l1_on: Literal["delta", "factors"] = Field(
         default="delta",
         description="What the norm is taken of: the delta (‖s·BA‖₁ with LoRA, ‖θ−θ_pre‖₁ without), or ‖A‖₁ + ‖B‖₁.",
     )
-    paft_sparsity_thresholds: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+    paft_l1_mode: Literal["subgradient", "proximal"] = Field(
+        default="subgradient",
+        description="subgradient: the paper's, part of the gradient. proximal: soft-thresholding of the delta after each "
+        "optimizer step by λ × learning rate, which leaves exact zeros; for full fine-tuning and paft_l1_on: factors.",
+    )
+    paft_l1_warmup_ratio: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(
+        default=0.0,
+        description="Share of the steps over which λ rises linearly to paft_l1_lambda.",
+    )
+    paft_target_sparsity: Share | None = Field(
+        default=None,
+        description="Sparsity at paft_target_threshold that the delta shall end at: a controller moves λ during training.",
+    )
+    paft_target_threshold: Size = Field(
+        default=1e-5,
+        description="The threshold that paft_target_sparsity refers to.",
+    )
+    paft_reference: Literal["device", "host", "auto"] = Field(
+        default="auto",
+        description="Where θ_pre of what is trained in full is kept: beside the parameters, in pinned host memory from which "
+        "it is streamed block by block, or on the device if it fits there.",
+    )
+    paft_sparsity_thresholds: list[Size] = Field(
         default=[1e-5],
         min_length=1,
         description="Sparsity is the share of entries with |δ| ≤ threshold; it is logged and recorded for each of these.",
@@ -76,14 +103,29 @@ def misspelt_keys(keys: Iterable[str], known: set[str]) -> list[str]:
 
 def wrong_run(config: dict[str, Any]) -> list[str]:
     """A problem for each setting of a merged config under which the penalty would not be that of the SFT delta."""
-    if config.get("paft_l1_lambda") is None and not config.get("rl"):
-        return ["paft_l1_lambda is not set though plugins names paft_plugin.PAFTPlugin: set it (0 only measures)"]
+    if config.get("paft_l1_lambda") is None and config.get("paft_target_sparsity") is None and not config.get("rl"):
+        return [
+            "paft_l1_lambda is not set though plugins names paft_plugin.PAFTPlugin: set it (0 only measures), or set "
+            "paft_target_sparsity"
+        ]
     return [
+        *_wrong_strength(config),
         *_wrong_kind_of_training(config),
         *_wrong_delta(config),
         *_wrong_parallelism(config),
         *_wrong_optimizer(config),
     ]
+
+
+def _wrong_strength(config: dict[str, Any]) -> list[str]:
+    if config.get("paft_target_sparsity") is None:
+        return []
+    problems = []
+    if config.get("paft_l1_lambda") == 0:
+        problems.append("paft_l1_lambda: 0: a controller moves λ by factors, so it can't start at 0: leave it out")
+    if config.get("paft_l1_warmup_ratio"):
+        problems.append("paft_l1_warmup_ratio: with paft_target_sparsity the controller moves λ: remove one of them")
+    return problems
 
 
 def _wrong_kind_of_training(config: dict[str, Any]) -> list[str]:

@@ -10,9 +10,10 @@ import yaml
 from axolotl.integrations.base import BasePlugin
 from transformers import Trainer, set_seed
 
-from paft_plugin.args import DEFAULT_SEED
+from paft_plugin.args import DEFAULT_SEED, DEFAULT_START
 from paft_plugin.errors import PaftError, raise_if_any
-from paft_plugin.penalty.injector import PenaltyInjector, PenaltySettings
+from paft_plugin.penalty.injector import PenaltyInjector
+from paft_plugin.penalty.settings import PenaltySettings
 
 
 class PAFTPlugin(BasePlugin):
@@ -40,9 +41,14 @@ class PAFTPlugin(BasePlugin):
                 "θ − θ_pre: remove it, or remove the plugin"
             )
         settings = PenaltySettings(
-            strength=cfg.paft_l1_lambda,
+            strength=DEFAULT_START if cfg.paft_l1_lambda is None else cfg.paft_l1_lambda,
             l1_on=cfg.paft_l1_on,
-            thresholds=tuple(sorted(set(cfg.paft_sparsity_thresholds))),
+            mode=cfg.paft_l1_mode,
+            thresholds=tuple(cfg.paft_sparsity_thresholds),
+            warmup_ratio=cfg.paft_l1_warmup_ratio,
+            target_sparsity=cfg.paft_target_sparsity,
+            target_threshold=cfg.paft_target_threshold,
+            reference=cfg.paft_reference,
         )
         PenaltyInjector(trainer, settings).install()
 

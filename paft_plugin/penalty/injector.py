@@ -1,135 +1,207 @@
 """Adding the penalty to a trainer's steps.
 
-The subgradient of λ‖δ‖₁ goes into `.grad` after the last micro-batch's backward: after gradient accumulation, before clipping
-and the optimizer, once per optimizer step. Nothing enters the loss, so `loss`, `eval_loss` and whatever is derived from them
-stay pure, and no autograd graph or gradient-checkpointing hook ever sees the penalty.
+`subgradient`: the subgradient of λ‖δ‖₁ goes into `.grad` after the last micro-batch's backward: after gradient accumulation and
+reduction over processes, before clipping and the optimizer, once per optimizer step. `proximal`: δ is soft-thresholded after the
+optimizer step. Either way nothing enters the loss, so `loss`, `eval_loss` and whatever is derived from them stay pure, and no
+autograd graph, DDP or gradient-checkpointing hook ever sees the penalty.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer
 
-from paft_plugin.errors import PaftError, some
-from paft_plugin.penalty.l1 import L1Pass
-from paft_plugin.penalty.live import L1On, LiveDelta, find_live_deltas, take_references
+from paft_plugin.errors import PaftError, raise_if_any, some
+from paft_plugin.penalty.callbacks import PenaltyCallback
+from paft_plugin.penalty.find import find_live_deltas, trained_themselves
+from paft_plugin.penalty.live import LiveDelta, Shrinkable, add_subgradients, gradient_norm, measure
+from paft_plugin.penalty.proximal import step_sizes
 from paft_plugin.penalty.record import Measurement, Record
+from paft_plugin.penalty.references import References, take_references
+from paft_plugin.penalty.settings import PenaltySettings
+from paft_plugin.penalty.steering import Steering
+from paft_plugin.penalty.strength import Progress, Schedule, Strength
+from paft_plugin.penalty.support import why_unsupported
 from paft_plugin.thresholds import threshold_label
 
 
-@dataclass(frozen=True)
-class PenaltySettings:
-    """What a user chooses."""
-
-    strength: float
-    """λ ≥ 0, in units of the task loss per unit of ‖δ‖₁; 0 measures and changes nothing."""
-    l1_on: L1On = "delta"
-    thresholds: tuple[float, ...] = (1e-5,)
-
-
 class PenaltyInjector:
-    """Holds one run's penalty: its live deltas, their references and its record."""
+    """Holds one run's penalty: its live deltas, θ_pre, λ and its record."""
+
+    record: Record
 
     def __init__(self, trainer: Trainer, settings: PenaltySettings) -> None:
-        """Find the deltas of `trainer`'s model, which still holds the base model's weights.
+        """Check that the penalty of `trainer`'s model is exact; its model still holds the base model's weights.
 
         Raises:
-            PaftError: if the delta can't be penalised exactly.
+            PaftError: naming what can't be penalised exactly.
         """
-        _refuse_other_than_one_process(trainer)
+        raise_if_any(why_unsupported(trainer))
         self._trainer = trainer
         self._settings = settings
-        self._references = take_references(trainer.model)
-        deltas = find_live_deltas(trainer.model, self._references, settings.l1_on)
-        _refuse_nonzero_start(deltas)
-        self._live: list[LiveDelta] | None = None
-        self._trainable = 0
-        self._last = measure(deltas, settings.thresholds)
-        self.record = Record(
-            strength=settings.strength,
-            l1_on=settings.l1_on,
-            tensors=[delta.name for delta in deltas],
-            entries=self._last.entries,
-        )
+        self._references: References = {}
+        self._deltas: list[LiveDelta] = []
+        self._trained_tensors = 0
+        self._steering: Steering | None = None
+        if settings.target_sparsity is not None:
+            self._steering = Steering(settings.strength, settings.target_sparsity, settings.target_threshold)
+        self._strength: Strength = self._steering or Schedule(settings.strength, settings.warmup_ratio)
+        self._lambda = 0.0
+        self._measured: Measurement | None = None
+        # For its refusals alone: FSDP has neither sharded nor filled the parameters yet.
+        trained_themselves(trainer.model)
+        if not trainer.is_fsdp_enabled:
+            self.take_references()
 
     def install(self) -> None:
         """Wrap the trainer *instance*, so that any trainer class, and any other plugin's, works the same."""
         trainer = self._trainer
-        inner_step, inner_log = trainer.training_step, trainer.log
+        inner_step, inner_log, inner_scheduler = trainer.training_step, trainer.log, trainer.create_scheduler
 
         @wraps(inner_step)
         def training_step(*args: Any, **kwargs: Any) -> Tensor:
             loss = inner_step(*args, **kwargs)
             if trainer.accelerator.sync_gradients:
-                self._penalise()
+                self.before_optimizer_step()
             return loss
 
         @wraps(inner_log)
         def log(logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
             if "loss" in logs:
                 logs.update(self._metrics())
-                self.record.remember(trainer.state.global_step, self._last)
+                self.record.remember(trainer.state.global_step, self._lambda, self.measure())
             inner_log(logs, *args, **kwargs)
+
+        @wraps(inner_scheduler)
+        def create_scheduler(*args: Any, **kwargs: Any) -> Any:
+            # The one call between FSDP's sharding of the base model and the loading of a checkpoint into it.
+            self.take_references()
+            return inner_scheduler(*args, **kwargs)
 
         trainer.training_step = training_step
         trainer.log = log
-        trainer.add_callback(RecordCallback(self))
+        if trainer.is_fsdp_enabled:
+            trainer.create_scheduler = create_scheduler
+        trainer.add_callback(PenaltyCallback(self))
 
-    def measure_final(self) -> None:
-        """Measure the delta as the last optimizer step left it."""
-        self.record.final = measure(self._deltas(), self._settings.thresholds)
+    def take_references(self) -> None:
+        """Copy θ_pre of what is trained in full, while the model holds the base model's weights."""
+        model = self._trainer.model
+        self._references = take_references(trained_themselves(model), self._settings.reference)
+        deltas = find_live_deltas(model, self._references, self._settings.l1_on)
+        _refuse_nonzero_start(deltas)
+        if self._settings.mode == "proximal":
+            _refuse_unshrinkable(deltas)
 
-    def _deltas(self) -> list[LiveDelta]:
-        trainable = sum(parameter.requires_grad for parameter in self._trainer.model.parameters())
-        # Looked up at the first step, not before: some wrappers replace parameters when training starts.
-        if self._live is None:
-            self._live = find_live_deltas(self._trainer.model, self._references, self._settings.l1_on)
-            self._trainable = trainable
-        elif trainable != self._trainable:
+    def begin(self, saved: dict[str, Any] | None) -> None:
+        """Start or, with what `state` once returned, resume; the model is on its devices, and loaded.
+
+        Raises:
+            PaftError: if the checkpoint that is resumed was written without the penalty.
+        """
+        step = self._trainer.state.global_step
+        if step and saved is None:
+            raise PaftError(
+                f"the checkpoint of step {step} was written without the penalty, so what its steps did to δ is unknown: "
+                "start anew, or resume from a checkpoint of a run with paft_plugin.PAFTPlugin"
+            )
+        self._deltas = find_live_deltas(self._trainer.model, self._references, self._settings.l1_on)
+        self._trained_tensors = self._count_trained()
+        self._measured = None
+        self.record = Record(
+            settings=self._settings.for_record(),
+            tensors=[delta.name for delta in self._deltas],
+            entries=sum(delta.entries for delta in self._deltas),
+        )
+        if self._steering:
+            self._steering.begin(self._deltas, self._trainer.lr_scheduler, self._trainer.state.max_steps - step)
+        if saved is not None:
+            self.record.restore(saved["record"], step)
+            if self._steering:
+                self._steering.restore(saved["steering"])
+
+    def state(self) -> dict[str, Any]:
+        """What has to be saved with a checkpoint, as JSON."""
+        return {"record": self.record.state(), "steering": self._steering.state() if self._steering else None}
+
+    def before_optimizer_step(self) -> None:
+        """Choose λ of this step, and add the subgradient to the gradients, which are those of the whole batch."""
+        if self._count_trained() != self._trained_tensors:
             raise PaftError(
                 "parameters were frozen or unfrozen during training, so the delta is not the one that is penalised: "
                 "turn off what does that (LISA, gradual unfreezing)"
             )
-        return self._live
+        self._lambda = self._strength.at(self._progress())
+        if self._settings.mode == "subgradient":
+            self._add_subgradient()
 
-    def _penalise(self) -> None:
-        strength = self._settings.strength
-        if strength == 0:
-            self._last = measure(self._deltas(), self._settings.thresholds)
+    def after_optimizer_step(self) -> None:
+        """Soft-threshold in proximal mode, and let λ be steered by where the step led."""
+        self._measured = None
+        if self._trainer.accelerator.optimizer_step_was_skipped:
+            return
+        if self._settings.mode == "proximal":
+            self._shrink()
+        self.record.steps_penalised += self._lambda > 0
+        if self._steering:
+            self._steering.look(self._progress(), self._trainer.optimizer)
+
+    def _add_subgradient(self) -> None:
+        if not self._lambda and not self._steering:
             return
         # Under fp16 the gradients still bear the scaler's factor here; it is divided out before clipping.
         scaler = getattr(self._trainer.accelerator, "scaler", None)
-        scaled = strength * scaler.get_scale() if scaler is not None else strength
-        self._last = penalise(self._deltas(), scaled, self._settings.thresholds)
-        self.record.steps_penalised += 1
+        scale = scaler.get_scale() if scaler is not None else 1.0
+        task = gradient_norm(self._trainer.model) / scale if self._steering else 0.0
+        penalty = add_subgradients(self._deltas, self._lambda * scale)
+        if self._steering:
+            self._steering.weigh_gradients(task, penalty)
+
+    def _shrink(self) -> None:
+        step_size = step_sizes(self._trainer.optimizer)
+        if self._steering:
+            self._steering.weigh_movement(float(self._trainer.optimizer.param_groups[0]["lr"]))
+        if self._lambda:
+            for delta in self._deltas:
+                assert isinstance(delta, Shrinkable)
+                delta.shrink(self._lambda, step_size)
+
+    def measure(self) -> Measurement:
+        """Norm and sparsity of δ as it is now; under FSDP2 every process must take part."""
+        if self._measured is None:
+            self._measured = measure(self._deltas, self._settings.all_thresholds)
+        return self._measured
+
+    def end(self) -> None:
+        """Record the delta as training leaves it: the last step's, or that of the best checkpoint if it was loaded."""
+        self._measured = None
+        self.record.final = self.measure()
 
     def _metrics(self) -> dict[str, float]:
-        shares = {f"paft/sparsity@{threshold_label(t)}": share for t, share in self._last.sparsity.items()}
+        now = self.measure()
+        shares = {f"paft/sparsity@{threshold_label(t)}": share for t, share in now.sparsity.items()}
+        if self._steering and self._steering.forecast is not None:
+            shares["paft/sparsity_forecast"] = self._steering.forecast
         return {
-            "paft/l1_norm": self._last.l1_norm,
-            "paft/penalty": self._settings.strength * self._last.l1_norm,
-            "paft/lambda": self._settings.strength,
+            "paft/l1_norm": now.l1_norm,
+            "paft/penalty": self._lambda * now.l1_norm,
+            "paft/lambda": self._lambda,
             **shares,
         }
 
+    def _progress(self) -> Progress:
+        return Progress(self._trainer.state.global_step, self._trainer.state.max_steps)
 
-def _refuse_other_than_one_process(trainer: Trainer) -> None:
-    if trainer.args.world_size > 1 or trainer.args.n_gpu > 1 or trainer.is_deepspeed_enabled:
-        raise PaftError(
-            "the L1 penalty runs in a single process on one device so far, and this run has several: "
-            "set CUDA_VISIBLE_DEVICES to one device, and remove fsdp and deepspeed from the config"
-        )
+    def _count_trained(self) -> int:
+        return sum(parameter.requires_grad for parameter in self._trainer.model.parameters())
 
 
 def _refuse_nonzero_start(deltas: Sequence[LiveDelta]) -> None:
-    moved = [delta.name for delta in deltas if measure([delta], (0.0,)).sparsity[0.0] < 1]
+    moved = [delta.name for delta in deltas if delta.measure((0.0,)).small.item() < delta.entries]
     if moved:
         raise PaftError(
             "the delta is not zero before training, so it is not θ − θ_pre: start from a fresh adapter with "
@@ -137,41 +209,10 @@ def _refuse_nonzero_start(deltas: Sequence[LiveDelta]) -> None:
         )
 
 
-class RecordCallback(TrainerCallback):
-    """Keeps `paft.json` in the output directory true to what has run so far."""
-
-    def __init__(self, injector: PenaltyInjector) -> None:
-        self._injector = injector
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._injector.record.resumed_at_step = state.global_step
-        self._write(args, state)
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._write(args, state)
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._injector.measure_final()
-        self._write(args, state)
-
-    def _write(self, args: TrainingArguments, state: TrainerState) -> None:
-        if state.is_world_process_zero:
-            self._injector.record.write(Path(args.output_dir))
-
-
-def measure(deltas: Sequence[LiveDelta], thresholds: Sequence[float]) -> Measurement:
-    """Norm and sparsity of all deltas together, changing nothing."""
-    return _sum_up([delta.measure(thresholds) for delta in deltas], thresholds)
-
-
-def penalise(deltas: Sequence[LiveDelta], strength: float, thresholds: Sequence[float]) -> Measurement:
-    """`measure`, and add strength × subgradient of the norm into every parameter's `.grad`."""
-    return _sum_up([delta.penalise(strength, thresholds) for delta in deltas], thresholds)
-
-
-def _sum_up(passes: Sequence[L1Pass], thresholds: Sequence[float]) -> Measurement:
-    # Stacked before they are read, so that a GPU is waited for once and not once a delta.
-    norm = torch.stack([one.norm for one in passes]).sum().item()
-    small = torch.stack([one.small for one in passes]).sum(0).tolist()
-    entries = sum(one.entries for one in passes)
-    return Measurement(norm, {t: count / entries for t, count in zip(thresholds, small, strict=True)}, entries)
+def _refuse_unshrinkable(deltas: Sequence[LiveDelta]) -> None:
+    products = [delta.name for delta in deltas if not isinstance(delta, Shrinkable)]
+    if products:
+        raise PaftError(
+            "paft_l1_mode: proximal: the norm of a product s·BA has no proximal step: set paft_l1_on: factors, or train "
+            f"without an adapter. Products: {some(products)}"
+        )

@@ -1,20 +1,33 @@
-"""Finding the live deltas of a model: one for every trainable parameter, or a refusal that names it."""
+"""Live deltas: δ of parameters that are being trained, whatever they are stored as.
+
+Each measures its own L1 norm and sparsity and adds the penalty's subgradient to `.grad`; those that are penalised entry by entry
+can also be shrunk (soft-thresholded) towards θ_pre. Under FSDP2 the parameters are DTensors: entry-wise deltas stay on the local
+shard, low-rank ones gather their small factors.
+
+Shape letters: `O` rows of δ, `I` columns, `R` rank, `E` experts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
-from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from torch import Tensor, nn
 
-from paft_plugin.errors import PaftError, raise_if_any, some
-from paft_plugin.penalty.l1 import GradientSink, L1Pass, l1_of_difference, l1_of_product
+from paft_plugin.penalty.l1 import (
+    L1Pass,
+    add_subgradient_of_difference,
+    measure_difference,
+    measure_product,
+    subgradient_of_product,
+)
+from paft_plugin.penalty.proximal import shrink_
+from paft_plugin.penalty.record import Measurement
+from paft_plugin.penalty.sharded import add_to_gradient, find_in_shard, local, sum_over_shards, whole
 
-L1On = Literal["delta", "factors"]
-References = dict[str, Tensor]
+StepSize = Callable[[nn.Parameter], float]
 
 
 class LiveDelta(Protocol):
@@ -24,11 +37,30 @@ class LiveDelta(Protocol):
     def name(self) -> str:
         """The module or parameter that it changes, as the model names it."""
 
-    def measure(self, thresholds: Sequence[float]) -> L1Pass:
-        """The penalised norm, and the sparsity of δ."""
+    @property
+    def entries(self) -> int:
+        """How many entries δ has, over all shards."""
 
-    def penalise(self, strength: float, thresholds: Sequence[float]) -> L1Pass:
-        """`measure`, and add strength × subgradient of the norm into the parameters' `.grad`."""
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+
+    def measure(self, thresholds: Sequence[float]) -> L1Pass:
+        """The penalised norm, and the sparsity of δ, over all shards."""
+
+    def sample(self, indices: Tensor) -> Tensor:
+        """δ in fp32 at `indices` (int64, ``[N]``) of its flattened entries, the same in every process."""
+
+    def add_subgradient(self, strength: float) -> Tensor:
+        """Add strength × subgradient of the norm into the parameters' `.grad`; returns the subgradient's ‖·‖², fp32."""
+
+
+@runtime_checkable
+class Shrinkable(Protocol):
+    """A delta that is penalised entry by entry, so that the penalty has a proximal step of its own."""
+
+    def shrink(self, strength: float, step_size: StepSize) -> None:
+        """Soft-threshold what is penalised by strength × the parameter's step size."""
 
 
 @dataclass(frozen=True)
@@ -40,34 +72,101 @@ class LowRankDelta:
     B: nn.Parameter  # [O, R]
     scale: float
 
-    def measure(self, thresholds: Sequence[float]) -> L1Pass:
-        return l1_of_product(self.A, self.B, self.scale, thresholds)
+    @property
+    def entries(self) -> int:
+        return self.B.shape[0] * self.A.shape[1]
 
-    def penalise(self, strength: float, thresholds: Sequence[float]) -> L1Pass:
-        return l1_of_product(
-            self.A, self.B, self.scale, thresholds, gradient_sink(self.A, strength), gradient_sink(self.B, strength)
-        )
+    @property
+    def device(self) -> torch.device:
+        return self.A.device
+
+    def measure(self, thresholds: Sequence[float]) -> L1Pass:
+        return measure_product(whole(self.A), whole(self.B), self.scale, thresholds)
+
+    def sample(self, indices: Tensor) -> Tensor:
+        rows, columns = indices // self.A.shape[1], indices % self.A.shape[1]
+        return _entries_of_product(whole(self.A)[:, columns].T, whole(self.B)[rows], self.scale)
+
+    def add_subgradient(self, strength: float) -> Tensor:
+        grad_A, grad_B = subgradient_of_product(whole(self.A), whole(self.B), self.scale)
+        return _add_if_trained(self.A, grad_A, strength) + _add_if_trained(self.B, grad_B, strength)
+
+
+@dataclass(frozen=True)
+class ExpertsDelta:
+    """δ[e] = s·B[e]A[e] of a fused stack of experts (PEFT's `target_parameters`), penalised as the products."""
+
+    name: str
+    A: nn.Parameter  # [E·R, I], expert by expert
+    B: nn.Parameter  # [O, R·E], rank by rank
+    scale: float
+    experts: int
+
+    @property
+    def entries(self) -> int:
+        return self.experts * self.B.shape[0] * self.A.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.A.device
+
+    def measure(self, thresholds: Sequence[float]) -> L1Pass:
+        passes = [measure_product(A, B, self.scale, thresholds) for A, B in self._factors()]
+        return L1Pass(_sum(one.norm for one in passes), _sum(one.small for one in passes))
+
+    def sample(self, indices: Tensor) -> Tensor:
+        expert, rows, columns = torch.unravel_index(indices, (self.experts, self.B.shape[0], self.A.shape[1]))
+        A = whole(self.A).reshape(self.experts, -1, self.A.shape[1])  # [E, R, I]
+        B = whole(self.B).reshape(self.B.shape[0], -1, self.experts)  # [O, R, E]
+        return _entries_of_product(A[expert, :, columns], B[rows, :, expert], self.scale)
+
+    def add_subgradient(self, strength: float) -> Tensor:
+        pairs = [subgradient_of_product(A, B, self.scale) for A, B in self._factors()]
+        grad_A = torch.stack([grad for grad, _ in pairs]).reshape(self.A.shape)
+        grad_B = torch.stack([grad for _, grad in pairs], dim=-1).reshape(self.B.shape)
+        return _add_if_trained(self.A, grad_A, strength) + _add_if_trained(self.B, grad_B, strength)
+
+    def _factors(self) -> Iterator[tuple[Tensor, Tensor]]:
+        A = whole(self.A).reshape(self.experts, -1, self.A.shape[1])  # [E, R, I]
+        B = whole(self.B).reshape(self.B.shape[0], -1, self.experts)  # [O, R, E]
+        return zip(A.unbind(0), B.unbind(-1), strict=True)
 
 
 @dataclass(frozen=True)
 class FactorsDelta:
-    """δ = s·BA of one LoRA module, penalised as ‖A‖₁ + ‖B‖₁; its sparsity is still that of δ."""
+    """δ of one LoRA module, penalised as ‖A‖₁ + ‖B‖₁; its sparsity is still that of δ."""
 
-    name: str
-    A: nn.Parameter
-    B: nn.Parameter
-    scale: float
+    product: LowRankDelta | ExpertsDelta
+
+    @property
+    def name(self) -> str:
+        return self.product.name
+
+    @property
+    def entries(self) -> int:
+        return self.product.entries
+
+    @property
+    def device(self) -> torch.device:
+        return self.product.device
 
     def measure(self, thresholds: Sequence[float]) -> L1Pass:
-        return self._pass(thresholds, None, None)
+        norm = _sum(sum_over_shards(measure_difference(local(f), None).norm, f) for f in self._factors())
+        return L1Pass(norm, self.product.measure(thresholds).small)
 
-    def penalise(self, strength: float, thresholds: Sequence[float]) -> L1Pass:
-        return self._pass(thresholds, gradient_sink(self.A, strength), gradient_sink(self.B, strength))
+    def sample(self, indices: Tensor) -> Tensor:
+        return self.product.sample(indices)
 
-    def _pass(self, thresholds: Sequence[float], sink_A: GradientSink | None, sink_B: GradientSink | None) -> L1Pass:
-        norm = l1_of_difference(self.A, None, sink=sink_A).norm + l1_of_difference(self.B, None, sink=sink_B).norm
-        product = l1_of_product(self.A, self.B, self.scale, thresholds)
-        return L1Pass(norm, product.small, product.entries)
+    def add_subgradient(self, strength: float) -> Tensor:
+        return _sum(_add_sign(factor, None, strength) for factor in self._factors())
+
+    def shrink(self, strength: float, step_size: StepSize) -> None:
+        for factor in self._factors():
+            if factor.requires_grad:
+                shrink_(local(factor), None, strength * step_size(factor))
+
+    def _factors(self) -> tuple[nn.Parameter, nn.Parameter]:
+        return self.product.A, self.product.B
 
 
 @dataclass(frozen=True)
@@ -76,98 +175,79 @@ class FullDelta:
 
     name: str
     parameter: nn.Parameter
-    reference: Tensor
+    reference: Tensor  # the local shard of θ_pre, on any device
+
+    @property
+    def entries(self) -> int:
+        return self.parameter.numel()
+
+    @property
+    def device(self) -> torch.device:
+        return self.parameter.device
 
     def measure(self, thresholds: Sequence[float]) -> L1Pass:
-        return l1_of_difference(self.parameter, self.reference, thresholds)
+        own = measure_difference(local(self.parameter), self.reference, thresholds)
+        return L1Pass(sum_over_shards(own.norm, self.parameter), sum_over_shards(own.small, self.parameter))
 
-    def penalise(self, strength: float, thresholds: Sequence[float]) -> L1Pass:
-        return l1_of_difference(self.parameter, self.reference, thresholds, gradient_sink(self.parameter, strength))
+    def sample(self, indices: Tensor) -> Tensor:
+        held, positions = find_in_shard(self.parameter, indices)
+        here = local(self.parameter.detach()).reshape(-1)[positions].float()
+        base = self.reference.reshape(-1)[positions.to(self.reference.device)].to(here)
+        values = torch.zeros(indices.shape, dtype=torch.float32, device=here.device)
+        values[held] = here - base
+        return sum_over_shards(values, self.parameter)
+
+    def add_subgradient(self, strength: float) -> Tensor:
+        return _add_sign(self.parameter, self.reference, strength)
+
+    def shrink(self, strength: float, step_size: StepSize) -> None:
+        shrink_(local(self.parameter), self.reference, strength * step_size(self.parameter))
 
 
-def gradient_sink(parameter: nn.Parameter, strength: float) -> GradientSink | None:
-    """Where the subgradient for `parameter` goes, or None if it is frozen.
+def measure(deltas: Sequence[LiveDelta], thresholds: Sequence[float]) -> Measurement:
+    """Norm and sparsity of all deltas together; under FSDP2 every process must take part."""
+    passes = [delta.measure(thresholds) for delta in deltas]
+    # Stacked before they are read, so that a GPU is waited for once and not once a delta.
+    norm = _sum(one.norm for one in passes).item()
+    small = _sum(one.small for one in passes).tolist()
+    entries = sum(delta.entries for delta in deltas)
+    return Measurement(norm, {t: count / entries for t, count in zip(thresholds, small, strict=True)}, entries)
 
-    A parameter that the task loss never touched has no `.grad` yet; that of L + λ‖δ‖₁ is then the penalty's alone.
-    """
+
+def _entries_of_product(A: Tensor, B: Tensor, scale: float) -> Tensor:
+    """s·Σᵣ BᵣAᵣ of N entries, from their columns of A and rows of B, both ``[N, R]``."""
+    return (A.detach().float() * B.detach().float()).sum(-1) * scale
+
+
+def add_subgradients(deltas: Sequence[LiveDelta], strength: float) -> float:
+    """Add strength × subgradient of all norms into the `.grad`s; returns the l2 norm of the subgradient, strength left out."""
+    return _sum(delta.add_subgradient(strength) for delta in deltas).sqrt().item()
+
+
+def gradient_norm(model: nn.Module) -> float:
+    """The l2 norm of all gradients of `model`, over all shards."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return whole(torch.nn.utils.get_total_norm(gradients)).item()
+
+
+def _add_if_trained(factor: nn.Parameter, subgradient: Tensor, strength: float) -> Tensor:
+    if not factor.requires_grad:
+        return subgradient.new_zeros(())
+    add_to_gradient(factor, subgradient, strength)
+    return subgradient.square().sum()
+
+
+def _add_sign(parameter: nn.Parameter, reference: Tensor | None, strength: float) -> Tensor:
     if not parameter.requires_grad:
-        return None
+        return torch.zeros((), device=parameter.device)
     if parameter.grad is None:
+        # The task loss never touched it: the gradient of L + λ‖δ‖₁ is then the penalty's alone.
         parameter.grad = torch.zeros_like(parameter)
-    return GradientSink(parameter.grad, strength)
+    add_subgradient_of_difference(local(parameter), reference, local(parameter.grad), strength)
+    # Every entry has a subgradient of ±1 but those that never moved.
+    return torch.tensor(float(parameter.numel()), device=parameter.device)
 
 
-def take_references(model: nn.Module) -> References:
-    """A copy of every parameter that is trained itself, in its own dtype, on its own device: θ_pre.
-
-    To be called while the model still holds the base model's weights, before a checkpoint is loaded.
-    """
-    return {name: parameter.detach().clone() for name, parameter in _trained_themselves(model)}
-
-
-def find_live_deltas(model: nn.Module, references: References, l1_on: L1On) -> list[LiveDelta]:
-    """Every delta that `model` trains; each trainable parameter belongs to exactly one.
-
-    Raises:
-        PaftError: naming each parameter or module whose delta is not s·BA or θ − θ_pre.
-    """
-    kind = LowRankDelta if l1_on == "delta" else FactorsDelta
-    deltas: list[LiveDelta] = [kind(*parts) for parts in _low_rank_parts(model)]
-    themselves = list(_trained_themselves(model))
-    if themselves and l1_on == "factors":
-        raise PaftError(
-            "paft_l1_on: factors penalises LoRA factors only; use paft_l1_on: delta, because this is trained in full: "
-            + some([name for name, _ in themselves])
-        )
-    deltas += [FullDelta(name, parameter, references[name]) for name, parameter in themselves]
-    if not deltas:
-        raise PaftError("nothing to penalise: the model has no trainable parameter")
-    return deltas
-
-
-def _low_rank_parts(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Parameter, float]]:
-    problems: list[str] = []
-    for name, module in model.named_modules():
-        if not isinstance(module, LoraLayer):
-            continue
-        for adapter in module.active_adapters:
-            if adapter not in module.scaling:
-                continue
-            problem = _why_not_low_rank(name, module, adapter)
-            if problem:
-                problems.append(problem)
-                continue
-            if adapter in module.lora_A:
-                yield name, module.lora_A[adapter].weight, module.lora_B[adapter].weight, module.scaling[adapter]
-            else:
-                A, B = module.lora_embedding_A[adapter], module.lora_embedding_B[adapter]
-                yield name, A, B, module.scaling[adapter]
-    raise_if_any(problems)
-
-
-def _why_not_low_rank(name: str, module: LoraLayer, adapter: str) -> str | None:
-    if isinstance(module, ParamWrapper):
-        return f"{name}: the penalty does not cover fused experts yet: remove lora_target_parameters"
-    if adapter in module.lora_variant:
-        variant = type(module.lora_variant[adapter]).__name__
-        return f"{name}: its delta is not s·BA but that of {variant}: use plain LoRA"
-    if adapter in module.lora_A and not isinstance(module.lora_A[adapter], nn.Linear):
-        kind = type(module.lora_A[adapter]).__name__
-        return f"{name}: the penalty does not cover LoRA on {kind}: leave it out of lora_target_modules"
-    return None
-
-
-def _trained_themselves(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Trainable parameters outside of LoRA factors."""
-    problems: list[str] = []
-    factors = {id(factor) for _, *pair, _ in _low_rank_parts(model) for factor in pair}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad or id(parameter) in factors:
-            continue
-        if any(part.startswith(("lora_", "trainable_tokens")) for part in name.split(".")):
-            problems.append(
-                f"{name}: the penalty does not cover this trainable parameter: freeze it or drop its setting"
-            )
-        else:
-            yield name, parameter
-    raise_if_any(problems)
+def _sum(tensors: Iterable[Tensor]) -> Tensor:
+    first, *others = tensors
+    return torch.stack([first, *(other.to(first.device) for other in others)]).sum(0)

@@ -28,8 +28,8 @@ class Measurement:
 class Record:
     """What a run did so far; `write` puts it into the output directory."""
 
-    strength: float
-    l1_on: str
+    settings: dict[str, Any]
+    """What the user chose, as `paft.json` shows it."""
     tensors: Sequence[str]
     entries: int
     steps_penalised: int = 0
@@ -37,9 +37,19 @@ class Record:
     final: Measurement | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
-    def remember(self, step: int, measurement: Measurement) -> None:
-        """Add a point to the history of λ, norm and sparsity."""
-        self.history.append({"step": step, "lambda": self.strength, **_for_json(measurement)})
+    def remember(self, step: int, strength: float, measurement: Measurement) -> None:
+        """Add a point to the history of λ, norm and sparsity: the delta after `step` steps, λ of the last of them."""
+        self.history.append({"step": step, "lambda": strength, **_for_json(measurement)})
+
+    def state(self) -> dict[str, Any]:
+        """What has to be saved with a checkpoint, as JSON."""
+        return {"steps_penalised": self.steps_penalised, "history": list(self.history)}
+
+    def restore(self, state: dict[str, Any], step: int) -> None:
+        """Go on at `step` from what `state` returned."""
+        self.steps_penalised = state["steps_penalised"]
+        self.history = list(state["history"])
+        self.resumed_at_step = step
 
     def write(self, output_dir: Path) -> None:
         """Write `paft.json` atomically; `finished` is true only once the final delta has been measured."""
@@ -49,8 +59,7 @@ class Record:
             {
                 "schema": SCHEMA,
                 "finished": self.final is not None,
-                "lambda": self.strength,
-                "l1_on": self.l1_on,
+                **self.settings,
                 "steps_penalised": self.steps_penalised,
                 "resumed_at_step": self.resumed_at_step,
                 **measured,

@@ -1,0 +1,91 @@
+"""Finding the live deltas of a model: one for every trainable parameter, or a refusal that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from peft.tuners.lora.layer import LoraLayer, ParamWrapper
+from torch import nn
+
+from paft_plugin.errors import PaftError, raise_if_any
+from paft_plugin.penalty.live import ExpertsDelta, FactorsDelta, FullDelta, LiveDelta, LowRankDelta
+from paft_plugin.penalty.references import References
+
+L1On = Literal["delta", "factors"]
+
+
+def find_live_deltas(model: nn.Module, references: References, l1_on: L1On) -> list[LiveDelta]:
+    """Every delta that `model` trains; each trainable parameter belongs to exactly one, tied ones to one together.
+
+    Args:
+        model: with or without PEFT adapters; of several adapters, the active ones count.
+        references: θ_pre of `trained_themselves(model)`.
+        l1_on: what the norm of a low-rank delta is taken of.
+
+    Raises:
+        PaftError: naming each parameter or module whose delta is not s·BA or θ − θ_pre.
+    """
+    products = list(_products(model))
+    deltas: list[LiveDelta] = [FactorsDelta(product) for product in products] if l1_on == "factors" else [*products]
+    deltas += [FullDelta(name, parameter, references[name]) for name, parameter in trained_themselves(model)]
+    if not deltas:
+        raise PaftError("nothing to penalise: the model has no trainable parameter")
+    return deltas
+
+
+def trained_themselves(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Trainable parameters outside of LoRA factors: full fine-tuning, `modules_to_save`, `trainable_token_indices`.
+
+    Raises:
+        PaftError: as `find_live_deltas`.
+    """
+    problems: list[str] = []
+    found = []
+    factors = {id(factor) for product in _products(model) for factor in (product.A, product.B)}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad or id(parameter) in factors:
+            continue
+        if any(part.startswith("lora_") for part in name.split(".")):
+            problems.append(
+                f"{name}: the penalty does not cover this trainable parameter: freeze it or drop its setting"
+            )
+        found.append((name, parameter))
+    raise_if_any(problems)
+    return found
+
+
+def _products(model: nn.Module) -> Iterator[LowRankDelta | ExpertsDelta]:
+    problems: list[str] = []
+    for name, module in model.named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        for adapter in module.active_adapters:
+            if adapter not in module.scaling:
+                continue
+            problem = _why_not_low_rank(name, module, adapter)
+            if problem:
+                problems.append(problem)
+            else:
+                yield _product(name, module, adapter)
+    raise_if_any(problems)
+
+
+def _product(name: str, module: LoraLayer, adapter: str) -> LowRankDelta | ExpertsDelta:
+    scale = module.scaling[adapter]
+    if adapter not in module.lora_A:
+        return LowRankDelta(name, module.lora_embedding_A[adapter], module.lora_embedding_B[adapter], scale)
+    A, B = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+    if isinstance(module, ParamWrapper):
+        return ExpertsDelta(f"{name}.{module.parameter_name}", A, B, scale, module.num_experts)
+    return LowRankDelta(name, A, B, scale)
+
+
+def _why_not_low_rank(name: str, module: LoraLayer, adapter: str) -> str | None:
+    if adapter in module.lora_variant:
+        variant = type(module.lora_variant[adapter]).__name__
+        return f"{name}: its delta is not s·BA but that of {variant}: use plain LoRA"
+    if adapter in module.lora_A and not isinstance(module.lora_A[adapter], nn.Linear):
+        kind = type(module.lora_A[adapter]).__name__
+        return f"{name}: the penalty does not cover LoRA on {kind}: leave it out of lora_target_modules"
+    return None

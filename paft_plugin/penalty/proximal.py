@@ -1,0 +1,44 @@
+"""The proximal step of the L1 penalty: soft-thresholding of δ, which leaves exact zeros.
+
+The minimiser of ½‖δ' − δ‖² + τ‖δ'‖₁ is sign(δ)·max(|δ| − τ, 0), applied after an optimizer step of length η with τ = ηλ
+(proximal gradient descent). torchao's prototype PAT does the same to *weights*; here it is done to θ − θ_pre.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softshrink
+from torch.optim import Optimizer
+
+from paft_plugin.penalty.l1 import difference_blocks
+
+
+@torch.no_grad()
+def shrink_(parameter: Tensor, reference: Tensor | None, amount: float) -> None:
+    """θ ← θ_pre + soft(θ − θ_pre, amount), in place.
+
+    An entry with |θ − θ_pre| ≤ amount becomes θ_pre bit for bit, whatever the dtype.
+
+    Args:
+        parameter: θ, contiguous, any shape and float dtype.
+        reference: θ_pre in the same shape, on any device, or None for θ_pre = 0.
+        amount: τ ≥ 0, in units of θ.
+    """
+    flat = parameter.view(-1)
+    flat_reference = None if reference is None else reference.detach().reshape(-1)
+    for block, delta in difference_blocks(parameter, reference):
+        small = delta.abs() <= amount
+        if flat_reference is None:
+            flat[block] = softshrink(delta, amount).to(flat.dtype)
+        else:
+            base = flat_reference[block].to(flat.device, non_blocking=True)
+            flat[block] = torch.where(small, base, (base.float() + softshrink(delta, amount)).to(flat.dtype))
+
+
+def step_sizes(optimizer: Optimizer) -> Callable[[nn.Parameter], float]:
+    """Each parameter's step size η: the learning rate of its group, as the step that was just taken used it."""
+    rates = {id(parameter): float(group["lr"]) for group in optimizer.param_groups for parameter in group["params"]}
+    return lambda parameter: rates[id(parameter)]

@@ -1,0 +1,50 @@
+"""What a user chooses about the penalty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from paft_plugin.penalty.find import L1On
+from paft_plugin.penalty.references import ReferencePlace
+
+Mode = Literal["subgradient", "proximal"]
+
+
+@dataclass(frozen=True)
+class PenaltySettings:
+    """λ and what it is applied to."""
+
+    strength: float
+    """λ ≥ 0, in units of the task loss per unit of ‖δ‖₁; 0 measures and changes nothing. A controller starts here."""
+    l1_on: L1On = "delta"
+    mode: Mode = "subgradient"
+    thresholds: tuple[float, ...] = (1e-5,)
+    """Of the sparsities that are logged and recorded."""
+    warmup_ratio: float = 0.0
+    """Share of the steps over which λ rises linearly."""
+    target_sparsity: float | None = None
+    """Where the sparsity at `target_threshold` shall end, in (0, 1): a controller moves λ."""
+    target_threshold: float = 1e-5
+    reference: ReferencePlace = "auto"
+
+    @property
+    def all_thresholds(self) -> tuple[float, ...]:
+        """Those asked for and the target's, in ascending order."""
+        target = () if self.target_sparsity is None else (self.target_threshold,)
+        return tuple(sorted({*self.thresholds, *target}))
+
+    def for_record(self) -> dict[str, Any]:
+        """As `paft.json` shows it; `lambda` is what the run starts with."""
+        aim = (
+            {}
+            if self.target_sparsity is None
+            else {"target_sparsity": self.target_sparsity, "target_threshold": self.target_threshold}
+        )
+        return {
+            "lambda": self.strength,
+            "l1_on": self.l1_on,
+            "mode": self.mode,
+            "warmup_ratio": self.warmup_ratio,
+            **aim,
+        }
