@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
+from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.penalty.live import ExpertsDelta, FactorsDelta, FullDelta, LiveDelta, LowRankDelta
 from paft_plugin.penalty.references import References
+from paft_plugin.penalty.sharded import local
 
 L1On = Literal["delta", "factors"]
 
@@ -43,20 +47,36 @@ def trained_themselves(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     problems: list[str] = []
     found = []
     factors = {id(factor) for product in _products(model) for factor in (product.A, product.B)}
+    own = {id(parameter) for parameter in _adapter_parameters(model)}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or id(parameter) in factors:
             continue
-        if any(part.startswith("lora_") for part in name.split(".")):
+        if id(parameter) in own:
             problems.append(
-                f"{name}: the penalty does not cover this trainable parameter: freeze it or drop its setting"
+                f"{name}: the penalty does not cover this trainable parameter of an adapter: freeze it or drop its setting"
             )
         found.append((name, parameter))
     raise_if_any(problems)
     return found
 
 
+def _adapter_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Parameters of PEFT's own, whose δ is not θ − θ_pre; `trainable_token_indices` are full copies and not among them."""
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, TrainableTokensLayer):
+            for layer in module.adapter_layer_names:
+                holder = getattr(module, layer, None)
+                if isinstance(holder, nn.Parameter):
+                    yield holder
+                elif isinstance(holder, nn.Module):
+                    yield from holder.parameters()
+        if isinstance(module, PeftModel) and isinstance(getattr(module, "prompt_encoder", None), nn.Module):
+            yield from module.prompt_encoder.parameters()
+
+
 def _products(model: nn.Module) -> Iterator[LowRankDelta | ExpertsDelta]:
     problems: list[str] = []
+    seen: set[frozenset[int]] = set()
     for name, module in model.named_modules():
         if not isinstance(module, LoraLayer):
             continue
@@ -66,8 +86,13 @@ def _products(model: nn.Module) -> Iterator[LowRankDelta | ExpertsDelta]:
             problem = _why_not_low_rank(name, module, adapter)
             if problem:
                 problems.append(problem)
-            else:
-                yield _product(name, module, adapter)
+                continue
+            product = _product(name, module, adapter)
+            # An adapter that PEFT ties to another one shares its storage, transposed: one δ.
+            storage = frozenset(local(factor).untyped_storage().data_ptr() for factor in (product.A, product.B))
+            if storage not in seen and (product.A.requires_grad or product.B.requires_grad):
+                yield product
+            seen |= {storage} if all(storage) else set()
     raise_if_any(problems)
 
 

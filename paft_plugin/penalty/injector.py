@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from functools import wraps
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import Trainer
 
 from paft_plugin.errors import PaftError, raise_if_any, some
@@ -95,7 +96,7 @@ class PenaltyInjector:
         deltas = find_live_deltas(model, self._references, self._settings.l1_on)
         _refuse_nonzero_start(deltas)
         if self._settings.mode == "proximal":
-            _refuse_unshrinkable(deltas)
+            _refuse_unshrinkable(deltas, model)
 
     def begin(self, saved: dict[str, Any] | None) -> None:
         """Start or, with what `state` once returned, resume; the model is on its devices, and loaded.
@@ -209,10 +210,16 @@ def _refuse_nonzero_start(deltas: Sequence[LiveDelta]) -> None:
         )
 
 
-def _refuse_unshrinkable(deltas: Sequence[LiveDelta]) -> None:
+def _refuse_unshrinkable(deltas: Sequence[LiveDelta], model: nn.Module) -> None:
     products = [delta.name for delta in deltas if not isinstance(delta, Shrinkable)]
     if products:
         raise PaftError(
             "paft_l1_mode: proximal: the norm of a product s·BA has no proximal step: set paft_l1_on: factors, or train "
             f"without an adapter. Products: {some(products)}"
+        )
+    coarse = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype != torch.float32]
+    if coarse:
+        raise PaftError(
+            "paft_l1_mode: proximal: λ × learning rate is less than half a step of a parameter in low precision, so it would "
+            f"be rounded away: train in fp32, or use paft_l1_mode: subgradient. Not fp32: {some(coarse)}"
         )

@@ -79,10 +79,12 @@ def measure_difference(parameter: Tensor, reference: Tensor | None, thresholds: 
         reference: θ_pre in the same shape, on any device, or None for θ_pre = 0 (the L1 norm of a factor).
         thresholds: K sparsity thresholds on ``|θ − θ_pre|``.
     """
+    order = memory_order(parameter)
     if _kernel_subtracts(parameter, reference):
-        return L1Pass(*kernel.measure_difference(parameter, reference, thresholds))
+        flat_reference = None if reference is None else flattened(reference, order)
+        return L1Pass(*kernel.measure_difference(flattened(parameter, order), flat_reference, thresholds))
     count = _Count(parameter.device, thresholds)
-    for _, delta in difference_blocks(parameter, reference):
+    for _, delta in difference_blocks(parameter, reference, order):
         count.add(delta.abs_())
     return L1Pass(count.norm, count.small)
 
@@ -90,27 +92,42 @@ def measure_difference(parameter: Tensor, reference: Tensor | None, thresholds: 
 def add_subgradient_of_difference(
     parameter: Tensor, reference: Tensor | None, gradient: Tensor, strength: float
 ) -> None:
-    """Add ``strength · sign(θ − θ_pre)`` into `gradient`, which is contiguous and in θ's shape, in its own dtype."""
+    """Add ``strength · sign(θ − θ_pre)`` into `gradient`, which has θ's shape, in its own dtype."""
+    order = memory_order(gradient)
+    flat = gradient.permute(tuple(order)).view(-1)
     if _kernel_subtracts(parameter, reference) and kernel.available(gradient):
-        kernel.add_subgradient_of_difference(parameter, reference, gradient, strength)
+        flat_reference = None if reference is None else flattened(reference, order)
+        kernel.add_subgradient_of_difference(flattened(parameter, order), flat_reference, flat, strength)
         return
-    flat = gradient.view(-1)
-    for block, delta in difference_blocks(parameter, reference):
+    for block, delta in difference_blocks(parameter, reference, order):
         flat[block].add_(delta.sign_(), alpha=strength)
 
 
-def difference_blocks(parameter: Tensor, reference: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
-    """θ − θ_pre in fp32, a block of the flattened tensor at a time: a copy that the caller may overwrite.
+def difference_blocks(
+    parameter: Tensor, reference: Tensor | None, order: Sequence[int]
+) -> Iterator[tuple[slice, Tensor]]:
+    """θ − θ_pre in fp32, a block of the tensor flattened in `order` at a time: a copy that the caller may overwrite.
 
     A reference on another device is fetched block by block.
     """
-    flat = parameter.detach().reshape(-1)
-    flat_reference = None if reference is None else reference.detach().reshape(-1)
+    flat = flattened(parameter.detach(), order)
+    flat_reference = None if reference is None else flattened(reference.detach(), order)
     for block in _blocks(flat.numel(), 1, flat.device):
         delta = flat[block].to(torch.float32, copy=True)
         if flat_reference is not None:
             delta -= flat_reference[block].to(delta.device, non_blocking=True)
         yield block, delta
+
+
+def memory_order(tensor: Tensor) -> list[int]:
+    """The dimensions in the order in which they lie in memory; permuted so, a dense tensor can be viewed as flat."""
+    strides = tensor.stride()
+    return sorted(range(tensor.dim()), key=lambda dim: -strides[dim])
+
+
+def flattened(tensor: Tensor, order: Sequence[int]) -> Tensor:
+    """The entries with the dimensions in `order`: a view where the tensor lies in memory that way, else a copy."""
+    return tensor.permute(tuple(order)).reshape(-1)
 
 
 class _Count:

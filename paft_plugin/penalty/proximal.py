@@ -10,32 +10,30 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softshrink
 from torch.optim import Optimizer
 
-from paft_plugin.penalty.l1 import difference_blocks
+from paft_plugin.penalty.l1 import difference_blocks, flattened, memory_order
 
 
 @torch.no_grad()
 def shrink_(parameter: Tensor, reference: Tensor | None, amount: float) -> None:
     """θ ← θ_pre + soft(θ − θ_pre, amount), in place.
 
-    An entry with |θ − θ_pre| ≤ amount becomes θ_pre bit for bit, whatever the dtype.
+    An entry with |θ − θ_pre| ≤ amount becomes θ_pre bit for bit.
 
     Args:
-        parameter: θ, contiguous, any shape and float dtype.
+        parameter: θ, any shape; fp32, because lower precisions round an amount as small as ηλ away.
         reference: θ_pre in the same shape, on any device, or None for θ_pre = 0.
         amount: τ ≥ 0, in units of θ.
     """
-    flat = parameter.view(-1)
-    flat_reference = None if reference is None else reference.detach().reshape(-1)
-    for block, delta in difference_blocks(parameter, reference):
-        small = delta.abs() <= amount
-        if flat_reference is None:
-            flat[block] = softshrink(delta, amount).to(flat.dtype)
-        else:
-            base = flat_reference[block].to(flat.device, non_blocking=True)
-            flat[block] = torch.where(small, base, (base.float() + softshrink(delta, amount)).to(flat.dtype))
+    order = memory_order(parameter)
+    flat = parameter.permute(tuple(order)).view(-1)
+    flat_reference = None if reference is None else flattened(reference, order)
+    for block, delta in difference_blocks(parameter, reference, order):
+        here = flat[block]
+        base = torch.zeros_like(here) if flat_reference is None else flat_reference[block].to(here.device)
+        # θ − τ·sign(δ) and not θ_pre + …: what is added to θ_pre again would not always be θ.
+        flat[block] = torch.where(delta.abs() <= amount, base, here - amount * delta.sign())
 
 
 def step_sizes(optimizer: Optimizer) -> Callable[[nn.Parameter], float]:

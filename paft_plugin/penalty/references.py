@@ -47,9 +47,10 @@ def fits_on_device(parameters: list[nn.Parameter]) -> bool:
 
 
 def _device_copy(shard: Tensor) -> Tensor:
-    return shard.clone(memory_format=torch.contiguous_format)
+    return shard.clone()
 
 
 def _host_copy(shard: Tensor) -> Tensor:
-    copy = torch.empty(shard.shape, dtype=shard.dtype, device="cpu", pin_memory=shard.is_cuda)
+    # Of the same layout if the parameter is dense, so that it need not be copied again to be read in memory's order.
+    copy = torch.empty_like(shard, device="cpu", pin_memory=shard.is_cuda)
     return copy.copy_(shard)

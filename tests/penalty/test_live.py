@@ -163,7 +163,6 @@ def test_shrinking_soft_thresholds_by_strength_times_each_parameters_step_size(m
     assert measure(deltas, ()).l1_norm > 0
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="gradients and parameters are flattened with view")
 @pytest.mark.parametrize("action", ["add_subgradient", "shrink"])
 def test_a_parameter_that_is_not_contiguous_is_penalised_too(action: str) -> None:
     """Channels-last convolutions; autograd gives a gradient its parameter's layout."""

@@ -178,7 +178,6 @@ OTHER_METHODS: dict[str, Any] = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="taken for full fine-tuning of the method's own parameters")
 @pytest.mark.parametrize("method", OTHER_METHODS)
 def test_other_methods_than_lora_are_refused(method: str) -> None:
     """Their parameters are trained themselves, but what they change in the model is another δ."""
@@ -186,7 +185,6 @@ def test_other_methods_than_lora_are_refused(method: str) -> None:
         live(get_peft_model(tiny_llama(), OTHER_METHODS[method]()))
 
 
-@pytest.mark.xfail(strict=True, reason="one δ in one storage, found and penalised twice")
 def test_an_adapter_that_peft_ties_is_one_delta_or_refused() -> None:
     """With `ensure_weight_tying`, the adapter of a tied lm_head is the embedding's, seen transposed."""
     model = with_lora(tiny_llama(tie=True), target_modules=["embed_tokens", "lm_head"], ensure_weight_tying=True)

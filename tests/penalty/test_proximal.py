@@ -64,7 +64,7 @@ def test_it_agrees_with_torchao_on_the_delta() -> None:
     delta = parameter - reference
     zeros = prox_lasso(reg_lambda=2.0).apply_(delta, AMOUNT / 2)
     ours = shrunk(parameter, reference, AMOUNT)
-    torch.testing.assert_close(ours - reference, delta, rtol=0, atol=4e-9)
+    torch.testing.assert_close(ours - reference, delta, rtol=0, atol=8e-9)
     assert (ours == reference).sum() == zeros == (delta == 0).sum()
 
 
@@ -79,7 +79,6 @@ def test_small_entries_become_the_reference_bit_for_bit(dtype: torch.dtype) -> N
     assert not torch.equal(bits(got)[~small], bits(parameter)[~small])
 
 
-@pytest.mark.xfail(strict=True, reason="softshrink gives -0.0 for a negative entry, but for those that it vectorises")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_zero_that_is_left_has_no_sign(dtype: torch.dtype) -> None:
     """Without a reference θ_pre is 0, so that too is to the last bit."""
@@ -93,18 +92,8 @@ def test_an_entry_at_the_threshold_is_small(dtype: torch.dtype) -> None:
     assert shrunk(parameter + 1, torch.ones(4, dtype=dtype), 0.5).tolist() == [1, 1, 1.25, 1]
 
 
-@pytest.mark.parametrize(
-    ("dtype", "with_reference"),
-    [
-        pytest.param(
-            torch.float32,
-            True,
-            marks=pytest.mark.xfail(strict=True, reason="θ_pre + (θ − θ_pre) is not always θ in fp32"),
-        ),
-        (torch.float32, False),
-        *((dtype, with_reference) for dtype in DTYPES[1:] for with_reference in (True, False)),
-    ],
-)
+@pytest.mark.parametrize("with_reference", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_an_amount_of_zero_changes_no_bit(dtype: torch.dtype, with_reference: bool) -> None:
     """As on the steps of a learning-rate warm-up that starts at 0. Where δ = 0, PAT would divide 0 by 0 there."""
     parameter, reference = trained(dtype)
@@ -112,19 +101,9 @@ def test_an_amount_of_zero_changes_no_bit(dtype: torch.dtype, with_reference: bo
     assert torch.equal(bits(got), bits(parameter))
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        torch.float32,
-        pytest.param(
-            torch.bfloat16,
-            marks=pytest.mark.xfail(strict=True, reason="steps below half a ulp of θ are rounded away: no entry moves"),
-        ),
-    ],
-)
-def test_many_small_steps_are_one_large(dtype: torch.dtype) -> None:
-    """Soft-thresholding by τ, n times, is soft-thresholding by nτ."""
-    parameter, reference = trained(dtype)
+def test_many_small_steps_are_one_large() -> None:
+    """Soft-thresholding by τ, n times, is soft-thresholding by nτ: in fp32, which is why other precisions are refused."""
+    parameter, reference = trained(torch.float32)
     stepwise = parameter.clone()
     for _ in range(1000):
         shrink_(stepwise, reference, AMOUNT / 1000)
