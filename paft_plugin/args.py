@@ -11,7 +11,6 @@ from pydantic import BaseModel, Field, model_validator
 
 DEFAULT_SEED = 42  # what axolotl takes when a config names none
 DEFAULT_START = 1e-5  # λ where a controller starts; it soon moves it to where it matters
-ONE_PROCESS = "the penalty runs in a single process on one device so far: remove it, or remove the paft_* keys"
 
 
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
@@ -147,6 +146,11 @@ def _wrong_delta(config: dict[str, Any]) -> list[str]:
         problems.append(f"adapter: {adapter}: its delta is not s·BA; use lora, qlora, or none for full fine-tuning")
     if adapter is None and config.get("paft_l1_on") == "factors":
         problems.append("paft_l1_on: factors: there are no factors A and B without an adapter: use delta")
+    if adapter is not None and config.get("paft_l1_mode") == "proximal" and config.get("paft_l1_on") != "factors":
+        problems.append(
+            "paft_l1_mode: proximal: the norm of a product s·BA has no proximal step: set paft_l1_on: factors, or train "
+            "without an adapter"
+        )
     if adapter is None and config.get("fix_untrained_tokens"):
         problems.append("fix_untrained_tokens: it edits the weights behind θ_pre's back: remove it")
     reasons = {
@@ -154,8 +158,6 @@ def _wrong_delta(config: dict[str, Any]) -> list[str]:
         "peft_use_dora": "under DoRA the delta is not s·BA",
         "loftq_config": "LoftQ moves the base weights and starts from δ ≠ 0",
         "lisa_step_interval": "LISA trains other layers at other times, so δ is not that of one set of parameters",
-        "lora_target_parameters": "the penalty does not cover fused experts yet",
-        "peft_trainable_token_indices": "the penalty does not cover trainable tokens yet",
     }
     # axolotl's peft section holds the LoftQ settings.
     present = dict(config, loftq_config=getattr(config.get("peft"), "loftq_config", None))
@@ -167,9 +169,20 @@ def _wrong_delta(config: dict[str, Any]) -> list[str]:
 
 
 def _wrong_parallelism(config: dict[str, Any]) -> list[str]:
-    problems = [f"{key}: {ONE_PROCESS}" for key in ("fsdp", "fsdp_config", "deepspeed") if config.get(key)]
-    sizes = ("tensor_parallel_size", "context_parallel_size", "expert_parallel_size", "dp_shard_size")
-    return problems + [f"{key}: {config[key]}: {ONE_PROCESS}" for key in sizes if (config.get(key) or 1) > 1]
+    problems = []
+    nested = config.get("fsdp_config")
+    version = config.get("fsdp_version") or getattr(nested, "fsdp_version", None) or 1
+    if (config.get("fsdp") or nested) and version != 2:
+        problems.append(
+            "fsdp_version: FSDP1 flattens parameters into one vector, in which δ has no tensors: set fsdp_version: 2"
+        )
+    for key in ("tensor_parallel_size", "context_parallel_size", "expert_parallel_size"):
+        if (config.get(key) or 1) > 1:
+            problems.append(
+                f"{key}: {config[key]}: the penalty covers data parallelism only (DDP, fsdp_version: 2, DeepSpeed ZeRO-1 "
+                "and 2): remove it"
+            )
+    return problems
 
 
 def _wrong_optimizer(config: dict[str, Any]) -> list[str]:

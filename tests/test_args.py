@@ -56,6 +56,14 @@ def test_keys_of_others_are_left_alone() -> None:
         {"paft_sparsity_thresholds": []},
         {"paft_sparsity_thresholds": [-1e-5]},
         {"paft_sparsity_thresholds": 1e-5},
+        {"paft_target_sparsity": 0},
+        {"paft_target_sparsity": 1},
+        {"paft_target_sparsity": 90},
+        {"paft_target_threshold": -1e-5},
+        {"paft_l1_warmup_ratio": 1.5},
+        {"paft_l1_warmup_ratio": -0.1},
+        {"paft_l1_mode": "prox"},
+        {"paft_reference": "gpu"},
     ],
 )
 def test_a_bad_value_is_an_error_that_names_its_key(bad: dict[str, Any]) -> None:
@@ -77,13 +85,14 @@ WRONG_RUNS: dict[str, dict[str, Any]] = {
     "peft_use_dora": {"peft_use_dora": True},
     "peft_init_lora_weights": {"peft_init_lora_weights": "pissa"},
     "lisa_step_interval": {"lisa_step_interval": 20},
-    "lora_target_parameters": {"lora_target_parameters": ["mlp.experts.down_proj"]},
-    "peft_trainable_token_indices": {"peft_trainable_token_indices": [1]},
     "adapter": {"adapter": "llama-adapter"},
     "paft_l1_on": {"adapter": None, "paft_l1_on": "factors"},
     "fix_untrained_tokens": {"adapter": None, "fix_untrained_tokens": True},
-    "fsdp_config": {"fsdp_config": {"reshard_after_forward": True}},
-    "deepspeed": {"deepspeed": "zero2.json"},
+    "fsdp_version": {"fsdp_config": {"reshard_after_forward": True}},
+    "paft_l1_mode": {"paft_l1_mode": "proximal"},
+    "paft_l1_lambda": {"paft_l1_lambda": 0.0, "paft_target_sparsity": 0.9},
+    "paft_l1_warmup_ratio": {"paft_l1_warmup_ratio": 0.1, "paft_target_sparsity": 0.9},
+    "context_parallel_size": {"context_parallel_size": 2},
     "tensor_parallel_size": {"tensor_parallel_size": 2},
     "optimizer": {"optimizer": "galore_adamw_layerwise"},
 }
@@ -95,6 +104,25 @@ def test_a_wrong_kind_of_run_is_an_error_that_names_the_setting(key: str) -> Non
     assert wrong_run(right) == []
     (problem,) = wrong_run(right | WRONG_RUNS[key])
     assert problem.startswith(f"{key}:")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}},
+        {"deepspeed": "zero2.json"},
+        {"dp_shard_size": 2},
+        {"lora_target_parameters": ["mlp.experts.down_proj"]},
+        {"peft_trainable_token_indices": [1]},
+        {"paft_l1_mode": "proximal", "paft_l1_on": "factors"},
+        {"paft_l1_mode": "proximal", "adapter": None},
+        {"paft_target_sparsity": 0.9, "paft_l1_lambda": None},
+    ],
+    ids=str,
+)
+def test_what_the_penalty_covers_is_let_through(settings: dict[str, Any]) -> None:
+    right = {"adapter": "lora", "paft_l1_lambda": 1e-4, "optimizer": "adamw_torch"}
+    assert wrong_run(right | settings) == []
 
 
 def test_all_mistakes_come_at_once() -> None:

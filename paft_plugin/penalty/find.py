@@ -88,11 +88,11 @@ def _products(model: nn.Module) -> Iterator[LowRankDelta | ExpertsDelta]:
                 problems.append(problem)
                 continue
             product = _product(name, module, adapter)
-            # An adapter that PEFT ties to another one shares its storage, transposed: one δ.
-            storage = frozenset(local(factor).untyped_storage().data_ptr() for factor in (product.A, product.B))
-            if storage not in seen and (product.A.requires_grad or product.B.requires_grad):
+            # An adapter that PEFT ties to another one lies in the same memory, transposed: one δ.
+            memory = frozenset(local(factor).data_ptr() for factor in (product.A, product.B))
+            if memory not in seen and (product.A.requires_grad or product.B.requires_grad):
                 yield product
-            seen |= {storage} if all(storage) else set()
+            seen |= {memory} if all(memory) else set()
     raise_if_any(problems)
 
 

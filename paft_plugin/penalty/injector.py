@@ -27,6 +27,7 @@ from paft_plugin.penalty.settings import PenaltySettings
 from paft_plugin.penalty.steering import Steering
 from paft_plugin.penalty.strength import Progress, Schedule, Strength
 from paft_plugin.penalty.support import why_unsupported
+from paft_plugin.penalty.zero import PartitionedDelta, before_engine_step, loss_scale
 from paft_plugin.thresholds import threshold_label
 
 
@@ -41,7 +42,7 @@ class PenaltyInjector:
         Raises:
             PaftError: naming what can't be penalised exactly.
         """
-        raise_if_any(why_unsupported(trainer))
+        raise_if_any(why_unsupported(trainer, settings))
         self._trainer = trainer
         self._settings = settings
         self._references: References = {}
@@ -66,7 +67,8 @@ class PenaltyInjector:
         @wraps(inner_step)
         def training_step(*args: Any, **kwargs: Any) -> Tensor:
             loss = inner_step(*args, **kwargs)
-            if trainer.accelerator.sync_gradients:
+            # DeepSpeed has taken its step by now.
+            if trainer.accelerator.sync_gradients and not trainer.is_deepspeed_enabled:
                 self.before_optimizer_step()
             return loss
 
@@ -111,6 +113,9 @@ class PenaltyInjector:
                 "start anew, or resume from a checkpoint of a run with paft_plugin.PAFTPlugin"
             )
         self._deltas = find_live_deltas(self._trainer.model, self._references, self._settings.l1_on)
+        if self._trainer.is_deepspeed_enabled:
+            self._deltas = [PartitionedDelta(delta) for delta in self._deltas]
+            before_engine_step(self._trainer, self.before_optimizer_step)
         self._trained_tensors = self._count_trained()
         self._measured = None
         self.record = Record(
@@ -154,13 +159,18 @@ class PenaltyInjector:
     def _add_subgradient(self) -> None:
         if not self._lambda and not self._steering:
             return
-        # Under fp16 the gradients still bear the scaler's factor here; it is divided out before clipping.
-        scaler = getattr(self._trainer.accelerator, "scaler", None)
-        scale = scaler.get_scale() if scaler is not None else 1.0
+        scale = self._gradient_scale()
         task = gradient_norm(self._trainer.model) / scale if self._steering else 0.0
         penalty = add_subgradients(self._deltas, self._lambda * scale)
         if self._steering:
             self._steering.weigh_gradients(task, penalty)
+
+    def _gradient_scale(self) -> float:
+        """Under fp16 the gradients still bear a scaler's factor here; it is divided out before clipping."""
+        if self._trainer.is_deepspeed_enabled:
+            return loss_scale(self._trainer)
+        scaler = getattr(self._trainer.accelerator, "scaler", None)
+        return scaler.get_scale() if scaler is not None else 1.0
 
     def _shrink(self) -> None:
         step_size = step_sizes(self._trainer.optimizer)

@@ -42,6 +42,10 @@ class LiveDelta(Protocol):
         """How many entries δ has, over all shards."""
 
     @property
+    def parameters(self) -> Sequence[nn.Parameter]:
+        """What is trained of it, or could be."""
+
+    @property
     def device(self) -> torch.device:
         """Where its parameters are."""
 
@@ -77,6 +81,10 @@ class LowRankDelta:
         return self.B.shape[0] * self.A.shape[1]
 
     @property
+    def parameters(self) -> Sequence[nn.Parameter]:
+        return (self.A, self.B)
+
+    @property
     def device(self) -> torch.device:
         return self.A.device
 
@@ -105,6 +113,10 @@ class ExpertsDelta:
     @property
     def entries(self) -> int:
         return self.experts * self.B.shape[0] * self.A.shape[1]
+
+    @property
+    def parameters(self) -> Sequence[nn.Parameter]:
+        return (self.A, self.B)
 
     @property
     def device(self) -> torch.device:
@@ -147,26 +159,27 @@ class FactorsDelta:
         return self.product.entries
 
     @property
+    def parameters(self) -> Sequence[nn.Parameter]:
+        return self.product.parameters
+
+    @property
     def device(self) -> torch.device:
         return self.product.device
 
     def measure(self, thresholds: Sequence[float]) -> L1Pass:
-        norm = _sum(sum_over_shards(measure_difference(local(f), None).norm, f) for f in self._factors())
+        norm = _sum(sum_over_shards(measure_difference(local(f), None).norm, f) for f in self.parameters)
         return L1Pass(norm, self.product.measure(thresholds).small)
 
     def sample(self, indices: Tensor) -> Tensor:
         return self.product.sample(indices)
 
     def add_subgradient(self, strength: float) -> Tensor:
-        return _sum(_add_sign(factor, None, strength) for factor in self._factors())
+        return _sum(_add_sign(factor, None, strength) for factor in self.parameters)
 
     def shrink(self, strength: float, step_size: StepSize) -> None:
-        for factor in self._factors():
+        for factor in self.parameters:
             if factor.requires_grad:
                 shrink_(local(factor), None, strength * step_size(factor))
-
-    def _factors(self) -> tuple[nn.Parameter, nn.Parameter]:
-        return self.product.A, self.product.B
 
 
 @dataclass(frozen=True)
@@ -180,6 +193,10 @@ class FullDelta:
     @property
     def entries(self) -> int:
         return self.parameter.numel()
+
+    @property
+    def parameters(self) -> Sequence[nn.Parameter]:
+        return (self.parameter,)
 
     @property
     def device(self) -> torch.device:

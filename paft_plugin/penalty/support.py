@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import Trainer
 
+from paft_plugin.penalty.settings import PenaltySettings
 
-def why_unsupported(trainer: Trainer) -> list[str]:
+
+def why_unsupported(trainer: Trainer, settings: PenaltySettings) -> list[str]:
     """A problem for each way in which `trainer` spreads the model that the penalty can't follow."""
     problems = []
     if trainer.args.n_gpu > 1:
@@ -13,8 +17,33 @@ def why_unsupported(trainer: Trainer) -> list[str]:
             f"this process would use {trainer.args.n_gpu} GPUs through torch.nn.DataParallel, whose replicas hold no "
             "parameters: launch one process a GPU (accelerate, torchrun), or set CUDA_VISIBLE_DEVICES to one"
         )
-    if trainer.is_deepspeed_enabled:
-        problems.append("deepspeed: not yet")
     if trainer.is_fsdp_enabled and getattr(trainer.accelerator.state.fsdp_plugin, "fsdp_version", 1) == 1:
-        problems.append("fsdp_version: 1: FSDP1 flattens parameters, so δ has no tensors: use fsdp_version: 2")
+        problems.append(
+            "fsdp_version: 1: FSDP1 flattens parameters into one vector, in which δ has no tensors: use fsdp_version: 2"
+        )
+    if trainer.is_deepspeed_enabled:
+        plugin = trainer.accelerator.state.deepspeed_plugin
+        problems += why_not_deepspeed(plugin.deepspeed_config, settings)
+    return problems
+
+
+def why_not_deepspeed(config: dict[str, Any], settings: PenaltySettings) -> list[str]:
+    """A problem for each setting of a DeepSpeed configuration that keeps the penalty from its gradients."""
+    zero = config.get("zero_optimization", {})
+    problems = []
+    if zero.get("stage", 0) == 3:
+        problems.append(
+            "deepspeed: ZeRO stage 3: parameters are empty when the penalty needs them: use stage 1 or 2, or fsdp_version: 2"
+        )
+    if zero.get("offload_optimizer", {}).get("device", "none") != "none":
+        problems.append("deepspeed: offload_optimizer: gradients leave the device piece by piece: remove it")
+    if settings.mode == "proximal":
+        problems.append(
+            "paft_l1_mode: proximal: DeepSpeed's own copy of the weights would undo it: use subgradient, or fsdp_version: 2"
+        )
+    if settings.target_sparsity is not None:
+        problems.append(
+            "paft_target_sparsity: the controller does not see DeepSpeed's gradients: set paft_l1_lambda instead, or use "
+            "fsdp_version: 2"
+        )
     return problems
