@@ -43,7 +43,8 @@ class Record:
 
     def state(self) -> dict[str, Any]:
         """What has to be saved with a checkpoint, as JSON."""
-        return {"steps_penalised": self.steps_penalised, "history": list(self.history)}
+        # The list itself and not a copy: the Trainer asks before it logs the step, and saves after.
+        return {"steps_penalised": self.steps_penalised, "history": self.history}
 
     def restore(self, state: dict[str, Any], step: int) -> None:
         """Go on at `step` from what `state` returned."""
