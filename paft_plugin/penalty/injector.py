@@ -227,9 +227,10 @@ def _refuse_unshrinkable(deltas: Sequence[LiveDelta], model: nn.Module) -> None:
             "paft_l1_mode: proximal: the norm of a product s·BA has no proximal step: set paft_l1_on: factors, or train "
             f"without an adapter. Products: {some(products)}"
         )
-    coarse = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype != torch.float32]
+    fine = (torch.float32, torch.float64)
+    coarse = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype not in fine]
     if coarse:
         raise PaftError(
             "paft_l1_mode: proximal: λ × learning rate is less than half a step of a parameter in low precision, so it would "
-            f"be rounded away: train in fp32, or use paft_l1_mode: subgradient. Not fp32: {some(coarse)}"
+            f"be rounded away: train in fp32, or use paft_l1_mode: subgradient. In low precision: {some(coarse)}"
         )

@@ -1,13 +1,14 @@
 """‖δ‖₁ of one live delta: its size and its subgradient, each in one pass over blocks of δ.
 
 Shape letters: `O` rows of δ, `I` columns of δ, `R` rank, `K` thresholds. A block is a few rows of δ, so nothing of size O × I is
-ever held. The subgradient at δ = 0 is exactly 0. Arithmetic is fp32 whatever the parameters' dtype; the norm is summed over
+ever held. The subgradient at δ = 0 is exactly 0. Arithmetic is fp32, or fp64 for parameters in fp64; the norm is summed over
 blocks in fp64. On a GPU, Triton kernels (kernel.py) make the same passes where they run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,21 @@ class L1Pass:
     small: Tensor  # [K] int64: entries with |δ| ≤ thresholds[k]
 
 
+@contextmanager
+def ieee_products() -> Iterator[None]:
+    """Multiplies fp32 matrices in fp32, whatever training allows itself: TF32 or bf16 would lose the signs of small entries."""
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    allowed = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, allowed, strict=True):
+            backend.fp32_precision = precision
+
+
+@ieee_products()
 def measure_product(A: Tensor, B: Tensor, scale: float, thresholds: Sequence[float] = ()) -> L1Pass:
     """‖s·BA‖₁ of a low-rank delta, and how many of its entries are small.
 
@@ -45,14 +61,15 @@ def measure_product(A: Tensor, B: Tensor, scale: float, thresholds: Sequence[flo
         norm, small = kernel.measure_product(A, B, limits)
         return L1Pass(norm * size, small)
     count = _Count(A.device, limits)
-    A32 = A.detach().float()
+    A = _widened(A)
     for rows in _blocks(B.shape[0], A.shape[1], A.device):
-        count.add((B[rows].detach().float() @ A32).abs_())
+        count.add((_widened(B[rows]) @ A).abs_())
     return L1Pass(count.norm * size, count.small)
 
 
+@ieee_products()
 def subgradient_of_product(A: Tensor, B: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Subgradient of ‖s·BA‖₁: ``|s|·Bᵀ sign(BA)``, ``[R, I]``, and ``|s|·sign(BA) Aᵀ``, ``[O, R]``, both fp32.
+    """Subgradient of ‖s·BA‖₁: ``|s|·Bᵀ sign(BA)``, ``[R, I]``, and ``|s|·sign(BA) Aᵀ``, ``[O, R]``, both at least fp32.
 
     Source: L = L_sft + λ‖δ_sft‖₁ of arXiv 2406.17923; that it falls on the product is our choice.
     """
@@ -60,14 +77,14 @@ def subgradient_of_product(A: Tensor, B: Tensor, scale: float) -> tuple[Tensor, 
     if _kernel_takes(A, B):
         grad_A, grad_B = kernel.subgradient_of_product(A, B)
         return grad_A.mul_(size), grad_B.mul_(size)
-    A32 = A.detach().float()
-    grad_A = torch.zeros_like(A32)
-    grad_B = torch.empty(B.shape, dtype=torch.float32, device=B.device)
+    A = _widened(A)
+    grad_A = torch.zeros_like(A)
+    grad_B = torch.empty(B.shape, dtype=A.dtype, device=B.device)
     for rows in _blocks(B.shape[0], A.shape[1], A.device):
-        B32 = B[rows].detach().float()
-        signs = (B32 @ A32).sign_()  # [rows, I]
-        grad_A.addmm_(B32.T, signs)
-        torch.mm(signs, A32.T, out=grad_B[rows])
+        B_rows = _widened(B[rows])
+        signs = (B_rows @ A).sign_()  # [rows, I]
+        grad_A.addmm_(B_rows.T, signs)
+        torch.mm(signs, A.T, out=grad_B[rows])
     return grad_A.mul_(size), grad_B.mul_(size)
 
 
@@ -106,14 +123,14 @@ def add_subgradient_of_difference(
 def difference_blocks(
     parameter: Tensor, reference: Tensor | None, order: Sequence[int]
 ) -> Iterator[tuple[slice, Tensor]]:
-    """θ − θ_pre in fp32, a block of the tensor flattened in `order` at a time: a copy that the caller may overwrite.
+    """θ − θ_pre, a block of the tensor flattened in `order` at a time: a copy that the caller may overwrite.
 
     A reference on another device is fetched block by block.
     """
     flat = flattened(parameter.detach(), order)
     flat_reference = None if reference is None else flattened(reference.detach(), order)
     for block in _blocks(flat.numel(), 1, flat.device):
-        delta = flat[block].to(torch.float32, copy=True)
+        delta = flat[block].to(_working_dtype(flat), copy=True)
         if flat_reference is not None:
             delta -= flat_reference[block].to(delta.device, non_blocking=True)
         yield block, delta
@@ -128,6 +145,14 @@ def memory_order(tensor: Tensor) -> list[int]:
 def flattened(tensor: Tensor, order: Sequence[int]) -> Tensor:
     """The entries with the dimensions in `order`: a view where the tensor lies in memory that way, else a copy."""
     return tensor.permute(tuple(order)).reshape(-1)
+
+
+def _working_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(_working_dtype(tensor))
 
 
 class _Count:

@@ -20,7 +20,7 @@ from paft_plugin.penalty.l1 import (
 )
 
 SHAPES = [(1, 1, 1), (7, 3, 5), (64, 8, 33), (3, 16, 200), (129, 2, 65)]  # (O, R, I)
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 EXACT = {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -62,9 +62,27 @@ def test_a_product_agrees_with_autograd(rows: int, rank: int, columns: int, dtyp
     grad_A, grad_B = subgradient_of_product(A, B, scale)
     torch.testing.assert_close(measured.norm, delta.abs().sum(), rtol=1e-6, atol=0)
     assert measured.small.tolist() == [(delta.abs() <= limit).sum().item() for limit in (0.0, threshold)]
-    assert grad_A.dtype == grad_B.dtype == torch.float32
+    assert grad_A.dtype == grad_B.dtype == torch.promote_types(dtype, torch.float32)
     torch.testing.assert_close(grad_A.double(), expected_A, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(grad_B.double(), expected_B, rtol=1e-5, atol=1e-4)
+
+
+def test_a_product_is_exact_where_training_multiplies_in_bf16() -> None:
+    """oneDNN rounds large fp32 matrices to bf16 if it may (and the processor can), as a GPU rounds them to TF32."""
+    A, B = factors(512, 512, 512)
+    allowed = torch.get_float32_matmul_precision()
+
+    def results(precision: str) -> list[Tensor]:
+        torch.set_float32_matmul_precision(precision)
+        try:
+            measured, gradients = measure_product(A, B, 1.0, (1.0,)), subgradient_of_product(A, B, 1.0)
+            assert torch.get_float32_matmul_precision() == precision
+        finally:
+            torch.set_float32_matmul_precision(allowed)
+        return [measured.norm, measured.small, *gradients]
+
+    for exact, fast in zip(results("highest"), results("medium"), strict=True):
+        assert torch.equal(exact, fast)
 
 
 @pytest.mark.usefixtures("_blocks")

@@ -50,7 +50,7 @@ def test_steps_are_those_of_proximal_gradient_descent(tmp_path: Path) -> None:
             for (name, parameter), gradient in zip(by_hand.named_parameters(), gradients, strict=True):
                 delta = parameter - rate * gradient - base[name]
                 parameter.copy_(base[name] + delta.sign() * (delta.abs() - rate * STRENGTH).clamp(min=0))
-    assert_same(by_hand, injected, rtol=1e-4, atol=1e-6)
+    assert_same(by_hand, injected, rtol=1e-9, atol=1e-11)
 
 
 def test_delta_is_exactly_zero_where_it_should_be(tmp_path: Path) -> None:
