@@ -1,0 +1,123 @@
+"""Benchmarks' results: figures beside their bars, as a table for people and as JSON for machines.
+
+Medians stand beside their extremes, because a machine that others use gives other numbers each time, and the JSON holds every raw
+timing.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from statistics import median
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+
+SCHEMA = 1
+BLANK = "–"
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of the table; `low` and `high` are the extremes of what its median was taken of."""
+
+    what: str
+    value: float
+    unit: str
+    low: float | None = None
+    high: float | None = None
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether its bar is met; None if it has none."""
+        if self.at_most is None and self.at_least is None:
+            return None
+        return (self.at_most is None or self.value <= self.at_most) and (
+            self.at_least is None or self.value >= self.at_least
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """A named comparison."""
+
+    name: str
+    figures: list[Figure]
+    timings: dict[str, list[float]] = field(default_factory=dict)
+    note: str = ""
+
+
+def figure(what: str, samples: Sequence[float], unit: str) -> Figure:
+    """The median of `samples`, and their extremes."""
+    return Figure(what, median(samples), unit, min(samples), max(samples))
+
+
+def as_table(rows: Sequence[Row]) -> Table:
+    """Each row's name, and a line for each of its figures; whole at 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("Figure", no_wrap=True)
+    for heading in ("Median", "Min – max", "Bar"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("Met", no_wrap=True)
+    for row in rows:
+        table.add_row(row.name if row.figures else f"{row.name}: {row.note}", style="bold", end_section=not row.figures)
+        for figure in row.figures:
+            table.add_row(f"  {figure.what}", *_cells(figure), end_section=figure is row.figures[-1])
+    return table
+
+
+def _cells(figure: Figure) -> tuple[str, str, str, str]:
+    extremes = BLANK
+    if figure.low is not None and figure.high is not None:
+        extremes = f"{_number(figure.low)} – {_number(figure.high)}"
+    bar = BLANK
+    if figure.at_most is not None:
+        bar = f"≤ {_number(figure.at_most)}"
+    elif figure.at_least is not None:
+        bar = f"≥ {_number(figure.at_least)}"
+    met = {None: BLANK, True: "yes", False: "NO"}[figure.met]
+    return f"{_number(figure.value)} {figure.unit}".rstrip(), extremes, bar, met
+
+
+def _number(value: float) -> str:
+    if value == int(value) or abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.3f}" if abs(value) >= 1 else f"{value:.4f}"
+
+
+def as_json(rows: Sequence[Row], packages: Sequence[str], conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that was measured, and on what.
+
+    Args:
+        rows: what was measured.
+        packages: whose versions matter.
+        conditions: how it was measured, as JSON.
+    """
+    return {
+        "schema": SCHEMA,
+        **conditions,
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
+        "machine": {
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        },
+        "rows": [
+            {
+                "name": row.name,
+                "note": row.note,
+                "figures": [{**asdict(figure), "met": figure.met} for figure in row.figures],
+                "timings": row.timings,
+            }
+            for row in rows
+        ],
+    }
