@@ -19,6 +19,11 @@ from paft_plugin.errors import raise_if_any
 from paft_plugin.files import fingerprint
 
 PREFIX = "base_model.model."
+# Layers that PEFT wraps around a module: below them is what the base calls by the same name.
+WRAPPER = re.compile(r"(\.base_layer|\.token_adapter\.base_layer)+(?=\.|$)")
+# With a resized vocabulary PEFT saves the inside of its wrapper too; the trained copy comes a second time, by its plain name.
+INSIDE = re.compile(r"\.(modules_to_save|original_module)\.")
+TOKENS = ".token_adapter.trainable_tokens_delta"
 FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<which>[AB])(?:\.(?P<part>weight|bias))?")
 
 _MERGE = (
@@ -35,14 +40,14 @@ REFUSED_KEYS = {
     "monteclora_config": f"MonteCLoRA samples its weights. {_RETRAIN}",
     "use_bdlora": f"BD-LoRA's factors are block-diagonal. {_MERGE}",
     "layer_replication": f"it has more layers than the base. {_RETRAIN}",
-    "target_parameters": f"LoRA on bare parameters (mixture-of-experts) is not supported yet. {_MERGE}",
-    "trainable_token_indices": "single trained tokens are not supported yet. "
-    "Use `lora_modules_to_save: [embed_tokens, lm_head]` instead.",
 }
 # Initialisations that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) subtract from it.
 KEEP_BASE = (True, False, None, "true", "gaussian", "eva", "orthogonal", "mica")
 # What of the config decides the delta; the rest (paths, dropout, versions …) does not.
-DECISIVE_KEYS = ("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "fan_in_fan_out")
+DECISIVE_KEYS = (
+    *("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "fan_in_fan_out"),
+    *("target_parameters", "trainable_token_indices"),
+)
 
 
 @dataclass
@@ -65,28 +70,45 @@ class Adapter:
     factors: dict[str, Factors] = field(default_factory=dict)
     """Module's name in the base → its factors."""
     copies: dict[str, str] = field(default_factory=dict)
-    """Base tensor's name → name in the adapter file of a full trained (or resized) copy of it."""
+    """Tensor's name → name in the adapter file of a full trained (or resized) copy of it."""
+    tokens: dict[str, str] = field(default_factory=dict)
+    """Tensor's name → name in the adapter file of the trained rows of single tokens."""
 
     @property
     def names(self) -> list[str]:
-        """The base tensors that the adapter can change, sorted."""
+        """The tensors that the adapter can change, as itself calls them, sorted.
+
+        A base's files may call them otherwise, and hold fused experts one by one: `fit_adapter` knows.
+        """
         weights = {f"{module}.weight" for module in self.factors}
         biases = {f"{module}.bias" for module, factors in self.factors.items() if factors.bias}
-        return sorted(weights | biases | set(self.copies))
+        return sorted(weights | biases | set(self.copies) | set(self.tokens))
 
     @property
     def fingerprint(self) -> str:
         """Of the tensors and of what in the config decides the delta."""
+        # PEFT writes a set of parameters as a list in any order.
         decisive = {key: self.config.get(key) for key in DECISIVE_KEYS}
+        decisive["target_parameters"] = sorted(decisive["target_parameters"] or [])
         return fingerprint([self.store.fingerprint, json.dumps(decisive, sort_keys=True)])
 
     def scale(self, module: str) -> float:
         """s of one module: α/r, or α/√r with rsLoRA; rank and alpha patterns as PEFT matches them."""
+        return self.scale_of(module, self.store.shape(self.factors[module].A)[0])
+
+    def scale_of(self, key: str, rank: int) -> float:
+        """s of what PEFT's patterns know as `key` (a module, or a parameter with its module) and has this rank."""
         patterns = self.config.get("alpha_pattern") or {}
-        matching = (pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", module))
-        alpha = float(patterns.get(next(matching, ""), self.config["lora_alpha"]))
-        rank = self.store.shape(self.factors[module].A)[0]
+        matching = (pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", key))
+        alpha = float(patterns.get(next(matching, key), self.config["lora_alpha"]))
         return alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
+
+    def token_indices(self, module: str) -> list[int]:
+        """The tokens that `trainable_token_indices` names for a module, in the order of their trained rows."""
+        indices = self.config.get("trainable_token_indices") or []
+        if isinstance(indices, dict):
+            return next((tokens for target, tokens in indices.items() if module.endswith(target)), [])
+        return list(indices)
 
     def shape(self, module: str) -> tuple[int, ...]:
         """Shape of a module's B·A before any transposition: ``(O, I)``, or ``(D, V)`` for an embedding."""
@@ -98,7 +120,7 @@ class Adapter:
         factors = self.factors[module]
         A, B = self.store.tensor(factors.A).float(), self.store.tensor(factors.B).float()
         # The order of PEFT's get_delta_weight: product first, then the scale.
-        product = (B @ A) * self.scale(module)
+        product = (B @ A).mul_(self.scale(module))
         return product.T.contiguous() if transposed else product
 
 
@@ -120,6 +142,17 @@ def open_adapter(folder: Path) -> Adapter:
             problems.append(f"{folder}: {module} is no linear layer or embedding. {_MERGE}")
         elif adapter.store.shape(factors.A)[0] != adapter.store.shape(factors.B)[1]:
             problems.append(f"{folder}: the LoRA factors of {module} differ in rank. Repeat the run that writes it.")
+    if config.get("trainable_token_indices") and not adapter.tokens:
+        problems.append(
+            f"{folder}: trainable_token_indices is set, but its file has no rows. Repeat the run that writes it."
+        )
+    for name, key in adapter.tokens.items():
+        told, rows = adapter.token_indices(name.removesuffix(".weight")), adapter.store.shape(key)[0]
+        if len(told) != rows or len(set(told)) != rows:
+            problems.append(
+                f"{folder}: trainable_token_indices names {len(set(told))} tokens, its file holds {rows} rows ({key}). "
+                "Repeat the run that writes it."
+            )
     if config.get("bias") == "lora_only" and not any(name.endswith(".bias") for name in adapter.copies):
         problems.append(
             f"{folder}: trained with bias: lora_only, but PEFT did not save the biases. Retrain with bias: none."
@@ -145,6 +178,20 @@ def unsupported(folder: Path, config: dict[str, Any]) -> list[str]:
         )
     if not isinstance(config.get("lora_alpha"), (int, float)):
         problems.append(f"{where}: lora_alpha is missing, so its scale is unknown. Repeat the run that writes it.")
+    return problems + [f"{where}: {problem}" for problem in _pattern_problems(config.get("alpha_pattern") or {})]
+
+
+def _pattern_problems(patterns: Any) -> list[str]:
+    if not isinstance(patterns, dict):
+        return ["alpha_pattern is no table of patterns. Repeat the run that writes it."]
+    problems = []
+    for pattern, alpha in patterns.items():
+        if not isinstance(alpha, (int, float)):
+            problems.append(f"alpha_pattern: {pattern!r} has the value {alpha!r}, which is no number. Correct it.")
+        try:
+            re.compile(rf"(.*\.)?({pattern})$")
+        except re.error as error:
+            problems.append(f"alpha_pattern: {pattern!r} is no regular expression ({error}). Correct it.")
     return problems
 
 
@@ -156,7 +203,13 @@ def _file_under(adapter: Adapter, key: str) -> bool:
         slot = "bias" if match["part"] == "bias" else match["which"]
         setattr(factors, slot, key)
         return slot != "bias" or match["which"] == "B"
-    if "lora_" in name or "token_adapter" in name or not name.endswith((".weight", ".bias")):
+    if name.endswith(TOKENS):
+        adapter.tokens[f"{name.removesuffix(TOKENS)}.weight"] = key
+        return True
+    if INSIDE.search(name):
+        return f"{PREFIX}{INSIDE.sub('.', name)}" in adapter.store
+    plain = WRAPPER.sub("", name)
+    if "lora_" in plain or "token_adapter" in plain:
         return False
-    adapter.copies[name.replace(".base_layer.", ".")] = key
+    adapter.copies[plain] = key
     return True

@@ -73,17 +73,11 @@ def _adapter_delta(base: TensorStore, adapter: Adapter) -> Delta:
     raise_if_any(fit.problems)
 
     def one(name: str) -> Tensor:
-        module, _, part = name.rpartition(".")
-        rows = base.shape(name)[0]  # rows beyond are `grown`
-        changes = []
-        if name in adapter.copies:
-            changes.append(adapter.store.tensor(adapter.copies[name])[:rows].float() - base.tensor(name).float())
-        factors = adapter.factors.get(module)
-        if factors and part == "weight":
-            changes.append(adapter.product(module, transposed=module in fit.transposed)[:rows])
-        elif factors and factors.bias:
-            changes.append(adapter.store.tensor(factors.bias).float() * adapter.scale(module))
-        return changes[0] if len(changes) == 1 else changes[0] + changes[1]
+        first, *others = fit.changes[name]
+        delta = first.value(adapter, base, name)
+        for change in others:
+            delta += change.value(adapter, base, name)
+        return delta
 
     return Delta("adapter", base, adapter.folder, tuple(fit.names), lambda: adapter.fingerprint, one, fit.grown)
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 
 from paft_plugin.deltas.adapter import Adapter
+from paft_plugin.deltas.changes import Change, FullCopy, LowRank, TokenRows
+from paft_plugin.deltas.layout import lay
 from paft_plugin.deltas.store import FLOATS, INPUT_EMBEDDINGS, OUTPUT_HEADS, TensorStore, tied_names
 from paft_plugin.errors import some
 
@@ -23,6 +25,8 @@ class Fit:
     """Base tensors that the branch can change, sorted; of two tied ones the embedding alone."""
     transposed: set[str] = field(default_factory=set)
     """Modules whose weight is (B·A)ᵀ: embeddings, and the Conv1D layers of GPT-2 (`fan_in_fan_out`)."""
+    changes: dict[str, list[Change]] = field(default_factory=dict)
+    """Base tensor → the summands of an adapter's δ on it."""
     grown: dict[str, int] = field(default_factory=dict)
     """Tensor → rows that the branch added to the base's."""
     problems: list[str] = field(default_factory=list)
@@ -31,21 +35,20 @@ class Fit:
 
 def fit_adapter(base: TensorStore, adapter: Adapter) -> Fit:
     """Lay an adapter on a base; reads headers only (and the two copies of a tied pair)."""
-    fit = Fit()
     tied = tied_names(base)
-    known = [name for name in adapter.names if name in base or (tied and name == tied[1])]
-    absent = sorted(set(adapter.names) - set(known))
-    if absent:
+    layout = lay(base, adapter, _is_conv1d(base, adapter))
+    fit = Fit(problems=list(layout.problems))
+    if layout.absent:
         fit.problems.append(
-            f"{adapter.folder}: it adapts {some(absent)}, which {base.folder} does not have. "
+            f"{adapter.folder}: it adapts {some(sorted(layout.absent))}, which {base.folder} does not have. "
             "Give the base model that this adapter was trained on."
         )
-    fit.names = [name for name in known if not (tied and name == tied[1])]
     if tied:
-        fit.problems += _tied_problems(base, adapter, tied)
-    conv1d = _is_conv1d(base, adapter)
+        fit.problems += _tied_problems(base, adapter, tied, layout.changes)
+        layout.changes.pop(tied[1], None)
+    fit.names = sorted(layout.changes)
     for name in fit.names:
-        _fit_tensor(fit, base, adapter, name, conv1d)
+        _fit_tensor(fit, base, adapter, name, layout.changes[name])
     return fit
 
 
@@ -96,25 +99,17 @@ def _is_conv1d(base: TensorStore, adapter: Adapter) -> bool:
     return bool(adapter.config.get("fan_in_fan_out"))
 
 
-def _fit_tensor(fit: Fit, base: TensorStore, adapter: Adapter, name: str, conv1d: bool) -> None:
-    """Enter one tensor's orientation and growth, or the problem that its shape is."""
-    module, _, part = name.rpartition(".")
+def _fit_tensor(fit: Fit, base: TensorStore, adapter: Adapter, name: str, changes: list[Change]) -> None:
+    """Enter one tensor's changes and growth, or the problem that a shape is."""
+    fit.changes[name] = changes
     wanted = base.shape(name)
-    shapes = [adapter.store.shape(adapter.copies[name])] if name in adapter.copies else []
-    factors = adapter.factors.get(module)
-    if factors and part == "weight":
-        shape = adapter.shape(module)
-        square = shape[0] == shape[1]
-        if factors.embedding or (square and conv1d) or (not square and shape == wanted[::-1]):
-            fit.transposed.add(module)
-            shape = shape[::-1]
-        shapes.append(shape)
-    elif factors and factors.bias:
-        shapes.append(adapter.store.shape(factors.bias))
-    for shape in shapes:
+    for change in changes:
+        shape = change.shape(adapter)
+        if isinstance(change, LowRank) and change.transposed:
+            fit.transposed.add(change.module)
         may_grow = name.endswith(VOCABULARY) and shape[1:] == wanted[1:] and shape[0] > wanted[0]
         if may_grow:
-            fit.grown[name] = shape[0] - wanted[0]
+            fit.grown[name] = max(shape[0] - wanted[0], fit.grown.get(name, 0))
         elif shape != wanted:
             fit.problems.append(
                 f"{adapter.folder}: its change of {name} has shape {shape}, the base's tensor {wanted}. "
@@ -123,18 +118,31 @@ def _fit_tensor(fit: Fit, base: TensorStore, adapter: Adapter, name: str, conv1d
             return
 
 
-def _tied_problems(base: TensorStore, adapter: Adapter, tied: tuple[str, str]) -> list[str]:
+def _tied_problems(
+    base: TensorStore, adapter: Adapter, tied: tuple[str, str], changes: dict[str, list[Change]]
+) -> list[str]:
     """A tied base has one tensor for embedding and head: only a change that is the same for both is a delta of it."""
-    changed = [name for name in tied if name in adapter.names]
-    if not changed:
+    embedding, head = (changes.get(name, []) for name in tied)
+    # PEFT ties the rows of single tokens by itself, and saves them under the embedding.
+    if not head and all(isinstance(change, TokenRows) for change in embedding):
         return []
-    as_copies = all(name in adapter.copies and name.rpartition(".")[0] not in adapter.factors for name in tied)
-    if as_copies:
-        embedding, head = (adapter.store.tensor(adapter.copies[name]) for name in tied)
-        if torch.equal(embedding, head):
-            return []
+    if len(embedding) == len(head) and all(any(_same(adapter, one, other) for other in head) for one in embedding):
+        return []
+    changed = [name for name in tied if changes.get(name)]
     return [
         f"{adapter.folder}: changes {' and '.join(changed)}, but {base.folder} ties {tied[0]} to {tied[1]}, "
         "so a merged model cannot hold this change. Retrain without them among the target modules, "
-        "or save both with `lora_modules_to_save` and `ensure_weight_tying`."
+        "or with both of them and `ensure_weight_tying`."
     ]
+
+
+def _same(adapter: Adapter, one: Change, other: Change) -> bool:
+    """Whether a change of the embedding and one of the head are the same, as `ensure_weight_tying` makes them."""
+    if isinstance(one, FullCopy) and isinstance(other, FullCopy):
+        return torch.equal(adapter.store.tensor(one.key), adapter.store.tensor(other.key))
+    if isinstance(one, LowRank) and isinstance(other, LowRank):
+        ours, theirs = adapter.factors[one.module], adapter.factors[other.module]
+        A, B = adapter.store.tensor(ours.A), adapter.store.tensor(ours.B)
+        same = torch.equal(A.T, adapter.store.tensor(theirs.B)) and torch.equal(B.T, adapter.store.tensor(theirs.A))
+        return same and adapter.scale(one.module) == adapter.scale(other.module)
+    return False

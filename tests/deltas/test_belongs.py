@@ -131,8 +131,6 @@ KINDS = {
     "alora_invocation_tokens": [1],
     "use_qalora": True,
     "layer_replication": [[0, 2]],
-    "target_parameters": ["experts.up_proj"],
-    "trainable_token_indices": [3],
     "arrow_config": {"top_k": 1},
     "init_lora_weights": "pissa_niter_4",
     "peft_type": "LOHA",

@@ -1,0 +1,135 @@
+"""What a base model's tensors are called once transformers has loaded them: so an adapter names them, but not the files.
+
+Mixture-of-experts checkpoints hold one matrix per expert, which transformers 5 fuses into 3-D parameters on loading; other
+checkpoints only go by other names (`embed_out` for `lm_head`). The rules are transformers' own; nothing is loaded, the model
+is built without memory. Shapes: `E` experts, `O` output features, `I` input features.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paft_plugin.deltas.store import TensorStore
+
+# Chains of transformers' operations by which files become a parameter, and whether several matrices share a row of experts.
+STACKED = ["MergeModulelist(dim=0)"]
+STACKED_SIDE_BY_SIDE = ["MergeModulelist(dim=0)", "Concatenate(dim=1)"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor of the files lies in the parameter that the loaded model makes of it."""
+
+    parameter: str
+    """The parameter's name in the loaded model."""
+    expert: int | None = None
+    """Index along the first dimension; None if the tensor is the whole parameter."""
+    part: int = 0
+    """Of several matrices side by side within an expert (gate and up), which one."""
+    parts: int = 1
+
+    def cut(self, whole: Tensor) -> Tensor:
+        """The tensor of the files out of the whole parameter."""
+        if self.expert is None:
+            return whole
+        return whole[self.expert].chunk(self.parts, dim=0)[self.part]
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A model without its weights."""
+
+    places: dict[str, Place]
+    """Tensor's name in the files → where the loaded model has it; old buffers that no model loads any more are not here."""
+    shapes: dict[str, tuple[int, ...]]
+    """Parameter's name in the loaded model → its shape; per module in the order of registration."""
+    inputs_first: frozenset[str]
+    """Modules whose 3-D parameters are ``(E, I, O)`` (GPT-OSS) and not ``(E, O, I)``: PEFT asks them for `is_transposed`."""
+    unclear: dict[str, str] = field(default_factory=dict)
+    """Parameter → how transformers makes it of the files, where that is more than stacking: a delta can't be taken back."""
+    parameter_of: Callable[[str], str] = field(default=str, repr=False, compare=False)
+    """Any name that transformers knows for a parameter, an older one too → its name in the loaded model."""
+
+    def files_of(self, parameter: str) -> list[str]:
+        """Names in the files of what makes up one parameter, sorted; empty if there is no such parameter."""
+        return self._files.get(parameter, [])
+
+    def own(self, module: str) -> list[str]:
+        """Full names of a module's own parameters, in the order in which it registers them."""
+        return self._own.get(module, [])
+
+    @cached_property
+    def _files(self) -> dict[str, list[str]]:
+        files = defaultdict(list)
+        for name, place in sorted(self.places.items()):
+            files[place.parameter].append(name)
+        return dict(files)
+
+    @cached_property
+    def _own(self) -> dict[str, list[str]]:
+        own = defaultdict(list)
+        for name in self.shapes:
+            own[name.rpartition(".")[0]].append(name)
+        return dict(own)
+
+
+def open_skeleton(base: TensorStore) -> Skeleton | str:
+    """The skeleton of a base model, or why there is none, in one sentence; takes seconds for a large model."""
+    # Slow to import, and only adapters whose names differ from the files' need it.
+    import transformers
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+        names = [name for name in config.architectures or [] if hasattr(transformers, name)]
+        with torch.device("meta"):
+            model = (
+                getattr(transformers, names[0])(config)
+                if names
+                else transformers.AutoModelForCausalLM.from_config(config)
+            )
+    # Whatever a stranger's config makes transformers raise, the answer is the same.
+    except Exception as error:
+        return f"transformers cannot build the model of {base.folder}/config.json ({error})"
+
+    conversions = get_model_conversion_mapping(model)
+    renamings = [step for step in conversions if isinstance(step, WeightRenaming)]
+    converters = [step for step in conversions if isinstance(step, WeightConverter)]
+    own = dict(model.named_parameters(remove_duplicate=False))
+
+    def parameter_of(name: str) -> str:
+        parameter: str = rename_source_key(name, renamings, [], model.base_model_prefix, own)[0]
+        return parameter
+
+    places, unclear = {}, {}
+    for name in base.names:
+        parameter, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, own)
+        converter = next((step for step in converters if pattern in step.source_patterns), None)
+        if converter is None:
+            place: Place | None = Place(parameter)
+        elif (place := _place(parameter_of(name), parameter, pattern, converter)) is None:
+            unclear[parameter] = ", ".join(map(repr, converter.operations))
+        if place and parameter in own:
+            places[name] = place
+    inputs_first = {name for name, module in model.named_modules() if getattr(module, "is_transposed", False)}
+    shapes = {name: tuple(parameter.shape) for name, parameter in own.items()}
+    return Skeleton(places, shapes, frozenset(inputs_first), unclear, parameter_of)
+
+
+def _place(name: str, parameter: str, pattern: str | None, converter: Any) -> Place | None:
+    """Where a converter of transformers puts a tensor; None if it does more than to stack."""
+    chain = list(map(repr, converter.operations))
+    number = re.search(str(pattern).replace("*.", r"(\d+)\."), name)
+    if chain not in (STACKED, STACKED_SIDE_BY_SIDE) or len(converter.target_patterns) != 1 or number is None:
+        return None
+    sources = converter.source_patterns if chain == STACKED_SIDE_BY_SIDE else [pattern]
+    return Place(parameter, int(number[1]), sources.index(pattern), len(sources))
