@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from paft_plugin.deltas.belongs import check_belongs, check_finite
+from paft_plugin.deltas.belongs import check_belongs, check_finite, examine
 from paft_plugin.deltas.delta import Delta, open_delta
+from paft_plugin.deltas.findings import Findings
 from paft_plugin.deltas.proof import why_unproven
 
-__all__ = ["Delta", "check_belongs", "check_finite", "open_delta", "why_unproven"]
+__all__ = ["Delta", "Findings", "check_belongs", "check_finite", "examine", "open_delta", "why_unproven"]

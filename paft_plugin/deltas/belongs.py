@@ -1,15 +1,46 @@
-"""Whether a branch belongs to a base: everything that is wrong, at once, before anything costly starts."""
+"""Whether branches belong to a base: everything that is wrong, at once, before anything costly starts."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
 
 from paft_plugin.deltas.adapter import Adapter, open_adapter
+from paft_plugin.deltas.findings import Findings
 from paft_plugin.deltas.fit import fit_adapter, fit_model, quantised
-from paft_plugin.deltas.store import ADAPTER_CONFIG, TensorStore, is_adapter, open_model, read_json
+from paft_plugin.deltas.proof import why_unproven
+from paft_plugin.deltas.store import ADAPTER_CONFIG, TensorStore, is_adapter, open_model, read_json, same_content
+from paft_plugin.deltas.tokenizer import Tokenizer, compare, conflicts, read_tokenizer
 from paft_plugin.errors import PaftError, some
+
+
+def examine(base: Path, sft: Path, preference: Path) -> Findings:
+    """All that is to be said about two branches before they are fused on their base.
+
+    Reads every tensor of both branches once, one at a time, since a NaN can be anywhere; of the base only headers, unless an
+    adapter names another folder as its base: then both are compared.
+
+    Args:
+        base: folder of the base model.
+        sft: folder of the SFT branch, an adapter or a model.
+        preference: folder of the preference branch.
+    """
+    findings = Findings()
+    if sft.exists() and preference.exists() and sft.samefile(preference):
+        findings.add([f"{sft}: given as both branches. Give two that were trained apart from each other."])
+    for branch in (sft, preference):
+        problems = check_belongs(base, branch)
+        findings.add(problems or check_finite(branch))
+    tokenizers = [_tokenizer(findings, folder) for folder in (base, sft, preference)]
+    for tokenizer in tokenizers[1:]:
+        compared = compare(tokenizers[0], tokenizer)
+        findings.add(compared.problems, compared.warnings)
+    findings.add(conflicts(*tokenizers))
+    if reason := why_unproven(sft):
+        findings.add(warnings=[reason])
+    return findings
 
 
 def check_belongs(base: Path, branch: Path) -> list[str]:
@@ -48,16 +79,32 @@ def branch_problems(base: TensorStore, branch: Path) -> list[str]:
 
 
 def check_finite(branch: Path) -> list[str]:
-    """Tensors of an adapter that hold NaN or infinity, as one problem; reads the whole file, so for adapters only.
+    """Tensors of an adapter or a model that hold NaN or infinity, as one problem; reads all of them, one at a time.
 
     Raises:
-        PaftError: The adapter cannot be opened.
+        PaftError: The branch cannot be opened.
     """
-    store = open_adapter(branch).store
-    broken = [name for name in store.names if not torch.isfinite(store.tensor(name)).all()]
+    store = open_adapter(branch).store if is_adapter(branch) else open_model(branch)
+    broken = [name for name in store.names if not _is_finite(store.tensor(name))]
     if not broken:
         return []
     return [f"{branch}: NaN or infinity in {some(broken)}: its training diverged. Retrain with a lower learning rate."]
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    # Both propagate NaN, and unlike isfinite() need no second tensor.
+    smallest, largest = torch.aminmax(tensor)
+    return math.isfinite(smallest) and math.isfinite(largest)
+
+
+def _tokenizer(findings: Findings, folder: Path) -> Tokenizer | None:
+    try:
+        return read_tokenizer(folder)
+    except PaftError as error:
+        findings.add(error.problems)
+    return None
 
 
 def _faults(branch: Path) -> list[str]:
@@ -87,7 +134,7 @@ def _other_base(base: TensorStore, adapter: Adapter) -> list[str]:
 
 def _same_content(base: TensorStore, there: Path) -> bool:
     try:
-        return open_model(there).fingerprint == base.fingerprint
+        return same_content(base, open_model(there))
     except PaftError:
         return False
 

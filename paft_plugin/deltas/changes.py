@@ -116,8 +116,7 @@ class FullCopy:
     place: Place
 
     def shape(self, adapter: Adapter) -> tuple[int, ...]:
-        shape = adapter.store.shape(self.key)
-        return shape if self.place.expert is None else (shape[1] // self.place.parts, *shape[2:])
+        return self.place.cut_shape(adapter.store.shape(self.key))
 
     def value(self, adapter: Adapter, base: TensorStore, name: str) -> Tensor:
         trained = self.place.cut(adapter.store.tensor(self.key))

@@ -87,6 +87,7 @@ def _model_delta(base: TensorStore, branch: TensorStore) -> Delta:
     raise_if_any(fit.problems)
 
     def one(name: str) -> Tensor:
-        return branch.tensor(name).float() - base.tensor(name).float()
+        source, place = fit.sources[name]
+        return place.cut(branch.tensor(source)).float() - base.tensor(name).float()
 
     return Delta("model", base, branch.folder, tuple(fit.names), lambda: branch.fingerprint, one)

@@ -9,6 +9,7 @@ import torch
 from paft_plugin.deltas.adapter import Adapter
 from paft_plugin.deltas.changes import Change, FullCopy, LowRank, TokenRows
 from paft_plugin.deltas.layout import lay
+from paft_plugin.deltas.skeleton import Place, open_skeleton
 from paft_plugin.deltas.store import FLOATS, INPUT_EMBEDDINGS, OUTPUT_HEADS, TensorStore, tied_names
 from paft_plugin.errors import some
 
@@ -27,6 +28,8 @@ class Fit:
     """Modules whose weight is (B·A)ᵀ: embeddings, and the Conv1D layers of GPT-2 (`fan_in_fan_out`)."""
     changes: dict[str, list[Change]] = field(default_factory=dict)
     """Base tensor → the summands of an adapter's δ on it."""
+    sources: dict[str, tuple[str, Place]] = field(default_factory=dict)
+    """Base tensor → the tensor of a whole model that stands for it, and what of that."""
     grown: dict[str, int] = field(default_factory=dict)
     """Tensor → rows that the branch added to the base's."""
     problems: list[str] = field(default_factory=list)
@@ -53,22 +56,49 @@ def fit_adapter(base: TensorStore, adapter: Adapter) -> Fit:
 
 
 def fit_model(base: TensorStore, branch: TensorStore) -> Fit:
-    """Lay a whole model on a base; reads headers only."""
+    """Lay a whole model on a base; reads headers only (and the two copies of a tied pair)."""
     names, others = _own_names(base), _own_names(branch)
-    fit = Fit(names=sorted(names & others))
+    sources = {name: (name, Place(name)) for name in names & others}
+    if names != others and (by_place := _sources_by_place(base, branch, names, others)):
+        names, others, sources = by_place
+    fit = Fit(names=sorted(sources), sources=sources)
     way_out = f"Give a model that was trained from {base.folder}, without a resized vocabulary or other architecture."
-    for absent, here, there in ((names - others, base, branch), (others - names, branch, base)):
+    found = {source for source, _ in sources.values()}
+    for absent, here, there in ((names - set(sources), base, branch), (others - found, branch, base)):
         if absent:
             fit.problems.append(f"{there.folder}: has no {some(sorted(absent))}, which {here.folder} has. {way_out}")
-    shapes = [name for name in fit.names if base.shape(name) != branch.shape(name)]
-    if shapes:
-        first = shapes[0]
+    shapes = {name: place.cut_shape(branch.shape(source)) for name, (source, place) in sources.items()}
+    misfits = [name for name in fit.names if base.shape(name) != shapes[name]]
+    if misfits:
+        first = misfits[0]
         fit.problems.append(
-            f"{branch.folder}: {some(shapes)} differ in shape from the base's "
-            f"({first}: {branch.shape(first)} against {base.shape(first)}). {way_out}"
+            f"{branch.folder}: {some(misfits)} differ in shape from the base's "
+            f"({first}: {shapes[first]} against {base.shape(first)}). {way_out}"
         )
     fit.problems += quantised(branch)
     return fit
+
+
+def _sources_by_place(
+    base: TensorStore, branch: TensorStore, names: set[str], others: set[str]
+) -> tuple[set[str], set[str], dict[str, tuple[str, Place]]] | None:
+    """What `fit_model` compares, where the two folders name or fuse their tensors differently; None if transformers can't tell.
+
+    Old buffers, which no model loads any more, drop out.
+    """
+    ours, theirs = open_skeleton(base), open_skeleton(branch)
+    if isinstance(ours, str) or isinstance(theirs, str):
+        return None
+    names, others = names & ours.places.keys(), others & theirs.places.keys()
+    there = {theirs.places[name]: name for name in others}
+    sources = {}
+    for name in names:
+        place = ours.places[name]
+        if place in there:
+            sources[name] = (there[place], Place(place.parameter))
+        elif (whole := Place(place.parameter)) in there:  # the branch holds fused what the base holds expert by expert
+            sources[name] = (there[whole], place)
+    return names, others, sources
 
 
 def quantised(store: TensorStore) -> list[str]:

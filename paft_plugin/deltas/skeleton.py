@@ -42,6 +42,10 @@ class Place:
             return whole
         return whole[self.expert].chunk(self.parts, dim=0)[self.part]
 
+    def cut_shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of what `cut` makes of a parameter of shape `whole`."""
+        return whole if self.expert is None or len(whole) < 2 else (whole[1] // self.parts, *whole[2:])
+
 
 @dataclass(frozen=True)
 class Skeleton:

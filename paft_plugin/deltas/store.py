@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -91,12 +95,33 @@ class TensorStore:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of names, dtypes, shapes and bits: the same for any path, file time, sharding and metadata."""
-        parts = []
-        for name in self.names:
-            entries = self.tensor(name).contiguous().flatten().view(torch.uint8).numpy()
-            parts += [name, self.dtype(name), str(self.shape(name)), hashlib.sha256(entries.data).hexdigest()]
-        return fingerprint(parts)
+        """Of names, dtypes, shapes and bits: the same for any path, file time, sharding and metadata.
+
+        Hashed anew for every store, tensors side by side on all cores. It is kept nowhere: no sign of a file (size, times,
+        inode) proves that its content is still the one that was hashed, and a stale fingerprint is worse than a slow one.
+        """
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            digests = pool.map(lambda name: hashlib.sha256(_bits(self.tensor(name)).data).hexdigest(), self.names)
+            parts = [
+                (name, self.dtype(name), str(self.shape(name)), digest)
+                for name, digest in zip(self.names, digests, strict=True)
+            ]
+        return fingerprint(part for tensor in parts for part in tensor)
+
+
+def same_content(one: TensorStore, other: TensorStore) -> bool:
+    """Whether two stores hold the same names, dtypes, shapes and bits; stops at the first difference."""
+    if one.names != other.names:
+        return False
+    headers = ((store.dtype(name), store.shape(name)) for name in one.names for store in (one, other))
+    if any(ours != theirs for ours, theirs in zip(headers, headers, strict=True)):
+        return False
+    return all(np.array_equal(_bits(one.tensor(name)), _bits(other.tensor(name))) for name in one.names)
+
+
+def _bits(tensor: Tensor) -> NDArray[np.uint8]:
+    bits: NDArray[np.uint8] = tensor.contiguous().flatten().view(torch.uint8).numpy()
+    return bits
 
 
 def is_adapter(folder: Path) -> bool:
@@ -181,8 +206,11 @@ def tied_names(store: TensorStore) -> tuple[str, str] | None:
     stored_head = next((name for name in store.names if name.endswith(OUTPUT_HEADS)), None)
     config = read_json(store.folder / "config.json")
     # A checkpoint without a head is tied even where its config leaves the flag to the architecture's default.
-    if stored_head is None or config.get("tie_word_embeddings"):
-        return inputs[0], stored_head or OUTPUT_HEADS[0]
+    if stored_head is None:
+        return inputs[0], OUTPUT_HEADS[0]
+    # transformers ties two stored tensors only if they are equal, whatever the config says.
+    if config.get("tie_word_embeddings") and torch.equal(store.tensor(inputs[0]), store.tensor(stored_head)):
+        return inputs[0], stored_head
     return None
 
 
