@@ -147,6 +147,13 @@ def _lay_parameter(names: Names, adapter: Adapter, layout: Layout, module: str, 
             "`axolotl merge-lora` and give the merged model as the branch."
         )
         return
+    experts, rank = (wanted[0] if len(wanted) == 3 else 1), adapter.store.shape(adapter.factors[module].A)[0]
+    if rank % experts:
+        layout.problems.append(
+            f"{adapter.folder}: its factors of {parameter} have {rank} rows, which {experts} experts cannot share evenly. "
+            "Give the base model that this adapter was trained on."
+        )
+        return
     files = skeleton.files_of(parameter)
     if not files:
         layout.absent.append(parameter)

@@ -43,8 +43,10 @@ class Place:
         return whole[self.expert].chunk(self.parts, dim=0)[self.part]
 
     def cut_shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of what `cut` makes of a parameter of shape `whole`."""
-        return whole if self.expert is None or len(whole) < 2 else (whole[1] // self.parts, *whole[2:])
+        """Shape of what `cut` makes of a parameter of shape `whole`; empty if there is no such part of it."""
+        if self.expert is None:
+            return whole
+        return (whole[1] // self.parts, *whole[2:]) if len(whole) > 1 and self.expert < whole[0] else ()
 
 
 @dataclass(frozen=True)

@@ -113,8 +113,7 @@ def same_content(one: TensorStore, other: TensorStore) -> bool:
     """Whether two stores hold the same names, dtypes, shapes and bits; stops at the first difference."""
     if one.names != other.names:
         return False
-    headers = ((store.dtype(name), store.shape(name)) for name in one.names for store in (one, other))
-    if any(ours != theirs for ours, theirs in zip(headers, headers, strict=True)):
+    if any(one.dtype(name) != other.dtype(name) or one.shape(name) != other.shape(name) for name in one.names):
         return False
     return all(np.array_equal(_bits(one.tensor(name)), _bits(other.tensor(name))) for name in one.names)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from paft_plugin.deltas import open_delta
 
 VOCABULARY = 64
 UNKNOWN = "<unk>"
@@ -104,6 +107,30 @@ def delta_by_peft(base: Path, adapter: Path) -> dict[str, Tensor]:
     """θ − θ_pre of every tensor in the base's file, in fp32, without any code of ours."""
     merged = merged_by_peft(base, adapter)
     return {name: merged[name] - tensor.float() for name, tensor in weights(base).items()}
+
+
+def delta_as_saved(base: Path, adapter: Path, scratch: Path) -> dict[str, Tensor]:
+    """θ − θ_pre in fp64 of every tensor, by the names in the files: PEFT merges, transformers saves, no code of ours."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
+    PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(scratch)
+    before, after = weights(base), weights(scratch)
+    assert before.keys() == after.keys()
+    return {name: after[name] - before[name].double() for name in before}
+
+
+def assert_same_delta(base: Path, branch: Path, expected: dict[str, Tensor], atol: float = 2e-7) -> None:
+    """Every tensor of the delta as expected, and no change in the tensors that the delta does not name."""
+    delta = dict(open_delta(base, branch).tensors())
+    for name, change in expected.items():
+        ours = delta.pop(name, torch.zeros_like(change)).to(change.dtype)
+        torch.testing.assert_close(ours, change, atol=atol, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+    assert not delta
+
+
+def edit_config(folder: Path, file: str = "adapter_config.json", **changes: Any) -> None:
+    """Change some keys of a branch's JSON file."""
+    path = folder / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,17 @@ from transformers import AutoModelForCausalLM
 
 from paft_plugin.deltas import open_delta
 from paft_plugin.errors import PaftError
-from tests.deltas.builders import delta_by_peft, load_peft, make_adapter, make_base, make_gpt2, make_model, weights
+from tests.deltas.builders import (
+    assert_same_delta,
+    delta_by_peft,
+    edit_config,
+    load_peft,
+    make_adapter,
+    make_base,
+    make_gpt2,
+    make_model,
+    weights,
+)
 
 PATTERNS = {
     "rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 6},
@@ -38,14 +47,6 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("models") / "base", attention_bias=True)
-
-
-def assert_same_delta(base: Path, branch: Path, expected: dict[str, torch.Tensor]) -> None:
-    """Every tensor of the delta as expected, and no change in the tensors that the delta does not name."""
-    delta = dict(open_delta(base, branch).tensors())
-    for name, change in expected.items():
-        torch.testing.assert_close(delta.pop(name, torch.zeros_like(change)), change, atol=2e-7, rtol=0, msg=name)
-    assert not delta
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -189,8 +190,3 @@ def test_fingerprint_is_of_the_content_alone(base: Path, tmp_path: Path) -> None
     assert open_delta(base, retrained).fingerprint() != first
     other_base = make_base(tmp_path / "other", seed=3, attention_bias=True)
     assert open_delta(other_base, retrained).fingerprint() != open_delta(base, retrained).fingerprint()
-
-
-def edit_config(adapter: Path, **changes: Any) -> None:
-    path = adapter / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
