@@ -12,6 +12,8 @@ from paft_plugin.deltas.skeleton import Place, Skeleton, open_skeleton
 from paft_plugin.deltas.store import TensorStore, tied_names
 from paft_plugin.errors import some
 
+MERGE_FIRST = "Merge it with `axolotl merge-lora` and give the merged model as the branch."
+
 
 class Names:
     """A base's tensors by the names that an adapter uses; transformers is asked only where the files don't say it themselves."""
@@ -114,7 +116,7 @@ def _parameter_slots(names: Names, adapter: Adapter, layout: Layout) -> dict[str
     if isinstance(names.skeleton, str):
         layout.problems.append(
             f"{adapter.folder}: target_parameters is set ({some(sorted(targets))}), and {names.skeleton}, so it is unknown "
-            "which tensors those are. Merge it with `axolotl merge-lora` and give the merged model as the branch."
+            f"which tensors those are. {MERGE_FIRST}"
         )
         return {}
     slots: dict[str, str] = {}
@@ -142,16 +144,21 @@ def _lay_parameter(names: Names, adapter: Adapter, layout: Layout, module: str, 
     inputs_first = len(wanted) == 3 and parameter.rpartition(".")[0] in skeleton.inputs_first
     if parameter in skeleton.unclear:
         layout.problems.append(
-            f"{adapter.folder}: adapts {parameter}, which transformers makes of {names.base.folder} by "
-            f"{skeleton.unclear[parameter]}, so its change cannot be taken back to the files. Merge it with "
-            "`axolotl merge-lora` and give the merged model as the branch."
+            f"{adapter.folder}: adapts {parameter}, which transformers makes of the files in {names.base.folder} by "
+            f"{skeleton.unclear[parameter]}, so its change cannot be taken back to them. {MERGE_FIRST}"
         )
         return
-    experts, rank = (wanted[0] if len(wanted) == 3 else 1), adapter.store.shape(adapter.factors[module].A)[0]
-    if rank % experts:
+    experts, rows = (wanted[0] if len(wanted) == 3 else 1), adapter.store.shape(adapter.factors[module].A)[0]
+    if rows % experts:
         layout.problems.append(
-            f"{adapter.folder}: its factors of {parameter} have {rank} rows, which {experts} experts cannot share evenly. "
+            f"{adapter.folder}: its factors of {parameter} have {rows} rows, which {experts} experts cannot share evenly. "
             "Give the base model that this adapter was trained on."
+        )
+        return
+    if inputs_first and experts == 1:
+        layout.problems.append(
+            f"{adapter.folder}: adapts {parameter}, which has a single expert stored inputs first; PEFT's own change does not "
+            "fit it. Retrain without it."
         )
         return
     files = skeleton.files_of(parameter)

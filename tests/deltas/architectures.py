@@ -35,6 +35,8 @@ from transformers import (
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
 )
 
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
@@ -62,6 +64,14 @@ def gpt_oss(**changes: Any) -> PreTrainedModel:
     """Its experts are 3-D in the files, too, with the inputs before the outputs."""
     settings = {**SIZES, **HEADS, **HEAD, "num_local_experts": 4, "num_experts_per_tok": 2, **changes}
     return GptOssForCausalLM(GptOssConfig(**settings))
+
+
+def qwen3_vl_moe() -> PreTrainedModel:
+    text = {**SIZES, **HEADS, **HEAD, **QWEN_EXPERTS, "decoder_sparse_step": 1}
+    vision = {"hidden_size": 16, "intermediate_size": 24, "depth": 1, "num_heads": 2, "out_hidden_size": 16}
+    return Qwen3VLMoeForConditionalGeneration(
+        Qwen3VLMoeConfig(text_config=text, vision_config={**vision, "deepstack_visual_indexes": []})
+    )
 
 
 ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
