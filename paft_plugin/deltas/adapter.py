@@ -38,6 +38,7 @@ REFUSED_KEYS = {
     "use_qalora": f"QA-LoRA pools its inputs. {_RETRAIN}",
     "arrow_config": f"Arrow routes each token to another adapter, so no merged weight equals it. {_RETRAIN}",
     "monteclora_config": f"MonteCLoRA samples its weights. {_RETRAIN}",
+    "velora_config": f"VeLoRA keeps more than its factors. {_MERGE}",
     "use_bdlora": f"BD-LoRA's factors are block-diagonal. {_MERGE}",
     "layer_replication": f"it has more layers than the base. {_RETRAIN}",
 }

@@ -71,26 +71,27 @@ class OfParameter:
 
     def value(self, adapter: Adapter, base: TensorStore, name: str) -> Tensor:
         factors = adapter.factors[self.module]
-        A, B = adapter.store.tensor(factors.A).float(), adapter.store.tensor(factors.B).float()
-        A = A.unflatten(0, (self.experts, -1))  # (E, r, I)
-        B = B.unflatten(1, (-1, self.experts))  # (O, r, E)
-        scale = adapter.scale_of(self.place.parameter, A.shape[1])
+        A = adapter.store.tensor(factors.A).unflatten(0, (self.experts, -1))  # (E, r, I)
+        B = adapter.store.tensor(factors.B).unflatten(1, (-1, self.experts))  # (O, r, E)
+        scale = adapter.scale_of(self.place.parameter, rank=A.shape[1])
         if self.place.expert is not None:
-            return self._matrix(A[self.place.expert], B[:, :, self.place.expert], scale)
+            return self._matrix(A, B, self.place.expert, scale)
         if len(self.wanted) == 2:
-            return self._matrix(A[0], B[:, :, 0], scale)
+            return self._matrix(A, B, 0, scale)
         change = torch.empty(self.wanted)
         for expert in range(self.experts):
-            change[expert] = self._matrix(A[expert], B[:, :, expert], scale)
+            change[expert] = self._matrix(A, B, expert, scale)
         return change
 
-    def _matrix(self, A: Tensor, B: Tensor, scale: float) -> Tensor:
+    def _matrix(self, A: Tensor, B: Tensor, expert: int, scale: float) -> Tensor:
+        """One expert's change, or its part of it; only what that takes of the factors is read and cast."""
+        A, B = A[expert], B[:, :, expert]
         # Gate and up lie side by side along the stored matrix's first dimension: cut the factor, not the product.
         if self.inputs_first:
             A = A.chunk(self.place.parts, dim=1)[self.place.part]
         else:
             B = B.chunk(self.place.parts, dim=0)[self.place.part]
-        product = (B @ A).mul_(scale)
+        product = (B.float() @ A.float()).mul_(scale)
         return product.T.contiguous() if self.inputs_first else product
 
 

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,45 +91,48 @@ class Skeleton:
 def open_skeleton(base: TensorStore) -> Skeleton | str:
     """The skeleton of a base model, or why there is none, in one sentence; takes seconds for a large model."""
     # Slow to import, and only adapters whose names differ from the files' need it.
-    import transformers
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-    try:
-        config = transformers.AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
-        names = [name for name in config.architectures or [] if hasattr(transformers, name)]
-        with torch.device("meta"):
-            model = (
-                getattr(transformers, names[0])(config)
-                if names
-                else transformers.AutoModelForCausalLM.from_config(config)
-            )
-    # Whatever a stranger's config makes transformers raise, the answer is the same.
-    except Exception as error:
-        return f"transformers cannot build the model of {base.folder}/config.json ({error})"
-
+    model = _build(base.folder)
+    if isinstance(model, str):
+        return model
     conversions = get_model_conversion_mapping(model)
     renamings = [step for step in conversions if isinstance(step, WeightRenaming)]
     converters = [step for step in conversions if isinstance(step, WeightConverter)]
-    own = dict(model.named_parameters(remove_duplicate=False))
+    held = model.state_dict()
 
     def parameter_of(name: str) -> str:
-        parameter: str = rename_source_key(name, renamings, [], model.base_model_prefix, own)[0]
+        parameter: str = rename_source_key(name, renamings, [], model.base_model_prefix, held)[0]
         return parameter
 
     places, unclear = {}, {}
     for name in base.names:
-        parameter, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, own)
-        converter = next((step for step in converters if pattern in step.source_patterns), None)
-        if converter is None:
-            place: Place | None = Place(parameter)
-        elif (place := _place(parameter_of(name), parameter, pattern, converter)) is None:
+        parameter, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, held)
+        converter: Any = next((step for step in converters if pattern in step.source_patterns), None)
+        place = Place(parameter) if converter is None else _place(parameter_of(name), parameter, pattern, converter)
+        if place is None:
             unclear[parameter] = ", ".join(map(repr, converter.operations))
-        if place and parameter in own:
+        elif parameter in held:
             places[name] = place
     inputs_first = {name for name, module in model.named_modules() if getattr(module, "is_transposed", False)}
-    shapes = {name: tuple(parameter.shape) for name, parameter in own.items()}
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
     return Skeleton(places, shapes, frozenset(inputs_first), unclear, parameter_of)
+
+
+def _build(folder: Path) -> Any:
+    """The model that a folder's config describes, on the meta device; or why not, in one sentence."""
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        named = [getattr(transformers, name, None) for name in config.architectures or []]
+        kinds = [kind for kind in named if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)]
+        with torch.device("meta"):
+            return kinds[0](config) if kinds else transformers.AutoModelForCausalLM.from_config(config)
+    # Whatever a stranger's config makes transformers raise, the answer is the same.
+    except Exception as error:
+        return f"transformers cannot build the model of {folder}/config.json ({error})"
 
 
 def _place(name: str, parameter: str, pattern: str | None, converter: Any) -> Place | None:

@@ -12,9 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -101,12 +99,12 @@ class TensorStore:
         inode) proves that its content is still the one that was hashed, and a stale fingerprint is worse than a slow one.
         """
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            digests = pool.map(lambda name: hashlib.sha256(_bits(self.tensor(name)).data).hexdigest(), self.names)
-            parts = [
-                (name, self.dtype(name), str(self.shape(name)), digest)
-                for name, digest in zip(self.names, digests, strict=True)
-            ]
-        return fingerprint(part for tensor in parts for part in tensor)
+            digests = list(pool.map(self._digest, self.names))
+        parts = ([name, self.dtype(name), str(self.shape(name))] for name in self.names)
+        return fingerprint(word for part, digest in zip(parts, digests, strict=True) for word in [*part, digest])
+
+    def _digest(self, name: str) -> str:
+        return hashlib.sha256(_bits(self.tensor(name)).numpy().data).hexdigest()
 
 
 def same_content(one: TensorStore, other: TensorStore) -> bool:
@@ -115,12 +113,12 @@ def same_content(one: TensorStore, other: TensorStore) -> bool:
         return False
     if any(one.dtype(name) != other.dtype(name) or one.shape(name) != other.shape(name) for name in one.names):
         return False
-    return all(np.array_equal(_bits(one.tensor(name)), _bits(other.tensor(name))) for name in one.names)
+    # As bits: a NaN equals itself, and 0 is not -0.
+    return all(torch.equal(_bits(one.tensor(name)), _bits(other.tensor(name))) for name in one.names)
 
 
-def _bits(tensor: Tensor) -> NDArray[np.uint8]:
-    bits: NDArray[np.uint8] = tensor.contiguous().flatten().view(torch.uint8).numpy()
-    return bits
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().flatten().view(torch.uint8)
 
 
 def is_adapter(folder: Path) -> bool:

@@ -132,6 +132,7 @@ KINDS = {
     "use_qalora": True,
     "layer_replication": [[0, 2]],
     "arrow_config": {"top_k": 1},
+    "velora_config": {"num_groups": 4},
     "init_lora_weights": "pissa_niter_4",
     "peft_type": "LOHA",
 }
