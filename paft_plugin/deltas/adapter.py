@@ -69,7 +69,7 @@ class Adapter:
     config: dict[str, Any]
     store: TensorStore
     factors: dict[str, Factors] = field(default_factory=dict)
-    """Module's name in the base → its factors."""
+    """Module, as the adapter's file names it → its factors."""
     copies: dict[str, str] = field(default_factory=dict)
     """Tensor's name → name in the adapter file of a full trained (or resized) copy of it."""
     tokens: dict[str, str] = field(default_factory=dict)
@@ -136,24 +136,7 @@ def open_adapter(folder: Path) -> Adapter:
     adapter = Adapter(folder, config, open_adapter_weights(folder))
     unknown = [key for key in adapter.store.names if not _file_under(adapter, key)]
     problems = [f"{folder}: tensor {key} is of no kind known here. {_RETRAIN}" for key in unknown[:3]]
-    for module, factors in adapter.factors.items():
-        if not (factors.A and factors.B):
-            problems.append(f"{folder}: {module} has one LoRA factor without the other. Repeat the run that writes it.")
-        elif any(len(adapter.store.shape(key)) != 2 for key in (factors.A, factors.B)):
-            problems.append(f"{folder}: {module} is no linear layer or embedding. {_MERGE}")
-        elif adapter.store.shape(factors.A)[0] != adapter.store.shape(factors.B)[1]:
-            problems.append(f"{folder}: the LoRA factors of {module} differ in rank. Repeat the run that writes it.")
-    if config.get("trainable_token_indices") and not adapter.tokens:
-        problems.append(
-            f"{folder}: trainable_token_indices is set, but its file has no rows. Repeat the run that writes it."
-        )
-    for name, key in adapter.tokens.items():
-        told, rows = adapter.token_indices(name.removesuffix(".weight")), adapter.store.shape(key)[0]
-        if len(told) != rows or len(set(told)) != rows:
-            problems.append(
-                f"{folder}: trainable_token_indices names {len(set(told))} tokens, its file holds {rows} rows ({key}). "
-                "Repeat the run that writes it."
-            )
+    problems += [f"{folder}: {problem}" for problem in _factor_problems(adapter) + _token_problems(adapter)]
     if config.get("bias") == "lora_only" and not any(name.endswith(".bias") for name in adapter.copies):
         problems.append(
             f"{folder}: trained with bias: lora_only, but PEFT did not save the biases. Retrain with bias: none."
@@ -162,6 +145,32 @@ def open_adapter(folder: Path) -> Adapter:
         problems.append(f"{folder}: its adapter file holds no tensors. Repeat the run that writes it.")
     raise_if_any(problems)
     return adapter
+
+
+def _factor_problems(adapter: Adapter) -> list[str]:
+    problems = []
+    for module, factors in adapter.factors.items():
+        if not (factors.A and factors.B):
+            problems.append(f"{module} has one LoRA factor without the other. Repeat the run that writes it.")
+        elif any(len(adapter.store.shape(key)) != 2 for key in (factors.A, factors.B)):
+            problems.append(f"{module} is no linear layer or embedding. {_MERGE}")
+        elif adapter.store.shape(factors.A)[0] != adapter.store.shape(factors.B)[1]:
+            problems.append(f"the LoRA factors of {module} differ in rank. Repeat the run that writes it.")
+    return problems
+
+
+def _token_problems(adapter: Adapter) -> list[str]:
+    problems = []
+    if adapter.config.get("trainable_token_indices") and not adapter.tokens:
+        problems.append("trainable_token_indices is set, but its file has no rows. Repeat the run that writes it.")
+    for name, key in adapter.tokens.items():
+        told, rows = adapter.token_indices(name.removesuffix(".weight")), adapter.store.shape(key)[0]
+        if len(told) != rows or len(set(told)) != rows:
+            problems.append(
+                f"trainable_token_indices names {len(set(told))} tokens, its file holds {rows} rows ({key}). "
+                "Repeat the run that writes it."
+            )
+    return problems
 
 
 def unsupported(folder: Path, config: dict[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 
 from paft_plugin.deltas.adapter import Adapter
 from paft_plugin.deltas.changes import Change, FullCopy, LowRank, TokenRows
-from paft_plugin.deltas.layout import lay
+from paft_plugin.deltas.layout import Names, lay
 from paft_plugin.deltas.skeleton import Place, open_skeleton
 from paft_plugin.deltas.store import FLOATS, INPUT_EMBEDDINGS, OUTPUT_HEADS, TensorStore, tied_names
 from paft_plugin.errors import some
@@ -38,8 +38,8 @@ class Fit:
 
 def fit_adapter(base: TensorStore, adapter: Adapter) -> Fit:
     """Lay an adapter on a base; reads headers only (and the two copies of a tied pair)."""
-    tied = tied_names(base)
-    layout = lay(base, adapter, _is_conv1d(base, adapter))
+    names = Names(base)
+    layout, tied = lay(names, adapter), names.tied
     fit = Fit(problems=list(layout.problems))
     if layout.absent:
         fit.problems.append(
@@ -116,19 +116,6 @@ def _own_names(store: TensorStore) -> set[str]:
     return {name for name in store.names if not name.endswith(BUFFERS) and not (tied and name == tied[1])}
 
 
-def _is_conv1d(base: TensorStore, adapter: Adapter) -> bool:
-    """Whether the base stores its linear weights as ``(I, O)``: by shape where that tells, else by the adapter's config.
-
-    PEFT writes the flag of the *last* module it adapted, which can be a plain head on a Conv1D model.
-    """
-    for module, factors in adapter.factors.items():
-        name, product = f"{module}.weight", adapter.shape(module)
-        tells = not factors.embedding and name in base and product[0] != product[1]
-        if tells and base.shape(name) == product[::-1]:
-            return True
-    return bool(adapter.config.get("fan_in_fan_out"))
-
-
 def _fit_tensor(fit: Fit, base: TensorStore, adapter: Adapter, name: str, changes: list[Change]) -> None:
     """Enter one tensor's changes and growth, or the problem that a shape is."""
     fit.changes[name] = changes
@@ -162,7 +149,7 @@ def _tied_problems(
     return [
         f"{adapter.folder}: changes {' and '.join(changed)}, but {base.folder} ties {tied[0]} to {tied[1]}, "
         "so a merged model cannot hold this change. Retrain without them among the target modules, "
-        "or with both of them and `ensure_weight_tying`."
+        "or with both of them and `peft_ensure_weight_tying: true`."
     ]
 
 

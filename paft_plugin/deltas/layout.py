@@ -53,16 +53,11 @@ class Layout:
     problems: list[str] = field(default_factory=list)
 
 
-def lay(base: TensorStore, adapter: Adapter, conv1d: bool) -> Layout:
-    """Find the base tensors that an adapter changes; reads headers only.
-
-    Args:
-        base: the base model.
-        adapter: the adapter.
-        conv1d: whether the base stores square linear weights transposed, which their shape doesn't tell.
-    """
-    names, layout = Names(base), Layout()
+def lay(names: Names, adapter: Adapter) -> Layout:
+    """Find the base tensors that an adapter changes; reads headers only."""
+    layout = Layout()
     parameters = _parameter_slots(names, adapter, layout)
+    conv1d = _is_conv1d(names, adapter, set(adapter.factors) - set(parameters))
     for module, factors in adapter.factors.items():
         if module in parameters:
             _lay_parameter(names, adapter, layout, module, parameters[module])
@@ -79,9 +74,24 @@ def lay(base: TensorStore, adapter: Adapter, conv1d: bool) -> Layout:
     for name, key in adapter.tokens.items():
         tokens = tuple(adapter.token_indices(name.removesuffix(".weight")))
         for file, _ in _found(names, layout, name):
-            rows = base.shape(file)[0] if file in base else 0
+            rows = names.base.shape(file)[0] if file in names.base else 0
             layout.changes[file].append(TokenRows(key, tokens, rows, adapter.copies.get(name)))
     return layout
+
+
+def _is_conv1d(names: Names, adapter: Adapter, modules: set[str]) -> bool:
+    """Whether the base stores its linear weights as ``(I, O)``: by shape where that tells, else by the adapter's config.
+
+    PEFT writes the flag of the *last* module it adapted, which can be a plain head on a Conv1D model.
+    """
+    for module in sorted(modules):
+        product = adapter.shape(module)
+        if adapter.factors[module].embedding or product[0] == product[1]:
+            continue
+        for file, _ in names.places(f"{module}.weight"):
+            if file in names.base and names.base.shape(file) == product[::-1]:
+                return True
+    return bool(adapter.config.get("fan_in_fan_out"))
 
 
 def _found(names: Names, layout: Layout, name: str) -> list[tuple[str, Place]]:

@@ -136,7 +136,14 @@ def _build(folder: Path) -> Any:
 
 
 def _place(name: str, parameter: str, pattern: str | None, converter: Any) -> Place | None:
-    """Where a converter of transformers puts a tensor; None if it does more than to stack."""
+    """Where a converter of transformers puts a tensor; None if it does more than to stack.
+
+    Args:
+        name: the tensor's, after all that only renames.
+        parameter: what the converter makes of it.
+        pattern: by which of its patterns the converter knows the tensor.
+        converter: transformers' own.
+    """
     chain = list(map(repr, converter.operations))
     number = re.search(str(pattern).replace("*.", r"(\d+)\."), name)
     if chain not in (STACKED, STACKED_SIDE_BY_SIDE) or len(converter.target_patterns) != 1 or number is None:

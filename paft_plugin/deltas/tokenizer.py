@@ -12,7 +12,7 @@ from typing import Any
 
 from paft_plugin.deltas.findings import Findings
 from paft_plugin.deltas.store import read_json
-from paft_plugin.errors import some
+from paft_plugin.errors import PaftError, some
 
 # How text becomes tokens, beside the vocabulary. `truncation` and `padding` are left out: whatever a training run used last.
 RULES = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
@@ -40,8 +40,19 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     """The tokenizer in a folder; None if there is none.
 
     Raises:
-        PaftError: One of its files is no valid JSON.
+        PaftError: One of its files is broken.
     """
+    try:
+        return _read(folder)
+    except PaftError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise PaftError(
+            f"{folder}: its tokenizer's files are not as transformers writes them ({error!r}). Copy or save them again."
+        ) from None
+
+
+def _read(folder: Path) -> Tokenizer | None:
     main = folder / "tokenizer.json"
     others = {name: (folder / name).read_bytes() for name in OTHER_VOCABULARIES if (folder / name).is_file()}
     if not main.is_file() and not others:

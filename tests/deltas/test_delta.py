@@ -88,6 +88,10 @@ def test_conv1d_weights_are_transposed_the_square_one_too(tmp_path: Path, target
     expected = delta_by_peft(base, adapter)
     edit_config(adapter, fan_in_fan_out=False)
     assert_same_delta(base, adapter, expected)
+    # Also where the file goes by other names than the loaded model, as the hub's GPT-2 does.
+    without = {name.removeprefix("transformer."): tensor for name, tensor in weights(base).items()}
+    save_file(without, base / "model.safetensors")
+    assert_same_delta(base, adapter, {name.removeprefix("transformer."): change for name, change in expected.items()})
 
 
 def test_delta_of_a_bf16_base_and_adapter_is_computed_in_fp32(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from paft_plugin.deltas import Findings, check_finite, examine
+from paft_plugin.deltas import Findings, check_finite, examine, open_delta
 from tests.deltas.builders import edit_config, make_adapter, make_base, make_model, make_tokenizer
 
 PROOF = {"schema": 1, "finished": True, "steps_penalised": 200, "lambda": 1e-4}
@@ -41,6 +41,7 @@ def examined(here: Path) -> Findings:
 
 def test_branches_that_belong_together_need_no_word(here: Path) -> None:
     assert examined(here) == Findings()
+    assert all(list(open_delta(here / "base", here / branch).tensors()) for branch in ("sft", "preference"))
 
 
 def test_everything_wrong_is_said_at_once(here: Path) -> None:

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from paft_plugin.deltas.findings import Findings
 from paft_plugin.deltas.tokenizer import compare, conflicts, read_tokenizer
+from paft_plugin.errors import PaftError
 from tests.deltas.builders import make_tokenizer
 
 
@@ -160,3 +161,12 @@ def test_files_that_cannot_be_compared_say_so(base: Path, tmp_path: Path) -> Non
     assert found(tmp_path / "one", tmp_path / "other") == Findings()
     (tmp_path / "other" / "tokenizer.model").write_bytes(b"other pieces")
     assert "other rules than the base's (tokenizer.model)" in only(found(tmp_path / "one", tmp_path / "other").warnings)
+
+
+@pytest.mark.parametrize(
+    "content", [{"added_tokens": [{"id": 1}]}, {"model": {"vocab": {"a": None}}}, {"model": "BPE"}]
+)
+def test_files_that_no_tokenizer_wrote_are_refused(tmp_path: Path, content: dict[str, Any]) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(PaftError, match="not as transformers writes them"):
+        read_tokenizer(tmp_path)
