@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from paft_plugin.deltas.store import ADAPTER_CONFIG, TensorStore, open_adapter_weights, read_json
-from paft_plugin.errors import raise_if_any
+from paft_plugin.errors import raise_if_any, some
 from paft_plugin.files import fingerprint
 
 PREFIX = "base_model.model."
@@ -165,7 +165,11 @@ def _token_problems(adapter: Adapter) -> list[str]:
         problems.append("trainable_token_indices is set, but its file has no rows. Repeat the run that writes it.")
     for name, key in adapter.tokens.items():
         told, rows = adapter.token_indices(name.removesuffix(".weight")), adapter.store.shape(key)[0]
-        if len(told) != rows or len(set(told)) != rows:
+        if not all(isinstance(token, int) and token >= 0 for token in told):
+            problems.append(
+                f"trainable_token_indices names {some([str(token) for token in told])}: no token ids. Correct it."
+            )
+        elif len(told) != rows or len(set(told)) != rows:
             problems.append(
                 f"trainable_token_indices names {len(set(told))} tokens, its file holds {rows} rows ({key}). "
                 "Repeat the run that writes it."

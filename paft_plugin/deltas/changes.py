@@ -136,7 +136,7 @@ class TokenRows:
     """Name in the adapter's file of a copy of the whole tensor, which these rows replace some of."""
 
     def shape(self, adapter: Adapter) -> tuple[int, ...]:
-        return max(self.rows, *(token + 1 for token in self.tokens)), adapter.store.shape(self.key)[1]
+        return max([self.rows, *(token + 1 for token in self.tokens)]), adapter.store.shape(self.key)[1]
 
     def value(self, adapter: Adapter, base: TensorStore, name: str) -> Tensor:
         below = base.tensor(name) if self.over is None else adapter.store.tensor(self.over)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from paft_plugin.deltas.store import TensorStore
 
-# Chains of transformers' operations by which files become a parameter, and whether several matrices share a row of experts.
+# Chains of transformers' operations that can be taken back: experts stacked, and also gate and up side by side in each.
 STACKED = ["MergeModulelist(dim=0)"]
 STACKED_SIDE_BY_SIDE = ["MergeModulelist(dim=0)", "Concatenate(dim=1)"]
 

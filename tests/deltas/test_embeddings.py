@@ -78,6 +78,9 @@ def test_token_rows_that_the_config_does_not_explain_are_refused(base: Path, tmp
     adapter = adapt(base, tmp_path / "adapter", trainable_token_indices=[5, 1])
     edit_config(adapter, trainable_token_indices=[5])
     assert "trainable_token_indices names 1 tokens, its file holds 2 rows" in only(check_belongs(base, adapter))
+    for tokens in ([5, "1"], [5, -1]):
+        edit_config(adapter, trainable_token_indices=tokens)
+        assert f"names 5, {tokens[1]}: no token ids" in only(check_belongs(base, adapter))
     without = adapt(base, tmp_path / "without")
     edit_config(without, trainable_token_indices=[5])
     assert "trainable_token_indices is set, but its file has no rows" in only(check_belongs(base, without))
