@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from paft_plugin.penalty.optimizers import why_not_optimizer
+
 DEFAULT_SEED = 42  # what axolotl takes when a config names none
 DEFAULT_START = 1e-5  # λ where a controller starts; it soon moves it to where it matters
 
@@ -186,9 +188,4 @@ def _wrong_parallelism(config: dict[str, Any]) -> list[str]:
 
 
 def _wrong_optimizer(config: dict[str, Any]) -> list[str]:
-    name = str(getattr(config.get("optimizer"), "value", config.get("optimizer") or "")).lower()
-    if "lomo" in name or "layerwise" in name:
-        return [
-            f"optimizer: {name}: it consumes gradients during backward, before the penalty's can be added: use another"
-        ]
-    return []
+    return why_not_optimizer("optimizer", str(getattr(config.get("optimizer"), "value", config.get("optimizer") or "")))

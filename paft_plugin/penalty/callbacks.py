@@ -33,6 +33,7 @@ class PenaltyCallback(TrainerCallback):
         self._injector.after_optimizer_step()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._injector.end_step()
         state.stateful_callbacks[STATE_KEY] = self._injector.state()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

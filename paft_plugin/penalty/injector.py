@@ -26,7 +26,7 @@ from paft_plugin.penalty.references import References, take_references
 from paft_plugin.penalty.settings import PenaltySettings
 from paft_plugin.penalty.steering import Steering
 from paft_plugin.penalty.strength import Progress, Schedule, Strength
-from paft_plugin.penalty.support import why_unsupported
+from paft_plugin.penalty.support import why_gradients_are_lost, why_unsupported
 from paft_plugin.penalty.zero import PartitionedDelta, before_engine_step, loss_scale
 from paft_plugin.thresholds import threshold_label
 
@@ -53,6 +53,7 @@ class PenaltyInjector:
             self._steering = Steering(settings.strength, settings.target_sparsity, settings.target_threshold)
         self._strength: Strength = self._steering or Schedule(settings.strength, settings.warmup_ratio)
         self._lambda = 0.0
+        self._prepared = 0  # how often the step under way was: once, if all is well
         self._measured: Measurement | None = None
         # For its refusals alone: FSDP has neither sharded nor filled the parameters yet.
         trained_themselves(trainer.model)
@@ -104,7 +105,7 @@ class PenaltyInjector:
         """Start or, with what `state` once returned, resume; the model is on its devices, and loaded.
 
         Raises:
-            PaftError: if the checkpoint that is resumed was written without the penalty.
+            PaftError: if the checkpoint that is resumed was written without the penalty, or the optimizer acts in backward.
         """
         step = self._trainer.state.global_step
         if step and saved is None:
@@ -116,7 +117,10 @@ class PenaltyInjector:
         if self._trainer.is_deepspeed_enabled:
             self._deltas = [PartitionedDelta(delta) for delta in self._deltas]
             before_engine_step(self._trainer, self.before_optimizer_step)
+        else:
+            raise_if_any(why_gradients_are_lost(self._trainer.model))
         self._trained_tensors = self._count_trained()
+        self._prepared = 0
         self._measured = None
         self.record = Record(
             settings=self._settings.for_record(),
@@ -141,6 +145,7 @@ class PenaltyInjector:
                 "parameters were frozen or unfrozen during training, so the delta is not the one that is penalised: "
                 "turn off what does that (LISA, gradual unfreezing)"
             )
+        self._prepared += 1
         self._lambda = self._strength.at(self._progress())
         if self._settings.mode == "subgradient":
             self._add_subgradient()
@@ -155,6 +160,19 @@ class PenaltyInjector:
         self.record.steps_penalised += self._lambda > 0
         if self._steering:
             self._steering.look(self._progress(), self._trainer.optimizer)
+
+    def end_step(self) -> None:
+        """Make sure that the step that ends had the penalty in it, once.
+
+        Raises:
+            PaftError: if the trainer steps in a way of its own.
+        """
+        if self._prepared != 1:
+            raise PaftError(
+                f"{type(self._trainer).__name__}: the penalty went {self._prepared} times into the optimizer step that "
+                "just ended instead of once: use a trainer whose training_step ends with backward, as transformers' does"
+            )
+        self._prepared = 0
 
     def _add_subgradient(self) -> None:
         if not self._lambda and not self._steering:

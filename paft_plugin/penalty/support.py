@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
 from transformers import Trainer
 
+from paft_plugin.errors import some
+from paft_plugin.penalty.optimizers import why_not_optimizer
 from paft_plugin.penalty.settings import PenaltySettings
 
 
 def why_unsupported(trainer: Trainer, settings: PenaltySettings) -> list[str]:
-    """A problem for each way in which `trainer` spreads the model that the penalty can't follow."""
-    problems = []
+    """A problem for each way in which `trainer` spreads or steps the model that the penalty can't follow."""
+    problems = why_not_optimizer("optim", str(getattr(trainer.args.optim, "value", trainer.args.optim)))
     if trainer.args.n_gpu > 1:
         problems.append(
             f"this process would use {trainer.args.n_gpu} GPUs through torch.nn.DataParallel, whose replicas hold no "
@@ -25,6 +28,21 @@ def why_unsupported(trainer: Trainer, settings: PenaltySettings) -> list[str]:
         plugin = trainer.accelerator.state.deepspeed_plugin
         problems += why_not_deepspeed(plugin.deepspeed_config, settings)
     return problems
+
+
+def why_gradients_are_lost(model: nn.Module) -> list[str]:
+    """A problem if hooks take gradients away during backward, as optimizers do that step or offload parameter by parameter."""
+    hooked = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and getattr(parameter, "_post_accumulate_grad_hooks", None)
+    ]
+    if not hooked:
+        return []
+    return [
+        "the optimizer takes gradients away during backward, before the penalty's can be added: use one that reads .grad "
+        f"when it steps. Hooked: {some(hooked)}"
+    ]
 
 
 def why_not_deepspeed(config: dict[str, Any], settings: PenaltySettings) -> list[str]:

@@ -1,0 +1,77 @@
+"""An optimizer or a trainer that leaves the penalty no time between backward and step is refused, never trained with in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
+
+from paft_plugin.errors import PaftError
+from paft_plugin.penalty.injector import PenaltyInjector
+from paft_plugin.penalty.settings import PenaltySettings
+from tests.penalty.test_injector import Rows, lora_llama, make_trainer
+
+IN_BACKWARD = {
+    "lomo",
+    "adalomo",
+    "galore_adamw_layerwise",
+    "galore_adamw_8bit_layerwise",
+    "galore_adafactor_layerwise",
+    "apollo_adamw_layerwise",
+}
+
+
+@pytest.mark.parametrize("name", [one.value for one in OptimizerNames])
+def test_those_that_step_within_backward_are_refused_by_the_name_of_the_setting(name: str, tmp_path: Path) -> None:
+    """All the others are let through: `tests/end_to_end/test_optimizers.py` trains with them."""
+    trainer = make_trainer(lora_llama(), tmp_path, optim=name)
+    if name in IN_BACKWARD:
+        with pytest.raises(PaftError, match=f"^optim: {name}: .* such as adamw_torch$"):
+            PenaltyInjector(trainer, PenaltySettings(1e-3))
+    else:
+        PenaltyInjector(trainer, PenaltySettings(1e-3))
+
+
+class StepsInBackward(torch.optim.SGD):
+    """As layer-wise optimizers do it: a hook steps each parameter as soon as its gradient is there, and frees the gradient."""
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float) -> None:
+        super().__init__(parameters, lr=lr)
+        for parameter in parameters:
+            parameter.register_post_accumulate_grad_hook(self._consume)
+
+    def _consume(self, parameter: nn.Parameter) -> None:
+        parameter.data -= self.param_groups[0]["lr"] * parameter.grad
+        parameter.grad = None
+
+
+def test_an_optimizer_object_that_hooks_into_backward_is_refused(tmp_path: Path) -> None:
+    """No setting names it, so the hooks are what gives it away."""
+    model = lora_llama()
+    optimizer = StepsInBackward([one for one in model.parameters() if one.requires_grad], lr=0.05)
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True, max_steps=1)
+    trainer = Trainer(model=model, args=arguments, train_dataset=Rows(), optimizers=(optimizer, None))
+    PenaltyInjector(trainer, PenaltySettings(1e-3)).install()
+    with pytest.raises(PaftError, match=r"takes gradients away during backward.*q_proj\.lora_A.* and 3 more"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("times", [0, 2])
+def test_a_trainer_that_steps_without_the_penalty_or_with_it_twice_is_stopped(times: int, tmp_path: Path) -> None:
+    """Another wrapper of `training_step` that came later, and does not call the one it found exactly once."""
+    trainer = make_trainer(lora_llama(), tmp_path)
+    bare = trainer.training_step
+    PenaltyInjector(trainer, PenaltySettings(1e-3)).install()
+    ours = trainer.training_step
+
+    def training_step(*args: Any, **kwargs: Any) -> torch.Tensor:
+        return bare(*args, **kwargs) if times == 0 else ours(*args, **kwargs) + ours(*args, **kwargs)
+
+    trainer.training_step = training_step
+    with pytest.raises(PaftError, match=f"^Trainer: the penalty went {times} times into the optimizer step"):
+        trainer.train()
