@@ -153,13 +153,15 @@ def _wrong_delta(config: dict[str, Any]) -> list[str]:
             "paft_l1_mode: proximal: the norm of a product s·BA has no proximal step: set paft_l1_on: factors, or train "
             "without an adapter"
         )
-    if adapter is None and config.get("fix_untrained_tokens"):
-        problems.append("fix_untrained_tokens: it edits the weights behind θ_pre's back: remove it")
     reasons = {
         "relora": "ReLoRA folds s·BA into the base while it trains, so δ is more than s·BA",
         "peft_use_dora": "under DoRA the delta is not s·BA",
         "loftq_config": "LoftQ moves the base weights and starts from δ ≠ 0",
         "lisa_step_interval": "LISA trains other layers at other times, so δ is not that of one set of parameters",
+        "fix_untrained_tokens": "it edits embeddings behind θ_pre's back",
+        "reinit_weights": "it starts from random weights, so δ is not θ − θ_pre of the base model",
+        "hatchery": "it trains on a remote service, which the penalty does not reach",
+        "llmcompressor": "its masks edit the weights after each optimizer step, behind the penalty's back",
     }
     # axolotl's peft section holds the LoftQ settings.
     present = dict(config, loftq_config=getattr(config.get("peft"), "loftq_config", None))

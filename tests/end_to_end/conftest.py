@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +72,16 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def config(base: Path, rows: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Writes an SFT config on `base` and `rows`; one optimizer step an epoch, three micro-batches a step."""
+@pytest.fixture(scope="session")
+def write_config(base: Path, rows: Path) -> Callable[..., Path]:
+    """Writes an SFT config on `base` and `rows` into a directory; one optimizer step an epoch, three micro-batches a step."""
 
-    def write(name: str, **changes: Any) -> Path:
+    def write(directory: Path, name: str, **changes: Any) -> Path:
         content: dict[str, Any] = {
             "base_model": str(base),
             "datasets": [{"path": str(rows), "ds_type": "json", "split": "train", "type": "chat_template"}],
-            "dataset_prepared_path": str(tmp_path / f"{name}-prepared"),
-            "output_dir": str(tmp_path / name),
+            "dataset_prepared_path": str(directory / f"{name}-prepared"),
+            "output_dir": str(directory / name),
             "sequence_len": 64,
             "micro_batch_size": 2,
             "gradient_accumulation_steps": 3,
@@ -96,11 +97,17 @@ def config(base: Path, rows: Path, tmp_path: Path) -> Callable[..., Path]:
             **CPU_ONLY,
             **changes,
         }
-        path = tmp_path / f"{name}.yml"
+        path = directory / f"{name}.yml"
         path.write_text(yaml.safe_dump(content))
         return path
 
     return write
+
+
+@pytest.fixture
+def config(write_config: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """`write_config` into this test's own directory."""
+    return partial(write_config, tmp_path)
 
 
 def axolotl_train(config: Path) -> subprocess.CompletedProcess[str]:

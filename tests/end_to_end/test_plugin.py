@@ -116,16 +116,6 @@ def descend(model: nn.Module, batch: dict[str, torch.Tensor]) -> None:
             parameter.data -= RATE * gradient
 
 
-def test_qlora_on_a_cpu_is_penalised(config: Config, tmp_path: Path) -> None:
-    quantised = {**LORA, "adapter": "qlora", "load_in_4bit": True}
-    succeed(axolotl_train(config("dense", paft_l1_lambda=0, num_epochs=20, **PLUGIN, **quantised)))
-    succeed(axolotl_train(config("sparse", paft_l1_lambda=1e-2, num_epochs=20, **PLUGIN, **quantised)))
-    dense, sparse = record(tmp_path / "dense"), record(tmp_path / "sparse")
-    assert sparse["steps_penalised"] == 20
-    assert sparse["l1_norm"] < 0.5 * dense["l1_norm"]
-    assert sparse["sparsity"]["1e-05"] > dense["sparsity"]["1e-05"]
-
-
 def test_merge_lora_takes_the_same_config(config: Config, tmp_path: Path) -> None:
     """`lora_model_dir` is refused in training, but it is how axolotl's other commands find the adapter."""
     path = config("penalised", paft_l1_lambda=1e-3, num_epochs=1, **PLUGIN, **LORA)

@@ -1,4 +1,4 @@
-"""An optimizer or a trainer that leaves the penalty no time between backward and step is refused, never trained with in silence."""
+"""An optimizer or a trainer that leaves the penalty no time between backward and step is refused, never used in silence."""
 
 from __future__ import annotations
 
