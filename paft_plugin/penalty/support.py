@@ -55,6 +55,10 @@ def why_not_deepspeed(config: dict[str, Any], settings: PenaltySettings) -> list
         )
     if zero.get("offload_optimizer", {}).get("device", "none") != "none":
         problems.append("deepspeed: offload_optimizer: gradients leave the device piece by piece: remove it")
+    if config.get("compile", {}).get("deepcompile"):
+        problems.append(
+            "deepspeed: deepcompile: its compiled backward keeps gradients in buffers of its own: remove it"
+        )
     if settings.mode == "proximal":
         problems.append(
             "paft_l1_mode: proximal: DeepSpeed's own copy of the weights would undo it: use subgradient, or fsdp_version: 2"
