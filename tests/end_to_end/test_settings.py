@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from .architectures import EXPERTS, save_base
+from .architectures import save_base
 from .conftest import LORA
 from .replay import why_not_penalised
 from .sweeps import WITNESSED, train_all
@@ -35,6 +35,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
         **LORA,
         "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}},
     },
+    "llama, schedule-free and evaluated": {
+        **LORA,
+        "optimizer": "schedule_free_adamw",  # which swaps other weights in to be evaluated
+        "val_set_size": 0.34,
+        "eval_strategy": "epoch",
+        "gradient_accumulation_steps": 2,
+    },
     "llama, checkpointing": {"gradient_checkpointing": True},
     "llama, checkpointing with LoRA": {**LORA, "gradient_checkpointing": True},
     "llama, selective checkpointing": {**LORA, "gradient_checkpointing": True, "selective_checkpointing": True},
@@ -50,14 +57,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "llama, compiled with LoRA": {**LORA, "torch_compile": True, "torch_compile_backend": "aot_eager"},
     "qwen2, kernels": {**LORA, "lora_qkv_kernel": True, "lora_o_kernel": True},
     "qwen3, tiled MLP": {"tiled_mlp": True, "tiled_mlp_num_shards": 2},
-    "mixtral, 8-bit experts": {
-        **LORA,
-        "lora_target_linear": False,
-        "lora_target_modules": ["q_proj"],
-        "lora_target_parameters": EXPERTS,
-        "load_in_8bit": True,
-        "quantize_moe_experts": True,
-    },
 }
 
 
