@@ -32,6 +32,7 @@ def why_unsupported(trainer: Trainer, settings: PenaltySettings) -> list[str]:
 
 def why_gradients_are_lost(model: nn.Module) -> list[str]:
     """A problem if hooks take gradients away during backward, as optimizers do that step or offload parameter by parameter."""
+    # torch offers no public way to ask for them.
     hooked = [
         name
         for name, parameter in model.named_parameters()

@@ -1,7 +1,8 @@
-"""Tiny random models of many architectures, with the demo's tokenizer."""
+"""Tiny random models of many architectures, with the demo's tokenizer, and runs on them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ from transformers import (
 
 from paft_plugin.demo.tokenizer import build_tokenizer
 
+from .replay import why_not_penalised
+from .sweeps import STRENGTH, WITNESSED, train_all
+
+STEPS = 2
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -68,3 +73,22 @@ def save_base(architecture: str, folder: Path) -> Path:
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def train_kinds(
+    kinds: dict[str, dict[str, Any]], write_config: Callable[..., Path], tokenizer: Path, directory: Path
+) -> tuple[dict[str, Path], dict[str, list[str]]]:
+    """Train two steps with each set of settings; returns the output directories, and why each run was not penalised exactly.
+
+    Args:
+        kinds: the settings of each run by its name, which begins with that of an architecture and a comma.
+        tokenizer: one for all, so that the rows are tokenised once.
+        directory: for everything that is written.
+    """
+    architectures = {kind: kind.partition(",")[0] for kind in kinds}
+    bases = {name: save_base(name, directory / "bases" / name) for name in sorted({*architectures.values()})}
+    config = write_config(directory, "all", tokenizer_config=str(tokenizer), num_epochs=STEPS, **WITNESSED)
+    runs = {kind: {"base_model": str(bases[architectures[kind]]), **kinds[kind]} for kind in kinds}
+    outputs = train_all(config, runs)
+    problems = {kind: why_not_penalised(bases[architectures[kind]], outputs[kind], STRENGTH, STEPS) for kind in kinds}
+    return outputs, problems

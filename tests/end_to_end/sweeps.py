@@ -11,7 +11,12 @@ from typing import Any
 import yaml
 
 # The plugin, and the one that writes down what the optimizer is given; clipping would scale that.
-WITNESSED = {"plugins": ["paft_plugin.PAFTPlugin", "witness.Witness"], "max_grad_norm": 0}
+STRENGTH = 1e-3
+WITNESSED = {
+    "plugins": ["paft_plugin.PAFTPlugin", "witness.Witness"],
+    "paft_l1_lambda": STRENGTH,
+    "max_grad_norm": 0,
+}
 
 
 def train_all(config: Path, runs: dict[str, dict[str, Any]]) -> dict[str, Path]:

@@ -13,10 +13,9 @@ from tests.penalty.test_optimizers import IN_BACKWARD
 
 from .conftest import LORA
 from .replay import steps_of, why_not_penalised
-from .sweeps import WITNESSED, train_all
+from .sweeps import STRENGTH, WITNESSED, train_all
 
 pytestmark = pytest.mark.slow
-STRENGTH = 1e-3
 EPOCHS = {"schedule_free_radam": 8}  # RAdam stands still for the first five steps
 OPTIMIZERS = {
     "adamw_torch": "AdamW",
@@ -71,7 +70,7 @@ def test_every_optimizer_is_given_the_penalised_gradient_once(
     write_config: Callable[..., Path], base: Path, tmp_path: Path
 ) -> None:
     """Schedule-free ones keep several versions of the weights; the one that is saved is the one that `paft.json` tells of."""
-    config = write_config(tmp_path, "optimizers", paft_l1_lambda=STRENGTH, **WITNESSED, **LORA)
+    config = write_config(tmp_path, "optimizers", **WITNESSED, **LORA)
     epochs = {name: EPOCHS.get(name, 3) for name in OPTIMIZERS}
     outputs = train_all(config, {name: {"optimizer": name, "num_epochs": epochs[name]} for name in OPTIMIZERS})
     problems = {name: why_not_penalised(base, outputs[name], STRENGTH, epochs[name]) for name in OPTIMIZERS}

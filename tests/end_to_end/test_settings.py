@@ -8,14 +8,10 @@ from typing import Any
 
 import pytest
 
-from .architectures import save_base
+from .architectures import train_kinds
 from .conftest import LORA
-from .replay import why_not_penalised
-from .sweeps import WITNESSED, train_all
 
 pytestmark = pytest.mark.slow
-STRENGTH = 1e-3
-STEPS = 2
 
 # Each on the architecture that it is named after; a kernel or a tiled MLP patches the model's class, so it has one to itself.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -61,14 +57,5 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def test_every_setting_is_penalised_exactly(write_config: Callable[..., Path], base: Path, tmp_path: Path) -> None:
-    architectures = {name: name.partition(",")[0] for name in SETTINGS}
-    bases = {one: save_base(one, tmp_path / "bases" / one) for one in sorted({*architectures.values()})}
-    runs = {name: {"base_model": str(bases[architectures[name]]), **SETTINGS[name]} for name in SETTINGS}
-
-    # One tokenizer for all, so that the rows are tokenised once.
-    common = {"tokenizer_config": str(base), "num_epochs": STEPS, "paft_l1_lambda": STRENGTH, **WITNESSED}
-    outputs = train_all(write_config(tmp_path, "settings", **common), runs)
-    problems = {
-        name: why_not_penalised(bases[architectures[name]], outputs[name], STRENGTH, STEPS) for name in SETTINGS
-    }
-    assert problems == {name: [] for name in SETTINGS}
+    _, problems = train_kinds(SETTINGS, write_config, base, tmp_path)
+    assert problems == {kind: [] for kind in SETTINGS}
