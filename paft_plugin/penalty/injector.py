@@ -26,7 +26,7 @@ from paft_plugin.penalty.references import References, take_references
 from paft_plugin.penalty.settings import PenaltySettings
 from paft_plugin.penalty.steering import Steering
 from paft_plugin.penalty.strength import Progress, Schedule, Strength
-from paft_plugin.penalty.support import why_gradients_are_lost, why_unsupported
+from paft_plugin.penalty.support import why_gradients_are_lost, why_no_gradient_is_left, why_unsupported
 from paft_plugin.penalty.zero import PartitionedDelta, before_engine_step, loss_scale
 from paft_plugin.thresholds import threshold_label
 
@@ -70,6 +70,7 @@ class PenaltyInjector:
             loss = inner_step(*args, **kwargs)
             # DeepSpeed has taken its step by now.
             if trainer.accelerator.sync_gradients and not trainer.is_deepspeed_enabled:
+                raise_if_any(why_no_gradient_is_left(trainer.model))
                 self.before_optimizer_step()
             return loss
 

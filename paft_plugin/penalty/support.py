@@ -46,6 +46,16 @@ def why_gradients_are_lost(model: nn.Module) -> list[str]:
     ]
 
 
+def why_no_gradient_is_left(model: nn.Module) -> list[str]:
+    """A problem if backward has left no gradient at all, as optimizers do that step within it in ways that no hook shows."""
+    if any(parameter.grad is not None for parameter in model.parameters()):
+        return []
+    return [
+        "no gradient is left when the optimizer step is due: they were consumed during backward, before the penalty's could "
+        "be added: use an optimizer that reads .grad when it steps"
+    ]
+
+
 def why_not_deepspeed(config: dict[str, Any], settings: PenaltySettings) -> list[str]:
     """A problem for each setting of a DeepSpeed configuration that keeps the penalty from its gradients."""
     zero = config.get("zero_optimization", {})

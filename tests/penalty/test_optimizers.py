@@ -61,6 +61,26 @@ def test_an_optimizer_object_that_hooks_into_backward_is_refused(tmp_path: Path)
         trainer.train()
 
 
+class StepsInsideTraining(Trainer):
+    """As LOMO does it through accelerate: every parameter is stepped within `training_step`, and no gradient outlives it."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.data -= self.args.learning_rate * parameter.grad
+                parameter.grad = None
+        return loss
+
+
+def test_a_step_that_leaves_no_gradient_is_refused(tmp_path: Path) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True, max_steps=1, optim="sgd")
+    trainer = StepsInsideTraining(model=lora_llama(), args=arguments, train_dataset=Rows())
+    PenaltyInjector(trainer, PenaltySettings(1e-3)).install()
+    with pytest.raises(PaftError, match="no gradient is left when the optimizer step is due"):
+        trainer.train()
+
+
 @pytest.mark.parametrize("times", [0, 2])
 def test_a_trainer_that_steps_without_the_penalty_or_with_it_twice_is_stopped(times: int, tmp_path: Path) -> None:
     """Another wrapper of `training_step` that came later, and does not call the one it found exactly once."""
