@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from paft_plugin.penalty.optimizers import why_not_optimizer
+from paft_plugin.penalty.optimizers import why_not_optimizer, why_not_proximal
 
 DEFAULT_SEED = 42  # what axolotl takes when a config names none
 DEFAULT_START = 1e-5  # λ where a controller starts; it soon moves it to where it matters
@@ -190,4 +190,6 @@ def _wrong_parallelism(config: dict[str, Any]) -> list[str]:
 
 
 def _wrong_optimizer(config: dict[str, Any]) -> list[str]:
-    return why_not_optimizer("optimizer", str(getattr(config.get("optimizer"), "value", config.get("optimizer") or "")))
+    name = str(getattr(config.get("optimizer"), "value", config.get("optimizer") or ""))
+    proximal = config.get("paft_l1_mode") == "proximal"
+    return why_not_optimizer("optimizer", name) + (why_not_proximal("optimizer", name) if proximal else [])

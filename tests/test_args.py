@@ -128,6 +128,13 @@ def test_what_the_penalty_covers_is_let_through(settings: dict[str, Any]) -> Non
     assert wrong_run(right | settings) == []
 
 
+def test_a_proximal_step_that_an_optimizer_would_undo_is_an_error() -> None:
+    config = {"paft_l1_lambda": 1e-4, "paft_l1_mode": "proximal", "optimizer": "schedule_free_adamw"}
+    (problem,) = wrong_run(config)
+    assert problem.startswith("optimizer: schedule_free_adamw:")
+    assert wrong_run({**config, "paft_l1_mode": "subgradient"}) == []
+
+
 def test_all_mistakes_come_at_once() -> None:
     problems = wrong_run(
         {"adapter": "lora", "paft_l1_lambda": 0.1, "relora": True, "peft_use_dora": True, "rl": "orpo"}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from paft_plugin.errors import PaftError
 from paft_plugin.penalty.l1 import difference_blocks, flattened, memory_order
 
 
@@ -37,6 +38,16 @@ def shrink_(parameter: Tensor, reference: Tensor | None, amount: float) -> None:
 
 
 def step_sizes(optimizer: Optimizer) -> Callable[[nn.Parameter], float]:
-    """Each parameter's step size η: the learning rate of its group, as the step that was just taken used it."""
+    """Each parameter's step size η: the learning rate of its group, as the step that was just taken used it.
+
+    Raises:
+        PaftError: if the optimizer makes its step sizes of something else: an Adafactor of relative steps or scaled parameters.
+    """
+    for group in optimizer.param_groups:
+        if own := [key for key in ("relative_step", "scale_parameter") if group.get(key)]:
+            raise PaftError(
+                f"paft_l1_mode: proximal: {own[0]}: {type(optimizer).__name__} makes its step sizes of more than the learning "
+                f"rate: set {own[0]}=False, or use paft_l1_mode: subgradient"
+            )
     rates = {id(parameter): float(group["lr"]) for group in optimizer.param_groups for parameter in group["params"]}
     return lambda parameter: rates[id(parameter)]

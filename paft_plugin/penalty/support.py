@@ -8,13 +8,16 @@ from torch import nn
 from transformers import Trainer
 
 from paft_plugin.errors import some
-from paft_plugin.penalty.optimizers import why_not_optimizer
+from paft_plugin.penalty.optimizers import why_not_optimizer, why_not_proximal
 from paft_plugin.penalty.settings import PenaltySettings
 
 
 def why_unsupported(trainer: Trainer, settings: PenaltySettings) -> list[str]:
     """A problem for each way in which `trainer` spreads or steps the model that the penalty can't follow."""
-    problems = why_not_optimizer("optim", str(getattr(trainer.args.optim, "value", trainer.args.optim)))
+    optimizer = str(getattr(trainer.args.optim, "value", trainer.args.optim))
+    problems = why_not_optimizer("optim", optimizer)
+    if settings.mode == "proximal":
+        problems += why_not_proximal("optim", optimizer)
     if trainer.args.n_gpu > 1:
         problems.append(
             f"this process would use {trainer.args.n_gpu} GPUs through torch.nn.DataParallel, whose replicas hold no "
