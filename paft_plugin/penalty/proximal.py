@@ -45,8 +45,9 @@ def step_sizes(optimizer: Optimizer) -> Callable[[nn.Parameter], float]:
     """
     for group in optimizer.param_groups:
         if own := [key for key in ("relative_step", "scale_parameter") if group.get(key)]:
+            inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
             raise PaftError(
-                f"paft_l1_mode: proximal: {own[0]}: {type(optimizer).__name__} makes its step sizes of more than the learning "
+                f"paft_l1_mode: proximal: {own[0]}: {type(inner).__name__} makes its step sizes of more than the learning "
                 f"rate: set {own[0]}=False, or use paft_l1_mode: subgradient"
             )
     rates = {id(parameter): float(group["lr"]) for group in optimizer.param_groups for parameter in group["params"]}

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.optimization import Adafactor
 
+from paft_plugin.errors import PaftError
 from paft_plugin.penalty import l1
 from paft_plugin.penalty.proximal import shrink_, step_sizes
 
@@ -191,3 +193,13 @@ def test_the_step_size_is_that_of_the_step_just_taken() -> None:
     taken = step_sizes(optimizer)
     optimizer.param_groups[0]["lr"].fill_(0.125)
     assert (taken(parameter), step_sizes(optimizer)(parameter)) == (0.25, 0.125)
+
+
+@pytest.mark.parametrize(
+    "options", [{"lr": None, "relative_step": True}, {"lr": 0.1, "scale_parameter": True}], ids=str
+)
+def test_an_optimizer_that_makes_its_own_step_sizes_is_refused(options: dict[str, Any]) -> None:
+    settings = {"relative_step": False, "scale_parameter": False, "warmup_init": False, **options}
+    optimizer = Adafactor([nn.Parameter(torch.ones(2))], **settings)
+    with pytest.raises(PaftError, match=r"(relative_step|scale_parameter): Adafactor makes its step sizes"):
+        step_sizes(optimizer)
