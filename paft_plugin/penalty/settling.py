@@ -21,8 +21,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from paft_plugin.penalty.live import LiveDelta
 
 SAMPLE_SIZE = 1 << 15  # a share of .9 is known to ± .0017 (one standard error)
-WINDOW = 5  # steps
-FREEZE = 2  # steps
+WINDOW = 9  # steps
+FREEZE = 3  # steps
 
 
 class SettlingSample:

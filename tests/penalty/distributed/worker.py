@@ -1,9 +1,10 @@
-"""One process of a data-parallel run: trains a tiny Llama with the penalty, case after case, and saves what came out.
+"""One process of a data-parallel run: trains a tiny Llama with the penalty, case after case, and records every step.
 
     python -m torch.distributed.run --standalone --nproc-per-node 2 worker.py DIR CASE …
 
-A case is KIND-PARALLEL-OPTIMIZER: lora, full or saved (LoRA and modules_to_save); single, ddp, fsdp2, zero1 or zero2; an
-optimizer of transformers; and perhaps -target, to be steered to a sparsity.
+A case is KIND-PARALLEL, and perhaps -WAY. KIND is lora, full, saved (LoRA and modules_to_save) or frozen (full, but for some
+parameters); PARALLEL is single, ddp, fsdp2, zero1 or zero2; WAY is proximal, target (steered to a sparsity) or resumed (stopped
+after two steps and resumed from its checkpoint).
 """
 
 from __future__ import annotations
@@ -21,16 +22,22 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from paft_plugin.penalty.injector import PenaltyInjector
 from paft_plugin.penalty.settings import PenaltySettings
 
-ROWS = 16
+ROWS = 24
 BATCH = 4
-RATES = {"sgd": 0.05, "adamw_torch": 0.01}
-TARGET = PenaltySettings(1e-3, target_sparsity=0.5)
-CONSTANT = PenaltySettings(3e-3)
+MICRO_BATCHES = 3
+RATE = 0.05
+CLIPPING = 0.3
+STRENGTH = 3e-3
+STOPPED = 2
+SETTINGS = {
+    "proximal": PenaltySettings(STRENGTH, mode="proximal"),
+    "target": PenaltySettings(1e-3, target_sparsity=0.5),
+}
 
 
 class Rows(Dataset):
@@ -64,18 +71,38 @@ class ShardingTrainer(Trainer):
         self.is_fsdp_enabled = True
 
 
-def build(kind: str) -> nn.Module:
+class Stop(TrainerCallback):
+    """As if the machine went down after a checkpoint."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == STOPPED:
+            raise KeyboardInterrupt
+
+
+def build(kind: str, dtype: torch.dtype) -> nn.Module:
+    """A model with dimensions that two processes can't halve."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(vocab_size=30, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
-    )
-    if kind == "full":
-        return model
-    saved = ["lm_head"] if kind == "saved" else None
+    sizes = {"vocab_size": 31, "hidden_size": 16, "intermediate_size": 25, "num_hidden_layers": 2}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2)).to(dtype)
+    model.loss_function = mean_cross_entropy
+    if kind == "frozen":
+        model.model.embed_tokens.requires_grad_(False)
+        model.model.layers[0].mlp.up_proj.requires_grad_(False)
     # Reentrant checkpointing hands gradients on only if the embeddings' output wants one.
     model.enable_input_require_grads()
+    if kind in ("full", "frozen"):
+        return model
+    saved = ["lm_head"] if kind == "saved" else None
     targets = ["q_proj", "o_proj", "up_proj"]
-    return get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=targets, modules_to_save=saved))
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules=targets, modules_to_save=saved)
+    return get_peft_model(model, lora, autocast_adapter_dtype=False).to(dtype)
+
+
+def mean_cross_entropy(logits: Tensor, labels: Tensor, num_items_in_batch: Any = None, **_: Any) -> Tensor:
+    """As transformers', which takes it in fp32 whatever the model's dtype."""
+    targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:].flatten()
+    total = nn.functional.cross_entropy(logits.flatten(0, 1), targets, reduction="sum")
+    return total / ((targets != -100).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
 def deepspeed_config(stage: int) -> dict[str, Any]:
@@ -92,21 +119,79 @@ def deepspeed_config(stage: int) -> dict[str, Any]:
     }
 
 
-def train(case: str, directory: Path) -> None:
-    kind, parallel, optimizer, *steered = case.split("-")
+class Recorder:
+    """Keeps, of each optimizer step, the rows of all processes, and what the parameters and their gradients were when it was due."""
+
+    def __init__(self, trainer: Trainer, injector: PenaltyInjector) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self._trainer = trainer
+        self._rows: list[Tensor] = []
+        self._synchronised: list[bool] = []
+        self._step = trainer.state.global_step
+        inner_step, inner_penalty = trainer.training_step, injector.before_optimizer_step
+
+        def training_step(model: nn.Module, inputs: dict[str, Tensor], *rest: Any) -> Tensor:
+            self._rows.append(inputs["input_ids"])
+            return inner_step(model, inputs, *rest)
+
+        def before_optimizer_step() -> None:
+            inner_penalty()
+            self.take()
+
+        trainer.training_step = training_step
+        injector.before_optimizer_step = before_optimizer_step  # type: ignore[method-assign]
+        trainer.model.register_forward_pre_hook(lambda *_: self._note_synchronisation())
+
+    def _note_synchronisation(self) -> None:
+        self._synchronised.append(getattr(self._trainer.model_wrapped, "require_backward_grad_sync", True))
+
+    def take(self) -> None:
+        """Record the step that is due."""
+        prefix = f"{self._trainer.state.global_step}"
+        mine = torch.stack(self._rows)  # [micro-batches, rows, tokens]
+        everyones = [mine]
+        if torch.distributed.is_initialized():
+            everyones = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
+            torch.distributed.all_gather(everyones, mine)
+        self.tensors[f"{prefix}/rows"] = torch.cat(everyones, 1).flatten(0, 1)
+        self.tensors[f"{prefix}/synchronised"] = torch.tensor(self._synchronised)
+        self.tensors |= {f"{prefix}/gradient/{name}": self._gradient(p) for name, p in trained(self._trainer.model)}
+        self.tensors |= {f"{prefix}/before/{name}": whole(p.detach()) for name, p in trained(self._trainer.model)}
+        self._rows, self._synchronised = [], []
+
+    def _gradient(self, parameter: nn.Parameter) -> Tensor:
+        if self._trainer.is_deepspeed_enabled:
+            from deepspeed.utils import safe_get_full_grad
+
+            return safe_get_full_grad(parameter)
+        return whole(parameter.grad)
+
+
+def trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).clone().contiguous()
+
+
+def make_trainer(case: str, directory: Path) -> tuple[Trainer, Recorder]:
+    kind, parallel, *ways = case.split("-")
+    way = ways[0] if ways else None
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     AcceleratorState._reset_state()
     arguments: dict[str, Any] = {
         "output_dir": str(directory / case),
         "per_device_train_batch_size": BATCH // processes,
-        "gradient_accumulation_steps": 2,
-        "max_steps": 20 if steered else 4,
-        "learning_rate": RATES[optimizer],
+        "gradient_accumulation_steps": MICRO_BATCHES,
+        "max_steps": 20 if way == "target" else 4,
+        "learning_rate": RATE,
         "lr_scheduler_type": "constant",
-        "optim": optimizer,
-        "max_grad_norm": 0.3,
+        "optim": "sgd",
+        "max_grad_norm": CLIPPING,
         "logging_steps": 1,
-        "save_strategy": "no",
+        "save_strategy": "steps" if way == "resumed" else "no",
+        "save_steps": STOPPED,
         "report_to": [],
         "use_cpu": True,
         "ddp_backend": "gloo" if processes > 1 else None,
@@ -117,15 +202,32 @@ def train(case: str, directory: Path) -> None:
         "gradient_checkpointing_kwargs": {"use_reentrant": True},
         "deepspeed": deepspeed_config(int(parallel[-1])) if parallel.startswith("zero") else None,
     }
+    # DeepSpeed keeps its own weights in fp32.
+    dtype = torch.float32 if parallel.startswith("zero") else torch.float64
     trainer_class = ShardingTrainer if parallel == "fsdp2" else Trainer
-    trainer = trainer_class(model=build(kind), args=TrainingArguments(**arguments), train_dataset=Rows())
-    PenaltyInjector(trainer, TARGET if steered else CONSTANT).install()
-    trainer.train()
-    trained = {name: p.detach() for name, p in trainer.model.named_parameters() if p.requires_grad}
-    assert all(isinstance(p, DTensor) for p in trained.values()) == (parallel == "fsdp2")
-    whole = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in trained.items()}
+    trainer = trainer_class(model=build(kind, dtype), args=TrainingArguments(**arguments), train_dataset=Rows())
+    injector = PenaltyInjector(trainer, SETTINGS.get(way or "", PenaltySettings(STRENGTH)))
+    recorder = Recorder(trainer, injector)
+    injector.install()
+    return trainer, recorder
+
+
+def train(case: str, directory: Path) -> None:
+    resumed = case.endswith("-resumed")
+    if resumed:
+        trainer, _ = make_trainer(case, directory)
+        trainer.add_callback(Stop())
+        try:
+            trainer.train()
+        except KeyboardInterrupt:
+            assert trainer.state.global_step == STOPPED
+    trainer, recorder = make_trainer(case, directory)
+    trainer.train(resume_from_checkpoint=resumed)
+    parameters = trained(trainer.model)
+    assert all(isinstance(p, DTensor) for _, p in parameters) == ("-fsdp2" in case)
+    last = {f"after/{name}": whole(p.detach()) for name, p in parameters}
     if trainer.args.process_index == 0:
-        save_file({name: p.clone().contiguous() for name, p in whole.items()}, directory / f"{case}.safetensors")
+        save_file(recorder.tensors | last, directory / f"{case}.safetensors")
 
 
 if __name__ == "__main__":
