@@ -108,9 +108,9 @@ class Replay:
 
 
 def clipped_step(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What SGD adds."""
+    """What SGD adds, of gradients that are clipped as torch and DeepSpeed both do it."""
     norm = torch.cat([gradient.flatten() for gradient in gradients.values()]).norm()
-    return {name: -RATE * gradient * min(1.0, CLIPPING / norm.item()) for name, gradient in gradients.items()}
+    return {name: -RATE * gradient * min(1.0, CLIPPING / (norm.item() + 1e-6)) for name, gradient in gradients.items()}
 
 
 @pytest.mark.parametrize("case", STEPWISE)

@@ -65,7 +65,7 @@ class ShardingTrainer(Trainer):
             reshard_after_forward=True,
             auto_wrap_policy="transformer_based_wrap",
             transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
-            state_dict_type="FULL_STATE_DICT",
+            state_dict_type="SHARDED_STATE_DICT",
             cpu_ram_efficient_loading=True,
         )
         self.is_fsdp_enabled = True
