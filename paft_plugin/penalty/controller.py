@@ -14,7 +14,7 @@ from paft_plugin.penalty.strength import Progress
 
 PROPORTIONAL = 0.1  # decades of λ per unit of log-odds
 INTEGRAL = 10.0  # decades of λ per unit of log-odds and run
-LANDING = 2.0  # the same, over what is left of the run: late, when the learning rate is low, λ has little time to act
+LANDING = 3.0  # the same, over what is left of the run: late, when the learning rate is low, λ has little time to act
 LARGEST_ERROR = 1.0  # log-odds; a forecast farther off says no more than "far away"
 LARGEST_MOVE = 0.15  # decades a step
 FIRST_LOOK = 8  # steps: before, too few have passed to see who crosses zero

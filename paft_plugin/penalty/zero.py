@@ -2,6 +2,12 @@
 
 accelerate calls `engine.step()` from inside `backward`, so that is where the subgradient has to come in: after the engine has
 reduced the gradients over micro-batches and processes, before it clips them.
+
+Why not through the loss: there the subgradient would have to be taken in every micro-batch, divided by their number, and pass
+the hooks that reduce each gradient as soon as it is ready, which reentrant checkpointing already strains. Here it is added once a
+step, to what the engine will read: the mean over micro-batches and processes, still multiplied by the loss scale. That factor is
+given to it too, so that the engine, which takes overflow, the norm, clipping and unscaling from these same gradients afterwards,
+sees the gradient of L + λ‖δ‖₁ and nothing else; every process adds the same, so nothing is summed twice.
 """
 
 from __future__ import annotations
@@ -51,11 +57,14 @@ class PartitionedDelta:
         from deepspeed.utils import safe_get_full_grad, safe_set_full_grad
 
         trained = [parameter for parameter in self.parameters if parameter.requires_grad]
+        dtypes = [parameter.grad_dtype for parameter in trained]
         for parameter in trained:
+            parameter.grad_dtype = None  # DeepSpeed hands out fp32, whatever the parameter's dtype
             parameter.grad = safe_get_full_grad(parameter)
         square = self.delta.add_subgradient(strength)
-        for parameter in trained:
+        for parameter, dtype in zip(trained, dtypes, strict=True):
             whole, parameter.grad = parameter.grad, None
+            parameter.grad_dtype = dtype
             safe_set_full_grad(parameter, whole)
         return square
 

@@ -20,7 +20,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .worker import BATCH, CLIPPING, MICRO_BATCHES, RATE, STRENGTH, build
+from .worker import BATCH, CLIPPING, LARGE_STRENGTH, MICRO_BATCHES, RATE, STRENGTH, build, dtype_of
 
 pytestmark = pytest.mark.slow
 
@@ -29,6 +29,7 @@ PARALLEL = ("ddp", "fsdp2", "zero1", "zero2")
 # Reentrant checkpointing but under FSDP2; three micro-batches a step.
 STEPWISE = [f"{kind}-{parallel}" for parallel in PARALLEL for kind in ("full", "lora", "saved", "frozen")]
 PROXIMAL = ["full-ddp-proximal", "full-fsdp2-proximal", "frozen-fsdp2-proximal"]
+BF16 = ["full-zero1-bf16", "lora-zero2-bf16"]
 # Case → the one that it must end like.
 TWINS = {
     "lora-ddp-target": "lora-single-target",
@@ -45,7 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("runs")
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     alone = [case for case in sorted(set(TWINS.values())) if "-single" in case]
-    for options, cases in (([], alone), (launch, [*STEPWISE, *PROXIMAL, *TWINS])):
+    for options, cases in (([], alone), (launch, [*STEPWISE, *PROXIMAL, *BF16, *TWINS])):
         command = [sys.executable, *options, str(WORKER), str(directory), *cases]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, env=_environment())
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -67,7 +68,7 @@ class Replay:
         kind, parallel, *_ = case.split("-")
         self._tensors = load_file(runs / f"{case}.safetensors")
         self.steps = len({name.split("/")[0] for name in self._tensors if name.endswith("/rows")})
-        recorded = torch.float32 if parallel.startswith("zero") else torch.float64
+        recorded = dtype_of(parallel)
         self._model = build(kind, recorded).double()
         self._base = {name: parameter.detach().clone() for name, parameter in self.parameters().items()}
         # A rounding error of fp32 in a gradient whose entries are of the order of .1; λ itself is three orders larger.
@@ -147,11 +148,20 @@ def test_every_proximal_step_soft_thresholds_the_delta(case: str, runs: Path) ->
     assert max(zeros) > 0
 
 
+@pytest.mark.parametrize("case", BF16)
+def test_deepspeed_in_bf16_sees_the_penalty_to_its_precision(case: str, runs: Path) -> None:
+    """Its gradients come out in fp32, which parameters in bf16 would refuse."""
+    replay = Replay(runs, case)
+    for step in range(1, replay.steps):
+        expected, seen = replay.by_hand(step, LARGE_STRENGTH), replay.gradients(step)
+        for name, gradient in seen.items():
+            assert (gradient - expected[name]).norm() < 0.05 * expected[name].norm(), (step, name)
+
+
 def test_ddp_communicates_once_a_step(runs: Path) -> None:
     """The micro-batches before the last run under `no_sync`: the penalty must come after the reduction, and once."""
-    for step in range(4):
-        assert Replay(runs, "full-ddp-proximal").synchronised(step)[-1]
-        assert not any(Replay(runs, "full-ddp-proximal").synchronised(step)[:1])
+    replay = Replay(runs, "full-ddp")
+    assert [replay.synchronised(step) for step in range(4)] == [[False, False, True]] * 4
 
 
 @pytest.mark.parametrize("case", TWINS)

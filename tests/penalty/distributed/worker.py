@@ -3,8 +3,8 @@
     python -m torch.distributed.run --standalone --nproc-per-node 2 worker.py DIR CASE …
 
 A case is KIND-PARALLEL, and perhaps -WAY. KIND is lora, full, saved (LoRA and modules_to_save) or frozen (full, but for some
-parameters); PARALLEL is single, ddp, fsdp2, zero1 or zero2; WAY is proximal, target (steered to a sparsity) or resumed (stopped
-after two steps and resumed from its checkpoint).
+parameters); PARALLEL is single, ddp, fsdp2, zero1 or zero2; WAY is proximal, target (steered to a sparsity), resumed (stopped
+after two steps and resumed from its checkpoint) or bf16.
 """
 
 from __future__ import annotations
@@ -33,10 +33,12 @@ MICRO_BATCHES = 3
 RATE = 0.05
 CLIPPING = 0.3
 STRENGTH = 3e-3
+LARGE_STRENGTH = 1.0  # so that the penalty is seen above what bf16 rounds away
 STOPPED = 2
 SETTINGS = {
     "proximal": PenaltySettings(STRENGTH, mode="proximal"),
     "target": PenaltySettings(1e-3, target_sparsity=0.5),
+    "bf16": PenaltySettings(LARGE_STRENGTH),
 }
 
 
@@ -105,6 +107,11 @@ def mean_cross_entropy(logits: Tensor, labels: Tensor, num_items_in_batch: Any =
     return total / ((targets != -100).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
+def dtype_of(parallel: str) -> torch.dtype:
+    """DeepSpeed keeps its own weights in fp32."""
+    return torch.float32 if parallel.startswith("zero") else torch.float64
+
+
 def deepspeed_config(stage: int) -> dict[str, Any]:
     import deepspeed.comm
 
@@ -115,6 +122,7 @@ def deepspeed_config(stage: int) -> dict[str, Any]:
         "zero_optimization": {"stage": stage},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": "auto"},
         **dict.fromkeys(auto, "auto"),
     }
 
@@ -127,7 +135,6 @@ class Recorder:
         self._trainer = trainer
         self._rows: list[Tensor] = []
         self._synchronised: list[bool] = []
-        self._step = trainer.state.global_step
         inner_step, inner_penalty = trainer.training_step, injector.before_optimizer_step
 
         def training_step(model: nn.Module, inputs: dict[str, Tensor], *rest: Any) -> Tensor:
@@ -201,9 +208,9 @@ def make_trainer(case: str, directory: Path) -> tuple[Trainer, Recorder]:
         "gradient_checkpointing": parallel != "fsdp2",
         "gradient_checkpointing_kwargs": {"use_reentrant": True},
         "deepspeed": deepspeed_config(int(parallel[-1])) if parallel.startswith("zero") else None,
+        "bf16": way == "bf16",
     }
-    # DeepSpeed keeps its own weights in fp32.
-    dtype = torch.float32 if parallel.startswith("zero") else torch.float64
+    dtype = dtype_of(parallel)
     trainer_class = ShardingTrainer if parallel == "fsdp2" else Trainer
     trainer = trainer_class(model=build(kind, dtype), args=TrainingArguments(**arguments), train_dataset=Rows())
     injector = PenaltyInjector(trainer, SETTINGS.get(way or "", PenaltySettings(STRENGTH)))
