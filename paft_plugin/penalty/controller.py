@@ -1,8 +1,8 @@
 """λ that steers itself to a wanted sparsity (`paft_target_sparsity`).
 
 A proportional-integral controller on log₁₀ λ. What it sees is the forecast of `settling.py`, on the log-odds scale, where the
-response to log λ is close to a straight line (three to four per decade in every set-up measured, LOG.md). Gains are in units of
-the whole run, so that a short and a long run are steered alike.
+response to log λ is the same within a factor of about two, wherever one starts: two to five per decade in the set-ups measured
+(LOG.md). Gains are in units of the whole run, so that a short and a long run are steered alike.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 While the learning rate is high, an entry that the penalty holds at zero does not rest there: the subgradient and the optimizer
 throw it to and fro across zero, further than any useful threshold, and sparsity shows only when the learning rate has fallen.
 Crossing zero shows at once. The share of entries that crossed zero within the last few steps, or are small already, forecasts the
-final sparsity from the first tenth of a run on (LOG.md has the measurements); that makes it what a controller can steer by.
+final sparsity to a few points from the middle of a run on, and earlier too low (LOG.md has the measurements); that makes it what
+a controller can steer by.
 Our own device: neither the paper nor anyone since had one.
 """
 
@@ -21,8 +22,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from paft_plugin.penalty.live import LiveDelta
 
 SAMPLE_SIZE = 1 << 15  # a share of .9 is known to ± .0017 (one standard error)
-WINDOW = 9  # steps
-FREEZE = 3  # steps
+WINDOW = 9  # steps; some held entries swing slowly: 5 steps see 13 points too few in one set-up (LOG.md)
+FREEZE = 3  # steps; what the last ones still move hardly gets over a threshold again (LOG.md)
 
 
 class SettlingSample:

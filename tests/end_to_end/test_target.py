@@ -1,4 +1,4 @@
-"""`paft_target_sparsity` on the demo's own sparse SFT branch, through `axolotl train`: it ends at the target, and learns the skill."""
+"""`paft_target_sparsity` on the demo's own SFT branch, through `axolotl train`: it ends at the target and learns the skill."""
 
 from __future__ import annotations
 

@@ -46,7 +46,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("runs")
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     alone = [case for case in sorted(set(TWINS.values())) if "-single" in case]
-    for options, cases in (([], alone), (launch, [*STEPWISE, *PROXIMAL, *BF16, *TWINS])):
+    # DeepSpeed last: accelerate remembers it in the environment.
+    for options, cases in (([], alone), (launch, [*PROXIMAL, *TWINS, *STEPWISE, *BF16])):
         command = [sys.executable, *options, str(WORKER), str(directory), *cases]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, env=_environment())
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

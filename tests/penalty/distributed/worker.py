@@ -128,7 +128,7 @@ def deepspeed_config(stage: int) -> dict[str, Any]:
 
 
 class Recorder:
-    """Keeps, of each optimizer step, the rows of all processes, and what the parameters and their gradients were when it was due."""
+    """Keeps, of each optimizer step, the rows of all processes, the parameters before it, and the gradients that it was given."""
 
     def __init__(self, trainer: Trainer, injector: PenaltyInjector) -> None:
         self.tensors: dict[str, Tensor] = {}
