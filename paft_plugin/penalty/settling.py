@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from paft_plugin.penalty.live import LiveDelta
 
 SAMPLE_SIZE = 1 << 15  # a share of .9 is known to ± .0017 (one standard error)
-WINDOW = 9  # steps; some held entries swing slowly: 5 steps see 13 points too few in one set-up (LOG.md)
+WINDOW = 9  # steps; some held entries swing slowly: 5 steps see 15 points too few in one set-up (LOG.md)
 FREEZE = 3  # steps; what the last ones still move hardly gets over a threshold again (LOG.md)
 
 
