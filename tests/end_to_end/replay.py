@@ -127,7 +127,7 @@ def expected_gradients(model: nn.Module, start: Named, now: Named, strength: flo
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if name in now}
     assert trained.keys() == now.keys()
-    _fill(trained, now)
+    fill(trained, now)
     deltas = deltas_of(model, start)
     norm = torch.stack([delta.abs().sum() for delta in deltas]).sum()
     gradients = torch.autograd.grad(strength * norm, list(trained.values()))
@@ -135,7 +135,7 @@ def expected_gradients(model: nn.Module, start: Named, now: Named, strength: flo
     factors = {name: parameter for name, parameter in trained.items() if "lora_" in name}
     doubts = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}
     if factors:
-        _fill(factors, {name: now[name].abs() for name in factors})
+        fill(factors, {name: now[name].abs() for name in factors})
         bounds = deltas_of(model, {})
         unsure = [delta.abs() < FP32_ROUNDING * bound for delta, bound in zip(deltas, bounds, strict=False)]
         weights = [2 * strength * mask.double() for mask in unsure]
@@ -144,6 +144,6 @@ def expected_gradients(model: nn.Module, start: Named, now: Named, strength: flo
 
 
 @torch.no_grad()
-def _fill(parameters: Named, values: Named) -> None:
+def fill(parameters: Named, values: Named) -> None:
     for name, parameter in parameters.items():
         parameter.copy_(values[name])

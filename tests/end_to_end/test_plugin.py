@@ -9,19 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import load_from_disk
-from peft import PeftModel, get_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
-from torch import nn
-from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM
 
 from .conftest import LORA, PLUGIN, axolotl, axolotl_train, seeded_train
 
 pytestmark = pytest.mark.slow
 Config = Callable[..., Path]
-RATE, STRENGTH, EPOCHS = 0.5, 1e-3, 4
 
 
 def succeed(run: Any) -> None:
@@ -65,55 +58,6 @@ def test_more_strength_more_sparsity(config: Config, tmp_path: Path) -> None:
         norm.append(record(tmp_path / name)["l1_norm"])
     assert sparsity[0] < sparsity[1] < sparsity[2]
     assert norm[0] > norm[1] > norm[2]
-
-
-@pytest.mark.parametrize("kind", ["lora", "full"])
-def test_a_hand_written_sgd_loop_ends_at_the_same_weights(
-    kind: str, config: Config, base: Path, tmp_path: Path
-) -> None:
-    """Every epoch is one step over all six rows, in three micro-batches, so their order does not matter."""
-    settings = {"optimizer": "sgd", "max_grad_norm": 0, **PLUGIN, **(LORA if kind == "lora" else {})}
-    succeed(axolotl_train(config("start", **settings, paft_l1_lambda=0, learning_rate=0.0, num_epochs=1)))
-    succeed(axolotl_train(config("trained", **settings, paft_l1_lambda=STRENGTH, learning_rate=RATE)))
-    assert record(tmp_path / "trained")["steps_penalised"] == EPOCHS
-
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    if kind == "lora":
-        model = PeftModel.from_pretrained(model, tmp_path / "start", is_trainable=True)
-    descend(model, tokenised(tmp_path / "trained-prepared"))
-
-    trained = weights(tmp_path / "trained")
-    by_hand = get_peft_model_state_dict(model) if kind == "lora" else model.state_dict()
-    moved = 0.0
-    for name, expected in by_hand.items():
-        if name in trained:
-            torch.testing.assert_close(trained[name], expected, rtol=1e-4, atol=2e-6, msg=lambda t, n=name: f"{n}: {t}")
-            moved = max(moved, (weights(tmp_path / "start")[name] - expected).abs().max().item())
-    assert moved > 1e-3
-
-
-def tokenised(prepared: Path) -> dict[str, torch.Tensor]:
-    """All rows as axolotl tokenised them, in one batch, padded on the right."""
-    (folder,) = (path.parent for path in prepared.glob("*/dataset_info.json"))
-    data = load_from_disk(str(folder))
-    padding = {"input_ids": 0, "attention_mask": 0, "labels": -100}
-    return {
-        key: pad_sequence([torch.tensor(row) for row in data[key]], batch_first=True, padding_value=value)
-        for key, value in padding.items()
-    }
-
-
-def descend(model: nn.Module, batch: dict[str, torch.Tensor]) -> None:
-    """SGD on L + λ‖δ‖₁, with autograd through every whole δ."""
-    base = {name: p.detach().clone() for name, p in model.named_parameters()}
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    for _ in range(EPOCHS):
-        deltas = [m.get_delta_weight("default") for m in model.modules() if isinstance(m, LoraLayer)] or [
-            p - base[name] for name, p in model.named_parameters()
-        ]
-        loss = model(**batch).loss + STRENGTH * sum(delta.abs().sum() for delta in deltas)
-        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-            parameter.data -= RATE * gradient
 
 
 def test_merge_lora_takes_the_same_config(config: Config, tmp_path: Path) -> None:
