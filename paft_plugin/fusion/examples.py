@@ -10,8 +10,9 @@ from pathlib import Path
 
 from paft_plugin.files import write_text
 from paft_plugin.fusion.methods import METHODS
-from paft_plugin.fusion.recipe import render_recipe
-from paft_plugin.fusion.request import RecipeRequest, settle
+from paft_plugin.fusion.render import render_recipe
+from paft_plugin.fusion.request import RecipeRequest
+from paft_plugin.fusion.settle import settle
 
 FOLDER = Path(__file__).parents[2] / "mergekit_recipes"
 ADAPTERS = RecipeRequest(
@@ -26,9 +27,10 @@ CACHE = "0123456789abcdef"
 
 
 def examples() -> dict[str, str]:
-    """File name → recipe: each method on two adapters, then TIES with written weights and on two full models."""
+    """File name → recipe: each method on two adapters, then TIES weighted, by filter and on two full models."""
     requests = {f"paft-{name}": replace(ADAPTERS, method=name) for name in METHODS}
     requests["paft-ties-weighted"] = replace(ADAPTERS, weight_sft=0.6, weight_preference=1.0)
+    requests["paft-ties-filtered"] = replace(ADAPTERS, filters=("mlp:density-sft=0.1", "embed:density=0.05"))
     requests["paft-linear-scaled"] = replace(ADAPTERS, method="linear", scale=0.7)
     full = replace(ADAPTERS, sft=Path("/runs/sft-l1-full"), preference=Path("/runs/dpo-full"))
     requests["paft-ties-full"] = full

@@ -1,12 +1,39 @@
 """The merge methods that a recipe can name: what each takes, and its defaults for the two deltas of PAFT.
 
 The defaults are this project's own choices (the PAFT paper states neither densities nor merge weights), except where a
-source is named.
+source is named. `tests/fusion/test_defaults.py` measures every reason that is a claim about sparse or small deltas.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
+
+Value = bool | int | float
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A parameter that few methods take, with its default for one of them. Its option is its name with dashes."""
+
+    name: str
+    """As mergekit calls it."""
+    default: Value
+    reason: str
+    per_branch: bool = False
+    """Whether mergekit reads it under each model, rather than once for the recipe."""
+    lowest: float = 0.0
+    highest: float = float("inf")
+    ends: bool = True
+    """Whether the lowest and the highest value are allowed themselves."""
+
+    def allows(self, value: Value) -> bool:
+        """Whether a value is in range; NaN never is."""
+        if isinstance(self.default, bool):
+            return isinstance(value, bool)
+        inside = self.lowest < value < self.highest
+        return inside or (self.ends and value in (self.lowest, self.highest) and value != float("inf"))
 
 
 @dataclass(frozen=True)
@@ -17,49 +44,212 @@ class Method:
     """As mergekit calls it."""
     title: str
     """As its paper calls it, with the paper."""
-    weight: float
-    """Default weight of each branch."""
+    weight: float | None
+    """Default weight of each branch; None where mergekit takes no weights."""
+    layout: Literal["deltas", "models", "pair"] = "deltas"
+    """`deltas`: onto the base as `base_model`. `models`: whole models, no `base_model`. `pair`: the SFT branch is `base_model`."""
     density: float | None = None
     """Default share of a delta's entries that is kept; None where nothing is trimmed or dropped."""
     density_reason: str = ""
-    drops_at_random: bool = False
-    """DARE: entries are dropped by chance and the rest is rescaled, so the seed matters."""
-    on_deltas: bool = True
-    """Whether it merges deltas onto a base model (with `normalize` and `lambda`), or averages whole models."""
+    selects: Literal["largest", "random", "ranked"] | None = None
+    """Which entries are kept: the largest, any by chance (the seed matters), or by chance the more likely the larger."""
+    normalizes: bool | None = None
+    """Default of `normalize` as long as no weight is given; None where mergekit takes no `normalize`."""
+    scales: Literal["lambda", "weights", "base"] | None = None
+    """How a factor on the merged delta is written: mergekit's `lambda`, smaller weights, or the base as a third model."""
+    extras: tuple[Extra, ...] = ()
+
+    @property
+    def on_deltas(self) -> bool:
+        """Whether it merges deltas onto the base model, rather than whole models with each other."""
+        return self.layout == "deltas"
+
+    @property
+    def drops_at_random(self) -> bool:
+        """Whether the seed matters."""
+        return self.selects in ("random", "ranked")
 
 
 _DARE_DENSITY = (
     "half is dropped by chance; the paper's 0.1 suits dense deltas: of a sparse one it leaves little, "
     "at ten times its size"
 )
+_TIES_DENSITY = "the TIES paper's top 20 %, of all entries of a tensor: a sparser delta loses only its near-zero ones"
+_DELLA_DENSITY = "half is dropped by chance, as for DARE; larger entries of a row less often"
+_RESCALE = Extra("rescale", True, "what is left of each tensor is scaled up to its L1 norm before (mergekit's way)")
+_EPSILON = Extra(
+    "epsilon",
+    0.1,
+    "density ± epsilon are the chances of the smallest and the largest entry of a row to stay, so both lie within (0, 1)",
+    per_branch=True,
+    highest=0.5,
+)
+_GAMMA = Extra(
+    "gamma",
+    0.0,
+    "the share of *all* entries that goes as outliers, largest first: mergekit's 0.01 would take most of a delta with "
+    "1 % non-zeros",
+    per_branch=True,
+    highest=1.0,
+)
+_RAM_EPSILON = Extra("epsilon", 1e-5, "smaller entries count as unchanged: this project's threshold of sparsity")
+
+
+def _task_arithmetic(name: str, title: str, normalizes: bool = False, **more: object) -> Method:
+    """A method of mergekit's family of weighted sums of deltas, which all take `weight`, `normalize` and `lambda`."""
+    return Method(name, title, weight=1.0, normalizes=normalizes, scales="lambda", **more)  # type: ignore[arg-type]
+
 
 METHODS = {
     method.name: method
     for method in (
-        Method(
+        _task_arithmetic(
             "ties",
             "TIES (arXiv 2306.01708)",
-            weight=1.0,
+            normalizes=True,
             density=0.2,
-            density_reason="the TIES paper's top 20 %, of all entries of a tensor: a sparser delta loses only its near-zero ones",
+            density_reason=_TIES_DENSITY,
+            selects="largest",
         ),
-        Method(
+        _task_arithmetic(
             "dare_ties",
             "DARE with TIES' sign election (arXiv 2311.03099)",
-            weight=1.0,
             density=0.5,
             density_reason=_DARE_DENSITY,
-            drops_at_random=True,
+            selects="random",
+            extras=(_RESCALE,),
         ),
-        Method(
+        _task_arithmetic(
             "dare_linear",
             "DARE with a plain sum (arXiv 2311.03099)",
-            weight=1.0,
             density=0.5,
             density_reason=_DARE_DENSITY,
-            drops_at_random=True,
+            selects="random",
+            extras=(_RESCALE,),
         ),
-        Method("task_arithmetic", "Task Arithmetic (arXiv 2212.04089)", weight=1.0),
-        Method("linear", "Linear (arXiv 2203.05482)", weight=0.5, on_deltas=False),
+        _task_arithmetic(
+            "della",
+            "DELLA with TIES' sign election (arXiv 2406.11617)",
+            normalizes=True,
+            density=0.5,
+            density_reason=_DELLA_DENSITY,
+            selects="ranked",
+            extras=(_EPSILON, _RESCALE),
+        ),
+        _task_arithmetic(
+            "della_linear",
+            "DELLA with a plain sum (arXiv 2406.11617)",
+            density=0.5,
+            density_reason=_DELLA_DENSITY,
+            selects="ranked",
+            extras=(_EPSILON, _RESCALE),
+        ),
+        _task_arithmetic(
+            "breadcrumbs",
+            "Model Breadcrumbs (arXiv 2312.06795)",
+            density=0.2,
+            density_reason=_TIES_DENSITY,
+            selects="largest",
+            extras=(_GAMMA,),
+        ),
+        _task_arithmetic(
+            "breadcrumbs_ties",
+            "Model Breadcrumbs with TIES' sign election (arXiv 2312.06795)",
+            density=0.2,
+            density_reason=_TIES_DENSITY,
+            selects="largest",
+            extras=(_GAMMA,),
+        ),
+        _task_arithmetic("task_arithmetic", "Task Arithmetic (arXiv 2212.04089)"),
+        Method("linear", "Linear (arXiv 2203.05482)", weight=0.5, layout="models", scales="base"),
+        Method(
+            "slerp",
+            "SLERP of the two whole models",
+            weight=None,
+            layout="pair",
+            extras=(
+                Extra(
+                    "t",
+                    0.5,
+                    "from the SFT branch (0) to the preference branch (1). Models this close lie on a straight line: it is "
+                    "their mean, half of each delta. nuslerp turns the deltas themselves",
+                    highest=1.0,
+                ),
+            ),
+        ),
+        Method(
+            "nuslerp",
+            "NuSLERP of the two deltas",
+            weight=1.0,
+            extras=(
+                Extra("nuslerp_flatten", True, "one angle for a whole tensor; without it, one for each of its rows"),
+            ),
+        ),
+        Method("multislerp", "Multi-SLERP of the deltas", weight=0.5, scales="weights"),
+        Method(
+            "karcher",
+            "Karcher mean of the two whole models (arXiv 2603.04972)",
+            weight=None,
+            layout="models",
+            extras=(
+                Extra("max_iter", 10, "mergekit's own; models this close need no second step", lowest=1),
+                Extra("tol", 1e-5, "mergekit's own: angles below it count as none", ends=False),
+            ),
+        ),
+        Method(
+            "sce",
+            "SCE (arXiv 2408.07990)",
+            weight=None,
+            extras=(
+                Extra(
+                    "select_topk",
+                    1.0,
+                    "of the entries that differ between the branches; the paper's 0.1 would throw away nine tenths of a "
+                    "delta that is sparse already",
+                    highest=1.0,
+                ),
+            ),
+        ),
+        Method(
+            "model_stock",
+            "Model Stock (arXiv 2403.19522)",
+            weight=None,
+            extras=(Extra("filter_wise", False, "one angle for a whole tensor; with it, one for each of its rows"),),
+        ),
+        Method("ram", "Reinforced Agent Merging (arXiv 2601.13572)", weight=None, extras=(_RAM_EPSILON,)),
+        Method(
+            "ramplus_tl",
+            "Reinforced Agent Merging Plus, tensor by tensor (arXiv 2601.13572)",
+            weight=None,
+            extras=(
+                _RAM_EPSILON,
+                Extra("r", 0.1, "mergekit's own: how much a branch's own entries grow with its overlap"),
+                Extra("alpha", 0.2, "mergekit's own: where that growth ends, so at most 1 + r · alpha"),
+            ),
+        ),
     )
 }
+
+NOT_OFFERED = {
+    "arcee_fusion": "it fuses one model into one other. Between two branches it takes from the second what differs most from "
+    "the first, and where the second never moved that is to undo the first's training",
+    "nearswap": "it fuses one model into one other. Between two branches it replaces the first's small changes by the second's "
+    "values, which where the second never moved are the base's",
+    "passthrough": "it copies one model and merges nothing",
+}
+"""mergekit's other methods → why they make no sense for two branches of one base model."""
+
+
+def takers(takes: Callable[[Method], bool]) -> str:
+    """The methods that take something, as a list for a message."""
+    return ", ".join(method.name for method in METHODS.values() if takes(method))
+
+
+def extra_names() -> list[str]:
+    """The names of all extras, each once, in the order of the methods."""
+    return list(dict.fromkeys(extra.name for method in METHODS.values() for extra in method.extras))
+
+
+def takes_extra(name: str) -> Callable[[Method], bool]:
+    """Whether a method takes an extra, as a question for `takers`."""
+    return lambda method: any(extra.name == name for extra in method.extras)

@@ -1,16 +1,13 @@
-"""What a user asks of a recipe, its checks, and the recipe that it comes to."""
+"""What a user asks of a recipe, and the recipe that it comes to."""
 
 from __future__ import annotations
 
-import math
-import unicodedata
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from paft_plugin.errors import raise_if_any
-from paft_plugin.fusion.methods import METHODS
-
-SEEDS = 2**32  # numpy's range, which mergekit seeds too
+from paft_plugin.fusion.methods import METHODS, Value
+from paft_plugin.fusion.settings import Setting, conditions, parse_filters
 
 
 @dataclass(frozen=True)
@@ -31,16 +28,26 @@ class RecipeRequest:
     output: Path
     """The recipe's file."""
     density: float | None = None
-    """Share of each delta's entries to keep, in (0, 1]; for DARE in (0, 1)."""
+    """Share of each delta's entries to keep, in (0, 1]; where entries are dropped by chance, in (0, 1)."""
+    density_sft: float | None = None
+    """`density` of the SFT branch alone."""
+    density_preference: float | None = None
+    """`density` of the preference branch alone."""
     weight_sft: float | None = None
     weight_preference: float | None = None
+    filters: tuple[str, ...] = ()
+    """Other densities and weights for tensors whose names hold a word, such as `mlp:density-sft=0.1`."""
     scale: float | None = None
     """Factor on the merged delta (TIES' λ), > 0; 1 if None."""
     normalize: bool | None = None
     """Whether the summed deltas are divided by the weights of those that take part."""
+    extras: Mapping[str, Value] = field(default_factory=dict)
+    """Parameters that few methods take (`Method.extras`), by mergekit's names."""
     seed: int = 0
     merged: Path | None = None
     """Where the merged model goes; the recipe's path without its suffix if None."""
+    materialize: bool = False
+    """Whether adapters are written as whole models beside the recipe, so that mergekit needs no flags for them."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,10 @@ class Branch:
     """A branch in a recipe."""
 
     path: Path
+    """What the user gave."""
     is_adapter: bool
+    whole: Path | None = None
+    """The adapter on its base as a whole model, where it was asked for; mergekit then reads this."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +69,19 @@ class Recipe:
     base: Path
     sft: Branch
     preference: Branch
-    weights: tuple[float, float]
-    """Of the SFT and the preference branch."""
+    weights: tuple[Setting, Setting] | None
+    """Of the SFT and the preference branch; None for a method that does not take them."""
     weights_given: bool
     """Whether the user chose a weight; decides TIES' default of `normalize`, and the comment on it."""
-    density: float | None
+    densities: tuple[Setting, Setting] | None
+    """Of the SFT and the preference branch; None for a method that keeps every entry."""
+    idle: tuple[bool, bool]
+    """For each branch, whether its density stands at 1 because the default would trim nothing of a delta so sparse."""
     normalize: bool | None
     """None for a method that does not take it."""
     scale: float
+    extras: Mapping[str, Value]
+    """A value for each of the method's extras."""
     out_dtype: str
     """torch's word for the base's dtype (`bfloat16`, `float16`, `float32`, `float64`)."""
     seed: int
@@ -75,60 +90,12 @@ class Recipe:
     tokenizer_named: bool
     """Whether mergekit must be told to take the base's tokenizer."""
     lora_cache: Path | None
-    """Where mergekit writes each adapter as a whole model; None where both branches are models."""
+    """Where mergekit writes each adapter as a whole model; None where it reads no adapter."""
 
     @property
     def branches(self) -> tuple[Branch, Branch]:
         """SFT first, as in every table of this project."""
         return self.sft, self.preference
-
-
-def settle(
-    request: RecipeRequest,
-    *,
-    sft_is_adapter: bool,
-    preference_is_adapter: bool,
-    dtype: str,
-    cache: str,
-    tokenizer_named: bool = False,
-) -> Recipe:
-    """Fill in every default of a request; touches no disk.
-
-    Args:
-        request: With absolute paths.
-        sft_is_adapter: Whether the SFT branch is an adapter rather than a model.
-        preference_is_adapter: The same of the preference branch.
-        dtype: The base's own dtype, in torch's word.
-        cache: Fingerprint of the base's and the adapters' contents.
-        tokenizer_named: Whether the recipe must name the base's tokenizer.
-
-    Raises:
-        PaftError: Options that are out of range, or that the method does not take (all of them in one error).
-    """
-    raise_if_any(option_problems(request))
-    method = METHODS[request.method]
-    given = request.weight_sft is not None or request.weight_preference is not None
-    normalize = request.normalize
-    if normalize is None and method.on_deltas:
-        # Published TIES has no weights and takes the mean over the branches that agree; written weights act as written.
-        normalize = request.method == "ties" and not given
-    return Recipe(
-        method=request.method,
-        base=request.base,
-        sft=Branch(request.sft, sft_is_adapter),
-        preference=Branch(request.preference, preference_is_adapter),
-        weights=_weights(request),
-        weights_given=given,
-        density=method.density if request.density is None else request.density,
-        normalize=normalize,
-        scale=1.0 if request.scale is None else request.scale,
-        out_dtype=dtype,
-        seed=request.seed,
-        file=request.output,
-        merged=merged_folder(request),
-        tokenizer_named=tokenizer_named,
-        lora_cache=request.output.parent / f".lora-cache-{cache}" if sft_is_adapter or preference_is_adapter else None,
-    )
 
 
 def merged_folder(request: RecipeRequest) -> Path:
@@ -139,81 +106,38 @@ def merged_folder(request: RecipeRequest) -> Path:
     return path.with_suffix("") if path.suffix else path.with_name(f"{path.name}-merged")
 
 
-def option_problems(request: RecipeRequest) -> list[str]:
-    """What is wrong with a request's options and paths as such, whatever the folders hold."""
-    method = METHODS.get(request.method)
-    if method is None:
-        return [f"--method {request.method}: not one of {', '.join(METHODS)}."]
-    problems = []
-    if request.density is not None:
-        problems += _density_problems(request.density, request.method)
-    if request.normalize is not None and not method.on_deltas:
-        problems.append(
-            f"--normalize/--no-normalize: {method.name} always averages. Leave it out, or take task_arithmetic."
-        )
-    for option, value in (("--weight-sft", request.weight_sft), ("--weight-preference", request.weight_preference)):
-        if value is not None and not math.isfinite(value):
-            problems.append(f"{option} {value}: not a finite number. Give one like 0.5.")
-    if request.scale is not None and not (math.isfinite(request.scale) and request.scale > 0):
-        problems.append(
-            f"--scale {request.scale}: must be a finite number above 0. 1 leaves the merged delta as it is."
-        )
-    if not 0 <= request.seed < SEEDS:
-        problems.append(f"--seed {request.seed}: must be from 0 to {SEEDS - 1}.")
-    problems += _weight_problems(request, averages=not method.on_deltas)
-    return problems + _path_problems(request)
+def weights_given(request: RecipeRequest) -> bool:
+    """Whether a weight was chosen, for all tensors or for some."""
+    asked = request.weight_sft is not None or request.weight_preference is not None
+    return asked or any(one.setting.startswith("weight") for one in parse_filters(request.filters)[0])
 
 
-def _weights(request: RecipeRequest) -> tuple[float, float]:
+def weight_settings(request: RecipeRequest) -> tuple[Setting, Setting] | None:
+    """The weights of SFT and preference branch; None for a method that takes none."""
     default = METHODS[request.method].weight
+    if default is None:
+        return None
+    filters = parse_filters(request.filters)[0]
     sft = default if request.weight_sft is None else request.weight_sft
     preference = default if request.weight_preference is None else request.weight_preference
-    return sft, preference
+    return (
+        Setting(sft, conditions(filters, "weight", "sft")),
+        Setting(preference, conditions(filters, "weight", "preference")),
+    )
 
 
-def _density_problems(density: float, name: str) -> list[str]:
-    method = METHODS[name]
-    if method.density is None:
-        takers = ", ".join(other.name for other in METHODS.values() if other.density is not None)
-        return [f"--density: {name} keeps every entry. Leave it out, or take one of {takers}."]
-    if not 0 < density <= 1:
-        return [f"--density {density}: must be above 0 and at most 1: the share of entries to keep."]
-    if method.drops_at_random and density == 1:
-        return [f"--density 1: {name} would drop nothing. Take ties or task_arithmetic, or give less than 1."]
-    return []
+def density_settings(
+    request: RecipeRequest, idle: tuple[bool, bool] = (False, False)
+) -> tuple[Setting, Setting] | None:
+    """The densities of SFT and preference branch; None for a method that keeps every entry."""
+    default = METHODS[request.method].density
+    if default is None:
+        return None
+    filters = parse_filters(request.filters)[0]
 
+    def of(branch: str, own: float | None, trims_nothing: bool) -> Setting:
+        chosen = own if own is not None else request.density
+        otherwise = 1.0 if trims_nothing else default
+        return Setting(otherwise if chosen is None else chosen, conditions(filters, "density", branch))
 
-def _weight_problems(request: RecipeRequest, averages: bool) -> list[str]:
-    sft, preference = _weights(request)
-    if sft == 0 and preference == 0:
-        return [
-            "--weight-sft and --weight-preference are both 0: the merged model would be the base. Give one a weight."
-        ]
-    if (averages or request.normalize) and sft + preference == 0:
-        return [f"weights {sft} and {preference} add up to 0, and {request.method} divides by their sum. Change one."]
-    return []
-
-
-def _path_problems(request: RecipeRequest) -> list[str]:
-    problems = []
-    merged = merged_folder(request)
-    branches = {"--base": request.base, "--sft": request.sft, "--preference": request.preference}
-    for option, path in {**branches, "--output": request.output}.items():
-        # Such characters would break the header's command line, or YAML itself.
-        if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in str(path)):
-            problems.append(
-                f"{option} {str(path)!r}: a line break or control character in the path. Rename the folder."
-            )
-    options = list(branches)
-    for index, option in enumerate(options):
-        for other in options[index + 1 :]:
-            if branches[option] == branches[other]:
-                problems.append(
-                    f"{option} and {other} are the same folder, {branches[option]}. Give two different ones."
-                )
-    for option, path in branches.items():
-        if merged == path:
-            problems.append(
-                f"--output {request.output}: the merged model would be written to {merged}, which is {option}. Give another name."
-            )
-    return problems
+    return of("sft", request.density_sft, idle[0]), of("preference", request.density_preference, idle[1])

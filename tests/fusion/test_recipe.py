@@ -15,7 +15,8 @@ from paft_plugin.errors import PaftError
 from paft_plugin.fusion.examples import ADAPTERS, FOLDER, examples
 from paft_plugin.fusion.methods import METHODS
 from paft_plugin.fusion.recipe import build_recipe, merge_command, merge_directories, render_recipe
-from paft_plugin.fusion.request import Recipe, RecipeRequest, settle
+from paft_plugin.fusion.request import Recipe, RecipeRequest
+from paft_plugin.fusion.settle import settle
 
 ON_DELTAS = ["ties", "dare_ties", "dare_linear", "task_arithmetic"]
 
