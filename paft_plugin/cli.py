@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import shutil
 import sys
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ import click
 
 from paft_plugin import __version__
 from paft_plugin.errors import PaftError
-from paft_plugin.fusion.methods import METHODS, extra_names
+from paft_plugin.fusion.methods import MEANINGS, METHODS, extra_names
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -48,18 +52,31 @@ def paft(debug: bool) -> None:
     """PAFT: sparse SFT and preference training in parallel from one base model, then fusion (arXiv 2406.17923)."""
 
 
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keep what other libraries say while they are imported (mergekit imports them all) from between our lines."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def extra_options(command: Callable[..., None]) -> Callable[..., None]:
     """An option for each parameter that few methods take, named as mergekit names it."""
     for name in reversed(extra_names()):
         takes = [method for method in METHODS.values() for extra in method.extras if extra.name == name]
-        default = next(extra.default for extra in takes[0].extras if extra.name == name)
+        values = [extra.default for method in takes for extra in method.extras if extra.name == name]
+        default, defaults = values[0], " or ".join(dict.fromkeys(map(str, values)))
         option = f"--{name.replace('_', '-')}"
         command = click.option(
             f"{option}/--no-{option[2:]}" if isinstance(default, bool) else option,
             name,
             type=type(default),
             default=None,
-            help=f"{', '.join(method.name for method in takes)}: see the recipe's comments. [{default}]",
+            help=f"For {', '.join(method.name for method in takes)}: {MEANINGS[name]}. [{defaults}]",
         )(command)
     return command
 
@@ -118,6 +135,52 @@ def recipe(**options: Any) -> None:
     for folder, size in materialized(written).items():
         click.echo(f"Whole model: {folder} ({size / 1e9:.2f} GB). Delete it after the merge.")
     click.echo(f"Wrote {written.file}. Run it with:\n{shlex.join(merge_command(written))}")
+
+
+@paft.command()
+@click.argument("recipes", metavar="RECIPE...", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--no-weights", is_flag=True, help="Read no weights: quick, but blind to what the deltas hold.")
+@click.option(
+    "--json",
+    "json_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the findings there, for machines.",
+)
+@click.option("--explain", metavar="CODE", help="Say what a code such as PAFT102 means (`all`: every code), and stop.")
+@click.pass_context
+def lint(
+    ctx: click.Context, recipes: tuple[Path, ...], no_weights: bool, json_file: Path | None, explain: str | None
+) -> None:
+    """Find what is wrong, or not as it seems, in mergekit recipes.
+
+    Any mergekit YAML will do, not only ours. Folders that it names are looked at where they are on this disk, weights
+    included. Errors exit with 2, warnings with 0.
+    """
+    width = shutil.get_terminal_size().columns
+    if explain is not None:
+        from paft_plugin.fusion.lint.codes import explain as explained
+        from paft_plugin.fusion.lint.report import explanation
+
+        click.echo("\n".join(explanation(explained(explain), width)))
+        return
+    if not recipes:
+        raise click.UsageError("Missing argument 'RECIPE...'.")
+
+    from paft_plugin.files import write_json
+    from paft_plugin.fusion.lint import errors, lint_recipe
+    from paft_plugin.fusion.lint.report import as_json, as_text, summary
+
+    with quietly():
+        findings = {file: lint_recipe(file, read_weights=not no_weights) for file in recipes}
+    for found in findings.values():
+        for line in as_text(found, width):
+            click.echo(line)
+    click.echo(summary(findings, not no_weights))
+    if json_file is not None:
+        write_json(json_file, as_json(findings, not no_weights))
+    if any(errors(found) for found in findings.values()):
+        ctx.exit(BAD_INPUT)
 
 
 @paft.command()

@@ -47,7 +47,7 @@ class Method:
     weight: float | None
     """Default weight of each branch; None where mergekit takes no weights."""
     layout: Literal["deltas", "models", "pair"] = "deltas"
-    """`deltas`: onto the base as `base_model`. `models`: whole models, no `base_model`. `pair`: the SFT branch is `base_model`."""
+    """What is mergekit's `base_model`. `deltas`: the base; `models`: nothing; `pair`: the SFT branch."""
     density: float | None = None
     """Default share of a delta's entries that is kept; None where nothing is trimmed or dropped."""
     density_reason: str = ""
@@ -69,6 +69,21 @@ class Method:
         """Whether the seed matters."""
         return self.selects in ("random", "ranked")
 
+
+MEANINGS = {
+    "rescale": "scale what is left of a tensor up to its L1 norm before",
+    "epsilon": "della: how far chances go around the density; ram: size up to which an entry counts as unchanged",
+    "gamma": "share of all entries that goes as outliers, largest first",
+    "t": "from the SFT branch (0) to the preference branch (1)",
+    "nuslerp_flatten": "one angle for a whole tensor rather than for each row",
+    "max_iter": "steps at most towards the mean",
+    "tol": "angle below which it has arrived",
+    "select_topk": "share of the differing entries that is kept",
+    "filter_wise": "one angle for each row rather than for a whole tensor",
+    "r": "how much a branch's own entries grow with the overlap",
+    "alpha": "where that growth ends",
+}
+"""Extra → what it does, in a few words."""
 
 _DARE_DENSITY = (
     "half is dropped by chance; the paper's 0.1 suits dense deltas: of a sparse one it leaves little, "

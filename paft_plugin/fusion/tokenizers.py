@@ -23,7 +23,7 @@ def needs_tokenizer(request: RecipeRequest) -> bool:
     if METHODS[request.method].on_deltas:
         return False
     models = [branch for branch in (request.sft, request.preference) if not is_adapter(branch)]
-    return any(_tokenizer(model) != _tokenizer(request.base) for model in models)
+    return not all(same_tokenizer(model, request.base) for model in models)
 
 
 def missing_tokenizer(request: RecipeRequest, branch: Path) -> list[str]:
@@ -34,6 +34,11 @@ def missing_tokenizer(request: RecipeRequest, branch: Path) -> list[str]:
     return [
         f"{branch}: no tokenizer, and {request.method} may take it from any model. Copy the base's tokenizer files there."
     ]
+
+
+def same_tokenizer(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same tokenizer and chat template."""
+    return _tokenizer(one) == _tokenizer(other)
 
 
 def _tokenizer(folder: Path) -> list[Any]:

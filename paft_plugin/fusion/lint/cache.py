@@ -1,0 +1,96 @@
+"""Checks for plain `mergekit-yaml`, which writes each adapter out as a whole model and finds it again by its path alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mergekit.common import ModelReference
+
+from paft_plugin.deltas.delta import Delta, delta_of
+from paft_plugin.deltas.store import FLOATS, TensorStore, is_adapter, open_model
+from paft_plugin.errors import PaftError
+from paft_plugin.fusion.lint.findings import Finding, Keys
+from paft_plugin.fusion.lint.subject import Subject
+
+CACHE, DTYPE = "--lora-merge-cache", "--lora-merge-dtype"
+TENSORS = 4
+"""How many adapted tensors of a cached model are compared with the adapter: retraining changes all of them."""
+TOLERANCE = {"F32": 0.01, "F64": 0.01}
+"""Relative error of a cached delta that is still the same adapter; rounded to 16 bits, most of a small delta is gone."""
+
+
+def flags(subject: Subject) -> Iterator[Finding]:
+    """The header's command lacks a flag that an adapter needs, or there is no such command."""
+    adapters = [(keys, reference) for keys, reference in subject.references if reference.lora]
+    if not adapters:
+        return
+    fix = f"Run `mergekit-yaml RECIPE OUT {CACHE} NEW_FOLDER {DTYPE} float32`, or `axolotl paft merge`, which needs neither."
+    if subject.document.option(CACHE) is None:
+        where = "the header's command" if subject.document.command else "the recipe, which names no command"
+        yield subject.finding("adapter-flags", adapters[0][0], f"An adapter needs {CACHE}, and {where} has none.", fix)
+    elif subject.document.option(DTYPE) not in ("float32", "float64"):
+        yield subject.finding("adapter-rounded", (), f"The header's command has no {DTYPE} float32.", fix)
+
+
+def entries(subject: Subject) -> Iterator[Finding]:
+    """What lies in the adapter cache already: whole models that were cut off, or written in a narrow dtype."""
+    for keys, folder, _ in _cached(subject):
+        try:
+            store = open_model(folder)
+        except PaftError as error:
+            yield subject.finding(
+                "cache-broken", keys, f"Half a model in the adapter cache: {error.problems[0]}", _delete(folder)
+            )
+            continue
+        if store.main_dtype not in ("F32", "F64"):
+            yield subject.finding(
+                "cache-rounded",
+                keys,
+                f"{folder} holds base + adapter in {FLOATS.get(store.main_dtype, store.main_dtype)}.",
+                _delete(folder),
+            )
+
+
+def contents(subject: Subject) -> Iterator[Finding]:
+    """An adapter cache that holds the weights of another adapter."""
+    for keys, folder, reference in _cached(subject):
+        assert reference.lora is not None
+        base, adapter = Path(reference.model.path), Path(reference.lora.path)
+        if not (base.is_dir() and adapter.is_dir() and is_adapter(adapter)):
+            continue
+        try:
+            cached, delta = open_model(folder), delta_of(open_model(base), adapter)
+        except PaftError:
+            continue  # other checks say why
+        if _is_other(cached, delta):
+            yield subject.finding(
+                "cache-stale", keys, f"{folder} is not {adapter} on its base: it was written before.", _delete(folder)
+            )
+
+
+def _cached(subject: Subject) -> Iterator[tuple[Keys, Path, ModelReference]]:
+    cache = subject.document.option(CACHE)
+    for keys, reference in subject.references if cache else ():
+        if reference.lora and cache:
+            # mergekit's own name for it, of the paths alone
+            folder = Path(cache) / f"{reference.model._unique_id()}_{reference.lora._unique_id()}"
+            if folder.exists():
+                yield keys, folder, reference
+
+
+def _is_other(cached: TensorStore, delta: Delta) -> bool:
+    """Whether a cached model differs from base + adapter by more than rounding, in most of a few tensors."""
+    names = [name for name in delta.names if name in cached and cached.shape(name) == delta.base.shape(name)]
+    step = max(1, len(names) // TENSORS)
+    wrong = seen = 0
+    for name in names[::step]:
+        change = delta.one(name)
+        there = cached.tensor(name).float() - delta.base.tensor(name).float()
+        seen += 1
+        wrong += bool((there - change).norm() > TOLERANCE.get(cached.main_dtype, 0.95) * change.norm())
+    return 2 * wrong > seen
+
+
+def _delete(folder: Path) -> str:
+    return f"Delete {folder}; mergekit writes it anew."

@@ -1,0 +1,93 @@
+"""A recipe's text as YAML holds it, with the line of every value, so that a finding can say where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from paft_plugin.errors import PaftError
+from paft_plugin.fusion.lint.findings import Finding, Keys, make
+from paft_plugin.fusion.run import header_command
+
+
+@dataclass(frozen=True)
+class Document:
+    """A recipe as text and as plain dicts and lists."""
+
+    file: Path
+    content: dict[Any, Any]
+    lines: dict[Keys, int] = field(default_factory=dict)
+    """Keys → line of the key (or of the list's item), from 1."""
+    duplicates: tuple[Keys, ...] = ()
+    """Keys that stand more than once in their mapping."""
+    command: tuple[str, ...] | None = None
+    """The `mergekit-yaml …` of the header, as `axolotl paft recipe` writes it; None without one."""
+
+    def line(self, keys: Keys) -> int | None:
+        """The line of a value, or of the nearest thing around it that has one."""
+        return next((self.lines[keys[:end]] for end in range(len(keys), 0, -1) if keys[:end] in self.lines), None)
+
+    def finding(self, name: str, keys: Keys, message: str, fix: str) -> Finding:
+        """A finding at a place in this document."""
+        return make(name, self.file, self.line(keys), keys, message, fix)
+
+    def option(self, name: str) -> str | None:
+        """The value of an option in the header's command; None if it is not there."""
+        if self.command is None or name not in self.command[:-1]:
+            return None
+        return self.command[self.command.index(name) + 1]
+
+
+def read(file: Path) -> Document | Finding:
+    """Read a recipe; a finding if it can't be."""
+    fix = "Give a mergekit recipe: `axolotl paft recipe` writes one."
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except OSError as error:
+        return make("not-yaml", file, None, (), f"{error.strerror or error}.", fix)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        return make("not-yaml", file, mark.line + 1 if mark else None, (), f"No valid YAML: {problem}.", fix)
+    if not isinstance(content, dict) or node is None:
+        kind = "is empty" if content is None else f"holds a {type(content).__name__}, not keys with values"
+        return make("not-yaml", file, None, (), f"The file {kind}.", fix)
+    lines: dict[Keys, int] = {}
+    duplicates = tuple(_places(node, (), lines))
+    return Document(file, content, lines, duplicates, _command(file))
+
+
+def _command(file: Path) -> tuple[str, ...] | None:
+    try:
+        return tuple(header_command(file))
+    except (PaftError, ValueError):
+        return None
+
+
+def _places(node: yaml.Node, keys: Keys, lines: dict[Keys, int]) -> Iterator[Keys]:
+    """Enter the line of everything below a node; yield the keys that stand twice."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key_node, value_node in node.value:
+            key = _key(key_node)
+            if key == "<<":  # YAML's merge key: what it brings in has no place of its own
+                continue
+            if key in seen:
+                yield (*keys, key)
+            seen.add(key)
+            lines[(*keys, key)] = key_node.start_mark.line + 1
+            yield from _places(value_node, (*keys, key), lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            lines[(*keys, index)] = item.start_mark.line + 1
+            yield from _places(item, (*keys, index), lines)
+
+
+def _key(node: yaml.Node) -> str:
+    return str(node.value) if isinstance(node, yaml.ScalarNode) else "?"

@@ -1,0 +1,226 @@
+"""Checks of the folders that a recipe names: are they there, and do the branches belong to the base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from paft_plugin.deltas.adapter import open_adapter
+from paft_plugin.deltas.belongs import check_belongs, check_finite
+from paft_plugin.deltas.delta import open_delta
+from paft_plugin.deltas.proof import why_unproven
+from paft_plugin.deltas.store import FLOATS, is_adapter, open_model
+from paft_plugin.errors import PaftError
+from paft_plugin.files import PROOF_FILE
+from paft_plugin.fusion.lint.findings import Finding, Keys
+from paft_plugin.fusion.lint.places import exists, looks_local
+from paft_plugin.fusion.lint.subject import Entry, Subject, same_folder
+from paft_plugin.fusion.tokenizers import same_tokenizer
+
+
+def paths(subject: Subject) -> Iterator[Finding]:
+    """Folders that are missing, relative, on the hub, or not what they should be."""
+    told = set()
+    for keys, reference in subject.references:
+        named = [(reference.model.path, False)] + ([(reference.lora.path, True)] if reference.lora else [])
+        for path, as_adapter in named:
+            if (path, as_adapter) not in told:
+                told.add((path, as_adapter))
+                yield from _path(subject, keys, path, as_adapter)
+    if subject.document.command and len(subject.document.command) > 2:
+        for path in subject.document.command[1:3]:
+            if not Path(path).is_absolute():
+                yield subject.finding(
+                    "relative-path",
+                    (),
+                    f"The header's command names {path}, which is another place in every folder it is run from.",
+                    "Write absolute paths there.",
+                )
+
+
+def belonging(subject: Subject) -> Iterator[Finding]:
+    """Branches that are no delta on their base."""
+    pretrained = subject.pretrained
+    for entry in subject.groups[0].branches if pretrained else ():
+        folder, reference = entry.folder, entry.reference
+        if not folder.is_dir() or bool(reference.lora) != is_adapter(folder) or pretrained is None:
+            continue
+        base = pretrained
+        if reference.lora and exists(reference.model.path):
+            base = Path(reference.model.path)
+            if base != pretrained and not same_folder(base, pretrained):
+                yield subject.finding(
+                    "two-bases",
+                    entry.keys,
+                    f"The adapter stands on {base}, and base_model is {pretrained}: its delta is also their difference.",
+                    "Name the same model in both places.",
+                )
+        yield from _belongs(subject, entry, base)
+
+
+def readable(subject: Subject) -> Iterator[Finding]:
+    """Whole models that cannot be opened, where there is no base to compare them with."""
+    for keys, reference in () if subject.pretrained else subject.references:
+        folder = Path(reference.model.path)
+        if folder.is_dir() and not is_adapter(folder):
+            try:
+                open_model(folder)
+            except PaftError as error:
+                yield subject.finding("unreadable", keys, *_halves(error.problems[0]))
+
+
+def proofs(subject: Subject) -> Iterator[Finding]:
+    """No branch that the penalty shaped, or one that it did not shape to the end."""
+    folders = [entry.folder for group in subject.groups for entry in group.branches if entry.folder.is_dir()]
+    if not folders:
+        return
+    reasons = {folder: why_unproven(folder) for folder in folders}
+    if any(reason is None for reason in reasons.values()):
+        return
+    unfinished = [reason for folder, reason in reasons.items() if (folder / PROOF_FILE).is_file() and reason]
+    yield subject.finding(
+        "unproven",
+        (),
+        unfinished[0].rstrip(".") + "."
+        if unfinished
+        else f"No branch has a {PROOF_FILE}: nothing proves that the L1 penalty ran, and deltas may well be dense.",
+        "Train the SFT branch with paft_lambda, or fuse knowing that it is dense.",
+    )
+
+
+def finite(subject: Subject) -> Iterator[Finding]:
+    """NaN or infinity in an adapter (a whole model's tensors are looked at with the other weights)."""
+    for entry in {entry.folder: entry for group in subject.groups for entry in group.branches}.values():
+        if entry.reference.lora and entry.folder.is_dir() and is_adapter(entry.folder):
+            try:
+                problems = check_finite(entry.folder)
+            except PaftError:
+                continue  # `belonging` says why it cannot be opened
+            for problem in problems:
+                yield subject.finding("not-finite", entry.keys, *_halves(problem))
+
+
+def tokenizers(subject: Subject) -> Iterator[Finding]:
+    """A union of tokenizers, or a tokenizer that is left to chance."""
+    config = subject.config
+    keys: Keys = ("tokenizer",) if config.tokenizer else ("tokenizer_source",)
+    source = config.tokenizer.source if config.tokenizer else config.tokenizer_source
+    if source == "union":
+        default = "" if config.tokenizer_source else " (the default of `tokenizer:`)"
+        yield subject.finding(
+            "tokenizer-union",
+            keys,
+            f"A union of tokenizers{default} gives tokens new numbers and drops the vocabulary's padding rows.",
+            "Branches of one base share its tokenizer: delete this, or name the base as the source.",
+        )
+    folders = [Path(reference.model.path) for _, reference in subject.references]
+    differ = any(
+        folder.is_dir() and folders[0].is_dir() and not same_tokenizer(folder, folders[0]) for folder in folders
+    )
+    if config.base_model is None and source in (None, "base") and differ:
+        yield subject.finding(
+            "tokenizer-open",
+            keys if source else (),
+            "The models' tokenizers differ, and without base_model mergekit takes any one of them.",
+            "Add `tokenizer: {source: {model: {path: …}}}` with the base's folder.",
+        )
+
+
+def out_dtype(subject: Subject) -> Iterator[Finding]:
+    """A model that would be written in float32 though its base is smaller."""
+    dtype = subject.config.dtype
+    if subject.config.out_dtype or dtype not in ("float32", "float64"):
+        return
+    own = next(filter(None, (_dtype(Path(reference.model.path)) for _, reference in subject.references)), "")
+    if own not in ("float32", "float64"):
+        yield subject.finding(
+            "out-dtype-missing",
+            ("dtype",),
+            f"Without out_dtype the merged model is written in {dtype}.",
+            f"Add `out_dtype: {own}`." if own else "Add the base's own, such as `out_dtype: bfloat16`.",
+        )
+
+
+def _path(subject: Subject, keys: Keys, path: str, as_adapter: bool) -> Iterator[Finding]:
+    kind = "adapter" if as_adapter else "model"
+    if path.startswith("~"):
+        yield subject.finding(
+            "home-in-path", keys, f"mergekit looks for a folder named ~ in {path}.", f"Write {Path.home()} for it."
+        )
+    elif not exists(path):
+        beside = subject.document.file.parent / path
+        if exists(str(beside)):
+            yield subject.finding(
+                "relative-path",
+                keys,
+                f"{path} is beside the recipe, but mergekit looks for it in the folder in which it runs.",
+                f"Write {beside.resolve()}.",
+            )
+        elif looks_local(path):
+            yield subject.finding(
+                "folder-missing", keys, f"{path}: no such folder.", f"Check the path of this {kind}, or train it first."
+            )
+        else:
+            yield subject.finding(
+                "not-checked",
+                keys,
+                f"{path} is no folder here; mergekit would look for it on the hub, so its weights were not checked.",
+                "Download it and give its folder, to have them checked.",
+            )
+    else:
+        if not Path(path).is_absolute():
+            yield subject.finding(
+                "relative-path",
+                keys,
+                f"{path} is another folder wherever the merge is run, and mergekit may ask the hub for it.",
+                f"Write {Path(path).resolve()}.",
+            )
+        if is_adapter(Path(path)) != as_adapter:
+            found = (
+                "a whole model, and stands here as an adapter"
+                if as_adapter
+                else "an adapter, and stands here as a model"
+            )
+            yield subject.finding(
+                "wrong-folder",
+                keys,
+                f"{path} is {found}.",
+                "Write an adapter as `model: {model: {path: BASE}, lora: {path: ADAPTER}}`, a model as `model: MODEL`.",
+            )
+
+
+def _belongs(subject: Subject, entry: Entry, base: Path) -> Iterator[Finding]:
+    problems = check_belongs(base, entry.folder)
+    if not problems:
+        return
+    try:
+        delta = open_delta(base, entry.folder)
+    except PaftError:
+        # Either one of them cannot be opened, or they do not fit each other; the first says so of a file or a dtype.
+        name = "does-not-fit" if _opens(base) and _opens(entry.folder) else "unreadable"
+    else:
+        name = "vocabulary-grew" if delta.grown else "other-base"
+    for problem in problems:
+        yield subject.finding(name, entry.keys, *_halves(problem))
+
+
+def _dtype(folder: Path) -> str | None:
+    """torch's word for what a model is stored in; None where it is not here or cannot be read."""
+    try:
+        return FLOATS.get(open_model(folder).main_dtype)
+    except PaftError:
+        return None
+
+
+def _opens(folder: Path) -> bool:
+    try:
+        _ = open_adapter(folder) if is_adapter(folder) else open_model(folder)
+    except PaftError:
+        return False
+    return True
+
+
+def _halves(problem: str) -> tuple[str, str]:
+    """What is wrong, and what to do: a problem of `deltas` ends with the latter, in sentences of its own."""
+    head, dot, tail = problem.partition(". ")
+    return (head + ".", tail) if dot else (problem, "Mend it.")

@@ -1,0 +1,173 @@
+"""Checks of what the method makes of its models and parameters, whatever the folders hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import resources
+
+from mergekit.common import dtype_from_name
+from mergekit.merge_methods.base import BasePolicy
+from mergekit.merge_methods.generalized_task_arithmetic import GeneralizedTaskArithmeticMerge
+from mergekit.sparsify import SparsificationMethod
+
+from paft_plugin.fusion.lint.findings import Finding
+from paft_plugin.fusion.lint.parameters import settings, values_of
+from paft_plugin.fusion.lint.shape import closest
+from paft_plugin.fusion.lint.subject import Group, Subject, base_is_merged
+
+FLOATS = ("float32", "bfloat16", "float16", "float64")
+SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16", "float": "float32"}
+DROPPING = (SparsificationMethod.random, SparsificationMethod.della_magprune, SparsificationMethod.magnitude_outliers)
+
+
+def models(subject: Subject) -> Iterator[Finding]:
+    """Too many models or too few, one twice, a base model that is missing or not wanted."""
+    method = subject.spec.name
+    for group in subject.groups:
+        references = [entry.reference for entry in group.entries]
+        if base_is_merged(subject.spec) and group.base is not None and group.base not in references:
+            yield subject.finding(
+                "base-averaged",
+                ("base_model",) if "base_model" in subject.document.content else group.keys,
+                f"{method} knows no base model: {group.base} would be merged as one more model.",
+                "Delete base_model. To merge deltas onto a base, take task_arithmetic or multislerp.",
+            )
+            continue
+        if group.keys[-1] == "models" and group.base is not None and group.base not in references:
+            references.append(group.base)  # as mergekit does
+        try:
+            subject.method.validate_inputs(references, group.base)
+        except ValueError as error:
+            yield subject.finding("wrong-models", group.keys, f"{method}: {_reason(error)}.", _way_out(subject, group))
+
+
+def dtypes(subject: Subject) -> Iterator[Finding]:
+    """dtypes that mergekit does not know under their names."""
+    for key in ("dtype", "out_dtype"):
+        name = getattr(subject.config, key)
+        try:
+            dtype = dtype_from_name(name)
+        except RuntimeError:
+            dtype = None
+        if name and (dtype is None or not dtype.is_floating_point):
+            match = SHORT.get(name.lower()) or closest(name, FLOATS)
+            hint = f"Did you mean {match}?" if match else f"Take one of {', '.join(FLOATS)}."
+            yield subject.finding("unknown-dtype", (key,), f"mergekit knows no {key} {name!r} to merge in.", hint)
+
+
+def chat_template(subject: Subject) -> Iterator[Finding]:
+    """A chat template's name that mergekit does not have."""
+    asked = subject.config.chat_template
+    if not asked or asked == "auto" or ("{" in asked and len(asked) >= 20):
+        return
+    shipped = [file.name.removesuffix(".jinja") for file in resources.files("mergekit._data.chat_templates").iterdir()]
+    shipped = sorted(name for name in shipped if not name.startswith("__"))
+    if asked not in shipped:
+        match = closest(asked, shipped)
+        hint = f"Did you mean {match}? " if match else ""
+        yield subject.finding(
+            "unknown-chat-template",
+            ("chat_template",),
+            f"{asked!r} is neither the name of a template nor one itself.",
+            f"{hint}Give auto, a Jinja template, or one of {', '.join(shipped)}.",
+        )
+
+
+def idle_parameters(subject: Subject) -> Iterator[Finding]:
+    """Keys and parameters that mergekit accepts and never reads."""
+    for index, one in enumerate(subject.config.slices or []):
+        if one.residual_weight is not None:
+            yield subject.finding(
+                "without-effect", ("slices", index, "residual_weight"), "Nothing reads it.", "Delete it."
+            )
+    idle = {}
+    method = subject.method
+    if isinstance(method, GeneralizedTaskArithmeticMerge):
+        if method.sparsification_method is None:
+            idle = dict.fromkeys(("density", "rescale"), f"{method.method_name} keeps every entry of a delta")
+        if method.consensus_method is None:
+            idle["int8_mask"] = f"{method.method_name} elects no signs"
+    group = subject.groups[0]
+    if method.spec.name == "nuslerp" and all(values_of(subject, group, None, "nuslerp_flatten")):
+        idle["nuslerp_row_wise"] = "it counts only with `nuslerp_flatten: false`"
+    for parameter, keys, _ in settings(subject):
+        if parameter.name in idle:
+            yield subject.finding("without-effect", keys, f"Nothing reads it: {idle[parameter.name]}.", "Delete it.")
+
+
+def sums(subject: Subject) -> Iterator[Finding]:
+    """Weights that add up to 0, or are all 0."""
+    names = {parameter.name for parameter in subject.spec.parameters}
+    if "weight" not in names:
+        return
+    for group in subject.groups:
+        entries = group.entries if base_is_merged(subject.spec) else group.branches
+        weights = [values_of(subject, group, entry, "weight") for entry in entries]
+        if not entries or not all(len(values) == 1 for values in weights):
+            continue  # different tensors have different weights
+        total, flat = sum(values[0] for values in weights), [values[0] for values in weights]
+        divides = next((name for name in ("normalize", "normalize_weights") if name in names), None)
+        divided = divides is None or any(values_of(subject, group, None, divides))
+        if not any(flat):
+            yield subject.finding("nothing-merged", group.keys, "Every weight is 0.", "Give one model a weight.")
+        elif divided and abs(total) < 1e-8:
+            yield subject.finding(
+                "weights-cancel",
+                group.keys,
+                f"The weights {', '.join(f'{weight:g}' for weight in flat)} add up to 0, and are divided by their sum.",
+                f"Change one{f', or write `{divides}: false`' if divides else ''}.",
+            )
+    if "lambda" in names and 0 in values_of(subject, subject.groups[0], None, "lambda"):
+        yield subject.finding(
+            "nothing-merged",
+            ("parameters", "lambda"),
+            "lambda is 0: the result is the base model.",
+            "Give it a value such as 1.",
+        )
+
+
+def drops(subject: Subject) -> Iterator[Finding]:
+    """A density of 1 where the method lives on dropping, and DELLA's window."""
+    method = subject.method
+    if not isinstance(method, GeneralizedTaskArithmeticMerge) or method.sparsification_method not in DROPPING:
+        return
+    for group in subject.groups:
+        for entry in group.branches:
+            densities = values_of(subject, group, entry, "density")
+            if densities and all(density >= 1 for density in densities):
+                written = "density" in entry.parameters[1]
+                yield subject.finding(
+                    "nothing-dropped",
+                    (*entry.parameters[0], "density") if written else entry.keys,
+                    f"{method.method_name} drops nothing at density 1{'' if written else ', which is the default'}.",
+                    "Give a density below 1, such as 0.5, or take ties or task_arithmetic.",
+                )
+            if method.sparsification_method != SparsificationMethod.della_magprune:
+                continue
+            for density in densities:
+                for epsilon in values_of(subject, group, entry, "epsilon"):
+                    if 0 < density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
+                        yield subject.finding(
+                            "della-window",
+                            (*entry.parameters[0], "density"),
+                            f"density {density:g} ± epsilon {epsilon:g} leaves (0, 1), and mergekit stops.",
+                            f"Give this model an epsilon below {min(density, 1 - density):.4g}.",
+                        )
+
+
+def _reason(error: ValueError) -> str:
+    text = str(error)
+    return text[0].lower() + text[1:]
+
+
+def _way_out(subject: Subject, group: Group) -> str:
+    contract = subject.spec.contract
+    if len({entry.reference for entry in group.entries}) < len(group.entries):
+        return "Name each model once."
+    if contract.base == BasePolicy.REQUIRED and group.base is None:
+        return "Add `base_model:`, the model that both branches were trained from."
+    if subject.spec.name == "slerp":
+        return "slerp goes from one model to one other, one of them base_model. For two deltas on a base take nuslerp."
+    if contract.max_inputs == 2:
+        return "Give base_model and one other model, or take a method for more of them."
+    return "Add or take away models."

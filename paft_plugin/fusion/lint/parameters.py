@@ -1,0 +1,188 @@
+"""Checks of parameters: does the method take them, there, with such a value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mergekit.merge_methods import registered_methods
+from mergekit.merge_methods.base import ParameterScope, ParameterSpec
+
+from paft_plugin.errors import some
+from paft_plugin.fusion.lint.findings import Finding, Keys, dotted
+from paft_plugin.fusion.lint.shape import closest
+from paft_plugin.fusion.lint.subject import Entry, Group, Scope, Subject
+from paft_plugin.fusion.lint.values import conditions, default_covers, problem, scalars
+
+
+def known(subject: Subject) -> Iterator[Finding]:
+    """Parameters that the method does not take, or not where they stand."""
+    own = {parameter.name: parameter for parameter in subject.spec.parameters}
+    for (keys, scope), under_model in subject.scopes:
+        for name in scope:
+            place = (*keys, name)
+            if name not in own:
+                yield _unknown(subject, place, list(own))
+            elif under_model and own[name].scope == ParameterScope.SHARED:
+                yield subject.finding(
+                    "wrong-scope",
+                    place,
+                    f"`{name}` is one for the whole recipe: mergekit never looks for it under a model.",
+                    f"Move it to the recipe's own `parameters:`, as `{dotted(('parameters', name))}`.",
+                )
+
+
+def valued(subject: Subject) -> Iterator[Finding]:
+    """Values of the wrong kind or out of range."""
+    for parameter, keys, setting in settings(subject):
+        for place, value in scalars(setting, keys):
+            if found := problem(parameter, value):
+                yield subject.finding(
+                    found[0], place, f"{found[1]}.", f"Give {parameter.name} a value that it can have."
+                )
+
+
+def required(subject: Subject) -> Iterator[Finding]:
+    """Parameters without a default that some model lacks."""
+    for group in subject.groups:
+        for parameter in subject.spec.parameters:
+            if not parameter.required:
+                continue
+            if parameter.scope == ParameterScope.SHARED:
+                if not _given(parameter, group.shared) and not _misspelt(parameter, group.shared, subject):
+                    yield _missing(subject, parameter, (), group.shared)
+                continue
+            entries = group.entries if parameter.scope == ParameterScope.INPUT else group.branches
+            for entry in entries:
+                scopes = (entry.parameters, *group.shared)
+                if not _given(parameter, scopes) and not _misspelt(parameter, scopes, subject):
+                    yield _missing(subject, parameter, entry.keys, scopes)
+
+
+def conditional(subject: Subject) -> Iterator[Finding]:
+    """Conditions that are never reached, that leave tensors without a value, or that fit no tensor."""
+    for parameter, keys, setting in settings(subject):
+        pairs = conditions(setting)
+        if pairs is None:
+            continue
+        names = [name for name, _ in pairs]
+        for index, name in enumerate(names):
+            before = next((other for other in names[:index] if other is None or (name and other in name)), "")
+            if before != "":
+                first = "the one without a filter" if before is None else f"the filter {before}"
+                yield subject.finding(
+                    "unreachable",
+                    (*keys, index),
+                    f"The condition for {name or 'every tensor'} is never reached: {first} stands before it.",
+                    "Put the narrower condition first, and the one for all others last.",
+                )
+            if name and subject.base is not None and not any(name in tensor for tensor in subject.base.names):
+                parts = dict.fromkeys(part for tensor in subject.base.names for part in tensor.split("."))
+                yield subject.finding(
+                    "filter-without-tensors",
+                    (*keys, index),
+                    f"No tensor of {subject.base.folder} has {name!r} in its name.",
+                    f"The parts of its names are {some([part for part in parts if not part.isdigit()], most=15)}.",
+                )
+        if not default_covers(setting) and not parameter.required:
+            yield subject.finding(
+                "no-default",
+                keys,
+                f"Tensors that no filter takes get mergekit's default for {parameter.name}, {parameter.default}.",
+                f"End the list with a condition without a filter: `- value: {parameter.default}`.",
+            )
+
+
+def gradients(subject: Subject) -> Iterator[Finding]:
+    """A list of numbers where a value for each model was probably meant."""
+    per_model = {parameter.name for parameter in subject.spec.input_parameters}
+    for group in subject.groups:
+        for keys, scope in group.shared:
+            for name, setting in scope.items():
+                is_list = isinstance(setting, list) and not any(isinstance(item, dict) for item in setting)
+                if name in per_model and is_list and len(setting) in (len(group.entries), len(group.branches)):
+                    yield subject.finding(
+                        "gradient",
+                        (*keys, name),
+                        f"{setting} runs from the first layer to the last, the same for each of the models.",
+                        f"For one {name} each, write it under each model's own `parameters:`.",
+                    )
+
+
+def on_base(subject: Subject) -> Iterator[Finding]:
+    """Weights and densities that stand under the base model."""
+    per_delta = {one.name for one in subject.spec.parameters if one.scope == ParameterScope.NON_BASE}
+    for group in subject.groups:
+        for entry in group.entries:
+            if entry.reference == group.base:
+                for name in per_delta & entry.parameters[1].keys():
+                    yield subject.finding(
+                        "parameter-on-base",
+                        (*entry.parameters[0], name),
+                        f"This model is base_model: it has no delta, so nothing reads its {name}.",
+                        "Delete it here, or lower the weights of the others.",
+                    )
+
+
+def settings(subject: Subject) -> Iterator[tuple[ParameterSpec, Keys, Any]]:
+    """Every parameter that the method takes, where it is set, with what it is set to."""
+    own = {parameter.name: parameter for parameter in subject.spec.parameters}
+    for (keys, scope), _ in subject.scopes:
+        for name, setting in scope.items():
+            if name in own:
+                yield own[name], (*keys, name), setting
+
+
+def values_of(subject: Subject, group: Group, entry: Entry | None, name: str) -> list[Any]:
+    """Every value that a parameter may take for a model (None: for all), or mergekit's default; [] where unreadable."""
+    parameter = next(one for one in subject.spec.parameters if one.name == name)
+    scopes = ((entry.parameters,) if entry is not None else ()) + group.shared
+    found: list[Any] = []
+    for keys, scope in scopes:
+        if name in scope:
+            found += [value for _, value in scalars(scope[name], keys)]
+            if default_covers(scope[name]):
+                break
+    else:
+        found += [] if parameter.required else [parameter.default]
+    return [] if any(problem(parameter, value) for value in found) else [parameter.validate(value) for value in found]
+
+
+def _given(parameter: ParameterSpec, scopes: tuple[Scope, ...]) -> bool:
+    return any(parameter.name in scope and default_covers(scope[parameter.name]) for _, scope in scopes)
+
+
+def _misspelt(parameter: ParameterSpec, scopes: tuple[Scope, ...], subject: Subject) -> bool:
+    own = {one.name for one in subject.spec.parameters}
+    return any(closest(str(key), [parameter.name]) for _, scope in scopes for key in scope if key not in own)
+
+
+def _missing(subject: Subject, parameter: ParameterSpec, keys: Keys, scopes: tuple[Scope, ...]) -> Finding:
+    partial = next(((*at, parameter.name) for at, scope in scopes if parameter.name in scope), None)
+    if partial is not None:
+        return subject.finding(
+            "missing-parameter",
+            partial,
+            f"Tensors that no filter takes have no {parameter.name}, and mergekit stops there.",
+            "End the list with a condition without a filter: `- value: …`.",
+        )
+    where = "under this model" if keys else "in the recipe's own `parameters:`"
+    return subject.finding(
+        "missing-parameter",
+        keys,
+        f"{subject.spec.name} needs `{parameter.name}`.",
+        f"Add it {where}, such as `{parameter.name}: 0.5`.",
+    )
+
+
+def _unknown(subject: Subject, keys: Keys, own: list[str]) -> Finding:
+    name, method = str(keys[-1]), subject.spec.name
+    others = [other.spec.name for other in registered_methods() if name in {one.name for one in other.spec.parameters}]
+    if others:
+        message = f"{method} does not take `{name}`, so mergekit ignores it."
+        fix = f"Delete it, or take a method that does: {', '.join(others)}."
+    else:
+        match = closest(name, own)
+        message = f"No method takes `{name}`, so mergekit ignores it."
+        fix = f"Did you mean `{match}`?" if match else f"Delete it; {method} takes {', '.join(own) or 'no parameters'}."
+    return subject.finding("unknown-parameter", keys, message, fix)

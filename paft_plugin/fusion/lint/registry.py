@@ -1,0 +1,84 @@
+"""All checks in one place, in the order in which a recipe is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from paft_plugin.fusion.lint import cache, folders, merging, parameters, shape
+from paft_plugin.fusion.lint.document import Document, read
+from paft_plugin.fusion.lint.findings import Finding
+from paft_plugin.fusion.lint.subject import Subject, method_named
+from paft_plugin.fusion.lint.survey import survey
+from paft_plugin.fusion.lint.weights import WEIGHT_CHECKS
+
+Check = Callable[[Subject], Iterator[Finding]]
+
+CHECKS: tuple[Check, ...] = (
+    parameters.known,
+    parameters.valued,
+    parameters.required,
+    parameters.conditional,
+    parameters.gradients,
+    parameters.on_base,
+    merging.models,
+    merging.dtypes,
+    merging.chat_template,
+    merging.idle_parameters,
+    merging.sums,
+    merging.drops,
+    folders.paths,
+    folders.belonging,
+    folders.readable,
+    folders.proofs,
+    folders.tokenizers,
+    folders.out_dtype,
+    cache.flags,
+    cache.entries,
+)
+"""Checks that read the recipe, and of the folders only headers and small files."""
+
+READING_CHECKS: tuple[Check, ...] = (folders.finite, cache.contents)
+"""Checks that read weights, outside of the survey of the deltas."""
+
+
+def look(path: Path, read_weights: bool) -> list[Finding]:
+    """`lint_recipe`, which imports this module, and mergekit with it, when it is first called."""
+    document = read(path)
+    if isinstance(document, Finding):
+        return [document]
+    findings = [*shape.structure(document)]
+    subject, more = _subject(document)
+    findings += more
+    if subject is not None:
+        findings += [finding for check in CHECKS for finding in check(subject)]
+        # An error in a parameter keeps mergekit's own resolver, which the survey asks, from answering.
+        if read_weights and not any(
+            finding.code.startswith("PAFT2") for finding in findings if finding.severity == "error"
+        ):
+            findings += [finding for check in READING_CHECKS for finding in check(subject)]
+            findings += _of_weights(subject)
+    unique = dict.fromkeys(findings)
+    return sorted(unique, key=lambda finding: (finding.line or 0, finding.code))
+
+
+def _subject(document: Document) -> tuple[Subject | None, list[Finding]]:
+    config, findings = shape.wrong_kinds(document)
+    if config is None:
+        return None, findings
+    method = method_named(config.merge_method)
+    if method is None:
+        return None, [shape.unknown_method(document, config.merge_method)]
+    return Subject(document, config, method), []
+
+
+def _of_weights(subject: Subject) -> Iterator[Finding]:
+    if subject.config.slices or subject.config.modules:
+        yield subject.finding(
+            "not-checked", (), "What the weights hold is looked at for `models:` alone.", "Look at the deltas yourself."
+        )
+        return
+    facts = list(survey(subject))
+    if facts:
+        for check in WEIGHT_CHECKS:
+            yield from check(subject, facts)

@@ -1,0 +1,193 @@
+"""Checks of a recipe's structure: which keys stand where, and of which kind their values are.
+
+The known keys and kinds are those of the installed mergekit's own configuration classes, so they follow its versions.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+from mergekit.common import ModelPath, ModelReference
+from mergekit.config import MergeConfiguration
+from mergekit.merge_methods import registered_methods
+from pydantic import BaseModel, ValidationError
+
+from paft_plugin.fusion.lint.document import Document
+from paft_plugin.fusion.lint.findings import Finding, Keys, dotted
+from paft_plugin.fusion.lint.places import exists
+
+# The keys that hold another mapping of the same recipe: where a lost key may belong.
+INNER = "parameters"
+
+
+def structure(document: Document) -> Iterator[Finding]:
+    """Findings of the structure alone."""
+    for keys in document.duplicates:
+        yield document.finding(
+            "duplicate-key", keys, f"`{keys[-1]}` stands here twice; the last one counts.", "Delete one of them."
+        )
+    unknown = list(unknown_keys(MergeConfiguration, document.content, ()))
+    for keys, owner in unknown:
+        yield _unknown(document, keys, owner)
+    given = [key for key in ("models", "slices", "modules") if document.content.get(key)]
+    if len(given) != 1 and not _explained(unknown, (), ("models", "slices", "modules")):
+        found = " and ".join(given) if given else "none of them"
+        yield document.finding(
+            "one-of-three",
+            (given[-1],) if given else (),
+            f"A recipe has exactly one of models, slices and modules; here is {found}.",
+            "For two branches of one base, keep `models`.",
+        )
+    if document.content.get("tokenizer") and document.content.get("tokenizer_source"):
+        yield document.finding(
+            "two-tokenizers",
+            ("tokenizer_source",),
+            "mergekit takes tokenizer or tokenizer_source, and stops at both.",
+            "Delete one of them.",
+        )
+    yield from _separators(document)
+
+
+def wrong_kinds(document: Document) -> tuple[MergeConfiguration | None, list[Finding]]:
+    """The recipe as mergekit reads it, or what keeps mergekit from reading it (each place once)."""
+    try:
+        return MergeConfiguration.model_validate(document.content), []
+    except ValidationError as error:
+        return None, list(_kinds(document, error))
+    except RuntimeError as error:
+        # mergekit raises these for what `structure` has found already, in words; this is for what it has not.
+        text = str(error).rstrip(".")
+        return None, [document.finding("wrong-kind", (), f"mergekit cannot read it: {text}.", "Mend it.")]
+
+
+def unknown_method(document: Document, name: str) -> Finding:
+    """The finding for a merge method that mergekit does not have."""
+    names = sorted(method.spec.name for method in registered_methods())
+    match = closest(name, names)
+    fix = f"Did you mean {match}?" if match else f"Take one of {', '.join(names)}."
+    return document.finding("unknown-method", ("merge_method",), f"mergekit has no merge method {name!r}.", fix)
+
+
+def unknown_keys(kind: Any, value: Any, keys: Keys) -> Iterator[tuple[Keys, type[BaseModel]]]:
+    """Keys that mergekit would ignore, each with the class that does not know it."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if isinstance(value, dict):
+            for key, item in value.items():
+                if key in kind.model_fields:
+                    yield from unknown_keys(kind.model_fields[key].annotation, item, (*keys, key))
+                else:
+                    yield (*keys, str(key)), kind
+        return
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        # Of the kinds that a value may have, the one that knows most of it.
+        found = [list(unknown_keys(one, value, keys)) for one in arguments if _can_hold(one, value)]
+        yield from min(found, key=len, default=[])
+    elif origin is dict and isinstance(value, dict):
+        for key, item in value.items():
+            yield from unknown_keys(arguments[1], item, (*keys, str(key)))
+    elif origin in (list, tuple) and isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from unknown_keys(arguments[0], item, (*keys, index))
+
+
+def texts(kind: Any, value: Any, keys: Keys) -> Iterator[tuple[Keys, str, type[BaseModel]]]:
+    """Every model reference that is written as a text, with the class that takes it apart."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if isinstance(value, str) and kind in (ModelReference, ModelPath):
+            yield keys, value, kind
+        elif isinstance(value, dict):
+            for key in value.keys() & kind.model_fields.keys():
+                yield from texts(kind.model_fields[key].annotation, value[key], (*keys, key))
+        return
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        for one in arguments:
+            yield from texts(one, value, keys)
+    elif origin is dict and isinstance(value, dict):
+        for key, item in value.items():
+            yield from texts(arguments[1], item, (*keys, str(key)))
+    elif origin is list and isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from texts(arguments[0], item, (*keys, index))
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that a misspelt one is most like, if any is like it."""
+    return next(iter(difflib.get_close_matches(str(word), list(known), n=1)), None)
+
+
+def _can_hold(kind: Any, value: Any) -> bool:
+    if isinstance(value, dict):
+        return get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, BaseModel))
+    if isinstance(value, list):
+        return get_origin(kind) in (list, tuple)
+    return False
+
+
+def _unknown(document: Document, keys: Keys, owner: type[BaseModel]) -> Finding:
+    key, fields = str(keys[-1]), list(owner.model_fields)
+    if match := closest(key, fields):
+        fix = f"Did you mean `{match}`?"
+    elif key == "path" and owner is ModelReference:
+        fix = "In this form a model is written `model: {model: {path: …}, lora: {path: …}}`."
+    elif key in _parameter_names() and INNER in fields:
+        fix = f"Put it into `{dotted((*keys[:-1], INNER, key))}`."
+    else:
+        fix = f"Delete it; the keys here are {', '.join(fields)}."
+    return document.finding("unknown-key", keys, f"`{key}` means nothing here: mergekit ignores it.", fix)
+
+
+def _parameter_names() -> set[str]:
+    return {parameter.name for method in registered_methods() for parameter in method.spec.parameters}
+
+
+def _explained(unknown: list[tuple[Keys, type[BaseModel]]], at: Keys, missing: Iterable[str]) -> bool:
+    """Whether a misspelt key beside it explains why a key is missing."""
+    beside = [str(keys[-1]) for keys, _ in unknown if keys[:-1] == at]
+    return any(closest(key, missing) for key in beside)
+
+
+def _kinds(document: Document, error: ValidationError) -> Iterator[Finding]:
+    unknown = list(unknown_keys(MergeConfiguration, document.content, ()))
+    told: set[Keys] = set()
+    for one in error.errors():
+        keys = _place(document, one["loc"])
+        missing = str(one["loc"][-1]) if one["type"] == "missing" else None
+        if keys in told or (missing and _explained(unknown, keys, [missing])):
+            continue
+        told.add(keys)
+        if missing:
+            yield document.finding("wrong-kind", keys, f"`{missing}` is missing here.", f"Add `{missing}`.")
+        else:
+            reason = one["msg"][0].lower() + one["msg"][1:]
+            yield document.finding("wrong-kind", keys, f"mergekit cannot read this value: {reason}.", "Mend it.")
+
+
+def _place(document: Document, location: tuple[str | int, ...]) -> Keys:
+    """The part of pydantic's location that is in the document: it also names the kinds that it tried."""
+    keys: Keys = ()
+    for part in location:
+        if (*keys, part) in document.lines:
+            keys = (*keys, part)
+    return keys
+
+
+def _separators(document: Document) -> Iterator[Finding]:
+    """`+` and `@` in a text that mergekit takes apart, where what comes out is not what was meant."""
+    for keys, text, kind in texts(MergeConfiguration, document.content, ()):
+        plus = text.split("+") if kind is ModelReference else [text]
+        crashes = len(plus) > 2 or any(part.count("@") > 1 for part in plus)
+        parts = [part.split("@")[0] for part in plus]
+        if crashes or (exists(text) and parts != [text] and not all(exists(part) for part in parts)):
+            wrong = "stops at it" if crashes else f"reads {' and '.join(parts)} here"
+            form = "{model: {path: …}, lora: {path: …}}" if kind is ModelReference else "{path: …}"
+            yield document.finding(
+                "separator-in-path",
+                keys,
+                f"In a text, + and @ separate adapter and revision: mergekit {wrong}.",
+                f"Write {text!r} as a mapping, `{form}`, or rename the folder.",
+            )

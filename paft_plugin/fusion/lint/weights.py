@@ -1,0 +1,230 @@
+"""Checks of what a method makes of these very deltas; each takes the survey of all tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from mergekit.merge_methods.generalized_task_arithmetic import GeneralizedTaskArithmeticMerge
+from mergekit.sparsify import SparsificationMethod
+
+from paft_plugin.fusion.lint.findings import Finding
+from paft_plugin.fusion.lint.subject import Entry, Subject
+from paft_plugin.fusion.lint.survey import Look, TensorFacts
+
+ALONE = 0.75
+"""Share of the changed entries that one branch alone changes, above which weights under normalize do next to nothing."""
+SPARSE = 0.25
+"""Share of non-zeros in a row, below which DELLA's ranks hardly differ between them."""
+STILL = 0.1
+"""Share of the mean delta that Model Stock must move, to be more than the base."""
+UNIFORM = 1e-6
+"""Where SCE stops to weigh (in mergekit's code)."""
+
+Facts = Sequence[TensorFacts]
+
+
+def zero(subject: Subject, facts: Facts) -> Iterator[Finding]:
+    """A branch that equals the base."""
+    for index, entry in branches(subject):
+        if all(fact.looks[index].absolute == 0 for fact in facts):
+            yield subject.finding(
+                "zero-delta",
+                entry.keys,
+                f"{entry.folder.name} equals the base model: its delta is 0.",
+                "Check that it was trained, and that it is the folder you mean.",
+            )
+
+
+def finite(subject: Subject, facts: Facts) -> Iterator[Finding]:
+    """NaN or infinity in a whole model (an adapter's file is looked at without the base)."""
+    for index, entry in branches(subject):
+        broken = [fact.name for fact in facts if not fact.looks[index].finite]
+        if broken and not entry.reference.lora:
+            yield subject.finding(
+                "not-finite",
+                entry.keys,
+                f"{entry.folder}: NaN or infinity in {broken[0]}{f' and {len(broken) - 1} more' * (len(broken) > 1)}.",
+                "Retrain it with a lower learning rate.",
+            )
+
+
+def rounding(subject: Subject, facts: Facts) -> Iterator[Finding]:
+    """A recipe's dtype that is narrower than a branch."""
+    if subject.config.dtype not in ("bfloat16", "float16"):
+        return
+    for index, entry in branches(subject):
+        delta = subject.deltas[index]
+        if delta.kind == "model" and subject.base is not None and subject.base.main_dtype != "F32":
+            continue  # rounded already where it was saved
+        square = sum(fact.looks[index].square for fact in facts)
+        lost = math.sqrt(sum(fact.looks[index].lost for fact in facts) / square) if square else 0.0
+        yield subject.finding(
+            "dtype-rounds",
+            ("dtype",),
+            f"{entry.folder.name} on its base is rounded to {subject.config.dtype} first: {lost:.0%} error in its delta.",
+            "Write `dtype: float32`, and the base's own dtype as out_dtype.",
+        )
+
+
+def idle_weights(subject: Subject, facts: Facts) -> Iterator[Finding]:
+    """Weights that normalize takes back on deltas that hardly overlap."""
+    method = subject.method
+    if not isinstance(method, GeneralizedTaskArithmeticMerge) or method.consensus_method is None:
+        return
+    divided = [fact for fact in facts if fact.shared["normalize"] and fact.changed]
+    weights = [look.parameters["weight"] for fact in divided for look in fact.looks.values()]
+    if len(subject.deltas) < 2 or all(weight == 1 for weight in weights):
+        return
+    changed = sum(fact.changed for fact in divided)
+    alone = sum(fact.alone * fact.changed for fact in divided) / changed if changed else 0.0
+    if alone >= ALONE:
+        yield subject.finding(
+            "weights-idle",
+            ("parameters", "normalize") if "parameters" in subject.document.content else (),
+            f"One branch alone changes {alone:.0%} of the changed entries, and normalize divides each by its own weight: "
+            "the weights do nothing there.",
+            "Write `normalize: false`, or change densities instead of weights.",
+        )
+
+
+def trims_nothing(subject: Subject, facts: Facts) -> Iterator[Finding]:
+    """A density that keeps every non-zero entry."""
+    for index, entry in branches(subject, SparsificationMethod.magnitude, SparsificationMethod.magnitude_outliers):
+        looks = [fact.looks[index] for fact in facts if fact.looks[index].nonzero]
+        idle = looks and all(look.nonzero <= look.parameters["density"] < 1 for look in looks)
+        if idle and not any(look.parameters.get("gamma") for look in looks):
+            share = _share(facts, index)
+            densities = sorted({look.parameters["density"] for look in looks})
+            yield subject.finding(
+                "trims-nothing",
+                (*entry.keys, "parameters", "density"),
+                f"density {' or '.join(f'{one:g}' for one in densities)} trims nothing of {entry.folder.name}: "
+                f"{share:.2g} of its entries are not 0.",
+                f"Give a density below {share:.2g} to trim it, or 1 to save the sorting.",
+            )
+
+
+def breadcrumbs(subject: Subject, facts: Facts) -> Iterator[Finding]:
+    """Outliers that are the delta itself."""
+    for index, entry in branches(subject, SparsificationMethod.magnitude_outliers):
+        nonzero = removed = 0.0
+        for fact in facts:
+            look = fact.looks[index]
+            count = look.nonzero * fact.entries
+            nonzero += count
+            if look.parameters["density"] < 1:
+                removed += min(count, int(look.parameters["gamma"] * fact.entries))
+        share = removed / nonzero if nonzero else 0.0
+        if share >= 0.5:
+            yield subject.finding(
+                "breadcrumbs-zeroes" if share > 0.999 else "breadcrumbs-guts",
+                entry.keys,
+                f"gamma takes {share:.0%} of the non-zero entries of {entry.folder.name}, the largest first.",
+                f"Give this model `gamma: 0`, or one far below its share of non-zeros, {_share(facts, index):.2g}.",
+            )
+
+
+def della(subject: Subject, facts: Facts) -> Iterator[Finding]:
+    """Ranks that do not tell large entries from small ones."""
+    for index, entry in branches(subject, SparsificationMethod.della_magprune):
+        share = _share(facts, index)
+        used = [fact.looks[index] for fact in facts if fact.looks[index].nonzero]
+        if used and share < SPARSE and any(_spread(look) for look in used):
+            density, epsilon = used[0].parameters["density"], used[0].parameters["epsilon"]
+            yield subject.finding(
+                "della-ranks-zeros",
+                entry.keys,
+                f"Only {share:.2g} of {entry.folder.name} is not 0, so DELLA keeps all of that with nearly the same chance, "
+                f"about {density + epsilon * (1 - share):.2f}.",
+                "Take dare_ties or dare_linear with that density: the same, and it says so.",
+            )
+
+
+def sce(subject: Subject, facts: Facts) -> Iterator[Finding]:
+    """Weights by energy that are all the same."""
+    if subject.spec.name != "sce":
+        return
+    energies = [sum(look.square for look in fact.looks.values()) / fact.entries for fact in facts]
+    energies = [energy for energy in energies if energy]
+    if energies and sum(energy < UNIFORM for energy in energies) > 0.9 * len(energies):
+        yield subject.finding(
+            "sce-uniform",
+            ("merge_method",),
+            f"These deltas are too small for sce to weigh (mean square up to {max(energies):.1g}): it takes all alike.",
+            "That is ties at density 1 with normalize; take it, with a density of your own.",
+        )
+
+
+def model_stock(subject: Subject, facts: Facts) -> Iterator[Finding]:
+    """Deltas at right angles to each other."""
+    count = len(subject.deltas)
+    if subject.spec.name != "model_stock" or count < 2 or count != len(subject.groups[0].branches):
+        return
+    moved = whole = 0.0
+    for fact in facts:
+        squares = {index: look.square for index, look in fact.looks.items()}
+        cosines = [dot / max(math.sqrt(squares[one] * squares[other]), 1e-6) for (one, other), dot in fact.dots.items()]
+        cosine = sum(cosines) / len(cosines)
+        step = count * cosine / (1 + (count - 1) * cosine) if cosine > -1 / count else 0.0
+        mean = (sum(squares.values()) + 2 * sum(fact.dots.values())) / count**2
+        moved, whole = moved + step**2 * mean, whole + mean
+    share = math.sqrt(moved / whole) if whole else 0.0
+    if share < STILL:
+        yield subject.finding(
+            "stock-returns-base",
+            ("merge_method",),
+            f"The deltas stand at right angles, so model_stock goes only {share:.1%} of the way to their mean.",
+            "It is for models of one task. Take ties or task_arithmetic for branches of two.",
+        )
+
+
+def ram(subject: Subject, facts: Facts) -> Iterator[Finding]:
+    """An epsilon that most of a delta lies below."""
+    if subject.spec.name not in ("ram", "ramplus_tl"):
+        return
+    for index, entry in branches(subject):
+        whole = sum(fact.looks[index].absolute for fact in facts)
+        below = sum(fact.looks[index].below for fact in facts)
+        if whole and below / whole > 0.5:
+            yield subject.finding(
+                "ram-drops",
+                entry.keys,
+                f"{below / whole:.0%} of {entry.folder.name} (by L1 norm) lies up to epsilon, which counts as unchanged.",
+                "Give a smaller epsilon, such as 1e-7.",
+            )
+
+
+def branches(subject: Subject, *how: SparsificationMethod) -> Iterator[tuple[int, Entry]]:
+    """The branches whose deltas are open; with `how`, only if the method drops entries in one of these ways."""
+    method = subject.method
+    if how and not (isinstance(method, GeneralizedTaskArithmeticMerge) and method.sparsification_method in how):
+        return
+    for index, entry in enumerate(subject.groups[0].branches):
+        if index in subject.deltas:
+            yield index, entry
+
+
+def _share(facts: Facts, index: int) -> float:
+    """Share of a delta's entries that are not 0, of the tensors that it touches."""
+    touched = [fact for fact in facts if fact.looks[index].nonzero]
+    entries = sum(fact.entries for fact in touched)
+    return sum(fact.looks[index].nonzero * fact.entries for fact in touched) / entries if entries else 0.0
+
+
+def _spread(look: Look) -> bool:
+    return bool(look.parameters["density"] < 1 and look.parameters["epsilon"] > 0)
+
+
+WEIGHT_CHECKS: tuple[Callable[[Subject, Facts], Iterator[Finding]], ...] = (
+    zero,
+    finite,
+    rounding,
+    idle_weights,
+    trims_nothing,
+    breadcrumbs,
+    della,
+    sce,
+    model_stock,
+    ram,
+)
