@@ -102,7 +102,7 @@ def _weight_problems(request: RecipeRequest, method: Method, filters: list[Filte
     if settings is None:
         takes = takers(lambda other: other.weight is not None)
         way_out = "Give --t instead" if method.name == "slerp" else "Leave the weights out"
-        return [f"--weight: {method.name} takes no weights. {way_out}, or take one of {takes}."] * weights_given(
+        return [f"--weight-…: {method.name} takes no weights. {way_out}, or take one of {takes}."] * weights_given(
             request
         )
     asked = {

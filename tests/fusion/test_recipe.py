@@ -18,7 +18,8 @@ from paft_plugin.fusion.recipe import build_recipe, merge_command, merge_directo
 from paft_plugin.fusion.request import Recipe, RecipeRequest
 from paft_plugin.fusion.settle import settle
 
-ON_DELTAS = ["ties", "dare_ties", "dare_linear", "task_arithmetic"]
+WEIGHTED = [name for name, method in METHODS.items() if method.weight is not None]
+SCALED = [name for name, method in METHODS.items() if method.scales]
 
 
 def settled(adapters: bool = True, tokenizer_named: bool = False, **asked: Any) -> Recipe:
@@ -43,16 +44,9 @@ def parameters(recipe: Recipe, scope: int | None = None) -> dict[str, Any]:
 @pytest.mark.parametrize("adapters", [True, False])
 def test_text_reads_back_as_the_content(method: str, adapters: bool) -> None:
     awkward = Path('/runs/it\'s a "dir": +x@y # 日本 {} é\\n')
-    recipe = settled(
-        adapters,
-        method == "linear",
-        method=method,
-        sft=awkward,
-        weight_sft=1e-7,
-        weight_preference=3e21,
-        scale=1e-5,
-        seed=7,
-    )
+    weights = {"weight_sft": 1e-7, "weight_preference": 3e21} if method in WEIGHTED else {}
+    scale = {"scale": 1e-5} if method in SCALED else {}
+    recipe = settled(adapters, method == "linear", method=method, sft=awkward, seed=7, **weights, **scale)
     assert yaml.safe_load(render_recipe(recipe)) == build_recipe(recipe)
 
 
@@ -85,7 +79,9 @@ def test_flags_are_those_needed() -> None:
 def test_branches_are_merged_in_fp32_and_written_in_the_bases_dtype(method: str) -> None:
     content = build_recipe(settled(method=method))
     assert (content["dtype"], content["out_dtype"]) == ("float32", "bfloat16")
-    assert ("base_model" in content) == (method in ON_DELTAS)
+    base = {"deltas": {"path": "/models/Mistral-7B-v0.1"}, "models": None, "pair": {"path": "/models/Mistral-7B-v0.1"}}
+    assert content.get("base_model", {}).get("model") == base[METHODS[method].layout]
+    assert ("lora" in content.get("base_model", {})) == (METHODS[method].layout == "pair")
 
 
 def test_ties_averages_as_published_until_a_weight_is_given() -> None:
@@ -125,7 +121,46 @@ def test_linear_expresses_a_scale_by_the_base_as_a_third_model() -> None:
     assert [model["parameters"]["weight"] for model in plain["models"]] == [1.0, 3.0]
 
 
-NOT_TAKEN = [
+def test_a_density_for_each_branch_and_for_some_tensors() -> None:
+    recipe = settled(
+        density=0.4, density_preference=0.6, filters=("mlp:density-sft=0.1", "embed:density=0.05", "mlp:weight_sft=2")
+    )
+    assert parameters(recipe, 0) == {
+        "weight": [{"filter": "mlp", "value": 2.0}, {"value": 1.0}],
+        "density": [{"filter": "mlp", "value": 0.1}, {"filter": "embed", "value": 0.05}, {"value": 0.4}],
+    }
+    assert parameters(recipe, 1)["density"] == [{"filter": "embed", "value": 0.05}, {"value": 0.6}]
+    assert parameters(recipe)["normalize"] is False  # a weight was given
+    assert yaml.safe_load(render_recipe(recipe)) == build_recipe(recipe)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_extras_stand_where_mergekit_reads_them(method: str) -> None:
+    recipe = settled(method=method)
+    for extra in METHODS[method].extras:
+        places = [parameters(recipe, 0), parameters(recipe, 1)] if extra.per_branch else [parameters(recipe)]
+        assert [place[extra.name] for place in places] == [extra.default] * len(places)
+    given = {extra.name: not extra.default for extra in METHODS[method].extras if isinstance(extra.default, bool)}
+    assert settled(method=method, extras=given).extras.items() >= given.items()
+
+
+def test_multislerp_writes_a_scale_into_weights_that_are_not_normalised() -> None:
+    recipe = settled(method="multislerp", weight_sft=1.0, weight_preference=3.0, scale=0.5)
+    assert parameters(recipe)["normalize_weights"] is False
+    assert [parameters(recipe, index)["weight"] for index in (0, 1)] == [0.125, 0.375]
+
+
+NOT_TAKEN: list[tuple[str, dict[str, Any]]] = [
+    ("karcher", {"density_sft": 0.5}),
+    ("linear", {"filters": ("mlp:density=0.5",)}),
+    ("sce", {"weight_sft": 0.5}),
+    ("sce", {"filters": ("mlp:weight-sft=0.5",)}),
+    ("slerp", {"weight_preference": 0.5}),
+    ("nuslerp", {"scale": 0.5}),
+    ("ram", {"normalize": True}),
+    ("ties", {"extras": {"epsilon": 0.1}}),
+    ("ties", {"extras": {"epsilno": 0.1}}),
+    ("dare_ties", {"extras": {"gamma": 0.1}}),
     ("linear", {"density": 0.5}),
     ("task_arithmetic", {"density": 0.5}),
     ("linear", {"normalize": True}),
@@ -133,6 +168,24 @@ NOT_TAKEN = [
 ]
 OUT_OF_RANGE: list[tuple[str, dict[str, Any]]] = [
     ("ties", {"density": 0.0}),
+    ("ties", {"density_preference": 2.0}),
+    ("della", {"density": 0.95}),
+    ("della_linear", {"density": 0.3, "extras": {"epsilon": 0.3}}),
+    ("della", {"filters": ("mlp:density=0.05",)}),
+    ("breadcrumbs", {"density": 1.0, "extras": {"gamma": 0.01}}),
+    ("breadcrumbs", {"extras": {"gamma": 1.5}}),
+    ("breadcrumbs", {"extras": {"gamma": math.nan}}),
+    ("slerp", {"extras": {"t": 1.1}}),
+    ("karcher", {"extras": {"tol": 0.0}}),
+    ("karcher", {"extras": {"max_iter": 0}}),
+    ("ram", {"extras": {"epsilon": math.inf}}),
+    ("linear", {"scale": 0.5, "filters": ("mlp:weight-sft=2",)}),
+    ("ties", {"filters": ("mlp",)}),
+    ("ties", {"filters": ("mlp:density-sft=much",)}),
+    ("ties", {"filters": ("mlp:desnity=0.1",)}),
+    ("ties", {"filters": (":density=0.1",)}),
+    ("ties", {"filters": ("mlp:density=0.1", "mlp.down_proj:density=0.2")}),
+    ("nearswap", {}),
     ("ties", {"density": 1.1}),
     ("ties", {"density": -0.1}),
     ("ties", {"density": math.nan}),

@@ -78,15 +78,17 @@ def _places(node: yaml.Node, keys: Keys, lines: dict[Keys, int]) -> Iterator[Key
             key = _key(key_node)
             if key == "<<":  # YAML's merge key: what it brings in has no place of its own
                 continue
+            place: Keys = (*keys, key)
             if key in seen:
-                yield (*keys, key)
+                yield place
             seen.add(key)
-            lines[(*keys, key)] = key_node.start_mark.line + 1
-            yield from _places(value_node, (*keys, key), lines)
+            lines[place] = key_node.start_mark.line + 1
+            yield from _places(value_node, place, lines)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            lines[(*keys, index)] = item.start_mark.line + 1
-            yield from _places(item, (*keys, index), lines)
+            position: Keys = (*keys, index)
+            lines[position] = item.start_mark.line + 1
+            yield from _places(item, position, lines)
 
 
 def _key(node: yaml.Node) -> str:
