@@ -16,7 +16,7 @@ from paft_plugin.errors import PaftError
 HEAVY = ("torch", "transformers", "peft", "mergekit", "axolotl", "lm_eval", "datasets")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["recipe", "--help"], ["demo", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["recipe", "--help"], ["lint", "--help"], ["demo", "--help"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys\nfrom paft_plugin.cli import paft\n"
@@ -26,6 +26,17 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert "Usage" in run.stdout
+
+
+def test_explaining_a_code_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom paft_plugin.cli import paft\n"
+        "try: paft(['lint', '--explain', 'all'])\nexcept SystemExit: pass\n"
+        f"sys.exit(', '.join(name for name in {HEAVY!r} if name in sys.modules) or 0)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "PAFT102" in run.stdout
 
 
 def test_axolotl_finds_the_command() -> None:

@@ -59,7 +59,10 @@ def read(file: Path) -> Document | Finding:
         kind = "is empty" if content is None else f"holds a {type(content).__name__}, not keys with values"
         return make("not-yaml", file, None, (), f"The file {kind}.", fix)
     lines: dict[Keys, int] = {}
-    duplicates = tuple(_places(node, (), lines))
+    try:
+        duplicates = tuple(_places(node, (), lines))
+    except RecursionError:
+        return make("not-yaml", file, None, (), "An anchor (&) in it holds itself, so it has no end.", fix)
     return Document(file, content, lines, duplicates, _command(file))
 
 

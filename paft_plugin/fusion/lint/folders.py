@@ -43,7 +43,12 @@ def belonging(subject: Subject) -> Iterator[Finding]:
     pretrained = subject.pretrained
     for entry in subject.groups[0].branches if pretrained else ():
         folder, reference = entry.folder, entry.reference
-        if not folder.is_dir() or bool(reference.lora) != is_adapter(folder) or pretrained is None:
+        if (
+            folder == pretrained
+            or not folder.is_dir()
+            or bool(reference.lora) != is_adapter(folder)
+            or pretrained is None
+        ):
             continue
         base = pretrained
         if reference.lora and exists(reference.model.path):
@@ -71,9 +76,9 @@ def readable(subject: Subject) -> Iterator[Finding]:
 
 def proofs(subject: Subject) -> Iterator[Finding]:
     """No branch that the penalty shaped, or one that it did not shape to the end."""
-    folders = [entry.folder for group in subject.groups for entry in group.branches if entry.folder.is_dir()]
-    if not folders:
-        return
+    folders = [entry.folder for group in subject.groups for entry in group.branches]
+    if not folders or not all(folder.is_dir() for folder in folders):
+        return  # the one that is not here may be the one with the proof
     reasons = {folder: why_unproven(folder) for folder in folders}
     if any(reason is None for reason in reasons.values()):
         return

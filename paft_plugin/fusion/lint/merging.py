@@ -13,7 +13,7 @@ from mergekit.sparsify import SparsificationMethod
 from paft_plugin.fusion.lint.findings import Finding
 from paft_plugin.fusion.lint.parameters import settings, values_of
 from paft_plugin.fusion.lint.shape import closest
-from paft_plugin.fusion.lint.subject import Group, Subject, base_is_merged
+from paft_plugin.fusion.lint.subject import Entry, Group, Subject, base_is_merged
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16", "float": "float32"}
@@ -134,7 +134,12 @@ def drops(subject: Subject) -> Iterator[Finding]:
     for group in subject.groups:
         for entry in group.branches:
             densities = values_of(subject, group, entry, "density")
-            if densities and all(density >= 1 for density in densities):
+            extra = {SparsificationMethod.magnitude_outliers: "gamma", SparsificationMethod.della_magprune: "epsilon"}
+            name = extra.get(method.sparsification_method)
+            others = values_of(subject, group, entry, name) if name else []
+            # Breadcrumbs without outliers is a plain trim, which density 1 leaves out for good reason.
+            idle = all(density >= 1 for density in densities) and (name != "gamma" or any(others))
+            if densities and idle:
                 written = "density" in entry.parameters[1]
                 yield subject.finding(
                     "nothing-dropped",
@@ -142,17 +147,20 @@ def drops(subject: Subject) -> Iterator[Finding]:
                     f"{method.method_name} drops nothing at density 1{'' if written else ', which is the default'}.",
                     "Give a density below 1, such as 0.5, or take ties or task_arithmetic.",
                 )
-            if method.sparsification_method != SparsificationMethod.della_magprune:
-                continue
-            for density in densities:
-                for epsilon in values_of(subject, group, entry, "epsilon"):
-                    if 0 < density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
-                        yield subject.finding(
-                            "della-window",
-                            (*entry.parameters[0], "density"),
-                            f"density {density:g} ± epsilon {epsilon:g} leaves (0, 1), and mergekit stops.",
-                            f"Give this model an epsilon below {min(density, 1 - density):.4g}.",
-                        )
+            if name == "epsilon":
+                yield from _windows(subject, entry, densities, others)
+
+
+def _windows(subject: Subject, entry: Entry, densities: list[float], epsilons: list[float]) -> Iterator[Finding]:
+    for density in densities:
+        for epsilon in epsilons:
+            if 0 < density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
+                yield subject.finding(
+                    "della-window",
+                    (*entry.parameters[0], "density"),
+                    f"density {density:g} ± epsilon {epsilon:g} leaves (0, 1), and mergekit stops.",
+                    f"Give this model an epsilon below {min(density, 1 - density):.4g}.",
+                )
 
 
 def _reason(error: ValueError) -> str:

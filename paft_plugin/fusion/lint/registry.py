@@ -7,7 +7,7 @@ from pathlib import Path
 
 from paft_plugin.fusion.lint import cache, folders, merging, parameters, shape
 from paft_plugin.fusion.lint.document import Document, read
-from paft_plugin.fusion.lint.findings import Finding
+from paft_plugin.fusion.lint.findings import Finding, errors
 from paft_plugin.fusion.lint.subject import Subject, method_named
 from paft_plugin.fusion.lint.survey import survey
 from paft_plugin.fusion.lint.weights import WEIGHT_CHECKS
@@ -48,7 +48,9 @@ def look(path: Path, read_weights: bool) -> list[Finding]:
     if isinstance(document, Finding):
         return [document]
     findings = [*shape.structure(document)]
-    subject, more = _subject(document)
+    if any(finding.name == "separator-in-path" for finding in findings):
+        return findings  # whatever follows would be about paths that nobody wrote
+    subject, more = _subject(document, explained=bool(errors(findings)))
     findings += more
     if subject is not None:
         findings += [finding for check in CHECKS for finding in check(subject)]
@@ -62,8 +64,9 @@ def look(path: Path, read_weights: bool) -> list[Finding]:
     return sorted(unique, key=lambda finding: (finding.line or 0, finding.code))
 
 
-def _subject(document: Document) -> tuple[Subject | None, list[Finding]]:
-    config, findings = shape.wrong_kinds(document)
+def _subject(document: Document, explained: bool) -> tuple[Subject | None, list[Finding]]:
+    """The recipe for the checks, or what keeps it from being one; `explained` if an error in its structure may be why."""
+    config, findings = shape.wrong_kinds(document, explained)
     if config is None:
         return None, findings
     method = method_named(config.merge_method)

@@ -51,16 +51,20 @@ def structure(document: Document) -> Iterator[Finding]:
     yield from _separators(document)
 
 
-def wrong_kinds(document: Document) -> tuple[MergeConfiguration | None, list[Finding]]:
-    """The recipe as mergekit reads it, or what keeps mergekit from reading it (each place once)."""
+def wrong_kinds(document: Document, explained: bool) -> tuple[MergeConfiguration | None, list[Finding]]:
+    """The recipe as mergekit reads it, or what keeps mergekit from reading it (each place once).
+
+    mergekit's own words on the structure as a whole are only of use where `structure` found nothing that explains them.
+    """
     try:
         return MergeConfiguration.model_validate(document.content), []
     except ValidationError as error:
         return None, list(_kinds(document, error))
     except RuntimeError as error:
-        # mergekit raises these for what `structure` has found already, in words; this is for what it has not.
         text = str(error).rstrip(".")
-        return None, [document.finding("wrong-kind", (), f"mergekit cannot read it: {text}.", "Mend it.")]
+        return None, [] if explained else [
+            document.finding("wrong-kind", (), f"mergekit cannot read it: {text}.", "Mend it.")
+        ]
 
 
 def unknown_method(document: Document, name: str) -> Finding:
@@ -121,11 +125,15 @@ def closest(word: str, known: Iterable[str]) -> str | None:
 
 
 def _can_hold(kind: Any, value: Any) -> bool:
+    """Whether a value's mappings and lists, if it has any, stand where this kind has them."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_can_hold(one, value) for one in arguments)
     if isinstance(value, dict):
-        return get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, BaseModel))
+        return origin is dict or (isinstance(kind, type) and issubclass(kind, BaseModel))
     if isinstance(value, list):
-        return get_origin(kind) in (list, tuple)
-    return False
+        return origin in (list, tuple) and all(_can_hold(arguments[0], item) for item in value)
+    return True
 
 
 def _unknown(document: Document, keys: Keys, owner: type[BaseModel]) -> Finding:

@@ -48,11 +48,13 @@ class Group:
     base: ModelReference | None
     shared: tuple[Scope, ...]
     """Parameters for all of them, the nearest first."""
+    pair: bool
+    """Whether base_model is only the first of two models, as slerp wants it."""
 
     @property
     def branches(self) -> tuple[Entry, ...]:
         """The models that are not the base model."""
-        return tuple(entry for entry in self.entries if entry.reference != self.base)
+        return tuple(entry for entry in self.entries if self.pair or entry.reference != self.base)
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ class Subject:
         entries = tuple(
             Entry((*keys, index), one.model, _scope(raw[index], (*keys, index))) for index, one in enumerate(parsed)
         )
-        return Group(keys, entries, base, shared)
+        return Group(keys, entries, base, shared, pair=self.spec.name == "slerp")
 
     def _of_slice(
         self, keys: Keys, raw: dict[str, Any], one: OutputSliceDefinition, shared: tuple[Scope, ...]

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mergekit.common import dtype_from_name
 from mergekit.config import ConfigReader, InputSliceDefinition, OutputSliceDefinition
 from mergekit.merge_methods.generalized_task_arithmetic import GeneralizedTaskArithmeticMerge
 from mergekit.parameter_resolver import resolve_parameters
@@ -24,6 +23,8 @@ from paft_plugin.fusion.lint.subject import Subject
 
 SAMPLE = 1 << 18
 """Entries of one tensor that are looked at."""
+NARROW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Dtypes in which base + δ loses much of a small delta."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _facts(subject: Subject, name: str, shared: dict[str, Any], own: dict[int, d
     chosen = torch.randint(entries, (SAMPLE,), generator=generator) if entries > SAMPLE else None
     factor = entries / SAMPLE if chosen is not None else 1.0
     sampled_weights = (weights if chosen is None else weights[chosen]).float()
-    dtype = dtype_from_name(subject.config.dtype)
+    dtype = NARROW.get(subject.config.dtype or "")
     samples: dict[int, Tensor] = {}
     looks = {}
     for index, delta in subject.deltas.items():
@@ -93,7 +94,7 @@ def _facts(subject: Subject, name: str, shared: dict[str, Any], own: dict[int, d
         sample = torch.nan_to_num(sample, nan=0.0, posinf=0.0, neginf=0.0)
         samples[index] = sample
         lost = 0.0
-        if dtype in (torch.bfloat16, torch.float16):
+        if dtype is not None:
             rounded = (sampled_weights + sample).to(dtype).float() - sampled_weights.to(dtype).float()
             lost = float((rounded - sample).double().square().sum()) * factor
         below = sample.abs() <= shared.get("epsilon", 0.0)

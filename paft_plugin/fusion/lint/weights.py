@@ -10,7 +10,7 @@ from mergekit.sparsify import SparsificationMethod
 
 from paft_plugin.fusion.lint.findings import Finding
 from paft_plugin.fusion.lint.subject import Entry, Subject
-from paft_plugin.fusion.lint.survey import Look, TensorFacts
+from paft_plugin.fusion.lint.survey import NARROW, Look, TensorFacts
 
 ALONE = 0.75
 """Share of the changed entries that one branch alone changes, above which weights under normalize do next to nothing."""
@@ -51,7 +51,7 @@ def finite(subject: Subject, facts: Facts) -> Iterator[Finding]:
 
 def rounding(subject: Subject, facts: Facts) -> Iterator[Finding]:
     """A recipe's dtype that is narrower than a branch."""
-    if subject.config.dtype not in ("bfloat16", "float16"):
+    if subject.config.dtype not in NARROW:
         return
     for index, entry in branches(subject):
         delta = subject.deltas[index]

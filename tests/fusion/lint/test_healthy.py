@@ -1,0 +1,82 @@
+"""What is right is left alone: every method's own recipe on sparse, dense and LoRA branches, and a plain stranger's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from paft_plugin.fusion.lint import lint_recipe
+from paft_plugin.fusion.methods import METHODS
+from paft_plugin.fusion.recipe import write_recipe
+from paft_plugin.fusion.request import RecipeRequest
+from tests.fusion.lint.conftest import Bench
+
+TRUE_WARNINGS = {
+    ("sce", "sparse"): {"sce-uniform"},
+    ("sce", "dense"): {"sce-uniform"},
+    ("sce", "adapters"): {"sce-uniform"},
+    ("model_stock", "sparse"): {"stock-returns-base"},
+    ("model_stock", "dense"): {"stock-returns-base"},
+    ("model_stock", "adapters"): {"stock-returns-base"},
+    ("della", "sparse"): {"della-ranks-zeros"},
+    ("della_linear", "sparse"): {"della-ranks-zeros"},
+}
+"""Where no choice of parameters helps: the method itself is none for such deltas, and the user should hear it."""
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("pair", ["sparse", "dense", "adapters"])
+def test_a_methods_own_recipe(bench: Bench, method: str, pair: str) -> None:
+    folder: Path = getattr(bench, pair)
+    request = RecipeRequest(folder / "base", folder / "sft", folder / "preference", method, bench.own / "r.yml")
+    write_recipe(request)
+    findings = lint_recipe(request.output)
+    assert {finding.name for finding in findings} == TRUE_WARNINGS.get((method, pair), set()), findings
+
+
+@pytest.mark.parametrize("materialize", [True, False])
+def test_adapters_beside_models_filters_and_scales(bench: Bench, materialize: bool) -> None:
+    folder = bench.adapters
+    request = RecipeRequest(
+        folder / "base", folder / "sft", folder / "preference", "ties", bench.own / "r.yml",
+        density=0.3, weight_sft=0.4, filters=("mlp:density-sft=0.1", "self_attn:weight-preference=0.7"), scale=0.8,
+        materialize=materialize,
+    )  # fmt: skip
+    write_recipe(request)
+    assert lint_recipe(request.output) == []
+
+
+def test_a_strangers_recipe_of_whole_models(bench: Bench) -> None:
+    folder = bench.dense
+    text = f"""
+merge_method: ties
+base_model: {folder}/base
+models:
+  - model: {folder}/base
+  - model: {folder}/sft
+    parameters: {{density: [0.2, 0.5, 0.7], weight: 1.0}}
+  - model: {folder}/preference
+    parameters:
+      density: 0.5
+      weight: [{{filter: mlp, value: 0.5}}, {{filter: self_attn, value: 0.3}}, {{value: 1}}]
+parameters: {{normalize: false, int8_mask: true}}
+dtype: float32
+out_dtype: float32
+"""
+    assert bench.lint(text) == []
+
+
+def test_the_bases_name_among_the_models_of_linear_is_fine(bench: Bench, names: Callable[..., set[str]]) -> None:
+    recipe = bench.recipe("linear")
+    recipe["models"].append({"model": recipe["base_model"], "parameters": {"weight": 0.5}})
+    assert names(recipe) == set()
+
+
+def test_without_weights_nothing_is_said_of_them(bench: Bench) -> None:
+    assert bench.lint(bench.recipe("sce") | {"models": _without_parameters(bench)}, read_weights=False) == []
+
+
+def _without_parameters(bench: Bench) -> list[dict[str, object]]:
+    return [{"model": model["model"]} for model in bench.recipe()["models"]]

@@ -1,0 +1,65 @@
+"""The survey of large tensors is a sample, and the same one every time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from paft_plugin.fusion.lint import survey as module
+from paft_plugin.fusion.lint.document import Document, read
+from paft_plugin.fusion.lint.registry import _subject
+from paft_plugin.fusion.lint.subject import Subject
+from tests.fusion.lint.conftest import Bench
+
+
+def subject_of(bench: Bench, **parameters: float) -> Subject:
+    document = read(bench.write(bench.recipe("ties", **parameters)))
+    assert isinstance(document, Document)
+    subject, _ = _subject(document, explained=False)
+    assert subject is not None
+    return subject
+
+
+def test_small_tensors_are_counted_in_full(bench: Bench) -> None:
+    base, sft, preference = (
+        load_file(bench.sparse / name / "model.safetensors") for name in ("base", "sft", "preference")
+    )
+    for fact in module.survey(subject_of(bench)):
+        deltas = [branch[fact.name] - base[fact.name] for branch in (sft, preference)]
+        for index, delta in enumerate(deltas):
+            look = fact.looks[index]
+            assert look.nonzero == pytest.approx(float((delta != 0).float().mean()), abs=1e-6)
+            assert look.square == pytest.approx(float(delta.double().square().sum()), rel=1e-5)
+            assert look.absolute == pytest.approx(float(delta.double().abs().sum()), rel=1e-5)
+        assert fact.dots[0, 1] == pytest.approx(float((deltas[0].double() * deltas[1].double()).sum()), abs=1e-9)
+        changed = torch.stack([delta != 0 for delta in deltas]).sum(dim=0)
+        assert fact.changed == int((changed > 0).sum())
+        if fact.changed:
+            assert fact.alone == int((changed == 1).sum()) / fact.changed
+
+
+def test_a_sample_comes_close_and_repeats(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shares() -> list[float]:
+        return [fact.looks[0].nonzero for fact in module.survey(subject_of(bench)) if fact.entries > 1000]
+
+    whole = shares()
+    monkeypatch.setattr(module, "SAMPLE", 1000)
+    sampled = shares()
+    assert sampled != whole
+    assert sampled == shares()
+    assert sampled == pytest.approx(whole, abs=0.04)
+
+
+def test_each_tensor_gets_the_parameters_that_mergekit_would_give_it(bench: Bench) -> None:
+    density = [{"filter": "mlp", "value": [0.1, 0.5]}, {"value": 0.9}]
+    recipe = bench.recipe("ties", "dense")
+    recipe["models"][0]["parameters"]["density"] = density
+    document = read(bench.write(recipe))
+    assert isinstance(document, Document)
+    subject, _ = _subject(document, explained=False)
+    assert subject is not None
+    found = {fact.name: fact.looks[0].parameters["density"] for fact in module.survey(subject)}
+    assert found["model.layers.0.mlp.up_proj.weight"] == pytest.approx(0.1)
+    assert found["model.layers.1.mlp.up_proj.weight"] == pytest.approx(0.5)
+    assert found["model.layers.1.self_attn.q_proj.weight"] == pytest.approx(0.9)
