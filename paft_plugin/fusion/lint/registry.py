@@ -50,7 +50,7 @@ def look(path: Path, read_weights: bool) -> list[Finding]:
     findings = [*shape.structure(document)]
     if any(finding.name == "separator-in-path" for finding in findings):
         return findings  # whatever follows would be about paths that nobody wrote
-    subject, more = _subject(document, explained=bool(errors(findings)))
+    subject, more = as_subject(document, explained=bool(errors(findings)))
     findings += more
     if subject is not None:
         findings += [finding for check in CHECKS for finding in check(subject)]
@@ -64,7 +64,7 @@ def look(path: Path, read_weights: bool) -> list[Finding]:
     return sorted(unique, key=lambda finding: (finding.line or 0, finding.code))
 
 
-def _subject(document: Document, explained: bool) -> tuple[Subject | None, list[Finding]]:
+def as_subject(document: Document, explained: bool) -> tuple[Subject | None, list[Finding]]:
     """The recipe for the checks, or what keeps it from being one; `explained` if an error in its structure may be why."""
     config, findings = shape.wrong_kinds(document, explained)
     if config is None:

@@ -33,7 +33,7 @@ def test_warnings_exit_with_0_and_errors_with_2(bench: Bench) -> None:
     file = bench.write(bench.recipe("ties", density=0.3))
     result = call(file)
     assert result.exit_code == 0
-    assert f"{file}:8: warning PAFT403 trims-nothing" in result.stdout
+    assert f"{file}:9: warning PAFT403 trims-nothing" in result.stdout
     assert "0 errors, 2 warnings in 1 recipe." in result.stdout
     result = call(bench.write(bench.recipe("ties") | {"dtpye": "float32"}))
     assert result.exit_code == 2

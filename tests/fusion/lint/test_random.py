@@ -130,7 +130,7 @@ def test_every_key_of_the_shipped_recipes_is_guarded(bench: Bench) -> None:
     for file in sorted(FOLDER.glob("*.yml")):
         for *way, key in keys(yaml.safe_load(file.read_text())):
             recipe = yaml.safe_load(file.read_text())
-            kind = (recipe["merge_method"] * ("parameters" in way), tuple(map(type, way)), way[-1:], key)
+            kind = (recipe["merge_method"] * ("parameters" in way), tuple(map(type, way)), tuple(way[-1:]), key)
             if kind in seen:
                 continue
             seen.add(kind)

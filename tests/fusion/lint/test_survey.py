@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from paft_plugin.fusion.lint import survey as module
 from paft_plugin.fusion.lint.document import Document, read
-from paft_plugin.fusion.lint.registry import _subject
+from paft_plugin.fusion.lint.registry import as_subject
 from paft_plugin.fusion.lint.subject import Subject
 from tests.fusion.lint.conftest import Bench
 
@@ -16,7 +16,7 @@ from tests.fusion.lint.conftest import Bench
 def subject_of(bench: Bench, **parameters: float) -> Subject:
     document = read(bench.write(bench.recipe("ties", **parameters)))
     assert isinstance(document, Document)
-    subject, _ = _subject(document, explained=False)
+    subject, _ = as_subject(document, explained=False)
     assert subject is not None
     return subject
 
@@ -57,7 +57,7 @@ def test_each_tensor_gets_the_parameters_that_mergekit_would_give_it(bench: Benc
     recipe["models"][0]["parameters"]["density"] = density
     document = read(bench.write(recipe))
     assert isinstance(document, Document)
-    subject, _ = _subject(document, explained=False)
+    subject, _ = as_subject(document, explained=False)
     assert subject is not None
     found = {fact.name: fact.looks[0].parameters["density"] for fact in module.survey(subject)}
     assert found["model.layers.0.mlp.up_proj.weight"] == pytest.approx(0.1)
