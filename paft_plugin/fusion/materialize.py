@@ -22,9 +22,8 @@ from paft_plugin.deltas.delta import Delta, delta_of
 from paft_plugin.deltas.store import MODEL_FILE, MODEL_INDEX, open_model, read_json, tied_names
 from paft_plugin.errors import PaftError
 from paft_plugin.files import PROOF_FILE
-from paft_plugin.fusion.request import Branch, Recipe
+from paft_plugin.fusion.request import MATERIALIZED, Branch, Recipe
 
-FOLDER = "materialized"
 SHARD = 4 * 2**30
 """Bytes in one file at most, unless a single tensor is larger."""
 COMPANIONS = (".json", ".jinja", ".txt", ".model", ".py")
@@ -60,7 +59,7 @@ def materialize(recipe: Recipe) -> Recipe:
     if not any(branch.is_adapter for branch in recipe.branches):
         raise PaftError("--materialize: both branches are whole models already. Leave it out.")
     base = open_model(recipe.base)
-    folder = recipe.file.parent / FOLDER
+    folder = recipe.file.parent / MATERIALIZED
     deltas = {name: delta_of(base, branch.path) for name, branch in _adapters(recipe)}
     targets = {name: folder / f"{name}-{delta.fingerprint()}" for name, delta in deltas.items()}
     missing = [name for name, target in targets.items() if not target.exists()]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from paft_plugin.fusion.methods import METHODS, NOT_OFFERED, Extra, Method, extra_names, takers, takes_extra
 from paft_plugin.fusion.request import (
+    MATERIALIZED,
     RecipeRequest,
     density_settings,
     merged_folder,
@@ -193,6 +194,8 @@ def _path_problems(request: RecipeRequest) -> list[str]:
                 problems.append(
                     f"{option} and {other} are the same folder, {branches[option]}. Give two different ones."
                 )
+    if request.materialize and merged == request.output.parent / MATERIALIZED:
+        problems.append(f"--output {request.output}: the adapters' whole models go to {merged}. Give another name.")
     return problems + [_overwrites(request, merged, option) for option, path in branches.items() if merged == path]
 
 

@@ -9,6 +9,9 @@ from pathlib import Path
 from paft_plugin.fusion.methods import METHODS, Value
 from paft_plugin.fusion.settings import Setting, conditions, parse_filters
 
+MATERIALIZED = "materialized"
+"""Folder beside a recipe for its adapters as whole models."""
+
 
 @dataclass(frozen=True)
 class RecipeRequest:

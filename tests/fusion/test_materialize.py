@@ -18,6 +18,7 @@ from paft_plugin.deltas.store import open_model
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion import materialize as module
 from paft_plugin.fusion.recipe import merge_command, write_recipe
+from paft_plugin.fusion.request import MATERIALIZED
 from tests.deltas.builders import TEMPLATE, make_adapter, make_base, make_tokenizer, merged_by_peft, weights
 from tests.fusion.conftest import World, make_world
 from tests.fusion.test_merge import command_in, run_mergekit
@@ -93,7 +94,7 @@ def test_a_write_that_is_cut_off_leaves_nothing(world: World, tmp_path: Path, mo
     with pytest.raises(KeyboardInterrupt):
         write_recipe(world.request(tmp_path / "r.yml", "ties", materialize=True))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-    assert list((tmp_path / module.FOLDER).iterdir()) == []
+    assert list((tmp_path / MATERIALIZED).iterdir()) == []
 
 
 def test_a_disk_that_is_too_small_is_said_before_anything_is_written(
@@ -117,6 +118,6 @@ def test_the_command_line_says_where_and_how_large(world: World, tmp_path: Path)
     )
     assert result.exit_code == 0, result.output
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("Whole model: ")]
-    assert str(tmp_path / module.FOLDER / "sft-") in line
+    assert str(tmp_path / MATERIALIZED / "sft-") in line
     assert "GB" in line
     assert "--lora" not in result.stdout

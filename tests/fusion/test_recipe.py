@@ -186,6 +186,7 @@ OUT_OF_RANGE: list[tuple[str, dict[str, Any]]] = [
     ("ties", {"filters": (":density=0.1",)}),
     ("ties", {"filters": ("mlp:density=0.1", "mlp.down_proj:density=0.2")}),
     ("nearswap", {}),
+    ("ties", {"materialize": True, "output": Path("/runs/materialized.yml")}),
     ("ties", {"density": 1.1}),
     ("ties", {"density": -0.1}),
     ("ties", {"density": math.nan}),

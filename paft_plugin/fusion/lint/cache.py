@@ -27,8 +27,8 @@ def flags(subject: Subject) -> Iterator[Finding]:
         return
     fix = f"Run `mergekit-yaml RECIPE OUT {CACHE} NEW_FOLDER {DTYPE} float32`, or `axolotl paft merge`, which needs neither."
     if subject.document.option(CACHE) is None:
-        where = "the header's command" if subject.document.command else "the recipe, which names no command"
-        yield subject.finding("adapter-flags", adapters[0][0], f"An adapter needs {CACHE}, and {where} has none.", fix)
+        has = "the header's command has none" if subject.document.command else "the recipe names no command that has it"
+        yield subject.finding("adapter-flags", adapters[0][0], f"An adapter needs {CACHE}, and {has}.", fix)
     elif subject.document.option(DTYPE) not in ("float32", "float64"):
         yield subject.finding("adapter-rounded", (), f"The header's command has no {DTYPE} float32.", fix)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from paft_plugin.deltas.adapter import open_adapter
 from paft_plugin.deltas.belongs import check_belongs, check_finite
 from paft_plugin.deltas.delta import open_delta
 from paft_plugin.deltas.proof import why_unproven
 from paft_plugin.deltas.store import FLOATS, is_adapter, open_model
-from paft_plugin.errors import PaftError
+from paft_plugin.errors import PaftError, some
 from paft_plugin.files import PROOF_FILE
 from paft_plugin.fusion.lint.findings import Finding, Keys
 from paft_plugin.fusion.lint.places import exists, looks_local
@@ -94,15 +96,29 @@ def proofs(subject: Subject) -> Iterator[Finding]:
 
 
 def finite(subject: Subject) -> Iterator[Finding]:
-    """NaN or infinity in an adapter (a whole model's tensors are looked at with the other weights)."""
-    for entry in {entry.folder: entry for group in subject.groups for entry in group.branches}.values():
-        if entry.reference.lora and entry.folder.is_dir() and is_adapter(entry.folder):
-            try:
-                problems = check_finite(entry.folder)
-            except PaftError:
-                continue  # `belonging` says why it cannot be opened
-            for problem in problems:
-                yield subject.finding("not-finite", entry.keys, *_halves(problem))
+    """NaN or infinity in an adapter, or in a whole model that the survey of deltas does not look at."""
+    surveyed = {delta.branch.resolve() for delta in subject.deltas.values()}
+    entries = {entry.folder: entry for group in subject.groups for entry in group.entries}
+    for folder, entry in entries.items():
+        if not folder.is_dir() or bool(entry.reference.lora) != is_adapter(folder):
+            continue
+        try:
+            if entry.reference.lora:
+                for problem in check_finite(folder):
+                    yield subject.finding("not-finite", entry.keys, *_halves(problem))
+            elif folder.resolve() not in surveyed:
+                store = open_model(folder)
+                broken = [name for name in store.names if not torch.isfinite(store.tensor(name)).all()]
+                if broken:
+                    yield not_finite(subject, entry, broken)
+        except PaftError:
+            continue  # other checks say why it cannot be opened
+
+
+def not_finite(subject: Subject, entry: Entry, tensors: list[str]) -> Finding:
+    """The finding for a whole model with NaN or infinity in these tensors."""
+    message = f"{entry.folder}: NaN or infinity in {some(tensors)}."
+    return subject.finding("not-finite", entry.keys, message, "Retrain it with a lower learning rate.")
 
 
 def tokenizers(subject: Subject) -> Iterator[Finding]:

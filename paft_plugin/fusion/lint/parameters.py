@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import yaml
 from mergekit.merge_methods import registered_methods
 from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 
@@ -37,9 +38,9 @@ def valued(subject: Subject) -> Iterator[Finding]:
     for parameter, keys, setting in settings(subject):
         for place, value in scalars(setting, keys):
             if found := problem(parameter, value):
-                yield subject.finding(
-                    found[0], place, f"{found[1]}.", f"Give {parameter.name} a value that it can have."
-                )
+                example = yaml.safe_dump(0.5 if parameter.required else parameter.default).split()[0]
+                fix = f"Write something like `{parameter.name}: {example}`."
+                yield subject.finding(found[0], place, f"{found[1]}.", fix)
 
 
 def required(subject: Subject) -> Iterator[Finding]:

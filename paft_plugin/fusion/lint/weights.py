@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from mergekit.merge_methods.generalized_task_arithmetic import GeneralizedTaskArithmeticMerge
 from mergekit.sparsify import SparsificationMethod
 
-from paft_plugin.fusion.lint.findings import Finding
+from paft_plugin.fusion.lint.findings import Finding, Keys
+from paft_plugin.fusion.lint.folders import not_finite
 from paft_plugin.fusion.lint.subject import Entry, Subject
 from paft_plugin.fusion.lint.survey import NARROW, Look, TensorFacts
 
@@ -41,12 +42,7 @@ def finite(subject: Subject, facts: Facts) -> Iterator[Finding]:
     for index, entry in branches(subject):
         broken = [fact.name for fact in facts if not fact.looks[index].finite]
         if broken and not entry.reference.lora:
-            yield subject.finding(
-                "not-finite",
-                entry.keys,
-                f"{entry.folder}: NaN or infinity in {broken[0]}{f' and {len(broken) - 1} more' * (len(broken) > 1)}.",
-                "Retrain it with a lower learning rate.",
-            )
+            yield not_finite(subject, entry, broken)
 
 
 def rounding(subject: Subject, facts: Facts) -> Iterator[Finding]:
@@ -73,18 +69,24 @@ def idle_weights(subject: Subject, facts: Facts) -> Iterator[Finding]:
     if not isinstance(method, GeneralizedTaskArithmeticMerge) or method.consensus_method is None:
         return
     divided = [fact for fact in facts if fact.shared["normalize"] and fact.changed]
-    weights = [look.parameters["weight"] for fact in divided for look in fact.looks.values()]
-    if len(subject.deltas) < 2 or all(weight == 1 for weight in weights):
+    weights = [[look.parameters["weight"] for look in fact.looks.values()] for fact in divided]
+    if len(subject.deltas) < 2 or all(weight == 1 for own in weights for weight in own):
+        return
+    place: Keys = ("parameters", "normalize") if "parameters" in subject.document.content else ()
+    fix = "Write `normalize: false`, or change densities instead of weights."
+    if all(len(set(own)) == 1 for own in weights):
+        message = "The weights are the same for all models, and normalize divides by them: they do nothing."
+        yield subject.finding("weights-idle", place, message, fix)
         return
     changed = sum(fact.changed for fact in divided)
     alone = sum(fact.alone * fact.changed for fact in divided) / changed if changed else 0.0
     if alone >= ALONE:
         yield subject.finding(
             "weights-idle",
-            ("parameters", "normalize") if "parameters" in subject.document.content else (),
+            place,
             f"One branch alone changes {alone:.0%} of the changed entries, and normalize divides each by its own weight: "
             "the weights do nothing there.",
-            "Write `normalize: false`, or change densities instead of weights.",
+            fix,
         )
 
 

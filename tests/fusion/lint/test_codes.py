@@ -111,7 +111,9 @@ for name, case in [
     ("breadcrumbs-guts", lambda bench: bench.recipe("breadcrumbs", density=0.2, gamma=0.035)),
     ("della-ranks-zeros", lambda bench: bench.recipe("della", density=0.5, epsilon=0.1)),
     ("trims-nothing", lambda bench: bench.recipe("ties", density=0.3)),
-    ("weights-idle", lambda bench: bench.recipe("ties", weight=0.5)),
+    ("weights-idle", lambda bench: bench.recipe("ties", "dense", density=0.9, weight=0.5)),
+    ("weights-idle", spoilt("models.0.parameters.weight", 0.1, weight=0.9)),
+    ("weights-idle", spoilt("models.0.parameters.weight", 0.1, method="della", pair="dense", density=0.2, epsilon=0.1)),
     ("dtype-rounds", lambda bench: _without(bench.recipe(pair="adapters") | {"dtype": "bfloat16"}, "out_dtype")),
     ("adapter-flags", lambda bench: bench.recipe(pair="adapters")),
 ]:  # fmt: skip
@@ -281,6 +283,12 @@ def _diverged_model(bench: Bench) -> Recipe:
     tensors["model.norm.weight"][3] = float("nan")
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
     return spoilt("models.1.model", str(copy), method="task_arithmetic")(bench)
+
+
+@plant("not-finite")
+def _diverged_model_without_a_base(bench: Bench) -> Recipe:
+    recipe = _diverged_model(bench)
+    return _without(recipe, "base_model", "parameters") | {"merge_method": "linear"}
 
 
 @plant("not-finite")
