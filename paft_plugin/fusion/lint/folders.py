@@ -10,9 +10,10 @@ import torch
 from paft_plugin.deltas.adapter import open_adapter
 from paft_plugin.deltas.belongs import check_belongs, check_finite
 from paft_plugin.deltas.delta import open_delta
+from paft_plugin.deltas.fit import quantised
 from paft_plugin.deltas.proof import why_unproven
-from paft_plugin.deltas.store import FLOATS, is_adapter, open_model
-from paft_plugin.errors import PaftError, some
+from paft_plugin.deltas.store import FLOATS, is_adapter, open_model, read_json
+from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.files import PROOF_FILE
 from paft_plugin.fusion.lint.findings import Finding, Keys
 from paft_plugin.fusion.lint.places import exists, looks_local
@@ -43,15 +44,12 @@ def paths(subject: Subject) -> Iterator[Finding]:
 def belonging(subject: Subject) -> Iterator[Finding]:
     """Branches that are no delta on their base."""
     pretrained = subject.pretrained
-    for entry in subject.groups[0].branches if pretrained else ():
+    if pretrained is None:
+        return
+    for entry in subject.groups[0].branches:
         folder, reference = entry.folder, entry.reference
-        if (
-            folder == pretrained
-            or not folder.is_dir()
-            or bool(reference.lora) != is_adapter(folder)
-            or pretrained is None
-        ):
-            continue
+        if folder == pretrained or not folder.is_dir() or bool(reference.lora) != is_adapter(folder):
+            continue  # the base itself, or `paths` says what is wrong with it
         base = pretrained
         if reference.lora and exists(reference.model.path):
             base = Path(reference.model.path)
@@ -73,7 +71,7 @@ def readable(subject: Subject) -> Iterator[Finding]:
             try:
                 open_model(folder)
             except PaftError as error:
-                yield subject.finding("unreadable", keys, *_halves(error.problems[0]))
+                yield subject.finding("unreadable", keys, *halves(error.problems[0]))
 
 
 def proofs(subject: Subject) -> Iterator[Finding]:
@@ -105,9 +103,10 @@ def finite(subject: Subject) -> Iterator[Finding]:
         try:
             if entry.reference.lora:
                 for problem in check_finite(folder):
-                    yield subject.finding("not-finite", entry.keys, *_halves(problem))
+                    yield subject.finding("not-finite", entry.keys, *halves(problem))
             elif folder.resolve() not in surveyed:
                 store = open_model(folder)
+                raise_if_any(quantised(store))
                 broken = [name for name in store.names if not torch.isfinite(store.tensor(name)).all()]
                 if broken:
                     yield not_finite(subject, entry, broken)
@@ -222,7 +221,7 @@ def _belongs(subject: Subject, entry: Entry, base: Path) -> Iterator[Finding]:
     else:
         name = "vocabulary-grew" if delta.grown else "other-base"
     for problem in problems:
-        yield subject.finding(name, entry.keys, *_halves(problem))
+        yield subject.finding(name, entry.keys, *halves(problem))
 
 
 def _dtype(folder: Path) -> str | None:
@@ -234,14 +233,18 @@ def _dtype(folder: Path) -> str | None:
 
 
 def _opens(folder: Path) -> bool:
+    """Whether deltas can be taken of what is in a folder."""
     try:
-        _ = open_adapter(folder) if is_adapter(folder) else open_model(folder)
+        if is_adapter(folder):
+            open_adapter(folder)
+            return True
+        read_json(folder / "config.json")
+        return not quantised(open_model(folder))
     except PaftError:
         return False
-    return True
 
 
-def _halves(problem: str) -> tuple[str, str]:
+def halves(problem: str) -> tuple[str, str]:
     """What is wrong, and what to do: a problem of `deltas` ends with the latter, in sentences of its own."""
     head, dot, tail = problem.partition(". ")
     return (head + ".", tail) if dot else (problem, "Mend it.")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from paft_plugin.errors import PaftError
 from paft_plugin.fusion.lint import cache, folders, merging, parameters, shape
 from paft_plugin.fusion.lint.document import Document, read
 from paft_plugin.fusion.lint.findings import Finding, errors
@@ -53,13 +54,10 @@ def look(path: Path, read_weights: bool) -> list[Finding]:
     subject, more = as_subject(document, explained=bool(errors(findings)))
     findings += more
     if subject is not None:
-        findings += [finding for check in CHECKS for finding in check(subject)]
+        findings += _checked(subject, CHECKS)
         # An error in a parameter keeps mergekit's own resolver, which the survey asks, from answering.
-        if read_weights and not any(
-            finding.code.startswith("PAFT2") for finding in findings if finding.severity == "error"
-        ):
-            findings += [finding for check in READING_CHECKS for finding in check(subject)]
-            findings += _of_weights(subject)
+        if read_weights and not any(finding.code.startswith("PAFT2") for finding in errors(findings)):
+            findings += _checked(subject, (*READING_CHECKS, _of_weights))
     unique = dict.fromkeys(findings)
     return sorted(unique, key=lambda finding: (finding.line or 0, finding.code))
 
@@ -73,6 +71,16 @@ def as_subject(document: Document, explained: bool) -> tuple[Subject | None, lis
     if method is None:
         return None, [shape.unknown_method(document, config.merge_method)]
     return Subject(document, config, method), []
+
+
+def _checked(subject: Subject, checks: Iterable[Check]) -> Iterator[Finding]:
+    """What the checks find; a file that one of them cannot read is a finding, too, and keeps no other from looking."""
+    for check in checks:
+        try:
+            yield from check(subject)
+        except PaftError as error:
+            for problem in error.problems:
+                yield subject.finding("unreadable", (), *folders.halves(problem))
 
 
 def _of_weights(subject: Subject) -> Iterator[Finding]:

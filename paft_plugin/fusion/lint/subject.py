@@ -15,6 +15,7 @@ from mergekit.merge_methods.base import BasePolicy, MergeMethodSpec
 
 from paft_plugin.deltas.belongs import branch_problems
 from paft_plugin.deltas.delta import Delta, delta_of
+from paft_plugin.deltas.fit import quantised
 from paft_plugin.deltas.store import TensorStore, is_adapter, open_model
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.lint.document import Document
@@ -113,11 +114,12 @@ class Subject:
 
     @cached_property
     def base(self) -> TensorStore | None:
-        """The open base model; None where there is none here, or it cannot be opened."""
+        """The open base model; None where there is none here, or no delta can be taken from it."""
         try:
-            return open_model(self.pretrained) if self.pretrained is not None else None
+            store = open_model(self.pretrained) if self.pretrained is not None else None
         except PaftError:
             return None
+        return None if store is None or quantised(store) else store
 
     @cached_property
     def deltas(self) -> dict[int, Delta]:
