@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paft_plugin.cli import paft
@@ -19,7 +20,7 @@ from paft_plugin.errors import PaftError
 from paft_plugin.fusion import materialize as module
 from paft_plugin.fusion.recipe import merge_command, write_recipe
 from paft_plugin.fusion.request import MATERIALIZED
-from tests.deltas.builders import TEMPLATE, make_adapter, make_base, make_tokenizer, merged_by_peft, weights
+from tests.deltas.builders import TEMPLATE, make_adapter, make_base, make_model, make_tokenizer, merged_by_peft, weights
 from tests.fusion.conftest import World, make_world
 from tests.fusion.test_merge import command_in, run_mergekit
 
@@ -57,10 +58,25 @@ def test_only_what_the_adapter_touches_is_written_in_fp32(tmp_path: Path) -> Non
     base, whole = weights(world["base"]), weights(tmp_path / "whole")
     for name, tensor in whole.items():
         assert tensor.dtype == (torch.float32 if "q_proj" in name else torch.bfloat16)
-        if "q_proj" not in name:
+        if "q_proj" in name:
+            torch.testing.assert_close(tensor - base[name].float(), delta.one(name), atol=1e-8, rtol=1e-4)
+        else:
             assert torch.equal(tensor, base[name])
     file = (tmp_path / "whole" / "model.safetensors").stat().st_size
     assert 0 < file - module.size_on_disk(delta) < 10_000  # the header
+
+
+def test_a_stored_head_moves_with_the_embedding_that_it_is_tied_to(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", tie_word_embeddings=True)
+    branch = make_model(base, tmp_path / "branch")
+    for folder in (base, branch):
+        tensors = weights(folder)
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    module.write_model(delta_of(open_model(base), branch), tmp_path / "whole")
+    whole = weights(tmp_path / "whole")
+    assert torch.equal(whole["lm_head.weight"], whole["model.embed_tokens.weight"])
+    assert not torch.equal(whole["lm_head.weight"], weights(base)["lm_head.weight"])
 
 
 def test_large_models_are_split_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

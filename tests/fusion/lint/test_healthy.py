@@ -74,6 +74,12 @@ def test_the_bases_name_among_the_models_of_linear_is_fine(bench: Bench, names: 
     assert names(recipe) == set()
 
 
+def test_weights_under_normalize_on_deltas_that_overlap(bench: Bench, names: Callable[..., set[str]]) -> None:
+    recipe = bench.recipe("ties", "dense", density=0.9, shared_normalize=True)
+    recipe["models"][0]["parameters"]["weight"] = 0.5
+    assert names(recipe) == set()
+
+
 def test_without_weights_nothing_is_said_of_them(bench: Bench) -> None:
     assert bench.lint(bench.recipe("sce") | {"models": _without_parameters(bench)}, read_weights=False) == []
 

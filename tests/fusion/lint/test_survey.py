@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mergekit.sparsify import magnitude
 from safetensors.torch import load_file
 
 from paft_plugin.fusion.lint import survey as module
@@ -37,6 +38,22 @@ def test_small_tensors_are_counted_in_full(bench: Bench) -> None:
         assert fact.changed == int((changed > 0).sum())
         if fact.changed:
             assert fact.alone == int((changed == 1).sum()) / fact.changed
+
+
+def test_what_a_trim_leaves_is_what_mergekit_leaves(bench: Bench) -> None:
+    recipe = bench.recipe("ties", "dense", density=0.2)
+    document = read(bench.write(recipe))
+    assert isinstance(document, Document)
+    subject, _ = as_subject(document, explained=False)
+    assert subject is not None
+    base, sft, preference = (
+        load_file(bench.dense / name / "model.safetensors") for name in ("base", "sft", "preference")
+    )
+    for fact in module.survey(subject):
+        kept = [magnitude(branch[fact.name] - base[fact.name], 0.2) != 0 for branch in (sft, preference)]
+        counts = torch.stack(kept).sum(dim=0)
+        assert fact.changed == int((counts > 0).sum())
+        assert fact.alone == int((counts == 1).sum()) / fact.changed
 
 
 def test_a_sample_comes_close_and_repeats(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
