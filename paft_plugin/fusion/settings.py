@@ -75,9 +75,4 @@ def conditions(filters: list[Filter], kind: str, branch: str) -> tuple[tuple[str
 def unreachable(pairs: tuple[tuple[str, float], ...]) -> list[tuple[str, str]]:
     """(filter, earlier filter) where the earlier one takes every tensor that the later one is for."""
     names = [name for name, _ in pairs]
-    return [
-        (name, earlier)
-        for index, name in enumerate(names)
-        for earlier in names[:index]
-        if earlier in name
-    ]  # fmt: skip
+    return [(name, earlier) for index, name in enumerate(names) for earlier in names[:index] if earlier in name]

@@ -17,7 +17,7 @@ def lint_recipe(path: Path, *, read_weights: bool = True) -> list[Finding]:
         read_weights: Whether to read the branches' weights, tensor by tensor, for what the method makes of them.
 
     Returns:
-        Findings in the order of the file; what is no error of the recipe's structure is only looked for where that is sound.
+        Findings in the order of the file. One step is taken where the last is sound: structure, parameters, then weights.
     """
     from paft_plugin.fusion.lint.registry import look
 
