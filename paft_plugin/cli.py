@@ -93,8 +93,9 @@ def recipe(**options: Any) -> None:
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def merge(recipe: Path, out: Path, seed: int, device: str, out_shard_size: str, quiet: bool) -> None:
     """Merge by RECIPE, any mergekit YAML, into the new folder OUT; adapters are applied on the fly."""
-    from paft_plugin.fusion.merge import open_fusion, write_fusion
+    from paft_plugin.fusion.merge import open_fusion, reuse_freed_memory, write_fusion
 
+    reuse_freed_memory()
     for warning in write_fusion(open_fusion(recipe, seed, device), out, out_shard_size, quiet=quiet):
         click.echo(f"Warning: {warning}", err=True)
     click.echo(f"Merged into {out}.")
