@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def parse_recipe(text: str, recipe: Path) -> MergeConfiguration:
         raise PaftError(f"{recipe}: {error}.{hint}") from None
     problems: list[str] = []
     config = _each_reference(config, lambda reference: _absolute(reference, recipe, problems))
+    problems += _confused(config, recipe)
     raise_if_any(list(dict.fromkeys(problems)))
     return config
 
@@ -69,6 +71,16 @@ def references(config: MergeConfiguration) -> list[ModelReference]:
 
     _each_reference(config.model_copy(update={"tokenizer": None, "tokenizer_source": None}), note)
     return list(found)
+
+
+def _confused(config: MergeConfiguration, recipe: Path) -> list[str]:
+    """Different models that mergekit would take for one: it tells its inputs apart by their text, and would lose one."""
+    texts = Counter(str(reference) for reference in references(config))
+    return [
+        f"{recipe}: {text} is named in {count} ways, and mergekit cannot tell them apart. Name it in one way."
+        for text, count in texts.items()
+        if count > 1
+    ]
 
 
 def without_adapters(config: MergeConfiguration) -> MergeConfiguration:

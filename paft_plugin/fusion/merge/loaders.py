@@ -19,7 +19,7 @@ from mergekit.io.tasks import LoaderCache
 from torch import Tensor
 
 from paft_plugin.deltas.adapter import open_adapter
-from paft_plugin.deltas.belongs import branch_problems
+from paft_plugin.deltas.belongs import branch_problems, check_finite
 from paft_plugin.deltas.delta import Delta, delta_of
 from paft_plugin.deltas.fit import BUFFERS, quantised
 from paft_plugin.deltas.store import ADAPTER_CONFIG, ADAPTER_FILE, TensorStore, open_model, tied_names
@@ -191,5 +191,5 @@ def _open(reference: ModelReference, stores: dict[Path, TensorStore]) -> ModelLo
     adapter = folder_of(reference.lora, ADAPTER_PATTERNS)
     if not (adapter / ADAPTER_CONFIG).is_file():
         raise PaftError(f"{adapter}: no {ADAPTER_CONFIG}, so no adapter. Name a whole model as a model, without `+`.")
-    raise_if_any(branch_problems(store, adapter))
+    raise_if_any(branch_problems(store, adapter) or check_finite(adapter))
     return AdapterLoader(delta_of(store, adapter))

@@ -21,7 +21,7 @@ from mergekit.plan import MergePlanner
 from mergekit.tokenizer import TokenizerInfo
 from torch import Tensor
 
-from paft_plugin.errors import raise_if_any
+from paft_plugin.errors import raise_if_any, some
 from paft_plugin.fusion.merge.loaders import ModelLoader
 from paft_plugin.fusion.merge.untouched import draws, gives_base, gives_input_rounded, skip_draws
 
@@ -166,20 +166,27 @@ def _alike(inputs: list[tuple[ModelLoader, str]]) -> Tensor | None:
 
 def _misfits(saves: list[SaveTensor], loaders: Loaders) -> list[str]:
     """Tensors that a model lacks or has in another shape: said at once, not in the middle of the merge."""
-    problems = []
+    problems: list[str] = []
     for merge in filter(None, map(_plain_merge, saves)):
-        loads: list[LoadTensor] = list(merge.gather_tensors.arguments().values())
-        shapes = {}
-        for load in loads:
+        name = merge.output_weight.name
+        lacking, shapes = [], {}
+        for load in merge.gather_tensors.arguments().values():
             loader = loaders[load.model]
-            if name := load._resolve_name(loader):
-                shapes[loader] = loader.store.shape(name)
+            if found := load._resolve_name(loader):
+                shapes[loader] = loader.store.shape(found)
             elif not load.optional and not _converts(load, loader):
-                problems.append(f"{load.model}: has no tensor {load.tensor}. Give models of one architecture.")
-        if len(set(shapes.values())) > 1:
+                lacking.append(str(load.model))
+        if lacking and not shapes:
+            problems.append(
+                f"{name}: no model has it, but mergekit's definition of their architecture asks for it: "
+                "mergekit cannot merge checkpoints as this version of transformers saves them."
+            )
+        elif lacking:
+            problems.append(f"{name}: {some(lacking)} has no such tensor. Give models that were trained from one base.")
+        elif len(set(shapes.values())) > 1:
             said = ", ".join(f"{loader.store.folder} {shape}" for loader, shape in shapes.items())
             problems.append(
-                f"{merge.output_weight.name}: differs in shape ({said}). Give models that were trained from one base; "
+                f"{name}: differs in shape ({said}). Give models that were trained from one base; "
                 "for other vocabularies, set `tokenizer: {source: base}` in the recipe."
             )
     more = [f"The same of {len(problems) - 3} more tensors."] if len(problems) > 3 else []

@@ -77,15 +77,17 @@ def bernoulli(tensor: Tensor, density: float, rescale_norm: RescaleNorm | None =
 
 def della_magprune(tensor: Tensor, density: float, epsilon: float, rescale_norm: RescaleNorm | None = None) -> Tensor:
     """Keep each entry with a probability that grows with its rank within its row, from ``density ∓ epsilon`` (DELLA)."""
-    fits = tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.numel() > 0
+    fits = tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.numel() > 0 and tensor.dim() <= 2
+    # A row of one entry has no ranks: mergekit's division by zero is mergekit's to report.
+    fits = fits and tensor.shape[-1] > 1
     if not fits or density - epsilon <= 0 or density + epsilon >= 1 or not _same_draws():
         return OWN_DELLA(tensor, density, epsilon, rescale_norm)
     rows = tensor.unsqueeze(0) if tensor.dim() < 2 else tensor
     order = torch.argsort(rows.abs(), dim=1, descending=False)
     # The ranks are the inverse permutation; mergekit sorts a second time for them.
-    places = torch.arange(1, rows.shape[1] + 1, dtype=torch.float32).view(1, -1, *[1] * (rows.dim() - 2))
+    places = torch.arange(rows.shape[1], dtype=torch.float32)
     ranks = torch.empty_like(rows).scatter_(1, order, places.expand_as(rows))
-    rank_norm = ((ranks - 1) / (ranks.new_tensor(rows.shape[1]) - 1)).clamp(0, 1)
+    rank_norm = (ranks / (rows.shape[1] - 1)).clamp(0, 1)
     probabilities = (density - epsilon) + rank_norm * 2 * epsilon
     mask = torch.empty_like(rows).uniform_() < probabilities
     return rescaled_masked_tensor(rows, mask, rescale_norm).reshape(tensor.shape)
