@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from paft_plugin.fusion.merge.configuration import read_recipe, references, with
 from paft_plugin.fusion.merge.fast import fast_selection
 from paft_plugin.fusion.merge.loaders import ModelLoader, loaders_in_place, open_loaders
 from paft_plugin.fusion.merge.plan import Plan
-from paft_plugin.fusion.merge.seeding import seed_like_mergekit
+from paft_plugin.fusion.merge.seeding import Stream
 from paft_plugin.fusion.merge.untouched import draws
 
 
@@ -50,8 +50,8 @@ class Fusion:
     def tensors(self, quiet: bool = True) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, fused tensor in the recipe's `out_dtype`, on the CPU) in mergekit's order, each computed when asked for.
 
-        Every call begins anew, from the same seed. While it runs, torch's global generator and mergekit's global cache of
-        open models belong to it; the cache is restored at its end.
+        Every call begins anew, from the same seed, and neither disturbs nor is disturbed by what else torch draws. Until its
+        end (or `close()`), mergekit's global cache of open models holds this recipe's.
 
         Raises:
             PaftError: A parameter that the method does not take, or tensors that don't fit one another.
@@ -70,9 +70,14 @@ class Fusion:
 
     def run(self, plan: Plan, quiet: bool = True) -> Iterator[tuple[str, Tensor]]:
         """As `tensors`, of a plan that is made already."""
-        if draws(method_called(self.config.merge_method)):
-            seed_like_mergekit(self.seed, self.loaders)
-        for item in plan.run(quiet):
+        random = draws(method_called(self.config.merge_method))
+        stream = Stream(self.seed, self.loaders, self.options.device) if random else None
+        items = plan.run(quiet)
+        while True:
+            with stream.flowing() if stream else nullcontext():
+                item = next(items, None)
+            if item is None:
+                return
             if isinstance(item, TokenizerInfo):
                 self.tokenizer = item.tokenizer
             else:

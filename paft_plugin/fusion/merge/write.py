@@ -137,12 +137,14 @@ def _record(fusion: Fusion, findings: Sequence[str]) -> dict[str, Any]:
 
 
 def _provenance(record: dict[str, Any]) -> str:
-    lines = ["## Provenance", "", "| model | fingerprint of its content |", "|---|---|"]
+    prints = {}
     for model in record["models"]:
-        lines.append(f"| {model['path']}{' (base)' if model['is_base'] else ''} | `{model['fingerprint']}` |")
-        if adapter := model.get("adapter"):
-            lines.append(f"| + {adapter['path']} | `{adapter['fingerprint']}` |")
+        for part in (model, model.get("adapter")):
+            if part:
+                prints[part["path"]] = part["fingerprint"]
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    lines = ["## Provenance", "", "| from | fingerprint of its content |", "|---|---|"]
+    lines += [f"| {path} | `{fingerprint}` |" for path, fingerprint in prints.items()]
     lines += ["", f"Merged by `axolotl paft merge` with seed {record['seed']} on {record['device']}; {versions}."]
     if record["findings"]:
         lines += ["", "What the check of the recipe said:", "", *(f"- {finding}" for finding in record["findings"])]

@@ -133,6 +133,21 @@ def test_the_seed_decides_what_is_dropped(method: str, world: World, tmp_path: P
     assert not all(torch.equal(tensor, other[name]) for name, tensor in first.items())
 
 
+@pytest.mark.parametrize("method", RANDOM)
+def test_the_stream_is_apart_from_what_else_is_drawn(method: str, world: World, tmp_path: Path) -> None:
+    recipe = save(content(method, world["base"], branch(world, "sft"), branch(world, "dpo")), tmp_path / "r.yml")
+    fusion = open_fusion(recipe, seed=1)
+    alone = dict(fusion.tensors())
+    torch.manual_seed(0)
+    drawn, between = [], {}
+    for name, tensor in fusion.tensors():
+        between[name] = tensor
+        drawn.append(torch.rand(1).item())
+    assert all(torch.equal(tensor, between[name]) for name, tensor in alone.items())
+    torch.manual_seed(0)
+    assert drawn == [torch.rand(1).item() for _ in drawn]
+
+
 def test_nothing_of_mergekits_state_is_left_changed(world: World, tmp_path: Path) -> None:
     before = {
         name: getattr(sparsify, name) for name in ("magnitude", "bernoulli", "della_magprune", "magnitude_outliers")
