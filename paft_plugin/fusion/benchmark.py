@@ -12,13 +12,19 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 import click
 
 from paft_plugin.files import write_json
+
+T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 METHODS = ("ties", "dare_ties")
@@ -62,20 +68,21 @@ def main(quick: bool, output: Path, work: Path | None) -> None:
         runs, identical = measure(size, Path(folder))
     show(runs, identical)
     content = {"schema_version": SCHEMA_VERSION, "size": asdict(size), "runs": [asdict(run) for run in runs]}
-    write_json(output, {**content, "identical": identical, "cpus": os.cpu_count()})
+    threads = os.environ.get("OMP_NUM_THREADS", "unset")
+    write_json(output, {**content, "identical": identical, "cpus": os.cpu_count(), "OMP_NUM_THREADS": threads})
 
 
 def measure(size: Size, folder: Path) -> tuple[list[Run], dict[str, bool]]:
     """All runs, and per method whether both tools wrote the same bits."""
     half = Size(size.layers // 2, size.vocabulary)
     for each in (size, half):
-        make_models(each, folder / str(each.layers))
+        _apart(make_models, each, folder / str(each.layers))
     runs, identical = [], {}
     for method in METHODS:
         whole = folder / str(size.layers)
         runs.append(plain(method, whole, size.layers))
         runs.append(ours(method, whole, size.layers))
-        identical[method] = same_bits(whole / "plain", whole / "ours")
+        identical[method] = _apart(same_bits, whole / "plain", whole / "ours")
         runs.append(ours(method, folder / str(half.layers), half.layers))
         for out in folder.glob("*/*"):
             if out.name in ("plain", "ours"):
@@ -182,6 +189,12 @@ def show(runs: list[Run], identical: dict[str, bool]) -> None:
             same = str(identical[method]) if full else ""
             table.add_row(method, run.tool, str(run.layers), *figures, *shares, same)
     Console().print(table)
+
+
+def _apart(function: Callable[..., T], *arguments: Any) -> T:
+    """A call in a process of its own: a process that is started later begins with the peak memory of its parent."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def _tool(name: str) -> list[str]:
