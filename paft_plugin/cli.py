@@ -184,6 +184,25 @@ def lint(
 
 
 @paft.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="For methods that drop by chance."
+)
+@click.option("--device", default="auto", show_default=True, help="Where to merge: cpu, cuda, …")
+@click.option("--out-shard-size", default="5GB", show_default=True, help="Most bytes in one file of weights.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def merge(recipe: Path, out: Path, seed: int, device: str, out_shard_size: str, quiet: bool) -> None:
+    """Merge by RECIPE, any mergekit YAML, into the new folder OUT; adapters are applied on the fly."""
+    from paft_plugin.fusion.merge import open_fusion, reuse_freed_memory, write_fusion
+
+    reuse_freed_memory()
+    for warning in write_fusion(open_fusion(recipe, seed, device), out, out_shard_size, quiet=quiet):
+        click.echo(f"Warning: {warning}", err=True)
+    click.echo(f"Merged into {out}.")
+
+
+@paft.command()
 @click.option(
     "--output-dir",
     type=click.Path(path_type=Path, file_okay=False),

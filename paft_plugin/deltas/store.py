@@ -47,6 +47,7 @@ class TensorStore:
     def __init__(self, folder: Path, files: Iterable[Path]) -> None:
         self.folder = folder
         self._handles: dict[str, Any] = {}
+        self._files: dict[str, Path] = {}
         problems = []
         for file in files:
             try:
@@ -59,6 +60,7 @@ class TensorStore:
                 )
             else:
                 self._handles.update(dict.fromkeys(handle.keys(), handle))
+                self._files.update(dict.fromkeys(handle.keys(), file))
         raise_if_any(problems)
 
     @cached_property
@@ -71,7 +73,10 @@ class TensorStore:
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, in its own shape and dtype, on the CPU."""
-        tensor: Tensor = self._handles[name].get_tensor(name)
+        # A handle of its own, whose memory map goes with the tensor: the pages of a file that stays mapped count as this
+        # process's memory once they were read, in the end as much as the whole model.
+        with safe_open(self._files[name], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
         return tensor
 
     def shape(self, name: str) -> tuple[int, ...]:

@@ -1,0 +1,235 @@
+"""mergekit's plan of a merge, run by mergekit's executor in mergekit's order, one tensor in memory at a time.
+
+The order decides what a random method draws for which tensor. So mergekit plans and orders its whole graph first. Only
+then is the merge of each tensor joined with the loading of its inputs into one task: a tensor that no branch touches need
+then not be loaded, or merged, at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from mergekit.architecture.conversion import can_convert_checkpoint_keys
+from mergekit.common import ModelReference, dtype_from_name
+from mergekit.graph import ExecutionSchedule, Executor, Task, TaskHandle, TaskUniverse
+from mergekit.io.tasks import GatherTensors, LoadTensor, SaveTensor, TensorWriterTask
+from mergekit.merge_methods import get as method_called
+from mergekit.merge_methods.base import BasePolicy
+from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
+from mergekit.plan import MergePlanner
+from mergekit.tokenizer import TokenizerInfo
+from torch import Tensor
+
+from paft_plugin.errors import raise_if_any, some
+from paft_plugin.fusion.merge.loaders import ModelLoader
+from paft_plugin.fusion.merge.untouched import draws, gives_base, gives_input_rounded, skip_draws
+
+Loaders = dict[ModelReference, ModelLoader]
+
+
+class Received:
+    """Stands for mergekit's writer in its graph, and holds the tensor that was just merged."""
+
+    def __init__(self) -> None:
+        self._tensor: Tensor | None = None
+
+    def save_tensor(self, name: str, tensor: Tensor, clone: bool = False) -> None:
+        """What mergekit calls for each tensor."""
+        self._tensor = tensor
+
+    def finalize(self) -> None:
+        """What mergekit calls in the end; whoever takes the tensors writes them."""
+
+    def take(self) -> Tensor | None:
+        """The tensor, which is forgotten here; None if the merge gave none (an optional one)."""
+        tensor, self._tensor = self._tensor, None
+        return tensor
+
+
+class Joined(Task[torch.Tensor]):
+    """One tensor: its inputs loaded, and merged or copied."""
+
+    run: Callable[[], Tensor | None]
+
+    def arguments(self) -> dict[str, Task]:
+        """Nothing is prepared by other tasks."""
+        return {}
+
+    def execute(self) -> Tensor | None:
+        """Do it."""
+        return self.run()
+
+
+class Plan:
+    """All that is to be merged, in order.
+
+    Args:
+        planner: mergekit's, of the recipe; the loaders must be in place.
+        loaders: Of every model in the recipe.
+
+    Raises:
+        PaftError: Tensors that a model lacks, or that differ in shape.
+    """
+
+    def __init__(self, planner: MergePlanner, loaders: Loaders) -> None:
+        self._loaders = loaders
+        self._device = planner.options.device
+        self._received = Received()
+        targets = planner.plan_to_disk(out_path="")
+        universe = TaskUniverse(targets)
+        saves = [task for task in targets if isinstance(task, SaveTensor)]
+        self.names = [save.tensor_name for save in saves]
+        """Of the merged tensors; optional ones may still not come."""
+        raise_if_any(_misfits(saves, loaders))
+        writers = {universe.get_handle(task): self._received for task in universe.tasks if _is_writer(task)}
+        handles = [universe.add_task(task) for task in targets]
+        self._executor = Executor(handles, self._device, "cpu", cached_values=writers)
+        for save in saves:
+            if merge := _plain_merge(save):
+                index = universe.task_to_index[merge]
+                universe.tasks[index] = Joined(run=self._one(merge, save))
+                universe.task_arguments[index] = {}
+        self._executor.schedule = _needed(self._executor.schedule, handles, writers)
+
+    def run(self, quiet: bool) -> Iterator[tuple[str, Tensor] | TokenizerInfo]:
+        """Yield (name, tensor in its final dtype), and the tokenizer where the recipe builds one."""
+        for task, value in self._executor.run(quiet=quiet, desc="Merging"):
+            if isinstance(task, SaveTensor):
+                tensor = self._received.take()
+                if tensor is not None:
+                    yield task.tensor_name, tensor
+            elif isinstance(value, TokenizerInfo):
+                yield value
+
+    def _one(self, merge: ExecuteMergeMethodTask, save: SaveTensor) -> Callable[[], Tensor | None]:
+        def run() -> Tensor | None:
+            copy = _copy(merge, save, self._loaders, self._device)
+            return _merge(merge, self._device) if copy is None else copy
+
+        return run
+
+
+def _merge(merge: ExecuteMergeMethodTask, device: str) -> Tensor | None:
+    """What mergekit's executor does: load, move, gather, merge."""
+    gather = merge.gather_tensors
+    tensors = {key: load.execute() for key, load in gather.arguments().items()}
+    if merge.uses_accelerator():
+        tensors = {key: None if tensor is None else tensor.to(device) for key, tensor in tensors.items()}
+    merged: Tensor | None = merge.execute(gather.execute(**tensors))
+    return merged
+
+
+def _copy(merge: ExecuteMergeMethodTask, save: SaveTensor, loaders: Loaders, device: str) -> Tensor | None:
+    """The tensor that all inputs have alike, if the method gives that very tensor then; its draws are skipped."""
+    loads = {load.model: load for load in merge.gather_tensors.arguments().values()}
+    names = {model: load._resolve_name(loaders[model]) for model, load in loads.items()}
+    if not all(names.values()):
+        return None
+    method = method_called(merge.method_name)
+    if device != "cpu" and draws(method):
+        return None
+    first = merge.model_order[0]
+    stored = loaders[first].stored_dtype(names[first])
+    merged = dtype_from_name(loads[first].dtype) or _promoted([loaders[model].dtype(names[model]) for model in names])
+    out = dtype_from_name(save.dtype) or merged
+    shared = dict(merge.parameters.items())
+    per_input = {model: dict(merge.input_parameters[model].items()) for model in merge.model_order}
+    per_branch = [values for model, values in per_input.items() if model != merge.base_model]
+    with_base = merge.base_model in merge.model_order and method.spec.contract.base != BasePolicy.IGNORED
+    exact = with_base and gives_base(method, shared, per_branch)
+    if not exact and not gives_input_rounded(method, shared, list(per_input.values()), {stored, out}):
+        return None
+    tensor = _alike([(loaders[model], names[model]) for model in merge.model_order])
+    if tensor is None or not tensor.is_floating_point():
+        return None
+    skip_draws(method, per_branch, tensor.numel())
+    # Widening and then rounding is rounding at once; only where `dtype` is the narrower one must it come first.
+    widened = _promoted([stored, merged]) == merged
+    return tensor.to(out) if widened else tensor.to(merged).to(out)
+
+
+def _alike(inputs: list[tuple[ModelLoader, str]]) -> Tensor | None:
+    """The one tensor, as stored, that all inputs are; None if an adapter changes one, or models differ."""
+    if any(loader.changes(name) for loader, name in inputs):
+        return None
+    loader, name = inputs[0]
+    tensor = loader.store.tensor(name)
+    others = {(other.store.folder, key): (other, key) for other, key in inputs}
+    del others[loader.store.folder, name]
+    for other, key in others.values():
+        second = other.store.tensor(key)
+        if second.dtype != tensor.dtype or not torch.equal(second, tensor):
+            return None
+    return tensor
+
+
+def _misfits(saves: list[SaveTensor], loaders: Loaders) -> list[str]:
+    """Tensors that a model lacks or has in another shape: said at once, not in the middle of the merge."""
+    problems: list[str] = []
+    for merge in filter(None, map(_plain_merge, saves)):
+        name = merge.output_weight.name
+        lacking, shapes = [], {}
+        for load in merge.gather_tensors.arguments().values():
+            loader = loaders[load.model]
+            if found := load._resolve_name(loader):
+                shapes[loader] = loader.store.shape(found)
+            elif not load.optional and not _converts(load, loader):
+                lacking.append(str(load.model))
+        if lacking and not shapes:
+            problems.append(
+                f"{name}: no model has it, but mergekit's definition of their architecture asks for it: "
+                "mergekit cannot merge checkpoints as this version of transformers saves them."
+            )
+        elif lacking:
+            problems.append(f"{name}: {some(lacking)} has no such tensor. Give models that were trained from one base.")
+        elif len(set(shapes.values())) > 1:
+            said = ", ".join(f"{loader.store.folder} {shape}" for loader, shape in shapes.items())
+            problems.append(
+                f"{name}: differs in shape ({said}). Give models that were trained from one base; "
+                "for other vocabularies, set `tokenizer: {source: base}` in the recipe."
+            )
+    more = [f"The same of {len(problems) - 3} more tensors."] if len(problems) > 3 else []
+    return problems[:3] + more
+
+
+def _needed(
+    schedule: ExecutionSchedule, targets: list[TaskHandle], cached: dict[TaskHandle, Received]
+) -> ExecutionSchedule:
+    """The schedule without the tasks that nothing asks for any more; the order stays."""
+    wanted: set[TaskHandle] = set()
+    to_see = list(targets)
+    while to_see:
+        handle = to_see.pop()
+        if handle not in wanted:
+            wanted.add(handle)
+            to_see += handle.arguments().values()
+    tasks = [handle for handle in schedule.tasks if handle in wanted]
+    last_use = dict.fromkeys(cached, len(tasks) + 1)
+    for index, handle in enumerate(tasks):
+        last_use.update({used: index for used in (handle, *handle.arguments().values()) if used not in cached})
+    return ExecutionSchedule(tasks, last_use)
+
+
+def _plain_merge(save: SaveTensor) -> ExecuteMergeMethodTask | None:
+    """The task that merges this tensor, unless its vocabulary is permuted first: that needs the tokenizer's task."""
+    task = save.tensor_task
+    plain = isinstance(task, ExecuteMergeMethodTask) and isinstance(task.gather_tensors, GatherTensors)
+    return task if plain else None
+
+
+def _is_writer(task: Task) -> bool:
+    return isinstance(task, TensorWriterTask)
+
+
+def _converts(load: LoadTensor, loader: ModelLoader) -> bool:
+    targets = (load.tensor, *(load.aliases or ()))
+    present = set(loader.index.tensor_paths)
+    return any(can_convert_checkpoint_keys(load.model.config().model_type, present, target) for target in targets)
+
+
+def _promoted(dtypes: list[torch.dtype]) -> torch.dtype:
+    promoted = dtypes[0]
+    for dtype in dtypes[1:]:
+        promoted = torch.promote_types(promoted, dtype)
+    return promoted

@@ -1,0 +1,151 @@
+"""The merged model as a folder: weights, configuration, tokenizer, and what they were made of."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from mergekit.card import generate_card
+from mergekit.common import ModelPath, ModelReference
+from mergekit.merge import _copy_tagalong_files, _copy_tokenizer, _set_chat_template, _update_config_vocab
+
+from paft_plugin.errors import PaftError
+from paft_plugin.files import PROOF_FILE, write_json, write_text
+from paft_plugin.fusion.merge.configuration import references, without_adapters
+from paft_plugin.fusion.merge.folder import whole_folder
+from paft_plugin.fusion.merge.fusion import Fusion
+from paft_plugin.fusion.merge.loaders import AdapterLoader
+from paft_plugin.fusion.merge.writer import ShardedWriter
+
+SCHEMA_VERSION = 1
+SHARD_SIZE = "5GB"
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
+GENERATION_CONFIG = "generation_config.json"
+LIBRARIES = ("mergekit", "torch", "transformers", "peft", "safetensors")
+
+
+def write_fusion(
+    fusion: Fusion, out: Path, shard_size: str = SHARD_SIZE, findings: Sequence[str] = (), quiet: bool = True
+) -> list[str]:
+    """Merge, and write the model to `out`: the whole of it or nothing.
+
+    Args:
+        fusion: From `open_fusion`.
+        out: A folder that does not exist yet, or is empty.
+        shard_size: Most bytes in one file of weights, as a number with or without K, M, G (or mergekit's B: 10⁹).
+        findings: What a check of the recipe said, a sentence each; kept with the model.
+        quiet: No progress bar.
+
+    Returns:
+        Warnings: what the folder lacks.
+
+    Raises:
+        PaftError: As `Fusion.tensors`; or `out` is taken or cannot be written.
+    """
+    most = shard_bytes(shard_size)
+    _check_chat_template(fusion)
+    with whole_folder(out) as folder:
+        with fusion.planned() as plan:
+            writer = ShardedWriter(folder, plan.names, most)
+            try:
+                for name, tensor in fusion.run(plan, quiet):
+                    writer.add(name, tensor)
+                writer.finish()
+            finally:
+                writer.close()
+        warnings = _write_tokenizer(fusion, folder)
+        fusion.model_config.save_pretrained(folder)
+        record = _record(fusion, findings)
+        write_json(folder / PROOF_FILE, record)
+        write_text(folder / "mergekit_config.yml", fusion.text)
+        card = generate_card(fusion.config.model_copy(deep=True), fusion.text, name=out.absolute().name)
+        write_text(folder / "README.md", f"{card}\n{_provenance(record)}")
+    return warnings
+
+
+def shard_bytes(text: str) -> int:
+    """`5GB`, `5G`, `5B`, `500M`, `500MB` or a number of bytes, in bytes (powers of ten).
+
+    Raises:
+        PaftError: Nothing of the kind.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(b?)", text.strip().lower())
+    if not match or float(match[1]) <= 0:
+        raise PaftError(f"--out-shard-size {text}: not a size. Give one like 5GB or 500MB.")
+    return int(float(match[1]) * UNITS[match[2] or match[3]])
+
+
+def _check_chat_template(fusion: Fusion) -> None:
+    """Before the work rather than after it."""
+    if fusion.config.chat_template and fusion.config.chat_template != "auto":
+        try:
+            _set_chat_template(SimpleNamespace(chat_template=None), fusion.config)
+        except RuntimeError:
+            raise PaftError(
+                f"{fusion.recipe}: chat_template is none of mergekit's, `auto`, or a Jinja template. Correct it."
+            ) from None
+
+
+def _write_tokenizer(fusion: Fusion, folder: Path) -> list[str]:
+    """Tokenizer, chat template and generation config, as the recipe says or from the base."""
+    config = without_adapters(fusion.config)
+    first = fusion.config.base_model or references(fusion.config)[0]
+    donor = fusion.loaders[first].store.folder
+    # With a base model named, mergekit's functions take that one, whose files are here already.
+    config.base_model = ModelReference(model=ModelPath(path=str(donor)))
+    warnings = []
+    if fusion.tokenizer is not None:
+        padding = config.tokenizer.pad_to_multiple_of if config.tokenizer else None
+        _update_config_vocab(fusion.model_config, fusion.architecture, fusion.tokenizer, padding)
+        _set_chat_template(fusion.tokenizer, config)
+        fusion.tokenizer.save_pretrained(folder)
+    else:
+        try:
+            _copy_tokenizer(config, str(folder), fusion.options)
+        except (OSError, ValueError, ImportError):
+            warnings.append(f"{donor} has no tokenizer, so the merged model has none either. Copy one into its folder.")
+    _copy_tagalong_files(config, str(folder), fusion.architecture.tagalong_files or [], fusion.options)
+    if (donor / GENERATION_CONFIG).is_file():
+        shutil.copy(donor / GENERATION_CONFIG, folder)
+    return warnings
+
+
+def _record(fusion: Fusion, findings: Sequence[str]) -> dict[str, Any]:
+    models = []
+    for reference, loader in fusion.loaders.items():
+        model: dict[str, Any] = {"path": str(reference.model), "fingerprint": loader.store.fingerprint}
+        if isinstance(loader, AdapterLoader):
+            adapter = {"path": str(reference.lora), "fingerprint": loader.delta.branch_fingerprint()}
+            model = {**model, "adapter": adapter}
+        models.append({**model, "is_base": reference == fusion.config.base_model})
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "fusion",
+        "method": fusion.config.merge_method,
+        "seed": fusion.seed,
+        "device": fusion.options.device,
+        "models": models,
+        "versions": {"paft_plugin": version("paft-plugin"), **{name: version(name) for name in LIBRARIES}},
+        "findings": list(findings),
+        "recipe": fusion.text,
+    }
+
+
+def _provenance(record: dict[str, Any]) -> str:
+    prints = {}
+    for model in record["models"]:
+        for part in (model, model.get("adapter")):
+            if part:
+                prints[part["path"]] = part["fingerprint"]
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    lines = ["## Provenance", "", "| from | fingerprint of its content |", "|---|---|"]
+    lines += [f"| {path} | `{fingerprint}` |" for path, fingerprint in prints.items()]
+    lines += ["", f"Merged by `axolotl paft merge` with seed {record['seed']} on {record['device']}; {versions}."]
+    if record["findings"]:
+        lines += ["", "What the check of the recipe said:", "", *(f"- {finding}" for finding in record["findings"])]
+    return "\n".join(lines) + "\n"
