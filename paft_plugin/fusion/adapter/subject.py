@@ -82,7 +82,8 @@ class Subject:
             return True
         if any(loader.store is not self.store for loader in self.fusion.loaders.values()) and name.endswith(VOCABULARY):
             return True
-        return any(not has_only_factors(adapter, place) for adapter in self.adapters.values())
+        base = self.store.tensor(name)
+        return any(not has_only_factors(adapter, place, base) for adapter in self.adapters.values())
 
     def factorable(self, merge: ExecuteMergeMethodTask, name: str) -> dict[ModelReference, float] | None:
         """Coefficients of the adapters that change a tensor, if its merge is linear in their deltas and nothing else goes in."""
@@ -116,11 +117,20 @@ def open_subject(fusion: Fusion) -> Subject:
     return Subject(replace(fusion, config=config), base, store, open_live(base, store))
 
 
-def has_only_factors(adapter: Adapter, place: Place) -> bool:
-    """Whether an adapter changes a module's weight by LoRA factors at most, and not by trained copies or rows of it."""
+def has_only_factors(adapter: Adapter, place: Place, base: Tensor) -> bool:
+    """Whether an adapter changes a module's weight by LoRA factors at most, and not by trained copies or rows of it.
+
+    PEFT saves an embedding with factors along with the layer below them, which is the base's: that is no change.
+    """
     prefix = f"{PREFIX}{place.module}."
-    keys = (key.removeprefix(PREFIX) for key in adapter.store.names if key.startswith(prefix))
-    return all(FACTOR.fullmatch(key) or key.endswith(".bias") for key in keys)
+    for key in adapter.store.names:
+        name = key.removeprefix(PREFIX)
+        if not key.startswith(prefix) or FACTOR.fullmatch(name) or name.endswith(".bias"):
+            continue
+        copy = adapter.store.tensor(key)
+        if copy.shape != base.shape or not torch.equal(copy.float(), base.float()):
+            return False
+    return True
 
 
 def changes(loader: ModelLoader, name: str, base: TensorStore) -> bool:
