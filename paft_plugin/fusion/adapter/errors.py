@@ -82,11 +82,16 @@ def error_table(errors: Sequence[ModuleError]) -> Table:
         ranks = sorted({one.rank for one in ones})
         rank = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"
         name = kind.partition(".*.")[2] or kind.rpartition(".")[2]
-        where = _number(kind, worst.module) if len(ones) > 1 else ""
-        table.add_row(Text(name), str(len(ones)), rank, _form(total_error(ones)), _form(worst.relative), where)
+        where = _number(kind, worst.module) if worst.relative else ""
+        table.add_row(Text(name), str(len(ones)), rank, form(total_error(ones)), form(worst.relative), where)
     table.add_section()
-    table.add_row("in total", str(len(errors)), "", _form(total_error(errors)), "", "")
+    table.add_row("in total", str(len(errors)), "", form(total_error(errors)), "", "")
     return table
+
+
+def form(error: float) -> str:
+    """An error in four digits, or as a power of ten."""
+    return "0" if error == 0 else f"{error:.1e}" if error < 1e-3 else f"{error:.4f}"
 
 
 def _missed(one: ModuleError, sample: ModuleError | None, rank: int) -> float:
@@ -105,7 +110,3 @@ def _number(kind: str, module: str) -> str:
     """The layer of a module, of which `kind` is the name with a star for it."""
     start = kind.index("*") if "*" in kind else len(module)
     return module[start:].partition(".")[0]
-
-
-def _form(error: float) -> str:
-    return "0" if error == 0 else f"{error:.1e}" if error < 1e-3 else f"{error:.4f}"

@@ -69,8 +69,8 @@ def fused_parts(subject: Subject, rank: int | None, max_error: float, quiet: boo
                 linear[name] = found
         if others and rank is None:
             raise PaftError(
-                f"{subject.fusion.recipe}: the merge of {next(iter(others))} ({subject.fusion.config.merge_method}) is no sum of "
-                "adapters' deltas, so the fused adapter is an approximation. Give its rank, such as --rank 64."
+                f"{subject.fusion.recipe}: {subject.fusion.config.merge_method} of these models is no sum of adapters' deltas, "
+                "so the fused adapter is an approximation. Give its rank, such as --rank 64."
             )
         for name, adapters in linear.items():
             yield from _sum_of_adapters(subject, name, adapters, rank)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +11,10 @@ import yaml
 from torch import Tensor
 
 from paft_plugin.deltas.adapter import PREFIX
-from paft_plugin.deltas.store import ADAPTER_FILE, MODEL_FILE
+from paft_plugin.deltas.store import ADAPTER_CONFIG, ADAPTER_FILE, MODEL_FILE, read_json
 from paft_plugin.errors import PaftError
 from paft_plugin.files import PROOF_FILE, write_json, write_text
-from paft_plugin.fusion.adapter.errors import ModuleError, as_json, rank_for, total_error
+from paft_plugin.fusion.adapter.errors import ModuleError, as_json, form, rank_for, total_error
 from paft_plugin.fusion.adapter.live import Place
 from paft_plugin.fusion.adapter.parts import Adapted, Saved, fused_parts
 from paft_plugin.fusion.adapter.peft_config import (
@@ -138,6 +137,8 @@ def write_adapter(
         PaftError: The error is greater (with the rank that would do), the change is of a kind that PEFT cannot hold, `rank` is
             missing, or as `Fusion.tensors`; or `out` is taken or cannot be written.
     """
+    if not max_error >= 0:
+        raise PaftError(f"--max-error {max_error}: not a number from 0 up. Give one like 0.05.")
     _check_chat_template(fusion)
     subject = open_subject(fusion)
     with whole_folder(out) as folder:
@@ -188,6 +189,9 @@ def _write_weights(subject: Subject, folder: Path, rank: int | None, max_error: 
         writer.close()
     (folder / MODEL_FILE).rename(folder / ADAPTER_FILE)
     config.save_pretrained(folder)
+    # PEFT keeps the targets as a set, whose order is another in every process.
+    content = read_json(folder / ADAPTER_CONFIG)
+    write_json(folder / ADAPTER_CONFIG, {**content, "target_modules": sorted(content["target_modules"])})
     return contents
 
 
@@ -226,7 +230,7 @@ def _card(name: str, contents: _Contents, record: dict[str, Any]) -> str:
     front = {**known, "library_name": "peft", "tags": ["lora", "merge", "mergekit", "paft"]}
     total = total_error(contents.errors)
     ranks = sorted({one.rank for one in contents.errors})
-    says = "It is exact." if total == 0 else f"It misses {total:.2e} of that delta (‖δ − δ̂‖/‖δ‖)."
+    says = "It is exact." if total == 0 else f"It misses {form(total)} of that delta (‖δ − δ̂‖/‖δ‖)."
     lines = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {name}\n",
@@ -238,7 +242,8 @@ def _card(name: str, contents: _Contents, record: dict[str, Any]) -> str:
         f"base = AutoModelForCausalLM.from_pretrained({base!r})",
         'model = PeftModel.from_pretrained(base, "this folder")',
         "```\n",
-        f"Every module's scale is 1. For a server that reserves one rank for all adapters: {shlex.quote(str(ranks[-1]))}.\n",
+        "Every module's scale is 1 (α = r), so a server that takes α/r from the top of the config serves it right. It must allow "
+        f"for rank {ranks[-1]} (vLLM: `--max-lora-rank`).\n",
         f"## Recipe\n\n```yaml\n{record['recipe'].rstrip()}\n```\n",
         _provenance(record),
     ]

@@ -52,6 +52,7 @@ def test_ranks_add_up_where_both_adapt_and_stay_where_one_does(
     assert config["rank_pattern"] == {"k_proj": 4, "v_proj": 4, "o_proj": 5, "gate_proj": 4, "down_proj": 4}
     # What serves with α/r of the top alone finds every factor unscaled too.
     assert config["alpha_pattern"] == config["rank_pattern"]
+    assert config["target_modules"] == sorted(config["target_modules"])
     assert not config["use_rslora"]
     assert config["modules_to_save"] is None
     assert config["bias"] == "none"

@@ -104,7 +104,7 @@ def test_above_the_greatest_error_it_refuses_and_the_rank_that_it_names_is_the_l
 
 def test_a_merge_that_is_no_sum_of_deltas_wants_a_rank(branches: Branches, write: Write, tmp_path: Path) -> None:
     recipe = branches.recipe(tmp_path / "recipe.yml", "ties", HALF, HALF)
-    with pytest.raises(PaftError, match=r"\(ties\) is no sum of adapters' deltas.* Give its rank"):
+    with pytest.raises(PaftError, match=r"ties of these models is no sum of adapters' deltas.* Give its rank"):
         write(recipe)
 
 
