@@ -41,10 +41,10 @@ def total_error(errors: Sequence[ModuleError]) -> float:
 
 
 def rank_for(errors: Sequence[ModuleError], most: float) -> tuple[int, bool] | None:
-    """The least rank at which the total error would be at most `most`, and whether every module was worked out for it.
+    """The least rank at which the total error would be at most `most`, and whether that is sure or an estimate.
 
-    A module whose own errors are not known is taken to lose as its kind does in another layer; one without any to go by is
-    taken to miss what it misses now. None if no rank is enough.
+    A module whose own errors are not known is taken to lose as its kind does in another layer, and at most what it misses now.
+    None if no rank is enough.
     """
     samples = {kind_of(one.module): one for one in errors if one.tail is not None and one.square}
     allowed = most**2 * sum(one.square for one in errors)
@@ -59,7 +59,7 @@ def rank_for(errors: Sequence[ModuleError], most: float) -> tuple[int, bool] | N
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if missed(middle) <= allowed else (middle, high)
-    return high, all(one.tail is not None for one in errors)
+    return high, all(one.tail is not None or one.relative <= most for one in errors)
 
 
 def as_json(errors: Sequence[ModuleError]) -> dict[str, Any]:
@@ -98,8 +98,11 @@ def _missed(one: ModuleError, sample: ModuleError | None, rank: int) -> float:
     known = one if one.tail is not None else sample
     if known is None or known.tail is None:
         return one.squared_error
-    share = float(known.tail[min(rank, len(known.tail) - 1)])
-    return share if known is one else share * one.square / known.square
+    missed = float(known.tail[min(rank, len(known.tail) - 1)])
+    if known is one:
+        return missed
+    guess = missed * one.square / known.square
+    return min(guess, one.squared_error) if rank >= one.rank else guess
 
 
 def _relative(squared_error: float, square: float) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from mergekit.common import ModelPath, ModelReference
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
@@ -24,7 +24,7 @@ from transformers import (
 from paft_plugin.deltas.store import open_model
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.adapter.live import Place, open_live
-from tests.deltas.builders import VOCABULARY, make_adapter, make_base, make_gpt2, make_tokenizer
+from tests.deltas.builders import VOCABULARY, make_adapter, make_base, make_gpt2, make_model, make_tokenizer
 from tests.fusion.adapter.conftest import Branches, Write, assert_same, fused_model, through_peft
 
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
@@ -65,6 +65,7 @@ SAVED = {"modules_to_save": ["embed_tokens", "lm_head", "input_layernorm"]}
 TIED = {"modules_to_save": ["embed_tokens"], "target_modules": ["q_proj"], "ensure_weight_tying": True}
 KINDS: dict[str, tuple[Callable[[Path], Path], dict[str, Any], dict[str, Any]]] = {
     "phi3": (saved(phi3), {}, {"target_modules": ["qkv_proj", "down_proj"]}),
+    "gpt-neox": (saved(gpt_neox), {}, {"target_modules": ["query_key_value", "dense"]}),
     "starcoder2": (saved(starcoder2), {}, {"target_modules": ["q_proj", "c_fc"]}),
     "biases": (saved(starcoder2), {"bias": "all"}, {"lora_bias": True, "target_modules": ["q_proj"]}),
     "norms with biases": (saved(starcoder2), {"modules_to_save": ["input_layernorm"]}, {}),
@@ -93,7 +94,9 @@ def test_peft_makes_the_merged_model_of_it(tmp_path: Path, write: Write, kind: s
     inputs = ({"weight": 0.8}, {"weight": 0.5})
     recipe = branches.recipe(tmp_path / "recipe.yml", method, *inputs, dtype="float32")
     out, _ = write(recipe, None if method == "task_arithmetic" else 96, max_error=1e-5)
-    assert_same(through_peft(branches, out), fused_model(recipe), within=1e-6 if method == "task_arithmetic" else 1e-5)
+    renamed = {"embed_out.weight": "lm_head.weight"}
+    expected = {renamed.get(name, name): tensor for name, tensor in fused_model(recipe).items()}
+    assert_same(through_peft(branches, out), expected, within=1e-6 if method == "task_arithmetic" else 1e-5)
 
 
 def test_embedding_factors_stay_factors_and_what_a_branch_copied_is_a_copy(tmp_path: Path, write: Write) -> None:
@@ -153,3 +156,45 @@ def test_the_loaded_models_names_are_found_for_those_of_the_files(tmp_path: Path
     assert live.places["gpt_neox.embed_in.weight"].transposed
     assert set(live.places) == set(open_model(base).names)
     assert {place.parameter for place in live.places.values()} == {name for name, _ in live.model.named_parameters()}
+
+
+def test_old_buffers_in_a_checkpoint_are_no_change(tmp_path: Path, write: Write) -> None:
+    branches = make_branches(tmp_path / "branches", "gpt-neox")
+    file = branches["base"] / "model.safetensors"
+    buffers = {}
+    for layer in range(2):
+        attention = f"gpt_neox.layers.{layer}.attention"
+        buffers[f"{attention}.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.bool).tril()
+        buffers[f"{attention}.masked_bias"] = torch.tensor(-1e9)
+        buffers[f"{attention}.rotary_emb.inv_freq"] = torch.rand(2)
+    save_file({**load_file(file), **buffers}, file, metadata={"format": "pt"})
+    recipe = branches.recipe(tmp_path / "recipe.yml", "ties", {"weight": 1.0}, {"weight": 1.0}, dtype="float32")
+    out, written = write(recipe, 16)
+    assert {one.module.rpartition(".")[2] for one in written.errors} == {
+        *("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
+    }
+    merged, fused = through_peft(branches, out), fused_model(recipe)
+    name = "gpt_neox.layers.1.attention.dense.weight"
+    torch.testing.assert_close(merged[name], fused[name], atol=1e-5, rtol=0)
+
+
+def test_a_whole_models_change_of_a_renamed_head_is_a_copy_of_the_head(tmp_path: Path, write: Write) -> None:
+    branches = make_branches(tmp_path / "branches", "gpt-neox")
+    full = make_model(branches["base"], branches["full"])
+    half = {"weight": 0.5}
+    recipe = branches.recipe(
+        tmp_path / "recipe.yml", "task_arithmetic", {**half, "branch": str(full)}, half, dtype="float32"
+    )
+    out, _ = write(recipe, 16)
+    merged, fused = through_peft(branches, out), fused_model(recipe)
+    torch.testing.assert_close(merged["lm_head.weight"], fused["embed_out.weight"], atol=1e-6, rtol=0)
+    assert "lm_head" in json.loads((out / "adapter_config.json").read_text())["modules_to_save"]
+
+
+def test_an_embedding_tied_to_the_head_changes_both(tmp_path: Path, write: Write) -> None:
+    branches = make_branches(tmp_path / "branches", "tied")
+    recipe = branches.recipe(tmp_path / "recipe.yml", "ties", {"weight": 1.0}, {"weight": 1.0}, dtype="float32")
+    merged = through_peft(branches, write(recipe, 32)[0])
+    base = open_model(branches["base"]).tensor("model.embed_tokens.weight")
+    assert not torch.equal(merged["model.embed_tokens.weight"], base)
+    assert torch.equal(merged["lm_head.weight"], merged["model.embed_tokens.weight"])
