@@ -41,20 +41,25 @@ def total_error(errors: Sequence[ModuleError]) -> float:
 
 
 def rank_for(errors: Sequence[ModuleError], most: float) -> tuple[int, bool] | None:
-    """The least rank at which the total error would be at most `most`, and whether that is sure or an estimate.
+    """A greater rank at which the total error would be at most `most`, the least that is known to do, and whether that is sure.
 
-    A module whose own errors are not known is taken to lose as its kind does in another layer, and at most what it misses now.
-    None if no rank is enough.
+    Where a module's own errors are not known, one that is within `most` already is taken to gain nothing, and another to lose
+    as its kind does in another layer: an estimate. None if no rank is enough.
     """
     samples = {kind_of(one.module): one for one in errors if one.tail is not None and one.square}
     allowed = most**2 * sum(one.square for one in errors)
 
     def missed(rank: int) -> float:
-        return sum(_missed(one, samples.get(kind_of(one.module)), rank) for one in errors)
+        return sum(
+            one.squared_error
+            if one.tail is None and one.relative <= most
+            else _missed(one, samples.get(kind_of(one.module)), rank)
+            for one in errors
+        )
 
-    low = 0
+    low = max(one.rank for one in errors)
     high = max((len(one.tail) - 1 for one in samples.values() if one.tail is not None), default=0)
-    if missed(high) > allowed:
+    if high <= low or missed(high) > allowed:
         return None
     while high - low > 1:
         middle = (low + high) // 2
@@ -99,10 +104,7 @@ def _missed(one: ModuleError, sample: ModuleError | None, rank: int) -> float:
     if known is None or known.tail is None:
         return one.squared_error
     missed = float(known.tail[min(rank, len(known.tail) - 1)])
-    if known is one:
-        return missed
-    guess = missed * one.square / known.square
-    return min(guess, one.squared_error) if rank >= one.rank else guess
+    return missed if known is one else min(missed * one.square / known.square, one.squared_error)
 
 
 def _relative(squared_error: float, square: float) -> float:
