@@ -61,6 +61,8 @@ def fused_parts(subject: Subject, rank: int | None, max_error: float, quiet: boo
         linear: dict[str, dict[ModelReference, float]] = {}
         others: dict[str, ExecuteMergeMethodTask] = {}
         for merge in merges:
+            if subject.is_second(merge.output_weight):
+                continue
             name = subject.name_of(merge.output_weight)
             found = None if name is None else subject.factorable(merge, name)
             if found is None:
@@ -86,7 +88,7 @@ def _sum_of_adapters(
     subject: Subject, name: str, adapters: dict[ModelReference, float], rank: int | None
 ) -> Iterator[Adapted | Saved]:
     """One tensor whose delta is the sum of some adapters', each times a coefficient."""
-    if not adapters or _is_tied_head(subject, name):
+    if not adapters:
         return
     place = subject.place_of(name)
     if subject.is_whole(name, place):
@@ -115,13 +117,11 @@ def _difference(
         raise PaftError(
             f"{merge.output_weight.name}: the base has no such tensor, so no adapter can hold it. {WITHOUT}"
         )
-    if _is_tied_head(subject, name):
-        return
     stored = subject.store.tensor(name)
     if stored.shape != fused.shape:
         raise PaftError(
             f"{name}: the fused tensor has shape {tuple(fused.shape)}, the base's {tuple(stored.shape)}. An adapter cannot "
-            f"resize a vocabulary. Resize the base first, or merge without --adapter."
+            "resize a vocabulary. Resize the base first, or merge without --adapter."
         )
     base = stored.float()
     delta = fused.float() - base
@@ -139,8 +139,3 @@ def _difference(
         sampled.add(kind)
         truncation = replace(truncation, tail=least_errors(matrix))
     yield Adapted(place, truncation)
-
-
-def _is_tied_head(subject: Subject, name: str) -> bool:
-    """Of two tied tensors the embedding stands for both."""
-    return bool(subject.live.tied) and name == (subject.live.tied or ("", ""))[1]

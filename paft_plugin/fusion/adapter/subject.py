@@ -55,9 +55,15 @@ class Subject:
         return [task.tensor_task for task in planner.plan_to_disk(out_path="") if isinstance(task, SaveTensor)]
 
     def name_of(self, weight: WeightInfo) -> str | None:
-        """What the base's files call a merged tensor."""
-        names = (weight.name, *(weight.aliases or ()), *(weight.tied_names or ()))
-        return next((name for name in names if name in self.store), None)
+        """What the base's files call a merged tensor; None if they don't hold it."""
+        return next((name for name in (weight.name, *(weight.aliases or ())) if name in self.store), None)
+
+    def is_second(self, weight: WeightInfo) -> bool:
+        """Whether a merged tensor is a tied head, for which the embedding stands."""
+        name = self.name_of(weight)
+        if name is None:
+            return any(tied in self.store for tied in weight.tied_names or ())
+        return self.live.tied is not None and name == self.live.tied[1]
 
     def place_of(self, name: str) -> Place:
         """Where a changed tensor goes.
@@ -82,8 +88,7 @@ class Subject:
             return True
         if any(loader.store is not self.store for loader in self.fusion.loaders.values()) and name.endswith(VOCABULARY):
             return True
-        base = self.store.tensor(name)
-        return any(not has_only_factors(adapter, place, base) for adapter in self.adapters.values())
+        return any(not has_only_factors(adapter, place, self.store, name) for adapter in self.adapters.values())
 
     def factorable(self, merge: ExecuteMergeMethodTask, name: str) -> dict[ModelReference, float] | None:
         """Coefficients of the adapters that change a tensor, if its merge is linear in their deltas and nothing else goes in."""
@@ -117,18 +122,17 @@ def open_subject(fusion: Fusion) -> Subject:
     return Subject(replace(fusion, config=config), base, store, open_live(base, store))
 
 
-def has_only_factors(adapter: Adapter, place: Place, base: Tensor) -> bool:
+def has_only_factors(adapter: Adapter, place: Place, base: TensorStore, name: str) -> bool:
     """Whether an adapter changes a module's weight by LoRA factors at most, and not by trained copies or rows of it.
 
     PEFT saves an embedding with factors along with the layer below them, which is the base's: that is no change.
     """
     prefix = f"{PREFIX}{place.module}."
     for key in adapter.store.names:
-        name = key.removeprefix(PREFIX)
-        if not key.startswith(prefix) or FACTOR.fullmatch(name) or name.endswith(".bias"):
+        inside = key.removeprefix(PREFIX)
+        if not key.startswith(prefix) or FACTOR.fullmatch(inside) or inside.endswith(".bias"):
             continue
-        copy = adapter.store.tensor(key)
-        if copy.shape != base.shape or not torch.equal(copy.float(), base.float()):
+        if not _equal(adapter.store, key, base, name):
             return False
     return True
 
@@ -137,7 +141,7 @@ def changes(loader: ModelLoader, name: str, base: TensorStore) -> bool:
     """Whether a model has another tensor than the base under a name."""
     if loader.store is base:
         return loader.changes(name)
-    return loader.changes(name) or name not in loader.store or not _equal(loader.store, base, name)
+    return loader.changes(name) or name not in loader.store or not _equal(loader.store, name, base, name)
 
 
 def check_planned(subject: Subject, merges: list[ExecuteMergeMethodTask]) -> None:
@@ -173,6 +177,7 @@ def _base(fusion: Fusion) -> ModelReference:
     )
 
 
-def _equal(one: TensorStore, other: TensorStore, name: str) -> bool:
-    first, second = one.tensor(name), other.tensor(name)
-    return first.shape == second.shape and torch.equal(first.float(), second.float())
+def _equal(one: TensorStore, key: str, other: TensorStore, name: str) -> bool:
+    if one.shape(key) != other.shape(name):
+        return False
+    return torch.equal(one.tensor(key).float(), other.tensor(name).float())
