@@ -19,6 +19,7 @@ HALF: dict[str, Any] = {"weight": 1.0, "density": 0.5}
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ties": (HALF, {}),
     "dare_ties": (HALF, {}),
+    "dare_linear": (HALF, {}),
     "della": ({"weight": 1.0, "density": 0.5, "epsilon": 0.1}, {}),
     "nuslerp": ({"weight": 1.0}, {}),
     "task_arithmetic": ({"weight": 1.0}, {}),
@@ -56,7 +57,7 @@ def test_the_reported_errors_are_the_true_ones(branches: Branches, write: Write,
     assert said["modules"]["model.layers.0.self_attn.q_proj"]["rank"] == 3
 
 
-@pytest.mark.parametrize("method", ["ties", "dare_ties"])
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "dare_linear", "breadcrumbs"])
 def test_with_full_rank_it_is_the_merged_model(branches: Branches, write: Write, tmp_path: Path, method: str) -> None:
     recipe = branches.recipe(tmp_path / "recipe.yml", method, HALF, HALF, dtype="float32")
     out, written = write(recipe, FULL, max_error=1e-5)
