@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping
+from copy import deepcopy
 
 from mergekit.common import ModelReference
 from peft import LoraConfig, TaskType, get_peft_model
@@ -76,7 +77,8 @@ def wanted_by_peft(live: Live, config: LoraConfig) -> dict[str, Shape]:
     """Names and shapes of the tensors that PEFT would save for this config; `live`'s model is wrapped for good."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = get_peft_model(live.model, config)
+        # A copy, because PEFT writes what it finds in the model into the config.
+        model = get_peft_model(live.model, deepcopy(config))
     return {
         key: tuple(tensor.shape)
         for key, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()

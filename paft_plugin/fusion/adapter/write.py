@@ -204,8 +204,8 @@ def _refuse_above(errors: Sequence[ModuleError], most: float) -> None:
     if found is None:
         way_out = "No rank would do."
     else:
-        rank, everywhere = found
-        way_out = f"--rank {rank} would do{'' if everywhere else ', by an estimate from some modules'}."
+        rank, sure = found
+        way_out = f"--rank {rank} would do{'' if sure else ', by an estimate from some modules'}."
     raise PaftError(
         f"at rank {max(one.rank for one in errors)} the adapter misses {total:.4f} of the fused delta (‖δ − δ̂‖/‖δ‖; most in "
         f"{worst.module}: {worst.relative:.4f}), more than --max-error {most}. {way_out} Or raise --max-error, or merge "
