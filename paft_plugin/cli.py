@@ -10,13 +10,16 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from paft_plugin import __version__
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.methods import MEANINGS, METHODS, extra_names
+
+if TYPE_CHECKING:
+    from paft_plugin.fusion.merge import Fusion
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -191,15 +194,52 @@ def lint(
 )
 @click.option("--device", default="auto", show_default=True, help="Where to merge: cpu, cuda, …")
 @click.option("--out-shard-size", default="5GB", show_default=True, help="Most bytes in one file of weights.")
+@click.option("--adapter", is_flag=True, help="Write the fused delta as a PEFT adapter on the base, not a model.")
+@click.option(
+    "--rank", type=click.IntRange(min=1), help="Most rank of each module of the adapter. [linear methods: as is exact]"
+)
+@click.option(
+    "--max-error",
+    type=click.FloatRange(min=0),
+    help="Greatest part of the fused delta that the adapter may miss, ‖δ − δ̂‖/‖δ‖. [0.05]",
+)
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-def merge(recipe: Path, out: Path, seed: int, device: str, out_shard_size: str, quiet: bool) -> None:
+def merge(
+    recipe: Path,
+    out: Path,
+    seed: int,
+    device: str,
+    out_shard_size: str,
+    adapter: bool,
+    rank: int | None,
+    max_error: float | None,
+    quiet: bool,
+) -> None:
     """Merge by RECIPE, any mergekit YAML, into the new folder OUT; adapters are applied on the fly."""
     from paft_plugin.fusion.merge import open_fusion, reuse_freed_memory, write_fusion
 
+    if not adapter and (rank is not None or max_error is not None):
+        raise PaftError("--rank and --max-error are about an adapter. Add --adapter, or leave them out.")
     reuse_freed_memory()
-    for warning in write_fusion(open_fusion(recipe, seed, device), out, out_shard_size, quiet=quiet):
+    fusion = open_fusion(recipe, seed, device)
+    if adapter:
+        warnings = _merge_into_adapter(fusion, out, rank, max_error, quiet)
+    else:
+        warnings = write_fusion(fusion, out, out_shard_size, quiet=quiet)
+    for warning in warnings:
         click.echo(f"Warning: {warning}", err=True)
     click.echo(f"Merged into {out}.")
+
+
+def _merge_into_adapter(fusion: Fusion, out: Path, rank: int | None, max_error: float | None, quiet: bool) -> list[str]:
+    """Write the adapter and show what it misses; returns warnings."""
+    from rich.console import Console
+
+    from paft_plugin.fusion.adapter import MAX_ERROR, error_table, write_adapter
+
+    written = write_adapter(fusion, out, rank, MAX_ERROR if max_error is None else max_error, quiet=quiet)
+    Console().print(error_table(written.errors))
+    return written.warnings
 
 
 @paft.command()

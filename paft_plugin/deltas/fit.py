@@ -15,7 +15,7 @@ from paft_plugin.errors import some
 
 VOCABULARY = INPUT_EMBEDDINGS + OUTPUT_HEADS
 # Buffers that old checkpoints hold and new ones don't; nothing is trained in them.
-BUFFERS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
+BUFFERS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 
 
 @dataclass

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from paft_plugin.errors import PaftError
+from paft_plugin.fusion.merge.buffers import without_old_buffers
 from paft_plugin.fusion.merge.configuration import read_recipe, references, without_adapters
 from paft_plugin.fusion.merge.fast import fast_selection
 from paft_plugin.fusion.merge.loaders import ModelLoader, loaders_in_place, open_loaders
@@ -116,7 +117,7 @@ def open_fusion(recipe: Path, seed: int = 0, device: str = "auto") -> Fusion:
     # mergekit remembers what it found at a path, whatever is there now.
     infer_architecture_info.cache_clear()
     try:
-        architecture = get_architecture_info(bare, options)
+        architecture = without_old_buffers(get_architecture_info(bare, options))
         model_config = _model_out_config(bare, architecture)
     except (RuntimeError, ValueError) as error:
         raise PaftError(f"{recipe}: {' '.join(str(error).split())}") from error

@@ -1,0 +1,141 @@
+"""The fused delta, tensor by tensor, in the forms that an adapter holds: LoRA factors, and whole copies."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from mergekit.common import ModelReference
+from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
+from torch import Tensor
+
+from paft_plugin.errors import PaftError
+from paft_plugin.fusion.adapter.factors import Truncation, least_errors, side_by_side, truncate_dense, truncate_product
+from paft_plugin.fusion.adapter.live import Place
+from paft_plugin.fusion.adapter.subject import WITHOUT, Subject, changes, check_planned
+
+# Up to this size the errors of all ranks are cheap to work out: half a second.
+SMALL = 1024
+# What equal tensors may differ by after an average of them, relative to the greatest: their rounding in fp32.
+DUST = 1e-6
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A module with LoRA factors."""
+
+    place: Place
+    truncation: Truncation
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A whole copy of a parameter, in the dtype in which the base stores it: so PEFT loads it."""
+
+    place: Place
+    tensor: Tensor
+
+
+def kind_of(module: str) -> str:
+    """A module's name with its numbers left open: the same for all layers."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", module)
+
+
+def fused_parts(subject: Subject, rank: int | None, max_error: float, quiet: bool = True) -> Iterator[Adapted | Saved]:
+    """Yield what the adapter holds; nothing but the tensor at hand is in memory.
+
+    Args:
+        subject: From `open_subject`.
+        rank: The most per module; None leaves exact products their own.
+        max_error: Where a module misses more of its delta (‖δ − BA‖/‖δ‖), the errors of other ranks are worked out too: of
+            every module up to 1024 wide, of greater ones for the first of each kind.
+        quiet: No progress bar.
+
+    Raises:
+        PaftError: A change that no adapter can hold, or no `rank` for a merge that is not linear in the deltas.
+    """
+    with subject.fusion.planned() as plan:
+        merges = subject.merges()
+        check_planned(subject, merges)
+        linear: dict[str, dict[ModelReference, float]] = {}
+        others: dict[str, ExecuteMergeMethodTask] = {}
+        for merge in merges:
+            if subject.is_second(merge.output_weight):
+                continue
+            name = subject.name_of(merge.output_weight)
+            found = None if name is None else subject.factorable(merge, name)
+            if found is None:
+                others[merge.output_weight.name] = merge
+            elif name is not None:
+                linear[name] = found
+        if others and rank is None:
+            raise PaftError(
+                f"{subject.fusion.recipe}: {subject.fusion.config.merge_method} of these models is no sum of adapters' deltas, "
+                "so the fused adapter is an approximation. Give its rank, such as --rank 64."
+            )
+        for name, adapters in linear.items():
+            yield from _sum_of_adapters(subject, name, adapters, rank)
+        if others:
+            assert rank is not None
+            sampled: set[str] = set()
+            for output, fused in subject.fusion.run(plan, quiet):
+                if output in others:
+                    yield from _difference(subject, others[output], fused, rank, max_error, sampled)
+
+
+def _sum_of_adapters(
+    subject: Subject, name: str, adapters: dict[ModelReference, float], rank: int | None
+) -> Iterator[Adapted | Saved]:
+    """One tensor whose delta is the sum of some adapters', each times a coefficient."""
+    if not adapters:
+        return
+    place = subject.place_of(name)
+    if subject.is_whole(name, place):
+        base = subject.store.tensor(name)
+        whole = base.float()
+        for model, coefficient in adapters.items():
+            whole = whole + coefficient * subject.delta(model, name)
+        yield Saved(place, whole.to(base.dtype))
+        return
+    parts = []
+    for model, coefficient in adapters.items():
+        adapter = subject.adapters[model]
+        factors = adapter.factors[place.module]
+        A, B = adapter.store.tensor(factors.A), adapter.store.tensor(factors.B)
+        parts.append((coefficient * adapter.scale(place.module), B, A))
+    product = side_by_side(parts)
+    yield Adapted(place, truncate_product(product, rank or product.rank))
+
+
+def _difference(
+    subject: Subject, merge: ExecuteMergeMethodTask, fused: Tensor, rank: int, max_error: float, sampled: set[str]
+) -> Iterator[Adapted | Saved]:
+    """One tensor whose delta is what the merge made of it, minus the base; `sampled` gets the kinds whose errors are known."""
+    name = subject.name_of(merge.output_weight)
+    if name is None:
+        raise PaftError(
+            f"{merge.output_weight.name}: the base has no such tensor, so no adapter can hold it. {WITHOUT}"
+        )
+    stored = subject.store.tensor(name)
+    if stored.shape != fused.shape:
+        raise PaftError(
+            f"{name}: the fused tensor has shape {tuple(fused.shape)}, the base's {tuple(stored.shape)}. An adapter cannot "
+            "resize a vocabulary. Resize the base first, or merge without --adapter."
+        )
+    base = stored.float()
+    delta = fused.float() - base
+    touched = any(changes(subject.loader(model), name, subject.store) for model in merge.model_order)
+    if not touched and float(delta.abs().max()) <= DUST * float(base.abs().max()):
+        return
+    place = subject.place_of(name)
+    if subject.is_whole(name, place):
+        if delta.any():
+            yield Saved(place, fused.to(stored.dtype))
+        return
+    matrix = (delta.T if place.transposed else delta).to(subject.fusion.options.device)
+    truncation, kind = truncate_dense(matrix, rank), kind_of(place.module)
+    if truncation.relative_error > max_error and (min(matrix.shape) <= SMALL or kind not in sampled):
+        sampled.add(kind)
+        truncation = replace(truncation, tail=least_errors(matrix))
+    yield Adapted(place, truncation)

@@ -1,0 +1,122 @@
+"""The PEFT config of a fused adapter, and PEFT's own word that it takes the tensors."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Collection, Mapping
+from copy import deepcopy
+
+from mergekit.common import ModelReference
+from peft import LoraConfig, TaskType, get_peft_model
+from peft.utils import get_peft_model_state_dict
+
+from paft_plugin.deltas.adapter import PREFIX
+from paft_plugin.errors import PaftError, some
+from paft_plugin.fusion.adapter.live import Live, Place
+
+Shape = tuple[int, ...]
+
+
+def lora_config(
+    base: ModelReference, live: Live, adapted: Mapping[str, tuple[Place, int]], saved: Collection[str], biases: bool
+) -> LoraConfig:
+    """A config under which every module's scale is 1: α = r, in each module and at the top.
+
+    So r is the greatest rank, and who reads α/r from the top alone (vLLM) gets 1 for every module, too.
+
+    Args:
+        base: What the adapter is loaded onto.
+        live: That model without its weights.
+        adapted: Module → its place, and the rank of its factors.
+        saved: Modules that are there as whole copies.
+        biases: Whether there are whole copies of biases beside them.
+    """
+    ranks = {module: rank for module, (_, rank) in adapted.items()}
+    top = max(ranks.values())
+    pattern = _patterns(ranks, top)
+    return LoraConfig(
+        base_model_name_or_path=base.model.path,
+        revision=base.model.revision,
+        task_type=TaskType.CAUSAL_LM,
+        inference_mode=True,
+        r=top,
+        lora_alpha=top,
+        rank_pattern=dict(pattern),
+        alpha_pattern=dict(pattern),
+        target_modules=_targets(live, set(ranks)),
+        modules_to_save=sorted(saved) or None,
+        bias="all" if biases else "none",
+        fan_in_fan_out=any(place.kind == "conv1d" for place, _ in adapted.values()),
+        ensure_weight_tying=live.tied is not None and live.places[live.tied[0]].module in saved,
+    )
+
+
+def is_bias(place: Place) -> bool:
+    """Whether a whole copy is the bias of a linear layer: PEFT keeps those by `bias`, not by `modules_to_save`."""
+    return place.kind in ("linear", "conv1d") and place.part == "bias"
+
+
+def key_of_copy(place: Place, is_adapted: bool) -> str:
+    """The name of a whole copy in the adapter's file: PEFT puts the bias of a module with factors below `base_layer`."""
+    inside = ".base_layer" if is_adapted else ""
+    return f"{PREFIX}{place.module}{inside}.{place.part}"
+
+
+def keys_of_factors(place: Place) -> tuple[str, str]:
+    """The names of A and B in the adapter's file."""
+    stem = f"{PREFIX}{place.module}.lora_"
+    return (
+        (f"{stem}embedding_A", f"{stem}embedding_B")
+        if place.kind == "embedding"
+        else (f"{stem}A.weight", f"{stem}B.weight")
+    )
+
+
+def wanted_by_peft(live: Live, config: LoraConfig) -> dict[str, Shape]:
+    """Names and shapes of the tensors that PEFT would save for this config; `live`'s model is wrapped for good."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # A copy, because PEFT writes what it finds in the model into the config.
+        model = get_peft_model(live.model, deepcopy(config))
+    return {
+        key: tuple(tensor.shape)
+        for key, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+    }
+
+
+def check_accepted(wanted: Mapping[str, Shape], held: Mapping[str, Shape], base: str) -> None:
+    """Refuse to write what PEFT would not load completely: it skips what it doesn't know without a word.
+
+    Raises:
+        PaftError: A tensor that PEFT does not know, has in another shape, or misses.
+    """
+    strange = [key for key, shape in held.items() if wanted.get(key) != shape]
+    # With `bias: all` PEFT saves every bias, changed or not; those that aren't here stay the base's.
+    missing = [key for key in wanted if key not in held and not key.endswith(".bias")]
+    if strange or missing:
+        raise PaftError(
+            f"{base}: PEFT would not load the fused adapter as it is meant (unknown to it: {some(strange) or 'none'}; missing: "
+            f"{some(missing) or 'none'}). Merge without --adapter."
+        )
+
+
+def _patterns(ranks: Mapping[str, int], top: int) -> dict[str, int]:
+    """Rank of each module that has not the greatest: by its own short name where all modules of that name agree."""
+    by_name: dict[str, set[int]] = {}
+    for module, rank in ranks.items():
+        by_name.setdefault(module.rpartition(".")[2], set()).add(rank)
+    patterns = {}
+    for module, rank in ranks.items():
+        name = module.rpartition(".")[2]
+        if rank != top:
+            # PEFT lets anything precede a pattern; the caret keeps it out.
+            patterns[name if len(by_name[name]) == 1 else f"^{module}"] = rank
+    return patterns
+
+
+def _targets(live: Live, modules: set[str]) -> list[str]:
+    """The adapted modules, by their short name where that means no others."""
+    counts = Counter(name.rpartition(".")[2] for name, _ in live.model.named_modules())
+    wanted = Counter(module.rpartition(".")[2] for module in modules)
+    return sorted({name if counts[name := module.rpartition(".")[2]] == wanted[name] else module for module in modules})

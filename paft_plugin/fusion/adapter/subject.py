@@ -1,0 +1,183 @@
+"""What a fused adapter is made of: a recipe in fp32, the base that the adapter will lie on, and each tensor's way into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from mergekit.architecture import WeightInfo
+from mergekit.common import ModelReference
+from mergekit.io.tasks import SaveTensor
+from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
+from mergekit.plan import MergePlanner
+from torch import Tensor
+
+from paft_plugin.deltas.adapter import FACTOR, PREFIX, Adapter, open_adapter
+from paft_plugin.deltas.fit import VOCABULARY
+from paft_plugin.deltas.store import TensorStore
+from paft_plugin.errors import PaftError, some
+from paft_plugin.fusion.adapter.linear import coefficients
+from paft_plugin.fusion.adapter.live import Live, Place, open_live
+from paft_plugin.fusion.merge.fusion import Fusion
+from paft_plugin.fusion.merge.loaders import AdapterLoader, ModelLoader
+
+WITHOUT = "Merge without --adapter."
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A recipe on its way to an adapter."""
+
+    fusion: Fusion
+    """Computes in fp32 and rounds nothing: a delta of rounded tensors would be rounding above all."""
+    base: ModelReference
+    store: TensorStore
+    """The base's."""
+    live: Live
+
+    @cached_property
+    def adapters(self) -> dict[ModelReference, Adapter]:
+        """The branches that are adapters on the base, opened."""
+        loaders = self.fusion.loaders.items()
+        return {
+            reference: open_adapter(loader.delta.branch)
+            for reference, loader in loaders
+            if isinstance(loader, AdapterLoader) and loader.store is self.store
+        }
+
+    def merges(self) -> list[ExecuteMergeMethodTask]:
+        """The merge of each tensor, in mergekit's order; the loaders must be in place."""
+        fusion = self.fusion
+        planner = MergePlanner(
+            fusion.config.model_copy(deep=True), fusion.architecture, fusion.options, fusion.model_config
+        )
+        return [task.tensor_task for task in planner.plan_to_disk(out_path="") if isinstance(task, SaveTensor)]
+
+    def name_of(self, weight: WeightInfo) -> str | None:
+        """What the base's files call a merged tensor; None if they don't hold it."""
+        return next((name for name in (weight.name, *(weight.aliases or ())) if name in self.store), None)
+
+    def is_second(self, weight: WeightInfo) -> bool:
+        """Whether a merged tensor is a tied head, for which the embedding stands."""
+        name = self.name_of(weight)
+        if name is None:
+            return any(tied in self.store for tied in weight.tied_names or ())
+        return self.live.tied is not None and name == self.live.tied[1]
+
+    def place_of(self, name: str) -> Place:
+        """Where a changed tensor goes.
+
+        Raises:
+            PaftError: PEFT has no way to hold its change.
+        """
+        place = self.live.places.get(name)
+        if place is None:
+            raise PaftError(
+                f"{name}: the loaded model has it in another form, so no adapter can hold its change. {WITHOUT}"
+            )
+        if not place.has_factors and any(self.live.model.get_submodule(place.module).children()):
+            raise PaftError(
+                f"{name}: lies in a module with others below it, so no adapter can hold its change. {WITHOUT}"
+            )
+        return place
+
+    def is_whole(self, name: str, place: Place) -> bool:
+        """Whether a changed tensor is put as a whole copy: where factors cannot be, and where a branch holds it so too."""
+        if not place.has_factors or (self.live.tied and name in self.live.tied):
+            return True
+        if any(loader.store is not self.store for loader in self.fusion.loaders.values()) and name.endswith(VOCABULARY):
+            return True
+        return any(not has_only_factors(adapter, place, self.store, name) for adapter in self.adapters.values())
+
+    def factorable(self, merge: ExecuteMergeMethodTask, name: str) -> dict[ModelReference, float] | None:
+        """Coefficients of the adapters that change a tensor, if its merge is linear in their deltas and nothing else goes in."""
+        found = coefficients(merge)
+        weights = merge.gather_tensors.weight_info if found is not None else {}
+        if found is None or any(weights[model].name != merge.output_weight.name for model in merge.model_order):
+            return None
+        changing = {model: c for model, c in found.items() if c and changes(self.loader(model), name, self.store)}
+        return changing if all(model in self.adapters for model in changing) else None
+
+    def delta(self, reference: ModelReference, name: str) -> Tensor:
+        """An adapter's δ of one tensor, in fp32."""
+        loader = self.fusion.loaders[reference]
+        assert isinstance(loader, AdapterLoader)
+        return loader.delta.one(name)
+
+    def loader(self, reference: ModelReference) -> ModelLoader:
+        """The loader of one of the recipe's models."""
+        return self.fusion.loaders[reference]
+
+
+def open_subject(fusion: Fusion) -> Subject:
+    """Make a recipe ready for `fused_parts`.
+
+    Raises:
+        PaftError: It has no base that an adapter could lie on, or one that transformers cannot build.
+    """
+    base = _base(fusion)
+    store = next(loader.store for reference, loader in fusion.loaders.items() if reference.model == base.model)
+    config = fusion.config.model_copy(update={"dtype": "float32", "out_dtype": "float32"})
+    return Subject(replace(fusion, config=config), base, store, open_live(base, store))
+
+
+def has_only_factors(adapter: Adapter, place: Place, base: TensorStore, name: str) -> bool:
+    """Whether an adapter changes a module's weight by LoRA factors at most, and not by trained copies or rows of it.
+
+    PEFT saves an embedding with factors along with the layer below them, which is the base's: that is no change.
+    """
+    prefix = f"{PREFIX}{place.module}."
+    for key in adapter.store.names:
+        inside = key.removeprefix(PREFIX)
+        if not key.startswith(prefix) or FACTOR.fullmatch(inside) or inside.endswith(".bias"):
+            continue
+        if not _equal(adapter.store, key, base, name):
+            return False
+    return True
+
+
+def changes(loader: ModelLoader, name: str, base: TensorStore) -> bool:
+    """Whether a model has another tensor than the base under a name."""
+    if loader.store is base:
+        return loader.changes(name)
+    return loader.changes(name) or name not in loader.store or not _equal(loader.store, name, base, name)
+
+
+def check_planned(subject: Subject, merges: list[ExecuteMergeMethodTask]) -> None:
+    """Refuse adapters that change what mergekit doesn't merge: it would be lost without a word.
+
+    Raises:
+        PaftError: There are such tensors.
+    """
+    planned = {subject.name_of(merge.output_weight) for merge in merges} | set(subject.live.tied or ())
+    for adapter, loader in ((subject.adapters[model], subject.loader(model)) for model in subject.adapters):
+        lost = [name for name in subject.store.names if loader.changes(name) and name not in planned]
+        if lost:
+            raise PaftError(
+                f"{adapter.folder}: changes {some(lost)}, which mergekit does not merge for this architecture. "
+                "Retrain without these modules."
+            )
+
+
+def _base(fusion: Fusion) -> ModelReference:
+    named = fusion.config.base_model
+    if named is not None and named.lora is None:
+        return named
+    bases = {
+        reference.model_copy(update={"lora": None})
+        for reference, loader in fusion.loaders.items()
+        if isinstance(loader, AdapterLoader)
+    }
+    if len(bases) == 1:
+        return bases.pop()
+    raise PaftError(
+        f"{fusion.recipe}: names no one base model that an adapter could lie on. Take a method with a base_model "
+        f"(task_arithmetic with weights that add up to 1 is an average), or merge without --adapter."
+    )
+
+
+def _equal(one: TensorStore, key: str, other: TensorStore, name: str) -> bool:
+    if one.shape(key) != other.shape(name):
+        return False
+    return torch.equal(one.tensor(key).float(), other.tensor(name).float())

@@ -1,0 +1,250 @@
+"""The fused adapter as a folder: factors, PEFT config, tokenizer, and what it was made of and misses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from paft_plugin.deltas.adapter import PREFIX
+from paft_plugin.deltas.store import ADAPTER_CONFIG, ADAPTER_FILE, MODEL_FILE, read_json
+from paft_plugin.errors import PaftError
+from paft_plugin.files import PROOF_FILE, write_json, write_text
+from paft_plugin.fusion.adapter.errors import ModuleError, as_json, form, rank_for, total_error
+from paft_plugin.fusion.adapter.live import Place
+from paft_plugin.fusion.adapter.parts import Adapted, Saved, fused_parts
+from paft_plugin.fusion.adapter.peft_config import (
+    Shape,
+    check_accepted,
+    is_bias,
+    key_of_copy,
+    keys_of_factors,
+    lora_config,
+    wanted_by_peft,
+)
+from paft_plugin.fusion.adapter.subject import Subject, open_subject
+from paft_plugin.fusion.merge.folder import whole_folder
+from paft_plugin.fusion.merge.fusion import Fusion
+from paft_plugin.fusion.merge.write import (
+    GENERATION_CONFIG,
+    _check_chat_template,
+    _provenance,
+    _record,
+    _write_tokenizer,
+)
+from paft_plugin.fusion.merge.writer import ShardedWriter
+
+MAX_ERROR = 0.05
+ONE_FILE = 1 << 62
+
+
+@dataclass(frozen=True)
+class FusedAdapter:
+    """What was written."""
+
+    errors: list[ModuleError]
+    warnings: list[str]
+
+
+@dataclass
+class _Contents:
+    """What the adapter's file holds so far."""
+
+    subject: Subject
+    writer: ShardedWriter
+    held: dict[str, Shape] = field(default_factory=dict)
+    adapted: dict[str, tuple[Place, int]] = field(default_factory=dict)
+    errors: list[ModuleError] = field(default_factory=list)
+    saved: set[str] = field(default_factory=set)
+    biases: list[Saved] = field(default_factory=list)
+    """Small, and where they go depends on what else is there in the end."""
+    embedding: Tensor | None = None
+    """Of a base that ties it to the head: PEFT wants it under both names."""
+
+    def add(self, part: Adapted | Saved) -> None:
+        """Write one part, or keep a bias for the end."""
+        if isinstance(part, Adapted):
+            product, truncation = part.truncation.product, part.truncation
+            for key, factor in zip(keys_of_factors(part.place), (product.A, product.B), strict=True):
+                self.write(key, factor)
+            module = part.place.module
+            self.adapted[module] = part.place, product.rank
+            one = ModuleError(module, product.rank, truncation.square, truncation.squared_error, truncation.tail)
+            self.errors.append(one)
+        elif is_bias(part.place):
+            self.biases.append(part)
+        else:
+            self.saved.add(part.place.module)
+            self.write(key_of_copy(part.place, is_adapted=False), part.tensor)
+            tied = self.subject.live.tied
+            if tied and self.subject.live.files[part.place.parameter] == tied[0]:
+                self.embedding = part.tensor
+
+    def write(self, key: str, tensor: Tensor) -> None:
+        """Write one tensor."""
+        self.held[key] = tuple(tensor.shape)
+        self.writer.add(key, tensor)
+
+    def complete(self, wanted: dict[str, Shape]) -> None:
+        """Write what PEFT wants beside: the rest of a module of which one parameter changed, the head tied to an embedding."""
+        live = self.subject.live
+        for key in wanted:
+            parameter = key.removeprefix(PREFIX)
+            if key in self.held or parameter.rpartition(".")[0] not in self.saved_or_tied():
+                continue
+            if self.embedding is not None and parameter == self.tied_head():
+                self.write(key, self.embedding)
+            elif parameter in live.files:
+                self.write(key, self.subject.store.tensor(live.files[parameter]))
+
+    def saved_or_tied(self) -> set[str]:
+        """Modules of which PEFT saves everything."""
+        return self.saved if self.embedding is None else self.saved | {self.tied_head().rpartition(".")[0]}
+
+    def tied_head(self) -> str:
+        """The head's parameter in the loaded model."""
+        head = self.subject.live.model.get_output_embeddings()
+        return next(f"{name}.weight" for name, module in self.subject.live.model.named_modules() if module is head)
+
+
+def write_adapter(
+    fusion: Fusion,
+    out: Path,
+    rank: int | None = None,
+    max_error: float = MAX_ERROR,
+    findings: Sequence[str] = (),
+    quiet: bool = True,
+) -> FusedAdapter:
+    """Write a recipe's fused delta as a PEFT adapter on its base to `out`: the whole of it or nothing.
+
+    Where the merge is linear in the deltas of adapters, it is exact: their factors side by side, of rank r₁ + r₂. Otherwise, and
+    above `rank`, it is the best approximation of that rank. Changes that are no matrix (norms, biases), and what a branch
+    holds as a whole copy, become whole copies.
+
+    Args:
+        fusion: From `open_fusion`. Whatever its dtypes, the delta is computed in fp32.
+        out: A folder that does not exist yet, or is empty.
+        rank: The most per module; None where the merge is linear: as much as is exact.
+        max_error: Greatest total ‖δ − δ̂‖/‖δ‖ to accept, over all modules with factors.
+        findings: What a check of the recipe said, a sentence each; kept with the adapter.
+        quiet: No progress bar.
+
+    Raises:
+        PaftError: The error is greater (with the rank that would do), the change is of a kind that PEFT cannot hold, `rank` is
+            missing, or as `Fusion.tensors`; or `out` is taken or cannot be written.
+    """
+    if not max_error >= 0:
+        raise PaftError(f"--max-error {max_error}: not a number from 0 up. Give one like 0.05.")
+    _check_chat_template(fusion)
+    subject = open_subject(fusion)
+    with whole_folder(out) as folder:
+        contents = _write_weights(subject, folder, rank, max_error, quiet)
+        errors = contents.errors
+        _refuse_above(errors, max_error)
+        # The tokenizer of a recipe that builds one is known only now, and to the fusion that ran.
+        warnings = _write_tokenizer(subject.fusion, folder)
+        (folder / GENERATION_CONFIG).unlink(missing_ok=True)
+        record = {**_record(fusion, findings), "kind": "fused adapter", "adapter": _as_json(contents, rank, max_error)}
+        write_json(folder / PROOF_FILE, record)
+        write_text(folder / "mergekit_config.yml", fusion.text)
+        write_text(folder / "README.md", _card(out.absolute().name, contents, record))
+    if contents.saved or contents.biases:
+        whole = [*sorted(contents.saved), *(saved.place.parameter for saved in contents.biases)]
+        warnings.append(
+            f"whole copies of {len(whole)} modules or biases are in the adapter ({whole[0]} …): PEFT loads them, vLLM and "
+            "other servers of adapters may refuse. Merge without --adapter for those."
+        )
+    return FusedAdapter(errors, warnings)
+
+
+def _write_weights(subject: Subject, folder: Path, rank: int | None, max_error: float, quiet: bool) -> _Contents:
+    # Of each parameter at most two tensors, under names no longer than these.
+    names = [
+        f"{PREFIX}{place.parameter}.lora_embedding_{which}" for place in subject.live.places.values() for which in "AB"
+    ]
+    writer = ShardedWriter(folder, names, ONE_FILE)
+    contents = _Contents(subject, writer)
+    try:
+        for part in fused_parts(subject, rank, max_error, quiet):
+            contents.add(part)
+        if not contents.adapted:
+            raise PaftError(
+                f"{subject.fusion.recipe}: the fused delta changes no linear layer or embedding by factors, so there is nothing "
+                "for a LoRA adapter to hold. Merge without --adapter."
+            )
+        for bias in contents.biases:
+            adapted = bias.place.module in contents.adapted
+            contents.write(key_of_copy(bias.place, adapted), bias.tensor)
+        loose = any(bias.place.module not in contents.saved for bias in contents.biases)
+        config = lora_config(subject.base, subject.live, contents.adapted, contents.saved, loose)
+        wanted = wanted_by_peft(subject.live, config)
+        contents.complete(wanted)
+        check_accepted(wanted, contents.held, subject.base.model.path)
+        writer.finish()
+    finally:
+        writer.close()
+    (folder / MODEL_FILE).rename(folder / ADAPTER_FILE)
+    config.save_pretrained(folder)
+    # PEFT keeps the targets as a set, whose order is another in every process.
+    content = read_json(folder / ADAPTER_CONFIG)
+    write_json(folder / ADAPTER_CONFIG, {**content, "target_modules": sorted(content["target_modules"])})
+    return contents
+
+
+def _refuse_above(errors: Sequence[ModuleError], most: float) -> None:
+    total = total_error(errors)
+    if total <= most:
+        return
+    worst = max(errors, key=lambda one: one.squared_error)
+    found = rank_for(errors, most)
+    if found is None:
+        way_out = "No rank would do."
+    else:
+        rank, sure = found
+        way_out = f"--rank {rank} would do{'' if sure else ', by an estimate from some modules'}."
+    raise PaftError(
+        f"at rank {max(one.rank for one in errors)} the adapter misses {total:.4f} of the fused delta (‖δ − δ̂‖/‖δ‖; most in "
+        f"{worst.module}: {worst.relative:.4f}), more than --max-error {most}. {way_out} Or raise --max-error, or merge "
+        "without --adapter."
+    )
+
+
+def _as_json(contents: _Contents, rank: int | None, max_error: float) -> dict[str, Any]:
+    return {
+        "base": contents.subject.base.model.path,
+        "rank": rank,
+        "max_error": max_error,
+        **as_json(contents.errors),
+        "whole_copies": sorted({*contents.saved, *(saved.place.parameter for saved in contents.biases)}),
+    }
+
+
+def _card(name: str, contents: _Contents, record: dict[str, Any]) -> str:
+    base = contents.subject.base.model.path
+    # The hub knows no folders of this machine.
+    known = {} if Path(base).exists() else {"base_model": base}
+    front = {**known, "library_name": "peft", "tags": ["lora", "merge", "mergekit", "paft"]}
+    total = total_error(contents.errors)
+    ranks = sorted({one.rank for one in contents.errors})
+    says = "It is exact." if total == 0 else f"It misses {form(total)} of that delta (‖δ − δ̂‖/‖δ‖)."
+    lines = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
+        f"# {name}\n",
+        f"A LoRA adapter on `{base}`: the delta of the recipe below ({record['method']}), of rank "
+        f"{'–'.join(map(str, dict.fromkeys((ranks[0], ranks[-1]))))}. {says} `{PROOF_FILE}` says so for each module.\n",
+        "```python",
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM\n",
+        f"base = AutoModelForCausalLM.from_pretrained({base!r})",
+        'model = PeftModel.from_pretrained(base, "this folder")',
+        "```\n",
+        "Every module's scale is 1 (α = r), so a server that takes α/r from the top of the config serves it right. It must allow "
+        f"for rank {ranks[-1]} (vLLM: `--max-lora-rank`).\n",
+        f"## Recipe\n\n```yaml\n{record['recipe'].rstrip()}\n```\n",
+        _provenance(record),
+    ]
+    return "\n".join(lines)
