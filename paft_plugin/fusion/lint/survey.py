@@ -1,7 +1,7 @@
 """What the branches' deltas hold, tensor by tensor: one pass, of which the checks take what they need.
 
 Of a large tensor a fixed random sample of entries is looked at (with replacement, seeded by its name), so shares are
-accurate to about 0.2 %; whether it is finite is looked at in full. Memory is that of one tensor of each branch.
+accurate to about 0.4 %; whether it is finite is looked at in full. Memory is that of one tensor of each branch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from paft_plugin.fusion.lint.subject import Subject
 
-SAMPLE = 1 << 18
+SAMPLE = 1 << 16
 """Entries of one tensor that are looked at."""
 NARROW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 """Dtypes in which base + δ loses much of a small delta."""
@@ -89,7 +89,8 @@ def _facts(subject: Subject, name: str, shared: dict[str, Any], own: dict[int, d
     looks = {}
     for index, delta in subject.deltas.items():
         change = delta.one(name).flatten() if name in delta.names else torch.zeros_like(weights, dtype=torch.float32)
-        finite = bool(torch.isfinite(change).all())
+        # A sum is a third of the work, and finite only if all of it is.
+        finite = bool(torch.isfinite(change.sum())) or bool(torch.isfinite(change).all())
         sample = change if chosen is None else change[chosen]
         sample = torch.nan_to_num(sample, nan=0.0, posinf=0.0, neginf=0.0)
         samples[index] = sample
