@@ -34,7 +34,8 @@ def fuse_tensors(method: str, parameters: Mapping[str, Any], base: Tensor, branc
     """One tensor fused from a base and its branches, as mergekit fuses it.
 
     A method that takes no base (linear, karcher) gets the branches alone. One that goes from a base to a single other
-    model (slerp, nearswap, arcee_fusion) goes from the first branch to the second, if there are two.
+    model (slerp, nearswap, arcee_fusion) goes from the first branch to the second, if there are two. Random methods draw
+    from torch's global generator.
 
     Args:
         method: As mergekit calls it.

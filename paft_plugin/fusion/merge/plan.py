@@ -57,7 +57,7 @@ class Joined(Task[torch.Tensor]):
         return {}
 
     def execute(self) -> Tensor | None:
-        """Do it."""
+        """The tensor; None if it is optional and no model has it."""
         return self.run()
 
 
