@@ -9,9 +9,11 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+from torch import Tensor
 
+from paft_plugin.fusion.merge import open_fusion, write_fusion
 from tests.deltas.builders import VOCABULARY, merged_by_peft, weights
-from tests.fusion.merge.tools import assert_same, by_mergekit, content, ours, reference, save
+from tests.fusion.merge.tools import METHODS, SEED, assert_same, by_mergekit, content, ours, reference, save
 
 SHAPE = {
     "vocab_size": VOCABULARY,
@@ -45,6 +47,7 @@ UNDEFINED = ("Qwen2Moe",)
 # mergekit's definition asks for buffers that transformers has not saved for years: it cannot merge these at all. Ours takes them
 # for optional; what it makes of the rest is compared with PEFT in tests/fusion/adapter/.
 OUTDATED = ("GPTNeoX",)
+WEIGHT = METHODS["task_arithmetic"][0]["weight"]
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
@@ -73,6 +76,29 @@ def test_adapters_on(name: str, method: str, tmp_path: Path) -> None:
     assert_same(merged, by_mergekit(file, tmp_path))
 
 
+@pytest.mark.parametrize("name", ["Mixtral", "Qwen2Moe", "Qwen3Moe"])
+def test_adapters_on_fused_experts_are_summed(name: str, tmp_path: Path) -> None:
+    """Against what PEFT merges of each branch; mergekit itself cannot merge such adapters."""
+    base = make(name, tmp_path / "base")
+    settings = {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
+    branches = [adapter(base, tmp_path / str(seed), seed, [], **settings) for seed in (1, 2)]
+    recipe = content("task_arithmetic", base, *(reference(base, branch) for branch in branches), out_dtype="float32")
+    write_fusion(open_fusion(save(recipe, tmp_path / "recipe.yml"), SEED, "cpu"), tmp_path / "out")
+    merged, before = loaded(tmp_path / "out"), loaded(base)
+    one, other = (merged_by_peft(base, branch) for branch in branches)
+    changed = 0
+    for key, tensor in before.items():
+        expected = tensor + WEIGHT * ((one[key] - tensor) + (other[key] - tensor))
+        torch.testing.assert_close(merged[key], expected, rtol=0, atol=1e-6, msg=key)
+        changed += not torch.equal(merged[key], tensor)
+    assert changed == 2 * 2  # of each layer, and no more
+
+
+def loaded(folder: Path) -> dict[str, Tensor]:
+    """A model's tensors by the names that it has in memory, where transformers fuses experts."""
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+
+
 def make(name: str, folder: Path) -> Path:
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**{**SHAPE, **ARCHITECTURES[name]})
@@ -81,10 +107,10 @@ def make(name: str, folder: Path) -> Path:
     return folder
 
 
-def adapter(base: Path, folder: Path, seed: int, targets: str | list[str]) -> Path:
+def adapter(base: Path, folder: Path, seed: int, targets: str | list[str], **settings: Any) -> Path:
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    peft_model = get_peft_model(model, LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
+    peft_model = get_peft_model(model, LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM", **settings))
     with torch.no_grad():
         for parameter in peft_model.parameters():
             if parameter.requires_grad:
