@@ -17,16 +17,19 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import click
+from rich.console import Console
 
+from paft_plugin.figures import Figure, Row, as_json, as_table, figure
 from paft_plugin.files import write_json
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
+PACKAGES = ("paft-plugin", "mergekit", "torch", "transformers", "peft")
 METHODS = ("ties", "dare_ties")
 SEED = 0
 BAR = 0.2
@@ -47,9 +50,6 @@ FULL, QUICK = Size(layers=24, vocabulary=151936), Size(layers=4, vocabulary=8192
 class Run:
     """One merge, in a process of its own."""
 
-    tool: str
-    method: str
-    layers: int
     wall_s: float
     cpu_s: float
     peak_mb: float
@@ -59,35 +59,62 @@ class Run:
 
 @click.command()
 @click.option("--quick", is_flag=True, help="A sixth of the layers and a small vocabulary.")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("fusion-benchmark.json"), show_default=True)
+@click.option("--repeats", type=click.IntRange(min=1), default=1, show_default=True, help="Merges of each kind.")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write.")
 @click.option("--work", type=click.Path(path_type=Path), help="Where the models go. [a temporary folder]")
-def main(quick: bool, output: Path, work: Path | None) -> None:
-    """Run every merge, show the table, write the figures."""
+def main(quick: bool, repeats: int, output: Path | None, work: Path | None) -> None:
+    """Measure what a merge of two adapters costs, beside plain mergekit-yaml."""
     size = QUICK if quick else FULL
     with TemporaryDirectory(dir=work, prefix="paft-fusion-") as folder:
-        runs, identical = measure(size, Path(folder))
-    show(runs, identical)
-    content = {"schema_version": SCHEMA_VERSION, "size": asdict(size), "runs": [asdict(run) for run in runs]}
-    threads = os.environ.get("OMP_NUM_THREADS", "unset")
-    write_json(output, {**content, "identical": identical, "cpus": os.cpu_count(), "OMP_NUM_THREADS": threads})
+        rows = measure(size, repeats, Path(folder))
+    Console().print(as_table(rows))
+    for row in rows:
+        click.echo(f"{row.name}: {row.note}")
+    if output:
+        conditions = {"quick": quick, "size": asdict(size), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")}
+        write_json(output, as_json(rows, PACKAGES, conditions))
 
 
-def measure(size: Size, folder: Path) -> tuple[list[Run], dict[str, bool]]:
-    """All runs, and per method whether both tools wrote the same bits."""
-    half = Size(size.layers // 2, size.vocabulary)
-    for each in (size, half):
-        _apart(make_models, each, folder / str(each.layers))
-    runs, identical = [], {}
+def measure(size: Size, repeats: int, folder: Path) -> list[Row]:
+    """A row for each method; both tools take turns."""
+    whole, half = folder / "whole", folder / "half"
+    _apart(make_models, size, whole)
+    _apart(make_models, Size(size.layers // 2, size.vocabulary), half)
+    rows = []
     for method in METHODS:
-        whole = folder / str(size.layers)
-        runs.append(plain(method, whole, size.layers))
-        runs.append(ours(method, whole, size.layers))
-        identical[method] = _apart(same_bits, whole / "plain", whole / "ours")
-        runs.append(ours(method, folder / str(half.layers), half.layers))
-        for out in folder.glob("*/*"):
-            if out.name in ("plain", "ours"):
-                shutil.rmtree(out)
-    return runs, identical
+        click.echo(f"{method} …", err=True)
+        plain_runs, our_runs, same = [], [], True
+        for _ in range(repeats):
+            plain_runs.append(plain(method, whole))
+            our_runs.append(ours(method, whole))
+            same &= _apart(same_bits, whole / "plain", whole / "ours")
+            shutil.rmtree(whole / "plain")
+            shutil.rmtree(whole / "ours")
+        of_half = ours(method, half)
+        shutil.rmtree(half / "ours")
+        rows.append(_row(method, size, plain_runs, our_runs, of_half, same))
+    return rows
+
+
+def _row(method: str, size: Size, plain_runs: list[Run], our_runs: list[Run], of_half: Run, same: bool) -> Row:
+    figures: list[Figure] = []
+    timings: dict[str, list[float]] = {}
+    held = size == FULL  # on a small model, imports are most of either
+    for what, unit in (("wall_s", "s"), ("cpu_s", "s"), ("peak_mb", "MB"), ("intermediate_mb", "MB")):
+        name = {"intermediate_mb": "between"}.get(what, what.rpartition("_")[0])
+        plain_samples, our_samples = ([getattr(run, what) for run in runs] for runs in (plain_runs, our_runs))
+        figures += [figure(f"{name}, plain", plain_samples, unit), figure(f"{name}, ours", our_samples, unit)]
+        pairs = [one / other for one, other in zip(our_samples, plain_samples, strict=True)]
+        bar = {"wall_s": BAR, "peak_mb": BAR, "intermediate_mb": 0.0}.get(what)
+        figures.append(
+            Figure(f"{name}, ours / plain", median(pairs), "×", min(pairs), max(pairs), bar if held else None)
+        )
+        timings |= {f"{name}, plain": plain_samples, f"{name}, ours": our_samples}
+    growth = median(run.peak_mb for run in our_runs) / of_half.peak_mb
+    figures.append(Figure("peak, ours, all / half the layers", growth, "×", at_most=1.05 if held else None))
+    figures.append(Figure("the same bits", float(same), "", at_least=1))
+    note = f"Qwen2, {size.layers} layers, bf16, two adapters r=16 on all linear layers, density 0.5; plain: mergekit-yaml; between: models on disk"
+    return Row(method, figures, timings, note)
 
 
 def make_models(size: Size, folder: Path) -> None:
@@ -127,7 +154,7 @@ def make_models(size: Size, folder: Path) -> None:
         (folder / f"{method}.yml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
 
 
-def plain(method: str, folder: Path, layers: int) -> Run:
+def plain(method: str, folder: Path) -> Run:
     """`mergekit-yaml` with an empty cache, in fp32."""
     cache = folder / "cache"
     flags = ["--lora-merge-cache", str(cache), "--lora-merge-dtype", "float32", "--random-seed", str(SEED), "--quiet"]
@@ -135,17 +162,17 @@ def plain(method: str, folder: Path, layers: int) -> Run:
     wall, cpu, peak = _timed(command)
     written = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
     shutil.rmtree(cache)
-    return Run("mergekit-yaml", method, layers, wall, cpu, peak, written / 1e6)
+    return Run(wall, cpu, peak, written / 1e6)
 
 
-def ours(method: str, folder: Path, layers: int) -> Run:
+def ours(method: str, folder: Path) -> Run:
     """`axolotl paft merge`, which writes nothing but the result."""
     command = [*_tool("axolotl"), "paft", "merge", str(folder / f"{method}.yml"), str(folder / "ours"), "--quiet"]
     before = {entry.name for entry in folder.iterdir()}
     wall, cpu, peak = _timed(command)
     left = [folder / name for name in {entry.name for entry in folder.iterdir()} - before - {"ours"}]
     written = sum(file.stat().st_size for entry in left for file in (entry, *entry.rglob("*")) if file.is_file())
-    return Run("axolotl paft merge", method, layers, wall, cpu, peak, written / 1e6)
+    return Run(wall, cpu, peak, written / 1e6)
 
 
 def same_bits(one: Path, other: Path) -> bool:
@@ -159,36 +186,6 @@ def same_bits(one: Path, other: Path) -> bool:
         first.dtype(name) == second.dtype(name) and torch.equal(first.tensor(name), second.tensor(name))
         for name in first.names
     )
-
-
-def show(runs: list[Run], identical: dict[str, bool]) -> None:
-    """The table, with ours as a share of plain."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"Merging two adapters (bars: wall and peak ≤ {BAR} of plain, 0 bytes in between)")
-    for column in (
-        "method",
-        "tool",
-        "layers",
-        "wall s",
-        "CPU s",
-        "peak MB",
-        "in between MB",
-        "wall",
-        "peak",
-        "same bits",
-    ):
-        table.add_column(column, justify="left" if column in ("method", "tool") else "right")
-    for method in METHODS:
-        base, *others = (run for run in runs if run.method == method)
-        for run in (base, *others):
-            full = run is not base and run.layers == base.layers
-            shares = [f"{run.wall_s / base.wall_s:.2f}", f"{run.peak_mb / base.peak_mb:.2f}"] if full else ["", ""]
-            figures = [f"{figure:.0f}" for figure in (run.wall_s, run.cpu_s, run.peak_mb, run.intermediate_mb)]
-            same = str(identical[method]) if full else ""
-            table.add_row(method, run.tool, str(run.layers), *figures, *shares, same)
-    Console().print(table)
 
 
 def _apart(function: Callable[..., T], *arguments: Any) -> T:

@@ -31,10 +31,10 @@ from paft_plugin.fusion.merge.folder import whole_folder
 from paft_plugin.fusion.merge.fusion import Fusion
 from paft_plugin.fusion.merge.write import (
     GENERATION_CONFIG,
-    _check_chat_template,
-    _provenance,
-    _record,
-    _write_tokenizer,
+    check_chat_template,
+    provenance_record,
+    provenance_text,
+    write_tokenizer,
 )
 from paft_plugin.fusion.merge.writer import ShardedWriter
 
@@ -139,16 +139,20 @@ def write_adapter(
     """
     if not max_error >= 0:
         raise PaftError(f"--max-error {max_error}: not a number from 0 up. Give one like 0.05.")
-    _check_chat_template(fusion)
+    check_chat_template(fusion)
     subject = open_subject(fusion)
     with whole_folder(out) as folder:
         contents = _write_weights(subject, folder, rank, max_error, quiet)
         errors = contents.errors
         _refuse_above(errors, max_error)
         # The tokenizer of a recipe that builds one is known only now, and to the fusion that ran.
-        warnings = _write_tokenizer(subject.fusion, folder)
+        warnings = write_tokenizer(subject.fusion, folder)
         (folder / GENERATION_CONFIG).unlink(missing_ok=True)
-        record = {**_record(fusion, findings), "kind": "fused adapter", "adapter": _as_json(contents, rank, max_error)}
+        record = {
+            **provenance_record(fusion, findings),
+            "kind": "fused adapter",
+            "adapter": _as_json(contents, rank, max_error),
+        }
         write_json(folder / PROOF_FILE, record)
         write_text(folder / "mergekit_config.yml", fusion.text)
         write_text(folder / "README.md", _card(out.absolute().name, contents, record))
@@ -245,6 +249,6 @@ def _card(name: str, contents: _Contents, record: dict[str, Any]) -> str:
         "Every module's scale is 1 (α = r), so a server that takes α/r from the top of the config serves it right. It must allow "
         f"for rank {ranks[-1]} (vLLM: `--max-lora-rank`).\n",
         f"## Recipe\n\n```yaml\n{record['recipe'].rstrip()}\n```\n",
-        _provenance(record),
+        provenance_text(record),
     ]
     return "\n".join(lines)

@@ -48,7 +48,7 @@ def write_fusion(
         PaftError: As `Fusion.tensors`; or `out` is taken or cannot be written.
     """
     most = shard_bytes(shard_size)
-    _check_chat_template(fusion)
+    check_chat_template(fusion)
     with whole_folder(out) as folder:
         with fusion.planned() as plan:
             writer = ShardedWriter(folder, plan.names, most)
@@ -58,13 +58,13 @@ def write_fusion(
                 writer.finish()
             finally:
                 writer.close()
-        warnings = _write_tokenizer(fusion, folder)
+        warnings = write_tokenizer(fusion, folder)
         fusion.model_config.save_pretrained(folder)
-        record = _record(fusion, findings)
+        record = provenance_record(fusion, findings)
         write_json(folder / PROOF_FILE, record)
         write_text(folder / "mergekit_config.yml", fusion.text)
         card = generate_card(fusion.config.model_copy(deep=True), fusion.text, name=out.absolute().name)
-        write_text(folder / "README.md", f"{card}\n{_provenance(record)}")
+        write_text(folder / "README.md", f"{card}\n{provenance_text(record)}")
     return warnings
 
 
@@ -80,7 +80,7 @@ def shard_bytes(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2] or match[3]])
 
 
-def _check_chat_template(fusion: Fusion) -> None:
+def check_chat_template(fusion: Fusion) -> None:
     """Before the work rather than after it."""
     if fusion.config.chat_template and fusion.config.chat_template != "auto":
         try:
@@ -91,7 +91,7 @@ def _check_chat_template(fusion: Fusion) -> None:
             ) from None
 
 
-def _write_tokenizer(fusion: Fusion, folder: Path) -> list[str]:
+def write_tokenizer(fusion: Fusion, folder: Path) -> list[str]:
     """Tokenizer, chat template and generation config, as the recipe says or from the base."""
     config = without_adapters(fusion.config)
     first = fusion.config.base_model or references(fusion.config)[0]
@@ -115,7 +115,7 @@ def _write_tokenizer(fusion: Fusion, folder: Path) -> list[str]:
     return warnings
 
 
-def _record(fusion: Fusion, findings: Sequence[str]) -> dict[str, Any]:
+def provenance_record(fusion: Fusion, findings: Sequence[str]) -> dict[str, Any]:
     models = []
     for reference, loader in fusion.loaders.items():
         model: dict[str, Any] = {"path": str(reference.model), "fingerprint": loader.store.fingerprint}
@@ -136,7 +136,7 @@ def _record(fusion: Fusion, findings: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _provenance(record: dict[str, Any]) -> str:
+def provenance_text(record: dict[str, Any]) -> str:
     prints = {}
     for model in record["models"]:
         for part in (model, model.get("adapter")):
