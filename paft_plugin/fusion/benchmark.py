@@ -113,7 +113,10 @@ def _row(method: str, size: Size, plain_runs: list[Run], our_runs: list[Run], of
     growth = median(run.peak_mb for run in our_runs) / of_half.peak_mb
     figures.append(Figure("peak, ours, all / half the layers", growth, "×", at_most=1.05 if held else None))
     figures.append(Figure("the same bits", float(same), "", at_least=1))
-    note = f"Qwen2, {size.layers} layers, bf16, two adapters r=16 on all linear layers, density 0.5; plain: mergekit-yaml; between: models on disk"
+    note = (
+        f"Qwen2, {size.layers} layers, bf16, two adapters r=16 on all linear layers, density 0.5; plain: mergekit-yaml; "
+        "between: bytes of models on disk that only the merge needs"
+    )
     return Row(method, figures, timings, note)
 
 
