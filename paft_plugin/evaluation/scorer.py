@@ -51,7 +51,7 @@ class Scorer:
             if task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=SEED)
-            with _quiet():
+            with quiet():
                 _build_once(task, model, limit)
 
     def score(self) -> dict[str, TaskScore]:
@@ -63,7 +63,7 @@ class Scorer:
         random.seed(SEED)
         np.random.seed(SEED)
         torch.manual_seed(SEED)
-        with _quiet():
+        with quiet():
             report = evaluate(
                 lm=self._model,
                 task_dict=dict(self._tasks),
@@ -156,8 +156,8 @@ def _tokenise_once(model: HFLM) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without lm-eval's warning about the chat template and its bars (on stderr), which would be repeated for every score."""
+def quiet() -> Iterator[None]:
+    """Without lm-eval's warnings and bars (on stderr), which would be repeated for every score."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Which of many scored settings nothing beats, and which of those is even-handed."""
+"""Which of many scored settings nothing beats, and which of those gives up least."""
 
 from __future__ import annotations
 
@@ -28,25 +28,18 @@ def pareto_front(scores: Sequence[Scores], maximize: Sequence[bool]) -> list[int
     return front
 
 
-def balanced(scores: Sequence[Scores], maximize: Sequence[bool]) -> int:
-    """The place of the candidate on the front whose worst objective is best, each scaled to 0–1 between its worst and best.
+def even_handed(scores: Sequence[Scores], maximize: Sequence[bool]) -> int:
+    """The place of the candidate on the front that gives up least: whose greatest loss against the best of any objective,
+    as a share of that best, is smallest. Among equals the smaller sum of losses decides, then the first.
 
-    An objective that all candidates reach alike does not count. Among equals the greater sum decides, then the first.
+    Args, and the order of places, as in `pareto_front`.
     """
-    columns = [
-        [value if up else -value for value in column]
-        for column, up in zip(zip(*scores, strict=True), maximize, strict=True)
-    ]
-    spans = [(min(column), max(column)) for column in columns]
+    best = [(max if up else min)(column) for column, up in zip(zip(*scores, strict=True), maximize, strict=True)]
 
-    def scaled(place: int) -> list[float]:
-        return [
-            (column[place] - low) / (high - low)
-            for column, (low, high) in zip(columns, spans, strict=True)
-            if high > low
-        ] or [1.0]
+    def losses(place: int) -> list[float]:
+        return [abs(value - top) / (abs(top) or 1.0) for value, top in zip(scores[place], best, strict=True)]
 
-    return max(pareto_front(scores, maximize), key=lambda place: (min(scaled(place)), sum(scaled(place)), -place))
+    return min(pareto_front(scores, maximize), key=lambda place: (max(losses(place)), sum(losses(place)), place))
 
 
 def _covers(one: Scores, other: Scores) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 from paft_plugin.errors import PaftError, some
 from paft_plugin.evaluation.candidates import Candidate
 from paft_plugin.evaluation.score import load
+from paft_plugin.evaluation.scorer import quiet
 from paft_plugin.fusion.merge import open_fusion
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class FusedModel:
     """
 
     def __init__(self, base: Path, dtype: str, device: str, batch_size: int) -> None:
-        self.lm: HFLM = load(Candidate("base", base), batch_size=batch_size, device=device, dtype=dtype)
+        with quiet():
+            self.lm: HFLM = load(Candidate("base", base), batch_size=batch_size, device=device, dtype=dtype)
         self._device = device
         self._parameters = _by_name(self.lm.model)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 SHAPES = ("o", "s", "^", "D", "v", "P", "X")
 MOST_COLUMNS = 3
+Point = tuple[float, float]
 
 
 def draw_front(outcome: Outcome) -> None:
@@ -41,39 +43,96 @@ def _pairs(outcome: Outcome) -> Figure:
     rows = math.ceil(len(pairs) / columns)
     figure = _figure(max(5.5 * columns, 7.0), 4.6 * rows + 1.2)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for place, panel in zip(pairs, axes, strict=False):
-        _panel(panel, outcome, *place)
     for unused in axes[len(pairs) :]:
         unused.set_visible(False)
     _legend(figure, outcome, axes[0])
-    many = " Lines join what nothing beats in the two objectives of a panel." if len(pairs) > 1 else ""
     _caption(
         figure,
-        f"{len(outcome.scored)} trials on validation items. Filled and numbered: the front, which no other trial beats; bars: "
-        f"one standard error. Crossed: a method at its defaults.{many}",
+        f"{len(outcome.scored)} trials on validation items. Filled and numbered: the front, which no other trial beats; grey "
+        "bars: one standard error; bold: the one that gives up least. Ringed: a method at its defaults. A line joins what "
+        "nothing beats in the panel's two objectives. Trials that are worse than the axes reach are left out.",
     )
+    for place, panel in zip(pairs, axes, strict=False):
+        _panel(figure, panel, outcome, *place)
     return figure
 
 
-def _panel(axes: Axes, outcome: Outcome, first: int, second: int) -> None:
+def _panel(figure: Figure, axes: Axes, outcome: Outcome, first: int, second: int) -> None:
+    """Draw the front, the defaults and what lies between."""
     goals = outcome.goals[first], outcome.goals[second]
     points = [(_scores(trial)[first], _scores(trial)[second]) for trial in outcome.scored]
     line = sorted(points[place] for place in pareto_front(points, [goal.maximize for goal in goals]))
     axes.plot(*zip(*line, strict=True), color="0.6", linewidth=1, zorder=1)
     front = {trial.number for trial in outcome.front}
+    labels: dict[Point, list[str]] = {}
     for trial, point in zip(outcome.scored, points, strict=True):
         _point(axes, outcome, trial, point, trial.number in front)
         if trial.number in front:
             errors = [trial.stderr[place] or 0.0 for place in (first, second)]
-            axes.errorbar(*point, xerr=errors[0], yerr=errors[1], color="0.75", linewidth=0.8, zorder=0)
-    labels: dict[tuple[float, float], list[str]] = {}
-    for trial in outcome.front:
-        labels.setdefault((_scores(trial)[first], _scores(trial)[second]), []).append(str(trial.number))
-    for point, numbers in labels.items():
-        axes.annotate(", ".join(numbers), point, xytext=(6, 6), textcoords="offset points", fontsize=9)
+            axes.errorbar(*point, xerr=errors[0], yerr=errors[1], color="0.8", linewidth=0.8, zorder=0)
+            labels.setdefault(point, []).append(str(trial.number))
+    shown = [
+        point for trial, point in zip(outcome.scored, points, strict=True) if trial.number in front or trial.is_default
+    ]
+    limits = [_limits([point[side] for point in shown]) for side in (0, 1)]
+    axes.set_xlim(*limits[0])
+    axes.set_ylim(*limits[1])
     axes.set_xlabel(_axis(goals[0].name, goals[0].maximize))
     axes.set_ylabel(_axis(goals[1].name, goals[1].maximize))
-    axes.margins(0.1)
+    start = outcome.start
+    bold = str(start.number) if start else ""
+    place_labels(figure, axes, {point: ", ".join(numbers) for point, numbers in labels.items()}, points, bold)
+
+
+def _limits(values: list[float]) -> tuple[float, float]:
+    """An axis around what counts; the trials far below it would only squeeze that together."""
+    low, high = min(values), max(values)
+    margin = 0.15 * (high - low) or 0.05 * (abs(high) or 1.0)
+    return low - margin, high + margin
+
+
+def place_labels(figure: Figure, axes: Axes, labels: dict[Point, str], points: list[Point], bold: str) -> None:
+    """Write each point's label beside it, where it covers no other point or label, with a line to it if that is far."""
+    figure.draw_without_rendering()  # only then is it known where a point lies
+    taken = [_box(_place(figure, axes, point), 6, 6) for point in points]
+    for point, text in labels.items():
+        x, y = _place(figure, axes, point)
+        width, height = 5.5 * len(text), 8.0
+        places = [
+            ((distance + width / 2) * math.cos(angle), (distance + height / 2) * math.sin(angle))
+            for distance in (7, 14, 22, 30, 38, 46)
+            for angle in (math.pi / 4 * eighth for eighth in range(8))
+        ]
+        boxes = [_box((x + dx, y + dy), width, height) for dx, dy in places]
+        free = next((index for index, box in enumerate(boxes) if not any(_overlap(box, other) for other in taken)), 0)
+        taken.append(boxes[free])
+        far = math.hypot(*places[free]) > 18
+        axes.annotate(
+            text,
+            point,
+            xytext=places[free],
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=9,
+            fontweight="bold" if bold in text.split(", ") else "normal",
+            arrowprops={"arrowstyle": "-", "color": "0.5", "linewidth": 0.6} if far else None,
+        )
+
+
+def _place(figure: Figure, axes: Axes, point: Point) -> Point:
+    """Where a point of the data lies, in typographic points."""
+    x, y = axes.transData.transform(point) * (72 / figure.dpi)
+    return float(x), float(y)
+
+
+def _box(middle: Point, width: float, height: float) -> tuple[float, float, float, float]:
+    x, y = middle
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _course(outcome: Outcome) -> Figure:
@@ -95,7 +154,7 @@ def _course(outcome: Outcome) -> Figure:
     _caption(
         figure,
         f"{len(outcome.scored)} trials on validation items. Filled: the best; line: the best so far. "
-        "Crossed: a method at its defaults.",
+        "Ringed: a method at its defaults.",
     )
     return figure
 
@@ -113,7 +172,7 @@ def _point(axes: Axes, outcome: Outcome, trial: Finished, point: tuple[float, fl
         zorder=3 if on_front else 2,
     )
     if trial.is_default:
-        axes.scatter(*point, marker="x", s=70, color="black", linewidths=0.9, zorder=4)
+        axes.scatter(*point, marker="o", s=170, facecolors="none", edgecolors="black", linewidths=0.8, zorder=4)
 
 
 def _style(outcome: Outcome, method: str) -> tuple[str, str]:
@@ -134,8 +193,6 @@ def _axis(name: str, maximize: bool) -> str:
 
 
 def _caption(figure: Figure, text: str) -> None:
-    import textwrap
-
     width = int(figure.get_figwidth() * 14)
     figure.supxlabel("\n".join(textwrap.wrap(text, width)), fontsize=9, x=0.02, ha="left")
 

@@ -16,14 +16,13 @@ from paft_plugin.files import write_json, write_text
 from paft_plugin.fusion.recipe import write_recipe
 from paft_plugin.fusion.request import RecipeRequest
 from paft_plugin.search.config import PaftConfig
-from paft_plugin.search.front import balanced, pareto_front
+from paft_plugin.search.front import even_handed, pareto_front
 from paft_plugin.search.study import Finished
 from paft_plugin.search.validation import Goal, named_tasks
 
 SCHEMA = 1
 RECIPES = "recipes"
 PLOT = "front.png"
-SHORT = {"density": "density", "weight_sft": "sft", "weight_preference": "preference", "scale": "scale"}
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,8 @@ class Outcome:
 
     @property
     def start(self) -> Finished | None:
-        """Where to start: the best, or the even-handed one of the front."""
-        return self.scored[balanced(_rows(self.scored), self._maximize)] if self.scored else None
+        """Where to start: the best, or the one of the front that gives up least."""
+        return self.scored[even_handed(_rows(self.scored), self._maximize)] if self.scored else None
 
     @property
     def _maximize(self) -> list[bool]:
@@ -86,11 +85,17 @@ def recipe_name(trial: Finished) -> str:
 
 
 def describe(trial: Finished) -> str:
-    """A trial's settings in a few words."""
-    if not trial.options:
-        return "its defaults"
-    parts = [f"{word} {trial.options[key]:g}" for key, word in SHORT.items() if key in trial.options]
-    return ", ".join(parts) or "its defaults"
+    """A trial's settings in a few words; weights are those of the SFT and the preference branch."""
+    options = trial.options
+    parts = [f"{word} {options[word]:g}" for word in ("density", "scale") if word in options]
+    if "weight_sft" in options:
+        parts.append(f"weights {options['weight_sft']:g}/{options['weight_preference']:g}")
+    return ", ".join(parts) or "defaults"
+
+
+def show(score: float) -> str:
+    """A score as tables show it."""
+    return f"{score:.3f}" if abs(score) < 10 else f"{score:.1f}"
 
 
 def table(outcome: Outcome) -> Table:
@@ -162,11 +167,11 @@ def render_readme(outcome: Outcome) -> str:
 def legend(outcome: Outcome) -> str:
     """What the marks of the table mean, and how far its numbers can be trusted."""
     many = len(outcome.goals) > 1
-    marks = "★ on the front" if many else "★ the best"
-    start = ", ▶ the even-handed one: its worst objective is best" if many else ""
+    marks = "★ on the front, ▶ the one that gives up least of the best of any objective" if many else "★ the best"
     return (
-        f"{marks}{start}; the rest: each method at its defaults. Scores are on validation items, and the best of many "
-        f"trials flatters itself: the standard errors are up to {_largest_stderr(outcome)}, and only other items can judge."
+        f"{marks}; the rest: each method at its defaults. Weights: SFT/preference. Scores are on validation items, and the "
+        f"best of many trials flatters itself: standard errors go up to {_largest_stderr(outcome)}, and only other items "
+        "can judge."
     )
 
 
@@ -198,7 +203,7 @@ def _commands(outcome: Outcome) -> list[str]:
 
 def _summary(outcome: Outcome) -> str:
     goals = ", ".join(
-        f"{goal.name} (`{goal.task}`, {goal.metric}, {'more' if goal.maximize else 'less'} is better, "
+        f"{goal.name} (`{goal.task}`, `{goal.metric}`, {'more' if goal.maximize else 'less'} is better, "
         f"{outcome.items[goal.task]} items)"
         for goal in outcome.goals
     )
@@ -221,7 +226,7 @@ def _table_rows(outcome: Outcome) -> list[list[str]]:
                     str(trial.number),
                     trial.method,
                     describe(trial),
-                    *(f"{score:.3g}" for score in trial.scores or ()),
+                    *map(show, trial.scores or ()),
                 ]
             )
     return rows

@@ -22,11 +22,11 @@ from paft_plugin.files import fingerprint
 from paft_plugin.search.config import PaftConfig, read_config, trials_problems
 from paft_plugin.search.report import (
     Outcome,
-    describe,
     legend,
     merge_commands,
     recipe_request,
     search_folder,
+    show,
     table,
     write_outcome,
 )
@@ -157,8 +157,8 @@ def _line(trial: Finished, goals: list[Goal]) -> str:
     if trial.scores is None:
         scores = "no finite score"
     else:
-        scores = "  ".join(f"{goal.name} {score:.3g}" for goal, score in zip(goals, trial.scores, strict=True))
-    return f"{trial.number:4}  {trial.method:15}  {scores}  ({describe(trial)})"
+        scores = "  ".join(f"{goal.name} {show(score)}" for goal, score in zip(goals, trial.scores, strict=True))
+    return f"{trial.number:4}  {trial.method:15}  {scores}{'  (defaults)' if trial.is_default else ''}"
 
 
 def _write(outcome: Outcome, console: Console, stopped: str) -> None:

@@ -22,7 +22,7 @@ Pair = tuple[float, float]
 Options = dict[str, Any]
 """Of a `RecipeRequest`: what was chosen, by its names; what is left to the method is absent."""
 
-WEIGHTS: Pair = (0.2, 1.6)  # both sides of 1, where a branch acts as it was trained
+WEIGHTS: Pair = (0.1, 1.5)  # around 1, where a branch acts as it was trained
 DEFAULTS: dict[str, dict[str, Pair]] = {
     # Above a delta's share of non-zeros the density trims nothing; below, a dense branch becomes a sparse one.
     "ties": {"density": (0.02, 1.0), "weight": WEIGHTS, "scale": (0.4, 1.6)},
