@@ -7,9 +7,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
-from paft_plugin.errors import PaftError, raise_if_any
+from paft_plugin.errors import PaftError
 from paft_plugin.fusion.methods import METHODS
 from paft_plugin.search.space import DEFAULTS, range_problems
 
@@ -30,7 +39,28 @@ def _as_mapping(value: Any) -> Any:
     return value
 
 
+def _absolute(path: Path, info: ValidationInfo) -> Path:
+    """A path is meant from the file's own folder."""
+    return Path((info.context or {}).get("folder", Path()), path.expanduser()).resolve()
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_dir():
+        raise ValueError(f"{path} is no folder. Check the path.")
+    return path
+
+
+def _no_file(path: Path) -> Path:
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file. Give a folder.")
+    return path
+
+
 Range = Annotated[tuple[float, float], BeforeValidator(_as_range)]
+
+
+Folder = Annotated[Path, AfterValidator(_absolute), AfterValidator(_existing)]
+OutputFolder = Annotated[Path, AfterValidator(_absolute), AfterValidator(_no_file)]
 
 
 class Ranges(BaseModel):
@@ -62,21 +92,57 @@ class Objective(BaseModel):
     )
 
 
+def _different_names(objectives: dict[str, Objective]) -> dict[str, Objective]:
+    names = [objective.name or task for task, objective in objectives.items()]
+    _raise([f"two are called {name}. Name them apart." for name in dict.fromkeys(names) if names.count(name) > 1])
+    return objectives
+
+
+def _known_method(name: str) -> str:
+    if name not in METHODS:
+        close = difflib.get_close_matches(name, METHODS, n=1)
+        raise ValueError(
+            "no such method. " + (f"Did you mean {close[0]}?" if close else f"There are {', '.join(METHODS)}.")
+        )
+    return name
+
+
+def _fitting_ranges(methods: dict[str, Ranges]) -> dict[str, Ranges]:
+    _raise(
+        [
+            f"{name}.{problem}"
+            for name, ranges in methods.items()
+            for problem in range_problems(name, {key: value for key, value in ranges if value is not None})
+        ]
+    )
+    return methods
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+MethodName = Annotated[str, AfterValidator(_known_method)]
+
+
 class SearchConfig(BaseModel):
     """What is under `search:`."""
 
     model_config = STRICT
 
-    objectives: Annotated[dict[str, Objective], BeforeValidator(_as_mapping)] = Field(
+    objectives: Annotated[dict[str, Objective], BeforeValidator(_as_mapping), AfterValidator(_different_names)] = Field(
         min_length=1,
         description="lm-eval task → which number of it counts. One: the best is found; more: the Pareto front.",
     )
-    tasks: Path | None = Field(default=None, description="Folder of lm-eval task files. Left out: lm-eval's own tasks.")
-    test_tasks: Path | None = Field(
+    tasks: Folder | None = Field(
+        default=None, description="Folder of lm-eval task files. Left out: lm-eval's own tasks."
+    )
+    test_tasks: Folder | None = Field(
         default=None,
         description="Folder of the task files that will judge the result: an item of theirs is never searched on.",
     )
-    methods: Annotated[dict[str, Ranges], BeforeValidator(_as_mapping)] = Field(
+    methods: Annotated[dict[MethodName, Ranges], BeforeValidator(_as_mapping), AfterValidator(_fitting_ranges)] = Field(
         default_factory=lambda: {name: Ranges() for name in DEFAULTS if name in METHODS},
         min_length=1,
         description="The merge methods to consider, as a list or with ranges for each.",
@@ -93,16 +159,31 @@ class SearchConfig(BaseModel):
         "float32", description="In what the merged weights are scored."
     )
 
+    @model_validator(mode="after")
+    def enough_trials(self) -> SearchConfig:
+        """Each method's defaults are tried first."""
+        if self.trials < len(self.methods):
+            raise ValueError(f"trials: {too_few(self)}")
+        return self
+
+
+def too_few(search: SearchConfig) -> str:
+    """Why not even each method's defaults can be tried."""
+    return (
+        f"{search.trials} is fewer than the {len(search.methods)} methods, each of which is tried at its defaults first. "
+        f"Give at least {len(search.methods)}, or fewer methods."
+    )
+
 
 class PaftConfig(BaseModel):
     """A whole `paft.yml`. Paths in it are meant from the file's own folder, and are absolute here."""
 
     model_config = STRICT
 
-    base: Path = Field(description="Folder of the base model θ_pre.")
-    sft: Path = Field(description="Folder of the SFT branch: an adapter or a model.")
-    preference: Path = Field(description="Folder of the preference branch: an adapter or a model.")
-    output_dir: Path = Field(description="Where everything goes.")
+    base: Folder = Field(description="Folder of the base model θ_pre.")
+    sft: Folder = Field(description="Folder of the SFT branch: an adapter or a model.")
+    preference: Folder = Field(description="Folder of the preference branch: an adapter or a model.")
+    output_dir: OutputFolder = Field(description="Where everything goes.")
     search: SearchConfig
 
 
@@ -122,12 +203,10 @@ def read_config(file: Path) -> PaftConfig:
     if not isinstance(content, dict):
         raise PaftError(f"{file}: should hold the keys {', '.join(PaftConfig.model_fields)}.")
     try:
-        config = PaftConfig.model_validate(content)
+        return PaftConfig.model_validate(content, context={"folder": file.resolve().parent})
     except ValidationError as error:
-        raise PaftError([f"{file}: {_explain(dict(fault))}" for fault in error.errors()]) from None
-    config = _absolute(config, file.resolve().parent)
-    raise_if_any([f"{file}: {problem}" for problem in _problems(config)])
-    return config
+        problems = [problem for fault in error.errors() for problem in _explain(dict(fault))]
+        raise PaftError([f"{file}: {problem}" for problem in problems]) from None
 
 
 class _NoDuplicates(yaml.SafeLoader):
@@ -140,17 +219,18 @@ class _NoDuplicates(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _explain(fault: dict[str, Any]) -> str:
-    """One of pydantic's errors in words."""
-    # A mapping's own key, or a place in a tuple, comes as a part of its own.
-    where = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "missing":
-        return f"{where}: missing. {_description(fault['loc'])}".rstrip()
+def _explain(fault: dict[str, Any]) -> list[str]:
+    """One of pydantic's errors in words; one of ours may be about several things."""
+    path = tuple(part for part in fault["loc"] if part != "[key]")
+    where = ".".join(str(part) for part in path)
+    if fault["type"] == "value_error":
+        return [f"{where}: {problem}" for problem in str(fault["ctx"]["error"]).splitlines()]
     if fault["type"] != "extra_forbidden":
-        return f"{where}: {fault['msg']}. {_description(fault['loc'])}".rstrip()
-    known = list(_model_at(fault["loc"][:-1]).model_fields)
-    close = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
-    return f"{where}: no such key. " + (f"Did you mean {close[0]}?" if close else f"There are {', '.join(known)}.")
+        what = "missing" if fault["type"] == "missing" else fault["msg"]
+        return [f"{where}: {what}. {_description(path)}".rstrip()]
+    known = list(_model_at(path[:-1]).model_fields)
+    close = difflib.get_close_matches(str(path[-1]), known, n=1)
+    return [f"{where}: no such key. " + (f"Did you mean {close[0]}?" if close else f"There are {', '.join(known)}.")]
 
 
 def _model_at(path: tuple[int | str, ...]) -> type[BaseModel]:
@@ -167,48 +247,3 @@ def _description(path: tuple[int | str, ...]) -> str:
         if field is not None:
             return field.description or ""
     return ""
-
-
-def _absolute(config: PaftConfig, folder: Path) -> PaftConfig:
-    def at(path: Path | None) -> Path | None:
-        return None if path is None else (folder / path.expanduser()).resolve()
-
-    search = config.search.model_copy(
-        update={"tasks": at(config.search.tasks), "test_tasks": at(config.search.test_tasks)}
-    )
-    paths = {name: at(getattr(config, name)) for name in ("base", "sft", "preference", "output_dir")}
-    return config.model_copy(update={**paths, "search": search})
-
-
-def _problems(config: PaftConfig) -> list[str]:
-    search = config.search
-    folders = {
-        **{name: getattr(config, name) for name in ("base", "sft", "preference")},
-        **{f"search.{name}": getattr(search, name) for name in ("tasks", "test_tasks")},
-    }
-    problems = [
-        f"{key}: {path} is no folder." for key, path in folders.items() if path is not None and not path.is_dir()
-    ]
-    if config.output_dir.exists() and not config.output_dir.is_dir():
-        problems.append(f"output_dir: {config.output_dir} is a file.")
-    names = [objective.name or task for task, objective in search.objectives.items()]
-    problems += [f"search.objectives: two are called {name}." for name in dict.fromkeys(names) if names.count(name) > 1]
-    for name, ranges in search.methods.items():
-        if name not in METHODS:
-            close = difflib.get_close_matches(name, METHODS, n=1)
-            hint = f"Did you mean {close[0]}?" if close else f"There are {', '.join(METHODS)}."
-            problems.append(f"search.methods.{name}: no such method. {hint}")
-        else:
-            given = {key: value for key, value in ranges if value is not None}
-            problems += [f"search.methods.{name}.{problem}" for problem in range_problems(name, given)]
-    return problems + trials_problems(search.trials, search, "search.trials")
-
-
-def trials_problems(trials: int, search: SearchConfig, where: str) -> list[str]:
-    """A problem if not even each method's default can be tried; `where` names the setting."""
-    if trials >= len(search.methods):
-        return []
-    return [
-        f"{where}: {trials} is fewer than the {len(search.methods)} methods, each of which is tried at its defaults first. "
-        f"Give at least {len(search.methods)}, or fewer methods."
-    ]

@@ -81,7 +81,7 @@ def _panel(figure: Figure, axes: Axes, outcome: Outcome, first: int, second: int
     axes.set_ylabel(_axis(goals[1].name, goals[1].maximize))
     start = outcome.start
     bold = str(start.number) if start else ""
-    place_labels(figure, axes, {point: ", ".join(numbers) for point, numbers in labels.items()}, points, bold)
+    _place_labels(figure, axes, {point: ", ".join(numbers) for point, numbers in labels.items()}, points, bold)
 
 
 def _limits(values: list[float]) -> tuple[float, float]:
@@ -91,7 +91,7 @@ def _limits(values: list[float]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def place_labels(figure: Figure, axes: Axes, labels: dict[Point, str], points: list[Point], bold: str) -> None:
+def _place_labels(figure: Figure, axes: Axes, labels: dict[Point, str], points: list[Point], bold: str) -> None:
     """Write each point's label beside it, where it covers no other point or label, with a line to it if that is far."""
     figure.draw_without_rendering()  # only then is it known where a point lies
     taken = [_box(_place(figure, axes, point), 6, 6) for point in points]

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.files import fingerprint
-from paft_plugin.search.config import PaftConfig, read_config, trials_problems
+from paft_plugin.search.config import PaftConfig, read_config, too_few
 from paft_plugin.search.report import (
     Outcome,
     legend,
@@ -63,7 +63,8 @@ def run_search(file: Path, console: Console, *, trials: int | None = None, timeo
             "search": config.search.model_copy(update={key: value for key, value in given.items() if value is not None})
         }
     )
-    raise_if_any(trials_problems(config.search.trials, config.search, "--trials"))
+    if config.search.trials < len(config.search.methods):
+        raise PaftError(f"--trials: {too_few(config.search)}")
     return _search(config, console)
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
 TEST = re.compile(r"(^|[^a-z])test(s|ing)?([^a-z]|$)", re.IGNORECASE)
+TEST_FOLDER = re.compile(r"test(s|ing)?([_-]?(set|split|data|items?))?", re.IGNORECASE)
 VALIDATION = re.compile(r"(^|[^a-z])(val|valid|validation|dev|development)([^a-z]|$)", re.IGNORECASE)
 WHY = "A search that chose by test items could not be judged by them any more"
 
@@ -134,7 +135,7 @@ def _named_like_test(file: Path) -> bool:
     """Whether a file, or else its folder, says `test`; folders further up are the user's own business."""
     if TEST.search(file.stem) or VALIDATION.search(file.stem):
         return not VALIDATION.search(file.stem)
-    return bool(TEST.search(file.parent.name)) and not VALIDATION.search(file.parent.name)
+    return bool(TEST_FOLDER.fullmatch(file.parent.name))
 
 
 def _goal(name: str, objective: Objective, task: ConfigurableTask) -> Goal:
