@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
+from paft_plugin.cli import paft
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.candidates import Candidate
 from paft_plugin.evaluation.score import load
@@ -132,7 +134,7 @@ def test_one_objective_has_one_winner(paft_yml: Write, tmp_path: Path) -> None:
     assert (tmp_path / "output" / "search" / "front.png").is_file()
 
 
-def test_other_inputs_in_the_same_place_are_refused(paft_yml: Write, world: Path) -> None:
+def test_other_inputs_in_the_same_place_are_refused(paft_yml: Write) -> None:
     run_search(paft_yml(methods=["linear"], trials=1), quiet())
     for change, said in (
         ({"seed": 1}, "the seed"),
@@ -155,6 +157,19 @@ def test_branches_that_do_not_belong_and_tasks_that_are_tests_are_said_before_an
     file.write_text(file.read_text().replace(str(world / "sft"), str(tmp_path / "empty")))
     with pytest.raises(PaftError, match=r"empty: no config\.json, so no model"):
         run_search(file, quiet())
+    assert not (tmp_path / "output").exists()
+
+
+def test_at_the_command_line_a_mistake_is_a_line_and_exit_code_2(paft_yml: Write, tmp_path: Path) -> None:
+    for arguments, said in (
+        (["nowhere.yml"], "nowhere.yml: no such file"),
+        ([str(paft_yml(trails=3))], "search.trails: no such key. Did you mean trials?"),
+        ([str(paft_yml()), "--trials", "2"], "--trials: 2 is fewer than the 5 methods"),
+    ):
+        result = CliRunner().invoke(paft, ["search", *arguments])
+        assert result.exit_code == 2
+        assert said in result.stderr
+        assert "Traceback" not in result.output
     assert not (tmp_path / "output").exists()
 
 
