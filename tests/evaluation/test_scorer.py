@@ -39,22 +39,20 @@ def test_it_says_what_lm_eval_says_of_each_model_that_it_becomes(base: Path, tmp
     write_rows(tmp_path / "items.jsonl", make_items(0))
     make_task(tmp_path / "tasks", "choice", tmp_path / "items.jsonl")
 
-    def tasks() -> dict:
-        return get_task_dict(["choice"], TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False))
-
+    manager = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
     models = [base, build_model(tmp_path / "other", seed=3), build_model(tmp_path / "third", seed=4)]
     theirs = [
-        simple_evaluate(load(Candidate("x", model)), tasks=list(tasks().values()), apply_chat_template=True)["results"]
+        simple_evaluate(load(Candidate("x", model)), tasks=["choice"], task_manager=manager, apply_chat_template=True)
         for model in models
     ]
-    assert len({result["choice"]["acc,none"] for result in theirs}) > 1  # or this would say nothing
+    assert len({result["results"]["choice"]["acc,none"] for result in theirs}) > 1  # or this would say nothing
     model = load(Candidate("x", base))
-    scorer = Scorer(model, tasks())
+    scorer = Scorer(model, get_task_dict(["choice"], manager))
     for index in (0, 1, 2, 0):
         model.model.load_state_dict(load_file(models[index] / "model.safetensors"))
         ours = scorer.score()["choice"]
-        assert ours.values["acc,none"] == theirs[index]["choice"]["acc,none"]
-        assert ours.stderr["acc,none"] == pytest.approx(theirs[index]["choice"]["acc_stderr,none"])
+        assert ours.values["acc,none"] == theirs[index]["results"]["choice"]["acc,none"]
+        assert ours.stderr["acc,none"] == pytest.approx(theirs[index]["results"]["choice"]["acc_stderr,none"])
 
 
 def test_a_limit_takes_the_first_items(base: Path, tasks: Path) -> None:
