@@ -30,6 +30,8 @@ class Outcome:
     """The trials of a search, and what they come to."""
 
     config: PaftConfig
+    device: str
+    """Where it merged: a random method draws other masks elsewhere."""
     goals: Sequence[Goal]
     trials: Sequence[Finished]
     inputs: dict[str, str]
@@ -135,6 +137,7 @@ def content(outcome: Outcome) -> dict[str, Any]:
             for goal in outcome.goals
         ],
         "seed": outcome.config.search.seed,
+        "device": outcome.device,
         "inputs": outcome.inputs,
         "versions": outcome.versions,
         "trials": [
@@ -180,7 +183,8 @@ def merge_commands(outcome: Outcome, trial: Finished) -> list[list[str]]:
     search, name = outcome.config.search, recipe_name(trial)
     model = outcome.folder / "models" / name
     recipe = outcome.folder / RECIPES / f"{name}.yml"
-    commands = [["axolotl", "paft", "merge", str(recipe), str(model), "--seed", str(search.seed)]]
+    commands = [["axolotl", "paft", "merge", str(recipe), str(model), "--seed", str(search.seed),
+                 "--device", outcome.device]]  # fmt: skip
     if search.test_tasks is not None:
         commands.append(
             ["lm_eval", "--model", "hf", "--model_args", f"pretrained={model},dtype={search.dtype}",

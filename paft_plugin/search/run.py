@@ -31,7 +31,7 @@ from paft_plugin.search.report import (
     write_outcome,
 )
 from paft_plugin.search.space import Space, make_spaces
-from paft_plugin.search.study import Finished, Proposal, Study, open_study
+from paft_plugin.search.study import Finished, Proposal, Study, locked, open_study
 
 if TYPE_CHECKING:
     from paft_plugin.evaluation.scorer import Scorer
@@ -87,19 +87,20 @@ def _search(config: PaftConfig, console: Console) -> Outcome:
     device = resolve_device(search.device)
     inputs = _branch_inputs(config)
     goals, tasks = open_goals(search.objectives, search.tasks, search.test_tasks)
-    console.print(f"Loading {config.base} …", highlight=False, markup=False)
-    model = FusedModel(config.base, search.dtype, device, search.batch_size)
-    scorer = Scorer(model.lm, tasks, search.limit)
-    spaces = make_spaces({name: _given(ranges) for name, ranges in search.methods.items()})
-    inputs |= _scoring_inputs(config, goals, scorer, spaces)
     folder = search_folder(config)
-    with open_study(folder, [goal.direction for goal in goals], inputs, spaces, search.seed) as study:
-        trial = _Trial(config, goals, model, scorer, folder / ".trial.yml")
-        try:
-            stopped = _try_all(config, study, trial, console, goals)
-        finally:
-            trial.recipe.unlink(missing_ok=True)
-        outcome = Outcome(config, goals, study.finished(), inputs, _versions(), trial.items)
+    with locked(folder):
+        console.print(f"Loading {config.base} …", highlight=False, markup=False)
+        model = FusedModel(config.base, search.dtype, device, search.batch_size)
+        scorer = Scorer(model.lm, tasks, search.limit)
+        spaces = make_spaces({name: _given(ranges) for name, ranges in search.methods.items()})
+        inputs |= _scoring_inputs(config, goals, scorer, spaces)
+        with open_study(folder, [goal.direction for goal in goals], inputs, spaces, search.seed) as study:
+            trial = _Trial(config, goals, model, scorer, folder / ".trial.yml")
+            try:
+                stopped = _try_all(config, study, trial, console, goals)
+            finally:
+                trial.recipe.unlink(missing_ok=True)
+            outcome = Outcome(config, device, goals, study.finished(), inputs, _versions(), trial.items)
         _write(outcome, console, stopped)
     if stopped == "interrupted":
         raise KeyboardInterrupt

@@ -163,7 +163,7 @@ class Study:
 def open_study(
     folder: Path, directions: Sequence[str], inputs: Mapping[str, str], spaces: Mapping[str, Space], seed: int
 ) -> Iterator[Study]:
-    """Begin a study in a folder, or go on with the one that is there; for the time of the context no other process can.
+    """Begin a study in a folder, or go on with the one that is there. Hold the folder with `locked` meanwhile.
 
     Args:
         folder: Gets `study.db`.
@@ -173,33 +173,29 @@ def open_study(
         seed: Of the sampler.
 
     Raises:
-        PaftError: Another process is at it; the study there is of other inputs, or no study at all.
+        PaftError: The study there is of other inputs, or no study at all.
     """
     import optuna
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        file = folder / DATABASE
-        try:
-            # By a function rather than by an address, in which a `?` of the path would have a meaning.
-            storage = optuna.storages.RDBStorage(
-                f"sqlite:///{DATABASE}",
-                engine_kwargs={"creator": partial(sqlite3.connect, str(file), check_same_thread=False)},
-            )
-            study = optuna.create_study(
-                storage=storage, study_name=NAME, directions=list(directions), load_if_exists=True
-            )
-        except Exception as error:  # SQLAlchemy's, SQLite's and alembic's, for a file that is no database of Optuna's
-            reason = " ".join(str(error).split())[:200]
-            raise PaftError(f"{file}: cannot be used ({reason}). Delete {folder} to search anew.") from error
-        try:
-            _check_inputs(study, inputs, folder)
-            for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # it was cut off
-            yield Study(study, spaces, seed)
-        finally:
-            storage.engine.dispose()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    file = folder / DATABASE
+    try:
+        # By a function rather than by an address, in which a `?` of the path would have a meaning.
+        storage = optuna.storages.RDBStorage(
+            f"sqlite:///{DATABASE}",
+            engine_kwargs={"creator": partial(sqlite3.connect, str(file), check_same_thread=False)},
+        )
+        study = optuna.create_study(storage=storage, study_name=NAME, directions=list(directions), load_if_exists=True)
+    except Exception as error:  # SQLAlchemy's, SQLite's and alembic's, for a file that is no database of Optuna's
+        reason = " ".join(str(error).split())[:200]
+        raise PaftError(f"{file}: cannot be used ({reason}). Delete {folder} to search anew.") from error
+    try:
+        _check_inputs(study, inputs, folder)
+        for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # it was cut off
+        yield Study(study, spaces, seed)
+    finally:
+        storage.engine.dispose()
 
 
 def _check_inputs(study: optuna.Study, inputs: Mapping[str, str], folder: Path) -> None:
@@ -220,11 +216,12 @@ def _check_inputs(study: optuna.Study, inputs: Mapping[str, str], folder: Path) 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `<folder>/.lock`; a killed process holds nothing.
+    """Make a folder and hold its `.lock`: one search at a time, and a killed one holds nothing.
 
     Raises:
         PaftError: Another process holds it.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:

@@ -26,6 +26,7 @@ from paft_plugin.search.front import pareto_front
 from paft_plugin.search.model import FusedModel
 from paft_plugin.search.report import table
 from paft_plugin.search.run import run_search
+from paft_plugin.search.study import locked
 from paft_plugin.search.validation import open_goals
 
 from .conftest import Write
@@ -158,6 +159,14 @@ def test_branches_that_do_not_belong_and_tasks_that_are_tests_are_said_before_an
     with pytest.raises(PaftError, match=r"empty: no config\.json, so no model"):
         run_search(file, quiet())
     assert not (tmp_path / "output").exists()
+
+
+def test_a_second_search_in_the_same_place_is_refused_before_it_loads_anything(
+    paft_yml: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FusedModel, "__init__", lambda *_: pytest.fail("loaded in spite of it"))
+    with locked(tmp_path / "output" / "search"), pytest.raises(PaftError, match="another search is at work"):
+        run_search(paft_yml(), quiet())
 
 
 def test_at_the_command_line_a_mistake_is_a_line_and_exit_code_2(paft_yml: Write, tmp_path: Path) -> None:

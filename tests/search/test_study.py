@@ -11,7 +11,7 @@ import pytest
 
 from paft_plugin.errors import PaftError
 from paft_plugin.search.space import make_spaces
-from paft_plugin.search.study import Finished, Proposal, Study, open_study
+from paft_plugin.search.study import Finished, Proposal, Study, locked, open_study
 
 SPACES = make_spaces({"ties": {}, "task_arithmetic": {}, "linear": {}})
 INPUTS = {"the base model": "1", "the seed": "7"}
@@ -100,12 +100,24 @@ def kill_after(trials: int, moment: str, folder: Path) -> None:
 
 def test_a_second_search_in_the_same_place_is_refused(tmp_path: Path) -> None:
     with (
-        open_study(tmp_path, DIRECTIONS, INPUTS, SPACES, 7),
+        locked(tmp_path / "search"),
         pytest.raises(PaftError, match="another search is at work"),
-        open_study(tmp_path, DIRECTIONS, INPUTS, SPACES, 7),
+        locked(tmp_path / "search"),
     ):
         pass
-    assert tried(tmp_path) == []  # and when the first is done, it is free again
+    with locked(tmp_path / "search"):
+        pass  # when the first is done, it is free again
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
+def test_a_killed_search_holds_nothing(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        with locked(tmp_path):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    with locked(tmp_path):
+        pass
 
 
 def test_other_inputs_are_refused_and_named(tmp_path: Path) -> None:
