@@ -97,7 +97,7 @@ def _place_labels(figure: Figure, axes: Axes, labels: dict[Point, str], points: 
     taken = [_box(_place(figure, axes, point), 6, 6) for point in points]
     for point, text in labels.items():
         x, y = _place(figure, axes, point)
-        width, height = 5.5 * len(text), 8.0
+        width, height = 5.5 * len(text) + 5, 9.0
         places = [
             ((distance + width / 2) * math.cos(angle), (distance + height / 2) * math.sin(angle))
             for distance in (7, 14, 22, 30, 38, 46)
