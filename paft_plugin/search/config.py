@@ -33,6 +33,7 @@ def _as_range(value: Any) -> Any:
 def _as_mapping(value: Any) -> Any:
     """A list of names is a mapping with nothing said about each; so is a name with nothing behind it."""
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        _raise([f"{name} is there twice. Name it once." for name in dict.fromkeys(value) if value.count(name) > 1])
         return {name: {} for name in value}
     if isinstance(value, dict):
         return {name: {} if content is None else content for name, content in value.items()}
@@ -57,8 +58,6 @@ def _no_file(path: Path) -> Path:
 
 
 Range = Annotated[tuple[float, float], BeforeValidator(_as_range)]
-
-
 Folder = Annotated[Path, AfterValidator(_absolute), AfterValidator(_existing)]
 OutputFolder = Annotated[Path, AfterValidator(_absolute), AfterValidator(_no_file)]
 
