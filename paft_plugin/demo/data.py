@@ -62,8 +62,8 @@ def write_data(
             _write_rows(directory / split / f"{measure}.jsonl", scored_rows(rng(f"{split} {measure}"), split, items))
 
 
-def write_tasks(directory: Path, items_directory: Path) -> None:
-    """Write lm-eval's task files (`--include_path directory`) for the scored items in `items_directory`.
+def write_tasks(directory: Path, items_directory: Path, split: world.Split = "test") -> None:
+    """Write lm-eval's task files (`--include_path directory`) for the scored items of a split, in `items_directory`.
 
     The files name absolute paths, because lm-eval resolves relative ones against wherever it is started. `datasets` caches in
     `cache` beside `directory`: in the run, so that it never reads another run's rows, but not among its inputs.
@@ -74,7 +74,7 @@ def write_tasks(directory: Path, items_directory: Path) -> None:
         if template.name.endswith(".yaml"):
             items = items_directory / f"{template.name.removesuffix('.yaml').removeprefix('paft_')}.jsonl"
             filled = Template(template.read_text(encoding="utf-8")).substitute(
-                items=_yaml_string(glob.escape(str(items))), cache=_yaml_string(str(cache))
+                items=_yaml_string(glob.escape(str(items))), cache=_yaml_string(str(cache)), split=split
             )
             write_text(directory / template.name, filled)
 

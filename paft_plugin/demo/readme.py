@@ -64,6 +64,11 @@ def render_readme(results: Sequence[ArmResult], stages: Sequence[Stage], run_dir
             f"  --tasks {','.join(measure.task for measure in MEASURES)} --apply_chat_template --batch_size 64 --device cpu",
             "```",
             "",
+            "## Search for better merge settings",
+            "",
+            "`axolotl paft search paft.yml`, in this folder, tries merge methods and their settings on validation items, which",
+            "neither the branches nor the table above have seen, and leaves what it found in `search/`.",
+            "",
         ]
     )
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from paft_plugin.demo import configs, data
 from paft_plugin.demo.plan import FULL_DEMO, QUICK_DEMO, Demo, make_stages, model_folder
 from paft_plugin.demo.readme import render_readme
+from paft_plugin.demo.search import write_search
 from paft_plugin.evaluation.arms import ArmResult
 from paft_plugin.files import write_bytes, write_json, write_text
 from paft_plugin.pipeline.local import run_stages
@@ -61,6 +62,7 @@ def write_inputs(demo: Demo, run_dir: Path) -> None:
     data.write_data(run_dir / "data", configs.SEED, items=demo.items)
     data.write_tasks(run_dir / "evaluation" / "tasks", run_dir / "data" / "test")
     configs.write_configs(run_dir, demo.effort)
+    write_search(run_dir)
 
 
 def _copy_base(folder: Path) -> None:

@@ -69,8 +69,8 @@ def score(
     return scores
 
 
-def load(candidate: Candidate, *, batch_size: int = 64, device: str = "cpu") -> HFLM:
-    """Load a candidate in float32 as lm-eval's model.
+def load(candidate: Candidate, *, batch_size: int = 64, device: str = "cpu", dtype: str = "float32") -> HFLM:
+    """Load a candidate as lm-eval's model, in float32 unless another of torch's dtypes is named.
 
     It's loaded here and not by lm-eval, which would score a model with randomly initialised tensors, or an adapter that fits
     nowhere, as if nothing were wrong.
@@ -86,7 +86,7 @@ def load(candidate: Candidate, *, batch_size: int = 64, device: str = "cpu") -> 
     where = f"arm {candidate.arm}: {candidate.adapter or candidate.model}"
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            candidate.model, dtype=torch.float32, output_loading_info=True, local_files_only=True
+            candidate.model, dtype=getattr(torch, dtype), output_loading_info=True, local_files_only=True
         )
         tokenizer = AutoTokenizer.from_pretrained(candidate.model, local_files_only=True)
         if candidate.adapter is not None:

@@ -1,0 +1,208 @@
+"""`front.png`: every trial by its scores, and the front; with one objective its course over the trials."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+from paft_plugin.files import write_bytes
+from paft_plugin.search.front import pareto_front
+from paft_plugin.search.report import PLOT, Outcome
+from paft_plugin.search.study import Finished
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which colour-blind people can tell apart, and a shape for each, for print and everyone else.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+SHAPES = ("o", "s", "^", "D", "v", "P", "X")
+MOST_COLUMNS = 3
+Point = tuple[float, float]
+
+
+def draw_front(outcome: Outcome) -> None:
+    """Write the plot of a search that has a scored trial."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = _course(outcome) if len(outcome.goals) == 1 else _pairs(outcome)
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    # Without the version and the date, the same search gives the same bytes.
+    figure.savefig(buffer, dpi=150, metadata={"Software": None})
+    write_bytes(outcome.folder / PLOT, buffer.getvalue())
+
+
+def _pairs(outcome: Outcome) -> Figure:
+    """One panel for each pair of objectives."""
+    pairs = list(combinations(range(len(outcome.goals)), 2))
+    columns = min(len(pairs), MOST_COLUMNS)
+    rows = math.ceil(len(pairs) / columns)
+    figure = _figure(max(5.5 * columns, 7.0), 4.6 * rows + 1.2)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for unused in axes[len(pairs) :]:
+        unused.set_visible(False)
+    _legend(figure, outcome, axes[0])
+    _caption(
+        figure,
+        f"{len(outcome.scored)} trials on validation items. Filled and numbered: the front, which no other trial beats; grey "
+        "bars: one standard error; bold: the one that gives up least. Ringed: a method at its defaults. A line joins what "
+        "nothing beats in the panel's two objectives. Trials that are worse than the axes reach are left out.",
+    )
+    for place, panel in zip(pairs, axes, strict=False):
+        _panel(figure, panel, outcome, *place)
+    return figure
+
+
+def _panel(figure: Figure, axes: Axes, outcome: Outcome, first: int, second: int) -> None:
+    """Draw the front, the defaults and what lies between."""
+    goals = outcome.goals[first], outcome.goals[second]
+    points = [(_scores(trial)[first], _scores(trial)[second]) for trial in outcome.scored]
+    line = sorted(points[place] for place in pareto_front(points, [goal.maximize for goal in goals]))
+    axes.plot(*zip(*line, strict=True), color="0.6", linewidth=1, zorder=1)
+    front = {trial.number for trial in outcome.front}
+    labels: dict[Point, list[str]] = {}
+    for trial, point in zip(outcome.scored, points, strict=True):
+        _point(axes, outcome, trial, point, trial.number in front)
+        if trial.number in front:
+            errors = [trial.stderr[place] or 0.0 for place in (first, second)]
+            axes.errorbar(*point, xerr=errors[0], yerr=errors[1], color="0.8", linewidth=0.8, zorder=0)
+            labels.setdefault(point, []).append(str(trial.number))
+    shown = [
+        point for trial, point in zip(outcome.scored, points, strict=True) if trial.number in front or trial.is_default
+    ]
+    limits = [_limits([point[side] for point in shown]) for side in (0, 1)]
+    axes.set_xlim(*limits[0])
+    axes.set_ylim(*limits[1])
+    axes.set_xlabel(_axis(goals[0].name, goals[0].maximize))
+    axes.set_ylabel(_axis(goals[1].name, goals[1].maximize))
+    start = outcome.start
+    bold = str(start.number) if start else ""
+    _place_labels(figure, axes, {point: ", ".join(numbers) for point, numbers in labels.items()}, points, bold)
+
+
+def _limits(values: list[float]) -> tuple[float, float]:
+    """An axis around what counts; the trials far below it would only squeeze that together."""
+    low, high = min(values), max(values)
+    margin = 0.15 * (high - low) or 0.05 * (abs(high) or 1.0)
+    return low - margin, high + margin
+
+
+def _place_labels(figure: Figure, axes: Axes, labels: dict[Point, str], points: list[Point], bold: str) -> None:
+    """Write each point's label beside it, where it covers no other point or label, with a line to it if that is far."""
+    figure.draw_without_rendering()  # only then is it known where a point lies
+    taken = [_box(_place(figure, axes, point), 6, 6) for point in points]
+    for point, text in labels.items():
+        x, y = _place(figure, axes, point)
+        width, height = 5.5 * len(text) + 5, 9.0
+        places = [
+            ((distance + width / 2) * math.cos(angle), (distance + height / 2) * math.sin(angle))
+            for distance in (7, 14, 22, 30, 38, 46)
+            for angle in (math.pi / 4 * eighth for eighth in range(8))
+        ]
+        boxes = [_box((x + dx, y + dy), width, height) for dx, dy in places]
+        free = next((index for index, box in enumerate(boxes) if not any(_overlap(box, other) for other in taken)), 0)
+        taken.append(boxes[free])
+        far = math.hypot(*places[free]) > 18
+        axes.annotate(
+            text,
+            point,
+            xytext=places[free],
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=9,
+            fontweight="bold" if bold in text.split(", ") else "normal",
+            arrowprops={"arrowstyle": "-", "color": "0.5", "linewidth": 0.6} if far else None,
+        )
+
+
+def _place(figure: Figure, axes: Axes, point: Point) -> Point:
+    """Where a point of the data lies, in typographic points."""
+    x, y = axes.transData.transform(point) * (72 / figure.dpi)
+    return float(x), float(y)
+
+
+def _box(middle: Point, width: float, height: float) -> tuple[float, float, float, float]:
+    x, y = middle
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _course(outcome: Outcome) -> Figure:
+    """One objective: each trial's score, and the best so far."""
+    (goal,) = outcome.goals
+    figure = _figure(8.0, 5.4)
+    axes = figure.subplots()
+    best: list[float] = []
+    front = {trial.number for trial in outcome.front}
+    for trial in outcome.scored:
+        (score,) = _scores(trial)
+        best.append((max if goal.maximize else min)([*best[-1:], score]))
+        _point(axes, outcome, trial, (trial.number, score), trial.number in front)
+    axes.step([trial.number for trial in outcome.scored], best, where="post", color="0.6", linewidth=1, zorder=1)
+    axes.set_xlabel("trial")
+    axes.set_ylabel(_axis(goal.name, goal.maximize))
+    axes.margins(0.08)
+    _legend(figure, outcome, axes)
+    _caption(
+        figure,
+        f"{len(outcome.scored)} trials on validation items. Filled: the best; line: the best so far. "
+        "Ringed: a method at its defaults.",
+    )
+    return figure
+
+
+def _point(axes: Axes, outcome: Outcome, trial: Finished, point: tuple[float, float], on_front: bool) -> None:
+    colour, shape = _style(outcome, trial.method)
+    axes.scatter(
+        *point,
+        marker=shape,
+        s=64 if on_front else 34,
+        facecolors=colour if on_front else "none",
+        edgecolors=colour,
+        linewidths=1.2,
+        alpha=1.0 if on_front else 0.75,
+        zorder=3 if on_front else 2,
+    )
+    if trial.is_default:
+        axes.scatter(*point, marker="o", s=170, facecolors="none", edgecolors="black", linewidths=0.8, zorder=4)
+
+
+def _style(outcome: Outcome, method: str) -> tuple[str, str]:
+    place = list(outcome.config.search.methods).index(method)
+    return COLOURS[place % len(COLOURS)], SHAPES[(place + place // len(COLOURS)) % len(SHAPES)]
+
+
+def _legend(figure: Figure, outcome: Outcome, axes: Axes) -> None:
+    used = [method for method in outcome.config.search.methods if any(t.method == method for t in outcome.scored)]
+    for method in used:
+        colour, shape = _style(outcome, method)
+        axes.scatter([], [], marker=shape, color=colour, label=method)
+    figure.legend(loc="outside upper center", ncols=min(len(used), 5), frameon=False)
+
+
+def _axis(name: str, maximize: bool) -> str:
+    return f"{name} ({'more' if maximize else 'less'} is better)"
+
+
+def _caption(figure: Figure, text: str) -> None:
+    width = int(figure.get_figwidth() * 14)
+    figure.supxlabel("\n".join(textwrap.wrap(text, width)), fontsize=9, x=0.02, ha="left")
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _scores(trial: Finished) -> tuple[float, ...]:
+    assert trial.scores is not None
+    return trial.scores

@@ -1,0 +1,57 @@
+"""A run of the demo can be searched: its `paft.yml` is valid, and what it scores is validation items only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from paft_plugin.demo.data import write_data, write_tasks
+from paft_plugin.demo.search import write_search
+from paft_plugin.errors import PaftError
+from paft_plugin.search.config import read_config
+from paft_plugin.search.validation import open_goals
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    write_data(tmp_path / "data", 0, sft_rows=1, preference_rows=1, items=10)
+    write_tasks(tmp_path / "evaluation" / "tasks", tmp_path / "data" / "test")
+    write_search(tmp_path)
+    for folder in ("base", "branches/sft-l1", "branches/dpo"):
+        (tmp_path / folder).mkdir(parents=True)
+    return tmp_path
+
+
+def test_it_is_read_and_scores_the_validation_items(run_dir: Path) -> None:
+    config = read_config(run_dir / "paft.yml")
+    search = config.search
+    goals, tasks = open_goals(search.objectives, search.tasks, search.test_tasks)
+    assert [goal.name for goal in goals] == ["skill", "style", "retained"]
+    assert config.output_dir == run_dir
+    for goal in goals:
+        items = (run_dir / "data" / "validation" / f"{goal.name}.jsonl").read_text().splitlines()
+        assert list(tasks[goal.task].eval_docs) == [json.loads(line) for line in items]
+
+
+def test_its_test_items_cannot_be_searched_on(run_dir: Path) -> None:
+    content = yaml.safe_load((run_dir / "paft.yml").read_text())
+    content["search"] |= {"tasks": "evaluation/tasks", "test_tasks": None}
+    (run_dir / "paft.yml").write_text(yaml.safe_dump(content))
+    search = read_config(run_dir / "paft.yml").search
+    with pytest.raises(PaftError) as caught:
+        open_goals(search.objectives, search.tasks)
+    assert len(caught.value.problems) == 3
+    assert all("has only test items" in problem for problem in caught.value.problems)
+
+    # Nor by calling them validation items.
+    write_tasks(run_dir / "evaluation" / "disguised", run_dir / "data" / "test", "validation")
+    with pytest.raises(PaftError, match="named like test items"):
+        open_goals(search.objectives, run_dir / "evaluation" / "disguised")
+    (run_dir / "data" / "test").rename(run_dir / "data" / "harmless")
+    write_tasks(run_dir / "evaluation" / "disguised", run_dir / "data" / "harmless", "validation")
+    write_tasks(run_dir / "evaluation" / "tasks", run_dir / "data" / "harmless")
+    with pytest.raises(PaftError, match=r"10 of its 10 items are also in paft_"):
+        open_goals(search.objectives, run_dir / "evaluation" / "disguised", run_dir / "evaluation" / "tasks")

@@ -1,0 +1,213 @@
+"""A whole search on a tiny model: never worse than the defaults, the same again, and recipes that merge to what was scored."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from paft_plugin.cli import paft
+from paft_plugin.errors import PaftError
+from paft_plugin.evaluation.candidates import Candidate
+from paft_plugin.evaluation.score import load
+from paft_plugin.evaluation.scorer import Scorer
+from paft_plugin.fusion.merge import open_fusion, write_fusion
+from paft_plugin.search import run as running
+from paft_plugin.search.config import Objective
+from paft_plugin.search.front import pareto_front
+from paft_plugin.search.model import FusedModel
+from paft_plugin.search.report import table
+from paft_plugin.search.run import run_search
+from paft_plugin.search.study import locked
+from paft_plugin.search.validation import open_goals
+
+from .conftest import Write
+
+NAMES = ["first", "second"]
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=80)
+
+
+def trials(output: Path) -> list[dict[str, Any]]:
+    """What `trials.json` says of each trial, but for the time that it took."""
+    content = json.loads((output / "search" / "trials.json").read_text())
+    return [{key: value for key, value in trial.items() if key != "seconds"} for trial in content["trials"]]
+
+
+@pytest.fixture(scope="module")
+def searched(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a search of 12 trials."""
+    folder = tmp_path_factory.mktemp("searched")
+    file = folder / "paft.yml"
+    content = {
+        **{name: str(world / name) for name in ("base", "sft", "preference")},
+        "output_dir": "out",
+        "search": {
+            "tasks": str(world / "tasks"),
+            "test_tasks": str(world / "test_tasks"),
+            "objectives": NAMES,
+            "trials": 12,
+            "device": "cpu",
+        },
+    }
+    file.write_text(json.dumps(content))  # JSON is YAML
+    run_search(file, quiet())
+    return folder
+
+
+def test_the_defaults_are_tried_first_and_the_front_covers_them(searched: Path) -> None:
+    found = trials(searched / "out")
+    assert [trial["number"] for trial in found] == list(range(1, 13))
+    assert [trial["method"] for trial in found if trial["is_default"]] == [trial["method"] for trial in found[:5]]
+    scores = [tuple(trial["scores"].values()) for trial in found]
+    assert len(set(scores)) > 4  # or this would say nothing
+    assert [trial["number"] - 1 for trial in found if trial["on_front"]] == pareto_front(scores, [True, True])
+    front = [tuple(trial["scores"].values()) for trial in found if trial["on_front"]]
+    for default in scores[:5]:
+        assert any(all(a >= b for a, b in zip(row, default, strict=True)) for row in front)
+
+
+def test_recipes_are_those_of_the_front_and_merge_to_the_scores_of_their_trial(
+    searched: Path, world: Path, tmp_path: Path
+) -> None:
+    output = searched / "out" / "search"
+    front = [trial for trial in trials(searched / "out") if trial["on_front"]]
+    assert sorted(str(path.relative_to(output)) for path in (output / "recipes").iterdir()) == sorted(
+        trial["recipe"] for trial in front
+    )
+    for trial in front:
+        folder = tmp_path / str(trial["number"])
+        write_fusion(open_fusion(output / trial["recipe"], 42, "cpu"), folder)
+        _, tasks = open_goals({name: Objective() for name in NAMES}, world / "tasks")
+        scored = Scorer(load(Candidate("x", folder)), tasks).score()
+        assert {name: scored[name].values["acc,none"] for name in NAMES} == trial["scores"]
+
+
+def test_the_same_search_elsewhere_finds_the_same(searched: Path, tmp_path: Path) -> None:
+    shutil.copy(searched / "paft.yml", tmp_path)
+    run_search(tmp_path / "paft.yml", quiet())
+    assert trials(tmp_path / "out") == trials(searched / "out")
+    plots = [(folder / "out" / "search" / "front.png").read_bytes() for folder in (searched, tmp_path)]
+    assert plots[0] == plots[1]
+    assert plots[0].startswith(b"\x89PNG")
+
+
+def test_more_trials_go_on_where_fewer_ended(searched: Path, tmp_path: Path) -> None:
+    shutil.copy(searched / "paft.yml", tmp_path)
+    run_search(tmp_path / "paft.yml", quiet(), trials=6)
+    assert len(trials(tmp_path / "out")) == 6
+    run_search(tmp_path / "paft.yml", quiet())
+    assert trials(tmp_path / "out") == trials(searched / "out")
+    assert run_search(tmp_path / "paft.yml", quiet(), trials=6).trials[-1].number == 12  # none is forgotten
+
+
+def test_the_readme_and_the_table_say_it_in_80_columns(searched: Path) -> None:
+    console = quiet()
+    outcome = run_search(searched / "paft.yml", console)  # finished: it only says again what was found
+    console.print(table(outcome))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text.split("Loading")[1].partition("\n")[2]
+    readme = (searched / "out" / "search" / "README.md").read_text()
+    for trial in outcome.front:
+        assert f"| {trial.number} | {trial.method} |" in readme
+    assert f"trial-{outcome.start.number:03d}-" in readme  # type: ignore[union-attr]
+    assert "--include_path" in readme
+    assert "front.png" in readme
+
+
+def test_one_objective_has_one_winner(paft_yml: Write, tmp_path: Path) -> None:
+    outcome = run_search(paft_yml(objectives=("second",), methods=["ties", "linear"], trials=4), quiet())
+    (winner,) = outcome.front
+    assert winner.scores == max(trial.scores for trial in outcome.trials)
+    assert [path.stem for path in (tmp_path / "output" / "search" / "recipes").iterdir()] == [
+        f"trial-{winner.number:03d}-{winner.method}"
+    ]
+    assert (tmp_path / "output" / "search" / "front.png").is_file()
+
+
+def test_other_inputs_in_the_same_place_are_refused(paft_yml: Write) -> None:
+    run_search(paft_yml(methods=["linear"], trials=1), quiet())
+    for change, said in (
+        ({"seed": 1}, "the seed"),
+        ({"limit": 5}, "the limit"),
+        ({"methods": {"linear": {"scale": [0.5, 2]}}}, "the methods or their ranges"),
+        ({"objectives": {"first": {"direction": "minimize"}, "second": {}}}, "the objectives"),
+    ):
+        with pytest.raises(PaftError, match=f"other inputs: .*{said}"):
+            run_search(paft_yml(**{"methods": ["linear"], "trials": 1, **change}), quiet())
+
+
+def test_branches_that_do_not_belong_and_tasks_that_are_tests_are_said_before_anything_is_loaded(
+    paft_yml: Write, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "_try_all", lambda *_: pytest.fail("searched in spite of it"))
+    with pytest.raises(PaftError, match="has only test items"):
+        run_search(paft_yml(tasks=str(world / "test_tasks"), test_tasks=None), quiet())
+    (tmp_path / "empty").mkdir()
+    file = paft_yml()
+    file.write_text(file.read_text().replace(str(world / "sft"), str(tmp_path / "empty")))
+    with pytest.raises(PaftError, match=r"empty: no config\.json, so no model"):
+        run_search(file, quiet())
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_second_search_in_the_same_place_is_refused_before_it_loads_anything(
+    paft_yml: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FusedModel, "__init__", lambda *_: pytest.fail("loaded in spite of it"))
+    with locked(tmp_path / "output" / "search"), pytest.raises(PaftError, match="another search is at work"):
+        run_search(paft_yml(), quiet())
+
+
+def test_at_the_command_line_a_mistake_is_a_line_and_exit_code_2(paft_yml: Write, tmp_path: Path) -> None:
+    for arguments, said in (
+        (["nowhere.yml"], "nowhere.yml: no such file"),
+        ([str(paft_yml(trails=3))], "search.trails: no such key. Did you mean trials?"),
+        ([str(paft_yml()), "--trials", "2"], "--trials: 2 is fewer than the 5 methods"),
+    ):
+        result = CliRunner().invoke(paft, ["search", *arguments])
+        assert result.exit_code == 2
+        assert said in result.stderr
+        assert "Traceback" not in result.output
+    assert not (tmp_path / "output").exists()
+
+
+def test_without_the_extra_it_says_what_to_install(paft_yml: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "find_spec", lambda _: None)
+    with pytest.raises(PaftError, match=r"needs optuna and matplotlib: pip install 'paft-plugin\[search\]'"):
+        run_search(paft_yml(), quiet())
+
+
+def test_ctrl_c_ends_after_the_running_trial_and_a_timeout_after_its_time(
+    paft_yml: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    become = FusedModel.become
+    merges: list[Path] = []
+
+    def interrupted(model: FusedModel, recipe: Path, seed: int) -> None:
+        merges.append(recipe)
+        become(model, recipe, seed)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(FusedModel, "become", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run_search(paft_yml(), quiet())
+    assert signal.getsignal(signal.SIGINT) is before
+    assert len(merges) == 1
+    assert [trial["on_front"] for trial in trials(tmp_path / "output")] == [True]
+    assert (tmp_path / "output" / "search" / "front.png").is_file()
+
+    monkeypatch.setattr(FusedModel, "become", become)
+    outcome = run_search(paft_yml(), quiet(), timeout=1e-9)
+    assert len(outcome.trials) == 1
