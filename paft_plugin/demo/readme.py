@@ -66,8 +66,8 @@ def render_readme(results: Sequence[ArmResult], stages: Sequence[Stage], run_dir
             "",
             "## Search for better merge settings",
             "",
-            "`axolotl paft search paft.yml`, in this folder, tries merge methods and their settings on validation items, which",
-            "neither the branches nor the table above have seen, and leaves what it found in `search/`.",
+            "`axolotl paft search paft.yml`, in this folder, tries merge methods and their settings on validation items, never",
+            "on the test items of the table above, and leaves what it found in `search/`.",
             "",
         ]
     )

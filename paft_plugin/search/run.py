@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import signal
 import threading
 import time
@@ -125,7 +126,14 @@ class _Trial:
         write_recipe(recipe_request(self._config, proposal.method, proposal.options, self.recipe))
         self._model.become(self.recipe, self._config.search.seed)
         scored = self._scorer.score()
-        values = [scored[goal.task].values.get(goal.metric, math.nan) for goal in self._goals]
+        raise_if_any(
+            [
+                f"search.objectives.{goal.task}: lm-eval reports no {goal.metric}, but {', '.join(scored[goal.task].values)}."
+                for goal in self._goals
+                if goal.metric not in scored[goal.task].values
+            ]
+        )
+        values = [scored[goal.task].values[goal.metric] for goal in self._goals]
         stderr = [scored[goal.task].stderr.get(goal.metric) for goal in self._goals]
         return (values if all(map(math.isfinite, values)) else None), stderr
 
@@ -179,7 +187,7 @@ def _write(outcome: Outcome, console: Console, stopped: str) -> None:
     if outcome.start:
         start = merge_commands(outcome, outcome.start)[0]
         console.print(
-            f"\nMerge the one to start with:\n{' '.join(start)}", highlight=False, markup=False, soft_wrap=True
+            f"\nMerge the one to start with:\n{shlex.join(start)}", highlight=False, markup=False, soft_wrap=True
         )
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,15 @@ def test_at_the_command_line_a_mistake_is_a_line_and_exit_code_2(paft_yml: Write
         assert said in result.stderr
         assert "Traceback" not in result.output
     assert not (tmp_path / "output").exists()
+
+
+def test_a_number_that_lm_eval_does_not_report_is_said(paft_yml: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    score = Scorer.score
+    monkeypatch.setattr(
+        Scorer, "score", lambda self: {name: replace(one, values={"f1,none": 1.0}) for name, one in score(self).items()}
+    )
+    with pytest.raises(PaftError, match=r"objectives\.second: lm-eval reports no acc,none, but f1,none"):
+        run_search(paft_yml(), quiet())
 
 
 def test_without_the_extra_it_says_what_to_install(paft_yml: Write, monkeypatch: pytest.MonkeyPatch) -> None:
