@@ -105,6 +105,10 @@ class SwitchedInjector(PenaltyInjector):
         if self.on:
             self._timed(super().after_optimizer_step)
 
+    def end_step(self) -> None:
+        if self.on:
+            self._timed(super().end_step)
+
     def measure(self) -> Measurement:
         return self._timed(super().measure) if self.on else Measurement(0.0, {}, 0)
 

@@ -41,7 +41,7 @@ def test_every_problem_is_named_at_once() -> None:
 @pytest.mark.parametrize("version", [1, 2])
 def test_fsdp1_is_refused_by_name(version: int) -> None:
     trainer: Any = SimpleNamespace(
-        args=SimpleNamespace(n_gpu=1),
+        args=SimpleNamespace(n_gpu=1, optim="sgd"),
         is_fsdp_enabled=True,
         is_deepspeed_enabled=False,
         accelerator=SimpleNamespace(state=SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=version))),
@@ -52,6 +52,8 @@ def test_fsdp1_is_refused_by_name(version: int) -> None:
 
 
 def test_more_gpus_than_processes_are_refused_by_name() -> None:
-    trainer: Any = SimpleNamespace(args=SimpleNamespace(n_gpu=2), is_fsdp_enabled=False, is_deepspeed_enabled=False)
+    trainer: Any = SimpleNamespace(
+        args=SimpleNamespace(n_gpu=2, optim="sgd"), is_fsdp_enabled=False, is_deepspeed_enabled=False
+    )
     (problem,) = why_unsupported(trainer, PLAIN)
     assert "2 GPUs through torch.nn.DataParallel" in problem
