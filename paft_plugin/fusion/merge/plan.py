@@ -22,6 +22,7 @@ from mergekit.tokenizer import TokenizerInfo
 from torch import Tensor
 
 from paft_plugin.errors import raise_if_any, some
+from paft_plugin.fusion.merge.ahead import LoadAhead, load_inputs
 from paft_plugin.fusion.merge.loaders import ModelLoader
 from paft_plugin.fusion.merge.untouched import draws, gives_base, gives_input_rounded, skip_draws
 
@@ -85,38 +86,46 @@ class Plan:
         writers = {universe.get_handle(task): self._received for task in universe.tasks if _is_writer(task)}
         handles = [universe.add_task(task) for task in targets]
         self._executor = Executor(handles, self._device, "cpu", cached_values=writers)
+        merges = {}
         for save in saves:
             if merge := _plain_merge(save):
                 index = universe.task_to_index[merge]
-                universe.tasks[index] = Joined(run=self._one(merge, save))
+                universe.tasks[index] = joined = Joined(run=self._one(merge, save))
                 universe.task_arguments[index] = {}
+                merges[id(joined)] = merge
         self._executor.schedule = _needed(self._executor.schedule, handles, writers)
+        joins = (id(handle.task()) for handle in self._executor.schedule.tasks)
+        self._ahead = LoadAhead([merges[join] for join in joins if join in merges], loaders)
 
     def run(self, quiet: bool) -> Iterator[tuple[str, Tensor] | TokenizerInfo]:
         """Yield (name, tensor in its final dtype), and the tokenizer where the recipe builds one."""
-        for task, value in self._executor.run(quiet=quiet, desc="Merging"):
-            if isinstance(task, SaveTensor):
-                tensor = self._received.take()
-                if tensor is not None:
-                    yield task.tensor_name, tensor
-            elif isinstance(value, TokenizerInfo):
-                yield value
+        with self._ahead:
+            for task, value in self._executor.run(quiet=quiet, desc="Merging"):
+                if isinstance(task, SaveTensor):
+                    tensor = self._received.take()
+                    if tensor is not None:
+                        yield task.tensor_name, tensor
+                elif isinstance(value, TokenizerInfo):
+                    yield value
 
     def _one(self, merge: ExecuteMergeMethodTask, save: SaveTensor) -> Callable[[], Tensor | None]:
         def run() -> Tensor | None:
-            copy = _copy(merge, save, self._loaders, self._device)
-            return _merge(merge, self._device) if copy is None else copy
+            inputs = self._ahead.take(merge)
+            if inputs is None:
+                copy = _copy(merge, save, self._loaders, self._device)
+                if copy is not None:
+                    return copy
+                inputs = load_inputs(merge)
+            return _merge(merge, inputs, self._device)
 
         return run
 
 
-def _merge(merge: ExecuteMergeMethodTask, device: str) -> Tensor | None:
-    """What mergekit's executor does: load, move, gather, merge."""
-    gather = merge.gather_tensors
-    tensors = {key: load.execute() for key, load in gather.arguments().items()}
+def _merge(merge: ExecuteMergeMethodTask, inputs: dict[str, Tensor | None], device: str) -> Tensor | None:
+    """What mergekit's executor does with what it has loaded: move, gather, merge."""
     if merge.uses_accelerator():
-        tensors = {key: None if tensor is None else tensor.to(device) for key, tensor in tensors.items()}
-    merged: Tensor | None = merge.execute(gather.execute(**tensors))
+        inputs = {key: None if tensor is None else tensor.to(device) for key, tensor in inputs.items()}
+    merged: Tensor | None = merge.execute(merge.gather_tensors.execute(**inputs))
     return merged
 
 

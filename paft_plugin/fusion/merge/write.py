@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,12 +54,16 @@ def write_fusion(
     with whole_folder(out) as folder:
         with fusion.planned() as plan:
             writer = ShardedWriter(folder, plan.names, most)
-            try:
+            # One tensor is written while the next is merged.
+            with closing(writer), ThreadPoolExecutor(1) as pool:
+                under_way: Future[None] | None = None
                 for name, tensor in fusion.run(plan, quiet):
-                    writer.add(name, tensor)
+                    if under_way is not None:
+                        under_way.result()
+                    under_way = pool.submit(writer.add, name, tensor)
+                if under_way is not None:
+                    under_way.result()
                 writer.finish()
-            finally:
-                writer.close()
         warnings = write_tokenizer(fusion, folder)
         fusion.model_config.save_pretrained(folder)
         record = provenance_record(fusion, findings)
