@@ -125,7 +125,6 @@ def recipe(**options: Any) -> None:
     """Write a mergekit recipe that fuses two branches of one base model; its header holds the command that runs it."""
     import shlex
 
-    from paft_plugin.deltas import why_unproven
     from paft_plugin.fusion.materialize import materialized
     from paft_plugin.fusion.recipe import merge_command, write_recipe
     from paft_plugin.fusion.request import RecipeRequest
@@ -133,7 +132,7 @@ def recipe(**options: Any) -> None:
     given = {name: options.pop(name) for name in extra_names()}
     extras = {name: value for name, value in given.items() if value is not None}
     written = write_recipe(RecipeRequest(**options, extras=extras))
-    if warning := why_unproven(written.sft.path):
+    for warning in written.warnings:
         click.echo(f"Warning: {warning}", err=True)
     for folder, size in materialized(written).items():
         click.echo(f"Whole model: {folder} ({size / 1e9:.2f} GB). Delete it after the merge.")

@@ -7,9 +7,8 @@ from dataclasses import replace
 import torch
 
 from paft_plugin.deltas.adapter import open_adapter
-from paft_plugin.deltas.belongs import branch_problems, check_belongs, check_finite
+from paft_plugin.deltas.belongs import check_belongs, examine
 from paft_plugin.deltas.delta import Delta, delta_of
-from paft_plugin.deltas.fit import quantised
 from paft_plugin.deltas.store import FLOATS, TensorStore, is_adapter, open_model
 from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.files import fingerprint, write_text
@@ -52,16 +51,12 @@ def describe(request: RecipeRequest) -> Recipe:
         # The base's faults come once for each branch; shown once.
         faults = [problem for branch in branches for problem in check_belongs(request.base, branch)]
         raise PaftError(problems + list(dict.fromkeys(faults))) from None
-    problems += quantised(base) + _filters_without_tensors(request, base)
-    for branch in branches:
-        faults = branch_problems(base, branch)
-        if not faults and is_adapter(branch):
-            faults = check_finite(branch)
-        problems += faults
+    findings = examine(request.base, request.sft, request.preference)
+    problems += findings.problems + _filters_without_tensors(request, base)
     raise_if_any(list(dict.fromkeys(problems)))
     raise_if_any([problem for branch in branches for problem in missing_tokenizer(request, branch)])
     adapters = [open_adapter(branch).fingerprint for branch in branches if is_adapter(branch)]
-    return settle(
+    recipe = settle(
         request,
         sft_is_adapter=is_adapter(request.sft),
         preference_is_adapter=is_adapter(request.preference),
@@ -70,6 +65,7 @@ def describe(request: RecipeRequest) -> Recipe:
         cache=fingerprint([base.fingerprint, MERGE_DTYPE, *adapters]) if adapters and not request.materialize else "",
         idle=_idle(request, base),
     )
+    return replace(recipe, warnings=tuple(findings.warnings))
 
 
 def write_recipe(request: RecipeRequest) -> Recipe:

@@ -94,6 +94,8 @@ class Recipe:
     """Whether mergekit must be told to take the base's tokenizer."""
     lora_cache: Path | None
     """Where mergekit writes each adapter as a whole model; None where it reads no adapter."""
+    warnings: tuple[str, ...] = ()
+    """What is to be known about the branches: differing tokenizers, a penalty that nothing proves."""
 
     @property
     def branches(self) -> tuple[Branch, Branch]:
