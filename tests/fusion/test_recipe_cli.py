@@ -42,6 +42,7 @@ def test_a_recipe_is_written_and_its_command_shown(world: World, tmp_path: Path)
     assert f"# {command}" in file.read_text().splitlines()
     assert shlex.split(command)[-2:] == ["--random-seed", "3"]
     assert f"Warning: {world['sft-full']} has no paft.json" in result.stderr
+    assert "it was trained with a chat template of its own" in result.stderr
 
 
 def test_paths_may_be_relative(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
