@@ -89,7 +89,7 @@ def proofs(subject: Subject) -> Iterator[Finding]:
         unfinished[0].rstrip(".") + "."
         if unfinished
         else f"No branch has a {PROOF_FILE}: nothing proves that the L1 penalty ran, and deltas may well be dense.",
-        "Train the SFT branch with paft_lambda, or fuse knowing that it is dense.",
+        "Train the SFT branch with paft_l1_lambda, or fuse knowing that it is dense.",
     )
 
 
