@@ -66,7 +66,7 @@ def as_table(rows: Sequence[Row]) -> Table:
     table.add_column("Figure", no_wrap=True)
     for heading in ("Median", "Min – max", "Bar"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("Met", no_wrap=True)
+    table.add_column("Met", no_wrap=True, min_width=3)
     for row in rows:
         table.add_row(row.name if row.figures else f"{row.name}: {row.note}", style="bold", end_section=not row.figures)
         for figure in row.figures:
@@ -88,9 +88,7 @@ def _cells(figure: Figure) -> tuple[str, str, str, str]:
 
 
 def _number(value: float) -> str:
-    if value == int(value) or abs(value) >= 100:
-        return f"{value:.0f}"
-    return f"{value:.3f}" if abs(value) >= 1 else f"{value:.4f}"
+    return f"{value:.0f}" if value == int(value) or abs(value) >= 100 else f"{value:.4g}"
 
 
 def as_json(rows: Sequence[Row], packages: Sequence[str], conditions: Mapping[str, Any]) -> dict[str, Any]:

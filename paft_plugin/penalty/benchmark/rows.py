@@ -56,7 +56,7 @@ def lora_step(scale: Scale) -> Row:
         *whole.ratios(at_most=1.03),
         figure("penalty, accumulation 1", whole.penalty, "s"),
         figure(f"penalty, accumulation {ACCUMULATION}", split.penalty, "s"),
-        Figure(f"penalty passes a step, accumulation {ACCUMULATION}", max(split.passes), "", at_most=1),
+        Figure(f"passes a step, accumulation {ACCUMULATION}", max(split.passes), "", at_most=1),
     ]
     timings = whole.timings() | {f"penalty in a step, accumulation {ACCUMULATION}": split.penalty}
     return Row("lora step", figures, timings, note)
