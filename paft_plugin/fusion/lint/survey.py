@@ -6,6 +6,7 @@ accurate to about 0.4 %; whether it is finite is looked at in full. Memory is th
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections.abc import Iterator
@@ -78,24 +79,25 @@ def survey(subject: Subject) -> Iterator[TensorFacts]:
 
 def _facts(subject: Subject, name: str, shared: dict[str, Any], own: dict[int, dict[str, Any]]) -> TensorFacts:
     assert subject.base is not None
-    weights = subject.base.tensor(name).flatten()
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    entries = weights.numel()
+    entries = math.prod(subject.base.shape(name))
     chosen = torch.randint(entries, (SAMPLE,), generator=generator) if entries > SAMPLE else None
     factor = entries / SAMPLE if chosen is not None else 1.0
-    sampled_weights = (weights if chosen is None else weights[chosen]).float()
     dtype = NARROW.get(subject.config.dtype or "")
+    # What rounding loses is all that the base's own entries are needed for.
+    weights = None if dtype is None else subject.base.tensor(name).flatten()
+    sampled_weights = None if weights is None else (weights if chosen is None else weights[chosen]).float()
     samples: dict[int, Tensor] = {}
     looks = {}
     for index, delta in subject.deltas.items():
-        change = delta.one(name).flatten() if name in delta.names else torch.zeros_like(weights, dtype=torch.float32)
+        change = delta.one(name).flatten() if name in delta.names else torch.zeros(entries)
         # A sum is a third of the work, and finite only if all of it is.
         finite = bool(torch.isfinite(change.sum())) or bool(torch.isfinite(change).all())
         sample = change if chosen is None else change[chosen]
         sample = torch.nan_to_num(sample, nan=0.0, posinf=0.0, neginf=0.0)
         samples[index] = sample
         lost = 0.0
-        if dtype is not None:
+        if dtype is not None and sampled_weights is not None:
             rounded = (sampled_weights + sample).to(dtype).float() - sampled_weights.to(dtype).float()
             lost = float((rounded - sample).double().square().sum()) * factor
         below = sample.abs() <= shared.get("epsilon", 0.0)
