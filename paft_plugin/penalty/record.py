@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -73,5 +74,6 @@ class Record:
 
 
 def _for_json(measurement: Measurement) -> dict[str, Any]:
+    """JSON has no NaN: a training that diverged has no norm, which is no reason to lose its record."""
     shares = {threshold_key(threshold): share for threshold, share in measurement.sparsity.items()}
-    return {"l1_norm": measurement.l1_norm, "sparsity": shares}
+    return {"l1_norm": measurement.l1_norm if math.isfinite(measurement.l1_norm) else None, "sparsity": shares}

@@ -19,10 +19,10 @@ WITNESSED = {
 }
 
 
-def train_all(config: Path, runs: dict[str, dict[str, Any]]) -> dict[str, Path]:
+def train_all(config: Path, runs: dict[str, dict[str, Any]], **environment: str) -> dict[str, Path]:
     """`axolotl train CONFIG --sweep SWEEP`, one run for each set of changes; returns each run's output directory.
 
-    The folder of this file is importable in the runs, for `WITNESSED`. axolotl shuffles the runs; what one of them patches into a
+    `environment` goes on top of this process's. The folder of this file is importable in the runs, for `WITNESSED`. axolotl shuffles the runs; what one of them patches into a
     model's class stays there for the others.
     """
     outputs = {name: config.parent / "sweep" / name for name in runs}
@@ -36,7 +36,7 @@ def train_all(config: Path, runs: dict[str, dict[str, Any]]) -> dict[str, Path]:
         text=True,
         timeout=1800,
         check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return {name: next(output.iterdir()) for name, output in outputs.items()}

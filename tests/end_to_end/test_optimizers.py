@@ -72,7 +72,9 @@ def test_every_optimizer_is_given_the_penalised_gradient_once(
     """Schedule-free ones keep several versions of the weights; the one that is saved is the one that `paft.json` tells of."""
     config = write_config(tmp_path, "optimizers", **WITNESSED, **LORA)
     epochs = {name: EPOCHS.get(name, 3) for name in OPTIMIZERS}
-    outputs = train_all(config, {name: {"optimizer": name, "num_epochs": epochs[name]} for name in OPTIMIZERS})
+    runs = {name: {"optimizer": name, "num_epochs": epochs[name]} for name in OPTIMIZERS}
+    # Muon compiles its step; held to AVX2 (ATEN_CPU_CAPABILITY), torch 2.13 makes NaN of it, with the penalty or without.
+    outputs = train_all(config, runs, TORCHDYNAMO_DISABLE="1")
     problems = {name: why_not_penalised(base, outputs[name], STRENGTH, epochs[name]) for name in OPTIMIZERS}
     assert problems == {name: [] for name in OPTIMIZERS}
     assert {name: steps_of(outputs[name])[0].optimizer for name in OPTIMIZERS} == OPTIMIZERS

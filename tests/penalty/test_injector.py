@@ -200,6 +200,14 @@ def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "paft.json").read_text())["finished"] is False
 
 
+def test_a_run_that_diverges_keeps_its_record(tmp_path: Path) -> None:
+    trained(tiny_llama(), tmp_path, PenaltySettings(LAMBDA), learning_rate=float("inf"), max_steps=2)
+    record = json.loads((tmp_path / "paft.json").read_text())
+    assert record["finished"] is True
+    assert record["l1_norm"] is None
+    assert record["history"][-1]["l1_norm"] is None
+
+
 def test_unfreezing_during_training_is_refused(tmp_path: Path) -> None:
     """What was frozen when training began has no reference and no penalty, so it must not start to move unnoticed."""
 
