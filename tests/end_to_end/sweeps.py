@@ -22,8 +22,8 @@ WITNESSED = {
 def train_all(config: Path, runs: dict[str, dict[str, Any]], **environment: str) -> dict[str, Path]:
     """`axolotl train CONFIG --sweep SWEEP`, one run for each set of changes; returns each run's output directory.
 
-    `environment` goes on top of this process's. The folder of this file is importable in the runs, for `WITNESSED`. axolotl shuffles the runs; what one of them patches into a
-    model's class stays there for the others.
+    `environment` goes on top of this process's. The folder of this file is importable in the runs, for `WITNESSED`. axolotl
+    shuffles the runs; what one of them patches into a model's class stays there for the others.
     """
     outputs = {name: config.parent / "sweep" / name for name in runs}
     sweep = config.with_name("sweep.yml")
