@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paft_plugin import __version__
-from paft_plugin.errors import PaftError
+from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.fusion.methods import MEANINGS, METHODS, extra_names
 
 if TYPE_CHECKING:
@@ -240,7 +240,6 @@ def _lint_for_merge(recipe: Path) -> list[str]:
     Raises:
         PaftError: the errors among the findings.
     """
-    from paft_plugin.errors import raise_if_any
     from paft_plugin.fusion.lint import errors, lint_recipe
     from paft_plugin.fusion.lint.report import as_text
 

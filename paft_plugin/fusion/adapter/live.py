@@ -56,11 +56,6 @@ class Live:
     tied: tuple[str, str] | None
     """Names in the files of embedding and head, if one tensor is both."""
 
-    def parameters_of(self, module: str) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of all that a module holds, itself and below."""
-        inside = self.model.get_submodule(module)
-        return {f"{module}.{name}": tuple(tensor.shape) for name, tensor in inside.named_parameters()}
-
 
 def open_live(base: ModelReference, store: TensorStore) -> Live:
     """Build the base model on the meta device.
