@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
-from paft_plugin.errors import PaftError
 from paft_plugin.fusion.methods import METHODS
+from paft_plugin.schema import STRICT, Folder, MappingOfNames, OutputFolder, known, raise_lines, read_yaml, validate
 from paft_plugin.search.space import DEFAULTS, range_problems
-
-STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _as_range(value: Any) -> Any:
@@ -30,36 +17,7 @@ def _as_range(value: Any) -> Any:
     return (value, value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
-def _as_mapping(value: Any) -> Any:
-    """A list of names is a mapping with nothing said about each; so is a name with nothing behind it."""
-    if isinstance(value, list) and all(isinstance(name, str) for name in value):
-        _raise([f"{name} is there twice. Name it once." for name in dict.fromkeys(value) if value.count(name) > 1])
-        return {name: {} for name in value}
-    if isinstance(value, dict):
-        return {name: {} if content is None else content for name, content in value.items()}
-    return value
-
-
-def _absolute(path: Path, info: ValidationInfo) -> Path:
-    """A path is meant from the file's own folder."""
-    return Path((info.context or {}).get("folder", Path()), path.expanduser()).resolve()
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_dir():
-        raise ValueError(f"{path} is no folder. Check the path.")
-    return path
-
-
-def _no_file(path: Path) -> Path:
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is a file. Give a folder.")
-    return path
-
-
 Range = Annotated[tuple[float, float], BeforeValidator(_as_range)]
-Folder = Annotated[Path, AfterValidator(_absolute), AfterValidator(_existing)]
-OutputFolder = Annotated[Path, AfterValidator(_absolute), AfterValidator(_no_file)]
 
 
 class Ranges(BaseModel):
@@ -93,21 +51,16 @@ class Objective(BaseModel):
 
 def _different_names(objectives: dict[str, Objective]) -> dict[str, Objective]:
     names = [objective.name or task for task, objective in objectives.items()]
-    _raise([f"two are called {name}. Name them apart." for name in dict.fromkeys(names) if names.count(name) > 1])
+    raise_lines([f"two are called {name}. Name them apart." for name in dict.fromkeys(names) if names.count(name) > 1])
     return objectives
 
 
 def _known_method(name: str) -> str:
-    if name not in METHODS:
-        close = difflib.get_close_matches(name, METHODS, n=1)
-        raise ValueError(
-            "no such method. " + (f"Did you mean {close[0]}?" if close else f"There are {', '.join(METHODS)}.")
-        )
-    return name
+    return known("method", name, list(METHODS))
 
 
 def _fitting_ranges(methods: dict[str, Ranges]) -> dict[str, Ranges]:
-    _raise(
+    raise_lines(
         [
             f"{name}.{problem}"
             for name, ranges in methods.items()
@@ -115,11 +68,6 @@ def _fitting_ranges(methods: dict[str, Ranges]) -> dict[str, Ranges]:
         ]
     )
     return methods
-
-
-def _raise(problems: list[str]) -> None:
-    if problems:
-        raise ValueError("\n".join(problems))
 
 
 MethodName = Annotated[str, AfterValidator(_known_method)]
@@ -130,7 +78,7 @@ class SearchConfig(BaseModel):
 
     model_config = STRICT
 
-    objectives: Annotated[dict[str, Objective], BeforeValidator(_as_mapping), AfterValidator(_different_names)] = Field(
+    objectives: Annotated[dict[str, Objective], MappingOfNames, AfterValidator(_different_names)] = Field(
         min_length=1,
         description="lm-eval task → which number of it counts. One: the best is found; more: the Pareto front.",
     )
@@ -141,7 +89,7 @@ class SearchConfig(BaseModel):
         default=None,
         description="Folder of the task files that will judge the result: an item of theirs is never searched on.",
     )
-    methods: Annotated[dict[MethodName, Ranges], BeforeValidator(_as_mapping), AfterValidator(_fitting_ranges)] = Field(
+    methods: Annotated[dict[MethodName, Ranges], MappingOfNames, AfterValidator(_fitting_ranges)] = Field(
         default_factory=lambda: {name: Ranges() for name in DEFAULTS if name in METHODS},
         min_length=1,
         description="The merge methods to consider, as a list or with ranges for each.",
@@ -190,59 +138,7 @@ def read_config(file: Path) -> PaftConfig:
     """Read a `paft.yml`.
 
     Raises:
-        PaftError: No such file, no YAML, or all that is wrong in it: unknown keys with a suggestion, values out of range,
-            folders that are not there.
+        PaftError: No such file, no YAML, or all that is wrong in it.
     """
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_NoDuplicates)  # noqa: S506 (a SafeLoader)
-    except FileNotFoundError:
-        raise PaftError(f"{file}: no such file. `axolotl paft demo` writes an example, or see the README.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PaftError(f"{file}: no valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise PaftError(f"{file}: should hold the keys {', '.join(PaftConfig.model_fields)}.")
-    try:
-        return PaftConfig.model_validate(content, context={"folder": file.resolve().parent})
-    except ValidationError as error:
-        problems = [problem for fault in error.errors() for problem in _explain(dict(fault))]
-        raise PaftError([f"{file}: {problem}" for problem in problems]) from None
-
-
-class _NoDuplicates(yaml.SafeLoader):
-    """YAML in which the same key twice is an error: the first one would be skipped in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := [key for key in dict.fromkeys(keys) if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def _explain(fault: dict[str, Any]) -> list[str]:
-    """One of pydantic's errors in words; one of ours may be about several things."""
-    path = tuple(part for part in fault["loc"] if part != "[key]")
-    where = ".".join(str(part) for part in path)
-    if fault["type"] == "value_error":
-        return [f"{where}: {problem}" for problem in str(fault["ctx"]["error"]).splitlines()]
-    if fault["type"] != "extra_forbidden":
-        what = "missing" if fault["type"] == "missing" else fault["msg"]
-        return [f"{where}: {what}. {_description(path)}".rstrip()]
-    known = list(_model_at(path[:-1]).model_fields)
-    close = difflib.get_close_matches(str(path[-1]), known, n=1)
-    return [f"{where}: no such key. " + (f"Did you mean {close[0]}?" if close else f"There are {', '.join(known)}.")]
-
-
-def _model_at(path: tuple[int | str, ...]) -> type[BaseModel]:
-    """The model whose fields are the keys at a place in the file."""
-    inner: dict[str, type[BaseModel]] = {"objectives": Objective, "methods": Ranges}
-    if path[:1] != ("search",):
-        return PaftConfig
-    return inner.get(str(path[1]), SearchConfig) if len(path) > 2 else SearchConfig
-
-
-def _description(path: tuple[int | str, ...]) -> str:
-    for end in range(len(path), 0, -1):
-        field = _model_at(path[: end - 1]).model_fields.get(str(path[end - 1]))
-        if field is not None:
-            return field.description or ""
-    return ""
+    hint = "`axolotl paft demo` writes an example, or see the README."
+    return validate(PaftConfig, read_yaml(file, hint), file)
