@@ -15,7 +15,9 @@ from paft_plugin.demo.readme import render_readme
 from paft_plugin.demo.search import write_search
 from paft_plugin.evaluation.arms import ArmResult
 from paft_plugin.files import write_bytes, write_json, write_text
-from paft_plugin.pipeline.local import run_stages
+from paft_plugin.pipeline.local import LocalExecutor
+from paft_plugin.pipeline.progress import Progress
+from paft_plugin.pipeline.scheduler import run_stages
 from paft_plugin.report.table import results_content, terminal_table
 from paft_plugin.thresholds import threshold_key
 
@@ -44,10 +46,11 @@ def run_demo(output_dir: Path, *, quick: bool, console: Console) -> list[ArmResu
     run_stages(
         stages,
         run_dir,
+        LocalExecutor(),
+        [Progress(run_dir, console)],
         prepare=lambda: write_inputs(demo, run_dir),
-        environment=ENVIRONMENT,
+        variables=ENVIRONMENT,
         needed_bytes=NEEDED_BYTES,
-        console=console,
     )
     results = collect(demo, run_dir)
     write_json(run_dir / "results.json", results_content(results))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
 
 from rich.console import Console
 from rich.live import Live
@@ -15,19 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from paft_plugin.pipeline.stages import Stage
+from paft_plugin.pipeline.watch import StageResult
 
 _REFRESH = 0.2  # seconds between two frames
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """How a stage ended well: run now, or skipped because it was up to date. `seconds` is the time of the run that counts."""
-
-    name: str
-    title: str
-    status: Literal["done", "skipped"]
-    seconds: float
-    log: Path
 
 
 def duration(seconds: float) -> str:
@@ -42,15 +31,14 @@ def duration(seconds: float) -> str:
 class Progress:
     """Names each running stage with its time and its log, and lists those that are through."""
 
-    def __init__(self, run_dir: Path, total: int, console: Console | None = None) -> None:
+    def __init__(self, run_dir: Path, console: Console | None = None) -> None:
         self.console = console or Console()
-        self.run_dir, self.total, self.through = run_dir, total, 0
+        self.run_dir, self.total, self.through = run_dir, 0, 0
         self.running: dict[str, tuple[Stage, float, Path, Spinner]] = {}
         self.live = Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
         self.next_frame = 0.0
 
     def __enter__(self) -> Progress:
-        self._line(f"{self.total} {'stage' if self.total == 1 else 'stages'} in {self.run_dir}")
         if self.live:
             self.live.start()
         return self
@@ -62,7 +50,12 @@ class Progress:
             self.live.update(Text(""), refresh=True)
             self.live.stop()
 
-    def started(self, stage: Stage, log: Path) -> None:
+    def planned(self, ordered: Sequence[Stage], reasons: Mapping[str, str]) -> None:
+        """All stages of the run, and why some of them must run."""
+        self.total = len(ordered)
+        self._line(f"{self.total} {'stage' if self.total == 1 else 'stages'} in {self.run_dir}")
+
+    def started(self, stage: Stage, log: Path, where: str) -> None:
         """`stage` runs from now on and writes to `log`."""
         self.running[stage.name] = (stage, time.monotonic(), log, Spinner("line"))
         if not self.live:
@@ -75,6 +68,11 @@ class Progress:
         word, style = ("done", "green") if result.status == "done" else ("skipped", "dim")
         took = duration(result.seconds) if result.status == "done" else f"up to date, took {duration(result.seconds)}"
         self._line(f"{word:8} {result.title} ({took})", style)
+
+    def lost(self, stage: Stage, why: str) -> None:
+        """The place where `stage` ran is gone; it will start again."""
+        self.running.pop(stage.name, None)
+        self._line(f"{'lost':8} {stage.title} ({why}): starts again", "yellow")
 
     def failed(self, stage: Stage) -> None:
         """A stage failed; the error that follows says more."""

@@ -1,31 +1,30 @@
-"""What a stage is, what its result depends on, and how we know that it is done.
-
-A stage is a command with an output folder. When it ends well, a marker `<run dir>/.stages/<name>.json` says so and names the
-stage's fingerprint; a stage whose marker names today's fingerprint is up to date. Nothing here starts a process.
-"""
+"""What a stage is, and in which order stages run: a stage is a command with an output folder. Nothing here starts a process."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
-import shutil
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 
-from paft_plugin import __version__
 from paft_plugin.errors import PaftError, raise_if_any
-from paft_plugin.files import file_digest, fingerprint, write_json, write_text
 
-MARKER_SCHEMA = 1
-MARKERS, LOGS = ".stages", "logs"  # folders of the run directory that belong to the pipeline itself
+MARKERS, LOGS = ".stages", "logs"
+"""Folders of the run directory that belong to the pipeline itself."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-# Bytes: configs and recipes, which may name the run directory, are smaller; weights and data are larger.
-_SMALL = 1 << 20
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a stage takes while it runs, as far as it decides where and when it may."""
+
+    devices: int = 0
+    """GPUs that it wants to itself, or, where there are none, nothing."""
+    device_memory: int = 0
+    """Bytes that it is estimated to take on each of them; 0: unknown, so that it shares its devices with nobody."""
+    memory: int = 0
+    """Bytes of main memory that it is estimated to take."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +47,8 @@ class Stage:
     """Extra variables that matter to the result; what only says where to run goes to the executor."""
     resumes: bool = False
     """The command itself goes on from what an interrupted attempt with the same fingerprint left in `folder`."""
-
-
-@dataclass(frozen=True)
-class Marker:
-    """What is known of a finished stage: the fingerprint it ran with, how long it took, when (UTC, ISO 8601) it ended."""
-
-    name: str
-    fingerprint: str
-    seconds: float
-    finished_at: str
+    resources: Resources = Resources()
+    """Where and when it may run; no part of its fingerprint."""
 
 
 def absolute(run_dir: Path, path: Path) -> Path:
@@ -120,7 +111,7 @@ def _folder_problems(stages: Sequence[Stage], run_dir: Path) -> Iterable[str]:
     taken = {absolute(run_dir, Path(name)): "the pipeline itself" for name in (MARKERS, LOGS)}
     for stage in stages:
         folder = absolute(run_dir, stage.folder)
-        if problem := _outside(folder, run_dir):
+        if problem := outside(folder, run_dir):
             yield f"Stage {stage.name!r}: output folder {folder} {problem}."
         for other, owner in taken.items():
             if folder == other or folder in other.parents or other in folder.parents:
@@ -136,7 +127,7 @@ def _folder_problems(stages: Sequence[Stage], run_dir: Path) -> Iterable[str]:
                     )
 
 
-def _outside(folder: Path, run_dir: Path) -> str | None:
+def outside(folder: Path, run_dir: Path) -> str | None:
     """Why emptying `folder` could delete something that is not this run's, or None."""
     root = absolute(run_dir, Path())
     if root not in folder.parents:
@@ -146,130 +137,3 @@ def _outside(folder: Path, run_dir: Path) -> str | None:
     if folder.exists() and not folder.is_dir():
         return "exists and is not a folder"
     return None
-
-
-# --- fingerprints -------------------------------------------------------------------------------------------------------
-
-
-def fingerprints(ordered: Sequence[Stage], run_dir: Path) -> dict[str, str]:
-    """Each stage's fingerprint, from what `in_order` returned.
-
-    It covers command, environment, folder, contents of the inputs, the needed stages' fingerprints and our version. The
-    run directory's own path does not enter, so that a finished run can be moved. Raises `PaftError` for missing inputs.
-    """
-    missing = [
-        f"Stage {stage.name!r}: input {absolute(run_dir, path)} does not exist."
-        for stage in ordered
-        for path in stage.inputs
-        if not absolute(run_dir, path).exists()
-    ]
-    raise_if_any(missing)
-    neutral = _Neutral(run_dir)
-    digests: dict[Path, str] = {}  # the base model is the input of many stages and is read once
-    prints: dict[str, str] = {}
-    for stage in ordered:
-        paths = [absolute(run_dir, path) for path in stage.inputs]
-        for path in paths:
-            if path not in digests:
-                digests[path] = _content(path, neutral)
-        described = {
-            "version": __version__,
-            # One interpreter has several names (python, python3), and which one started us must not matter.
-            "command": ["{python}" if part == sys.executable else neutral.text(part) for part in stage.command],
-            "environment": {key: neutral.text(value) for key, value in stage.environment.items()},
-            "folder": neutral.text(str(absolute(run_dir, stage.folder))),
-            "inputs": [digests[path] for path in paths],
-            "needs": [prints[need] for need in stage.needs],
-        }
-        prints[stage.name] = fingerprint([json.dumps(described, sort_keys=True)])
-    return prints
-
-
-class _Neutral:
-    """Replaces the run directory's path, as given and with links resolved, where it ends as a path does."""
-
-    def __init__(self, run_dir: Path) -> None:
-        root = absolute(run_dir, Path())
-        paths = sorted({os.fsencode(root), os.fsencode(root.resolve())}, key=len, reverse=True)
-        self.pattern = re.compile(rb"(?:%s)(?=[/\s\"',:]|$)" % b"|".join(re.escape(path) for path in paths))
-
-    def bytes(self, content: bytes) -> bytes:
-        return self.pattern.sub(b"{run}", content)
-
-    def text(self, content: str) -> str:
-        return os.fsdecode(self.bytes(os.fsencode(content)))
-
-
-def _content(path: Path, neutral: _Neutral) -> str:
-    """A digest of a file, or of a folder's files with their relative names (links to folders are not followed)."""
-    if not path.is_dir():
-        if path.stat().st_size > _SMALL:
-            return file_digest(path)
-        return hashlib.sha256(neutral.bytes(path.read_bytes())).hexdigest()
-    parts: list[str] = []
-    for file in sorted(path.rglob("*")):
-        if not file.is_dir():
-            parts += [file.relative_to(path).as_posix(), _content(file, neutral) if file.exists() else "broken link"]
-    return fingerprint(parts)
-
-
-# --- markers ------------------------------------------------------------------------------------------------------------
-
-
-def read_marker(run_dir: Path, name: str) -> Marker | None:
-    """The marker of the stage `name`, or None when there is none that can be trusted."""
-    try:
-        content = json.loads(marker_path(run_dir, name).read_text(encoding="utf-8"))
-        if content["schema"] != MARKER_SCHEMA or content["name"] != name:
-            return None
-        return Marker(name, str(content["fingerprint"]), float(content["seconds"]), str(content["finished_at"]))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None  # half a marker is no marker: the stage runs again
-
-
-def write_marker(run_dir: Path, name: str, stage_fingerprint: str, seconds: float) -> Marker:
-    """Say that the stage `name` is done; raises `OSError` when that cannot be written."""
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    marker = Marker(name, stage_fingerprint, round(seconds, 3), now)
-    write_json(marker_path(run_dir, name), {"schema": MARKER_SCHEMA, **vars(marker)})
-    return marker
-
-
-def outdated(ordered: Sequence[Stage], run_dir: Path, prints: Mapping[str, str]) -> list[Stage]:
-    """The stages that must run: no marker, another fingerprint, a missing folder, or one that they need must run."""
-    found: dict[str, Stage] = {}
-    for stage in ordered:
-        marker = read_marker(run_dir, stage.name)
-        current = marker is not None and marker.fingerprint == prints[stage.name]
-        if not current or not absolute(run_dir, stage.folder).is_dir() or not found.keys().isdisjoint(stage.needs):
-            found[stage.name] = stage
-    return list(found.values())
-
-
-def forget(stages: Iterable[Stage], run_dir: Path) -> None:
-    """Remove the markers of `stages`, which are about to run.
-
-    Before the first of them starts: killed half-way, a later stage must not pass for up to date although what it was
-    made from has been made anew.
-    """
-    for stage in stages:
-        marker_path(run_dir, stage.name).unlink(missing_ok=True)
-
-
-def prepare_folder(stage: Stage, run_dir: Path, stage_fingerprint: str) -> bool:
-    """Make the stage's folder ready to start in: empty, unless the stage resumes an attempt with the same fingerprint.
-
-    Returns whether an earlier attempt is kept. Raises `PaftError`, and deletes nothing, for a folder that is not this run's.
-    """
-    folder = absolute(run_dir, stage.folder)
-    if problem := _outside(folder, run_dir):
-        raise PaftError(f"Stage {stage.name!r}: output folder {folder} {problem}; nothing was deleted.")
-    note = run_dir / MARKERS / f"{stage.name}.started"
-    kept = stage.resumes and note.exists() and note.read_text(encoding="utf-8") == stage_fingerprint
-    if not kept:
-        note.unlink(missing_ok=True)
-        if folder.exists():
-            shutil.rmtree(folder)
-        write_text(note, stage_fingerprint)
-    folder.mkdir(parents=True, exist_ok=True)
-    return kept

@@ -10,8 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from paft_plugin.pipeline.local import run_stages
-from paft_plugin.pipeline.stages import Stage, read_marker
+from paft_plugin.pipeline.local import LocalExecutor
+from paft_plugin.pipeline.markers import read_marker
+from paft_plugin.pipeline.scheduler import run_stages
+from paft_plugin.pipeline.stages import Stage
 
 from .tools import PATIENCE, Driver, alive, contents, pids_in, python, wait_for
 
@@ -103,7 +105,9 @@ def test_a_killed_run_leaves_no_orphan_and_its_lock_waits_for_them(run_dir: Path
     pids = family(driver, run_dir, code, grace=1.0)
     driver.started[0].kill()
     driver.started[0].wait(PATIENCE)
-    run_stages([python("next", "")], run_dir, grace=30.0)  # gets the lock once the killed run's guards are through
+    run_stages(
+        [python("next", "")], run_dir, LocalExecutor(grace=30.0)
+    )  # gets the lock once the killed run's guards are through
     assert no_longer(pids)
 
 
@@ -137,7 +141,7 @@ def test_a_command_ends_with_its_guard_even_when_nobody_is_left_to_see_it(run_di
 @LINUX
 def test_what_a_finished_command_left_behind_is_ended(run_dir: Path) -> None:
     code = POLITE.replace("sleep('command')", f"until(lambda: len(list(out.glob('pid-*'))) == {MEMBERS - 1})")
-    results = run_stages([python("a", code)], run_dir)
+    results = run_stages([python("a", code)], run_dir, LocalExecutor())
     assert results[0].status == "done"
     assert no_longer(pids_in(run_dir / "out" / "a", MEMBERS - 1))
 
@@ -165,7 +169,7 @@ def test_after_a_kill_half_way_the_next_run_ends_the_same(
     run_dir: Path, tmp_path: Path, driver: Driver, signum: int
 ) -> None:
     undisturbed = tmp_path / "undisturbed"
-    run_stages(chain(), undisturbed)
+    run_stages(chain(), undisturbed, LocalExecutor())
     run_dir.mkdir()
     (run_dir / "hold").touch()
     parent = driver.start(chain(), run_dir)
@@ -173,7 +177,7 @@ def test_after_a_kill_half_way_the_next_run_ends_the_same(
     parent.send_signal(signum)
     parent.wait(PATIENCE)
     (run_dir / "hold").unlink()
-    results = run_stages(chain(), run_dir)
+    results = run_stages(chain(), run_dir, LocalExecutor())
     assert [result.status for result in results] == ["skipped", "done", "done"]
     assert (run_dir / "count").read_text() == "first "
     assert contents(run_dir / "out") == contents(undisturbed / "out")
@@ -186,7 +190,7 @@ def test_after_a_kill_half_way_the_next_run_ends_the_same(
 
 def test_a_dependant_does_not_pass_for_up_to_date_after_a_kill(run_dir: Path, driver: Driver) -> None:
     """Its own fingerprint is as before, but what it was made from has been made anew."""
-    run_stages(chain(), run_dir)
+    run_stages(chain(), run_dir, LocalExecutor())
     (run_dir / "out" / "second" / "x").unlink()
     (run_dir / "out" / "second" / "files").unlink()
     (run_dir / "out" / "second").rmdir()

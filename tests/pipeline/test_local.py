@@ -18,9 +18,12 @@ from rich.console import Console
 
 from paft_plugin.errors import PaftError
 from paft_plugin.pipeline import logs
-from paft_plugin.pipeline.local import run_stages
-from paft_plugin.pipeline.progress import StageResult, duration
-from paft_plugin.pipeline.stages import Stage, read_marker
+from paft_plugin.pipeline.local import LocalExecutor
+from paft_plugin.pipeline.markers import read_marker
+from paft_plugin.pipeline.progress import Progress, duration
+from paft_plugin.pipeline.scheduler import run_stages
+from paft_plugin.pipeline.stages import Stage
+from paft_plugin.pipeline.watch import StageResult
 
 from .tools import PATIENCE, Driver, contents, python, wait_for
 
@@ -28,10 +31,11 @@ TIMES = "import time, json\nbegin = time.time_ns()\n"
 RECORD = "(out / 'times.json').write_text(json.dumps([begin, time.time_ns()]))\n"
 
 
-def run(stages: list[Stage], run_dir: Path, **others: object) -> tuple[list[StageResult], str]:
+def run(stages: list[Stage], run_dir: Path, workers: int = 2, **others: object) -> tuple[list[StageResult], str]:
     """Run on something that is not a terminal; return the results and what was shown."""
     shown = io.StringIO()
-    results = run_stages(stages, run_dir, console=Console(file=shown, width=60), **others)  # type: ignore[arg-type]
+    watcher = Progress(run_dir, Console(file=shown, width=60))
+    results = run_stages(stages, run_dir, LocalExecutor(workers), [watcher], **others)  # type: ignore[arg-type]
     return results, shown.getvalue()
 
 
@@ -162,7 +166,7 @@ kept = {name: os.environ[name] for name in ('PYTHONUNBUFFERED', 'OMP_NUM_THREADS
 assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 """
     stage = python("seen", code, environment={"ONLY_HERE": "1"})
-    run([stage], run_dir, environment={"OMP_NUM_THREADS": "7", "ONLY_HERE": "0"})
+    run([stage], run_dir, variables={"OMP_NUM_THREADS": "7", "ONLY_HERE": "0"})
     expected = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "7", "ONLY_HERE": "1"}
     # Four descriptors: the three standard ones and that of the listing itself; not the lock, not the lifeline.
     assert (run_dir / "out" / "seen" / "seen").read_text() == repr((expected, str(run_dir), True, 4))
@@ -256,7 +260,7 @@ def test_a_terminal_shows_running_stages_with_their_log(run_dir: Path) -> None:
 
     thread = threading.Thread(target=look)
     thread.start()
-    run_stages([stage], run_dir, console=console)
+    run_stages([stage], run_dir, LocalExecutor(), [Progress(run_dir, console)])
     thread.join()
     assert looked.is_set()
     assert "Stage a" in screen.getvalue()
@@ -270,6 +274,7 @@ def test_plain_text_and_durations() -> None:
 
 
 def test_the_engine_and_the_guard_need_no_heavy_import() -> None:
-    code = "import sys, paft_plugin.pipeline.local; print([m for m in ('torch', 'transformers', 'axolotl') if m in sys.modules])"
+    modules = "paft_plugin.pipeline.local, paft_plugin.pipeline.scheduler"
+    code = f"import sys, {modules}; print([m for m in ('torch', 'transformers', 'axolotl') if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert shown.stdout.strip() == "[]"

@@ -9,17 +9,9 @@ from pathlib import Path
 import pytest
 
 from paft_plugin.errors import PaftError
-from paft_plugin.pipeline.stages import (
-    Stage,
-    fingerprints,
-    forget,
-    in_order,
-    marker_path,
-    outdated,
-    prepare_folder,
-    read_marker,
-    write_marker,
-)
+from paft_plugin.pipeline.identity import Identity, identities
+from paft_plugin.pipeline.markers import outdated, prepare_folder, read_marker, write_marker
+from paft_plugin.pipeline.stages import Stage, in_order, marker_path
 
 
 def stage(name: str, *needs: str, **others: object) -> Stage:
@@ -32,10 +24,18 @@ def names(stages: list[Stage]) -> list[str]:
 
 
 def finish(stages: list[Stage], run_dir: Path) -> None:
-    prints = fingerprints(stages, run_dir)
+    now = identities(stages, run_dir)
     for each in stages:
-        prepare_folder(each, run_dir, prints[each.name])
-        write_marker(run_dir, each.name, prints[each.name], 1.5)
+        prepare_folder(each, run_dir, now[each.name].fingerprint)
+        write_marker(run_dir, each.name, now[each.name], 1.5)
+
+
+def fingerprints(stages: list[Stage], run_dir: Path) -> dict[str, str]:
+    return {name: identity.fingerprint for name, identity in identities(stages, run_dir).items()}
+
+
+def reasons(stages: list[Stage], run_dir: Path) -> dict[str, str]:
+    return outdated(stages, run_dir, identities(stages, run_dir))
 
 
 def test_order_follows_needs_and_else_the_order_given(tmp_path: Path) -> None:
@@ -159,31 +159,56 @@ def test_a_moved_run_is_still_up_to_date(tmp_path: Path) -> None:
     finish(stages(here), here)
     shutil.move(here, there)
     (there / "sft.yml").write_text(f"output_dir: {there}/sft\nother: {here}2\n")
-    assert outdated(stages(there), there, fingerprints(stages(there), there)) == []
+    assert reasons(stages(there), there) == {}
     (there / "sft.yml").write_text(f"output_dir: {there}/sft\nother: {there}2\n")
-    assert names(outdated(stages(there), there, fingerprints(stages(there), there))) == ["sft"]
+    assert reasons(stages(there), there) == {"sft": "changed: sft.yml"}
 
 
-def test_what_must_run(tmp_path: Path) -> None:
-    stages = [stage("a"), stage("b", "a"), stage("c"), stage("d", "b", "c")]
-    prints = fingerprints(stages, tmp_path)
-    assert names(outdated(stages, tmp_path, prints)) == ["a", "b", "c", "d"]
+def test_what_must_run_and_why(tmp_path: Path) -> None:
+    data, config = tmp_path / "rows + more.jsonl", tmp_path / "c.yml"
+    data.write_text("1")
+    config.write_text("1")
+    stages = [stage("a", inputs=(data, Path("c.yml"))), stage("b", "a"), stage("c"), stage("d", "b", "c")]
+    assert reasons(stages, tmp_path) == dict.fromkeys("abcd", "not run yet")
     finish(stages, tmp_path)
-    assert outdated(stages, tmp_path, prints) == []
-    assert names(outdated(stages, tmp_path, {**prints, "c": "another"})) == ["c", "d"]
+    assert reasons(stages, tmp_path) == {}
+    assert reasons([*stages[:2], dataclasses.replace(stages[2], command=("x",)), stages[3]], tmp_path) == {
+        "c": "changed: its command",
+        "d": "after c",
+    }
     (tmp_path / "a").rmdir()
-    assert names(outdated(stages, tmp_path, prints)) == ["a", "b", "d"]
+    assert reasons(stages, tmp_path) == {"a": "its folder a is gone", "b": "after a", "d": "after b"}
     (tmp_path / "a").mkdir()
-    forget(stages[1:2], tmp_path)
-    assert names(outdated(stages, tmp_path, prints)) == ["b", "d"]
+    config.write_text("2")
+    data.write_text("2")
+    assert reasons(stages, tmp_path)["a"] == "changed: rows + more.jsonl, c.yml"
+    finish(stages[:1], tmp_path)
+    # A run that was cut off between a and b: a is up to date, b was made from what a had been.
+    assert reasons(stages, tmp_path) == {"b": "after a", "d": "after b"}
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"schema": 1, "name": "a"}', '{"schema": 99}', "\udcff"])
+def test_an_interrupted_stage_says_whether_it_goes_on(tmp_path: Path) -> None:
+    stages = [stage("fresh"), stage("resuming", resumes=True)]
+    now = identities(stages, tmp_path)
+    for each in stages:
+        prepare_folder(each, tmp_path, now[each.name].fingerprint)
+    assert reasons(stages, tmp_path) == {"fresh": "interrupted: starts again", "resuming": "interrupted: goes on"}
+    changed = [dataclasses.replace(stages[1], command=("x",))]
+    assert reasons(changed, tmp_path) == {"resuming": "interrupted, and changed since: starts again"}
+
+
+def test_our_own_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish([stage("a")], tmp_path)
+    monkeypatch.setattr("paft_plugin.pipeline.identity.__version__", "9.9.9")
+    assert reasons([stage("a")], tmp_path) == {"a": "changed: the version of paft-plugin"}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"schema": 2, "name": "a"}', '{"schema": 99}', "\udcff"])
 def test_a_damaged_marker_is_no_marker(tmp_path: Path, content: str) -> None:
-    write_marker(tmp_path, "a", "0123", 2.0)
-    marker = read_marker(tmp_path, "a")
-    assert marker is not None
-    assert (marker.fingerprint, marker.seconds) == ("0123", 2.0)
+    identity = Identity({"its command": "true"})
+    written = write_marker(tmp_path, "a", identity, 2.0)
+    assert read_marker(tmp_path, "a") == written
+    assert (written.fingerprint, written.seconds) == (identity.fingerprint, 2.0)
     marker_path(tmp_path, "a").write_text(content, errors="surrogateescape")
     assert read_marker(tmp_path, "a") is None
 

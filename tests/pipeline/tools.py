@@ -37,12 +37,15 @@ from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from paft_plugin.errors import PaftError
-from paft_plugin.pipeline.local import run_stages
+from paft_plugin.pipeline.local import LocalExecutor
+from paft_plugin.pipeline.progress import Progress
+from paft_plugin.pipeline.scheduler import run_stages
 from paft_plugin.pipeline.stages import Stage
 described = json.loads(Path(sys.argv[1]).read_text())
 stages = [Stage(s["name"], s["name"], tuple(s["command"]), Path(s["folder"]), tuple(s["needs"])) for s in described["stages"]]
 try:
-    run_stages(stages, Path(described["run_dir"]), grace=described["grace"])
+    run_dir = Path(described["run_dir"])
+    run_stages(stages, run_dir, LocalExecutor(grace=described["grace"]), [Progress(run_dir)])
 except KeyboardInterrupt:
     sys.exit(130)
 except PaftError as error:
