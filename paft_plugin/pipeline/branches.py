@@ -1,0 +1,174 @@
+"""The trainings of a run: each an axolotl config as it will be given to axolotl, whatever the user wrote it as."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from paft_plugin.errors import PaftError, some
+from paft_plugin.files import write_text
+from paft_plugin.pipeline.config import BranchSpec
+from paft_plugin.schema import read_yaml
+
+PLUGIN = "paft_plugin.PAFTPlugin"
+STRATEGIES = ("dpo", "orpo", "simpo", "kto", "ipo")
+"""Values of `rl` that train a preference branch."""
+OURS = ("output_dir", "dataset_prepared_path")
+"""Keys that the run sets itself."""
+
+# Keys whose values are paths where such a file or folder exists, and hub names otherwise.
+_PATHS = ("deepspeed", "tokenizer_config", "base_model_config", "chat_template_jinja", "lora_model_dir")
+_DATA = ("datasets", "test_datasets", "pretraining_dataset")
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One training, or one that is done (then it has no content)."""
+
+    name: str
+    spec: BranchSpec
+    source: Path | None
+    """The user's file, for messages; None for an inline config."""
+    content: Mapping[str, Any] = field(default_factory=dict)
+    """The axolotl config with absolute paths, without what the run sets."""
+    notes: tuple[str, ...] = ()
+    """What of the user's config is not as written, a sentence each."""
+
+    @property
+    def trained(self) -> Path | None:
+        """The folder of a branch that is done."""
+        return self.spec.trained
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is an adapter on its base, rather than a whole model."""
+        if self.trained is not None:
+            return (self.trained / "adapter_config.json").is_file()
+        return bool(self.content.get("adapter"))
+
+    @property
+    def strategy(self) -> str:
+        """axolotl's `rl`, or `sft`."""
+        return str(self.content.get("rl") or "sft")
+
+    @property
+    def penalised(self) -> bool:
+        """Whether the plugin is there, with one of its keys."""
+        return PLUGIN in (self.content.get("plugins") or []) and any(key.startswith("paft_") for key in self.content)
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return str(self.source or self.name)
+
+    def data(self) -> list[Path]:
+        """The local files and folders that it is trained on."""
+        found = []
+        for entry in _entries(self.content):
+            files = entry.get("data_files") or []
+            named = [entry.get("path"), *([files] if isinstance(files, str) else files)]
+            found += [Path(name) for name in named if isinstance(name, str) and Path(name).is_absolute()]
+        return list(dict.fromkeys(path for path in found if path.exists()))
+
+
+def read_branch(name: str, spec: BranchSpec, folder: Path) -> Branch:
+    """A branch of a `paft.yml` in `folder`.
+
+    Relative paths in an axolotl config are looked for from that folder, then from the config's own.
+
+    Raises:
+        PaftError: its file is not there, or no YAML.
+    """
+    if spec.trained is not None:
+        return Branch(name, spec, spec.trained)
+    if isinstance(spec.config, Path):
+        content, source = read_yaml(spec.config, "Give an axolotl config."), spec.config
+        folders = [folder, spec.config.parent]
+    else:
+        assert spec.config is not None
+        content, source, folders = dict(spec.config), None, [folder]
+    content = {**content, **spec.overrides}
+    content = {key: value for key, value in content.items() if value is not None}
+    replaced = [key for key in OURS if key in content]
+    notes = (f"{source or name}: {some(replaced)} of the config is replaced by the run's own.",) if replaced else ()
+    content = {key: _absolute(key, value, folders) for key, value in content.items() if key not in OURS}
+    return Branch(name, spec, source, content, notes)
+
+
+def without_penalty(branch: Branch, name: str) -> Branch:
+    """The same training without the plugin: the dense twin."""
+    content = {key: value for key, value in branch.content.items() if not key.startswith("paft_")}
+    others = [plugin for plugin in content.get("plugins") or [] if plugin != PLUGIN]
+    content.pop("plugins", None)
+    return Branch(name, branch.spec, branch.source, {**content, **({"plugins": others} if others else {})})
+
+
+def write_config(branch: Branch, base: str, run_dir: Path, file: Path) -> None:
+    """Write the axolotl config of a training that starts from `base`."""
+    content = {
+        **branch.content,
+        "base_model": base,
+        "output_dir": str(run_dir / "branches" / branch.name),
+        "dataset_prepared_path": str(run_dir / "prepared" / branch.name),
+    }
+    # A killed training goes on from its last checkpoint, unless the user says where from.
+    content.setdefault("auto_resume_from_checkpoints", "resume_from_checkpoint" not in content)
+    source = f"from {branch.source}" if branch.source else "given inline"
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+    write_text(file, f"# The training {branch.name}, as axolotl gets it; {source}.\n{text}")
+
+
+def _entries(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for key in _DATA:
+        value = content.get(key) or []
+        for entry in value if isinstance(value, list) else [value]:
+            yield entry if isinstance(entry, dict) else {"path": entry}
+
+
+def _absolute(key: str, value: Any, folders: list[Path]) -> Any:
+    """The value of a key with its paths made absolute."""
+    if key in _PATHS or key == "base_model":
+        return _found(value, folders)
+    if key not in _DATA:
+        return value
+    if not isinstance(value, list):
+        return _absolute(key, [value], folders)[0]
+    return [_entry(entry, folders) if isinstance(entry, dict) else _found(entry, folders) for entry in value]
+
+
+def _entry(entry: dict[str, Any], folders: list[Path]) -> dict[str, Any]:
+    found = dict(entry)
+    for key in ("path", "data_files"):
+        if isinstance(found.get(key), list):
+            found[key] = [_found(name, folders) for name in found[key]]
+        elif key in found:
+            found[key] = _found(found[key], folders)
+    return found
+
+
+def _found(name: Any, folders: list[Path]) -> Any:
+    """A path that exists, absolute; anything else as it is."""
+    if not isinstance(name, str):
+        return name
+    places = (folder / Path(name).expanduser() for folder in folders)
+    return next((str(place.resolve()) for place in places if place.exists()), name)
+
+
+def preference_name(branch: Branch) -> str:
+    """What the preference branch's arm is called: its strategy.
+
+    Raises:
+        PaftError: its config trains something else.
+    """
+    if branch.trained is not None:
+        return "preference"
+    if branch.strategy not in STRATEGIES:
+        raise PaftError(
+            f"preference: {branch.where} has rl: {branch.content.get('rl')}, which is no preference training. "
+            f"Set rl to one of {', '.join(STRATEGIES)}."
+        )
+    return branch.strategy

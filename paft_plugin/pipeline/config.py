@@ -1,0 +1,251 @@
+"""`paft.yml`: one base model, its two branches, how they are fused, what is scored, and where it all runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, model_validator
+
+from paft_plugin.fusion.methods import METHODS
+from paft_plugin.schema import (
+    STRICT,
+    MappingOfNames,
+    OutputFolder,
+    in_folder,
+    known,
+    raise_lines,
+    read_yaml,
+    validate,
+)
+from paft_plugin.search.config import SearchConfig
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HINT = "`axolotl paft init` writes one with comments; the README explains it."
+
+
+def _base(value: str, info: ValidationInfo) -> str:
+    """A folder's absolute path, or a hub name as it is."""
+    folder = in_folder(Path(value), info)
+    if folder.is_dir():
+        return str(folder)
+    if HUB_NAME.fullmatch(value) and not folder.exists():
+        return value
+    raise ValueError(f"{value} is neither a folder (there is no {folder}) nor a hub name like org/model.")
+
+
+def _file(path: Path, info: ValidationInfo) -> Path:
+    path = in_folder(path, info)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file. Check the path.")
+    return path
+
+
+def _branch(value: Any, info: ValidationInfo) -> Any:
+    """A path alone is a config's file, or a trained branch's folder."""
+    if not isinstance(value, str):
+        return value
+    folder = in_folder(Path(value), info)
+    return {"trained": value} if folder.is_dir() else {"config": value}
+
+
+def _config(value: Any, info: ValidationInfo) -> Any:
+    """A config is its file's path, or the mapping itself."""
+    return _file(Path(value), info) if isinstance(value, str) else value
+
+
+def _trained(path: Path, info: ValidationInfo) -> Path:
+    path = in_folder(path, info)
+    if not path.is_dir():
+        raise ValueError(f"{path} is no folder. Give the output folder of a finished training.")
+    return path
+
+
+class BranchSpec(BaseModel):
+    """A training: an axolotl config, or the folder of one that is done."""
+
+    model_config = STRICT
+
+    config: Annotated[Path | dict[str, Any] | None, BeforeValidator(_config)] = Field(
+        default=None, description="Path of an axolotl config, or the config itself."
+    )
+    overrides: dict[str, Any] = Field(
+        default_factory=dict, description="Keys of the axolotl config that are other here; null removes one."
+    )
+    trained: Annotated[Path, AfterValidator(_trained)] | None = Field(
+        default=None, description="Folder of a branch that is trained already: an adapter or a model."
+    )
+    devices: int = Field(1, ge=1, description="GPUs that its training takes.")
+    launcher: Literal["python", "accelerate", "torchrun"] | None = Field(
+        default=None, description="axolotl's own launcher. Left out: python on one GPU or none, accelerate on more."
+    )
+    launcher_args: list[str] = Field(
+        default_factory=list, description="What the launcher gets, such as [--num_machines, '2']."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> BranchSpec:
+        if (self.config is None) == (self.trained is None):
+            raise ValueError("give either `config:` (a path, or the axolotl config itself) or `trained:` (a folder).")
+        if self.trained is not None and (self.overrides or self.launcher or self.launcher_args or self.devices != 1):
+            raise ValueError("a `trained:` branch is not trained again: it takes no other key.")
+        return self
+
+
+class MethodOptions(BaseModel):
+    """Settings of one merge method, as `axolotl paft recipe` takes them. Left out: our default for it."""
+
+    model_config = STRICT
+
+    density: float | None = Field(default=None, description="Share of each delta's entries to keep.")
+    density_sft: float | None = Field(default=None, description="The same for the SFT branch alone.")
+    density_preference: float | None = Field(default=None, description="The same for the preference branch alone.")
+    weight_sft: float | None = Field(default=None, description="Weight of the SFT branch.")
+    weight_preference: float | None = Field(default=None, description="Weight of the preference branch.")
+    scale: float | None = Field(default=None, description="Factor on the merged delta.")
+    normalize: bool | None = Field(default=None, description="Divide each entry by the weights that take part.")
+    filter: list[str] = Field(
+        default_factory=list, description="Other settings for some tensors, such as mlp:density-sft=0.1."
+    )
+    extras: dict[str, float | int | bool] = Field(
+        default_factory=dict, description="Further parameters of the method, by mergekit's names."
+    )
+
+
+def _method(name: str) -> str:
+    return known("method", name, list(METHODS))
+
+
+class FusionConfig(BaseModel):
+    """What is under `fusion:`."""
+
+    model_config = STRICT
+
+    methods: Annotated[dict[Annotated[str, AfterValidator(_method)], MethodOptions], MappingOfNames] = Field(
+        default_factory=lambda: {"ties": MethodOptions(), "dare_ties": MethodOptions()},
+        description="Merge methods, as a list or with settings for each; each makes one recipe.",
+    )
+    recipes: dict[str, Annotated[Path, AfterValidator(_file)]] = Field(
+        default_factory=dict,
+        description="Name → a mergekit YAML of your own, in which $base, $sft and $preference stand for the folders.",
+    )
+    seed: int = Field(42, ge=0, lt=2**32, description="Of methods that drop by chance.")
+
+    @model_validator(mode="after")
+    def _names(self) -> FusionConfig:
+        raise_lines(
+            [
+                *(
+                    f"recipes.{name}: use letters, digits, '.', '_' and '-'."
+                    for name in self.recipes
+                    if not NAME.fullmatch(name)
+                ),
+                *(
+                    f"recipes.{name}: is also a method here. Name it otherwise."
+                    for name in self.recipes
+                    if name in self.methods
+                ),
+            ]
+        )
+        return self
+
+
+class InspectionConfig(BaseModel):
+    """What is under `inspection:`."""
+
+    model_config = STRICT
+
+    thresholds: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+        default=[1e-5], min_length=1, description="Sparsity is the share of entries with |δ| ≤ threshold."
+    )
+
+
+def _executor(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+class ExecutorConfig(BaseModel):
+    """What is under `executor:`; a word alone is its kind."""
+
+    model_config = STRICT
+
+    kind: Literal["local", "ray"] = Field(
+        "local", description="This machine, or a Ray cluster that shares output_dir (extra `ray`)."
+    )
+    workers: int = Field(2, ge=1, description="local: stages at once.")
+    threads: int | None = Field(default=None, ge=1, description="local: CPU threads of each stage. [cores / workers]")
+    devices: list[str] | Literal["auto"] = Field("auto", description="local: GPUs to use; auto: all; []: none.")
+    share_device: Literal["auto", "never"] = Field(
+        "auto", description="local: two branches on one GPU at once, if their estimated memory fits."
+    )
+    address: str | None = Field(default=None, description="ray: the cluster's address. [the one that Ray finds]")
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> ExecutorConfig:
+        own = {"local": {"workers", "threads", "devices", "share_device"}, "ray": {"address"}}[self.kind]
+        strange = sorted(self.model_fields_set - own - {"kind"})
+        raise_lines(
+            [f"{key}: is not for `kind: {self.kind}`, which takes {', '.join(sorted(own))}." for key in strange]
+        )
+        return self
+
+
+class PaftConfig(BaseModel):
+    """A whole `paft.yml`. Paths in it are meant from the file's own folder, and are absolute here."""
+
+    model_config = STRICT
+
+    base: Annotated[str, AfterValidator(_base)] = Field(description="The base model θ_pre: a folder, or a hub name.")
+    sft: Annotated[BranchSpec, BeforeValidator(_branch)] = Field(
+        description="The SFT branch, with its paft_* keys: path of an axolotl config, or folder of a trained branch."
+    )
+    preference: Annotated[BranchSpec, BeforeValidator(_branch)] = Field(
+        description="The preference branch (rl: dpo, orpo …): path of an axolotl config, or folder of a trained branch."
+    )
+    output_dir: OutputFolder = Field(description="Where everything goes.")
+    compare: dict[str, Annotated[BranchSpec, BeforeValidator(_branch)]] = Field(
+        default_factory=dict, description="Further arms by name, trained and scored but not fused."
+    )
+    fusion: FusionConfig = Field(default_factory=lambda: FusionConfig(), description="How the branches are fused.")
+    sequential: bool = Field(
+        False, description="Also the baseline: SFT without the penalty, then the preference training."
+    )
+    arms: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="The arms to make and score, such as paft-*. [base, both branches, paft-*]",
+    )
+    inspection: InspectionConfig = Field(
+        default_factory=lambda: InspectionConfig(), description="What is measured of the deltas."
+    )
+    executor: Annotated[ExecutorConfig, BeforeValidator(_executor)] = Field(
+        default_factory=lambda: ExecutorConfig(), description="Where it runs: local or ray."
+    )
+    search: SearchConfig | None = Field(default=None, description="For `axolotl paft search`.")
+
+    @model_validator(mode="after")
+    def _compared_names(self) -> PaftConfig:
+        raise_lines(
+            [
+                f"compare.{name}: use letters, digits, '.', '_' and '-'."
+                for name in self.compare
+                if not NAME.fullmatch(name)
+            ]
+        )
+        return self
+
+    @property
+    def base_is_remote(self) -> bool:
+        """Whether `base` is a hub name."""
+        return not Path(self.base).is_absolute()
+
+
+def read_config(file: Path) -> PaftConfig:
+    """Read a `paft.yml`.
+
+    Raises:
+        PaftError: No such file, no YAML, or all that is wrong in it.
+    """
+    return validate(PaftConfig, read_yaml(file, HINT), file)

@@ -1,0 +1,156 @@
+"""A run as it is meant: the branches of a `paft.yml`, the arms that are wanted, and where everything lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from paft_plugin.errors import PaftError, raise_if_any
+from paft_plugin.pipeline.branches import Branch, preference_name, read_branch, without_penalty
+from paft_plugin.pipeline.config import PaftConfig
+from paft_plugin.schema import did_you_mean
+
+BASE, SPARSE, DENSE, SEQUENTIAL = "base", "sft-l1", "sft", "sequential"
+PAFT, PARALLEL = "paft", "parallel"
+"""How arms begin that fuse the preference branch with the penalised SFT branch, and with its dense twin."""
+WHOLE = "sft-whole"
+"""The dense SFT branch as a model, on which the sequential baseline goes on."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run is made of; nothing of it has been started."""
+
+    file: Path
+    """The `paft.yml`."""
+    config: PaftConfig
+    base: Path
+    """Folder of the base model."""
+    branches: Mapping[str, Branch]
+    """Every branch that could be wanted, by the name of its arm: `sft-l1`, `sft`, the preference branch's, further ones."""
+    preference: str
+    """Name of the preference branch."""
+    arms: Sequence[str]
+    """The arms to score, in the order of the table."""
+
+    @property
+    def run_dir(self) -> Path:
+        return self.config.output_dir
+
+    @property
+    def recipes(self) -> list[str]:
+        """What comes after `paft-` and `parallel-`."""
+        return [*self.config.fusion.methods, *self.config.fusion.recipes]
+
+    @property
+    def fused(self) -> list[str]:
+        """The arms that fuse two branches."""
+        return [arm for arm in self.arms if arm not in self.branches and arm not in (BASE, SEQUENTIAL)]
+
+    @property
+    def needed(self) -> list[str]:
+        """The branches that the arms are made from, the two that the paper is about first."""
+        wanted = {name for arm in self.arms for name in self.sources(arm)}
+        order = [SPARSE, self.preference, *self.branches]
+        return [name for name in dict.fromkeys(order) if name in wanted]
+
+    def sources(self, arm: str) -> list[str]:
+        """The branches that an arm is made from."""
+        if arm in self.branches:
+            return [arm]
+        if arm == SEQUENTIAL:
+            return [DENSE]
+        if arm in self.fused:
+            return [SPARSE if arm.startswith(f"{PAFT}-") else DENSE, self.preference]
+        return []
+
+    def branch_folder(self, name: str) -> Path:
+        """Where a branch lies once it is trained."""
+        return self.branches[name].trained or self.run_dir / "branches" / name
+
+    def model(self, arm: str) -> Path:
+        """Where an arm's model or adapter lies."""
+        if arm == BASE:
+            return self.base
+        if arm in self.branches:
+            return self.branch_folder(arm)
+        if arm == SEQUENTIAL and not self.branches[self.preference].is_adapter:
+            return self.run_dir / "branches" / arm
+        return self.run_dir / "models" / arm
+
+
+def resolve(config: PaftConfig, file: Path, base: Path, arms: Sequence[str] = (), sequential: bool = False) -> Setup:
+    """What `config` of `file` wants, with its base in the folder `base`.
+
+    Args:
+        config: From `read_config`.
+        file: The `paft.yml`.
+        base: Folder of the base model.
+        arms: Instead of the file's own; may hold patterns such as `paft-*`.
+        sequential: The sequential baseline is wanted, too.
+
+    Raises:
+        PaftError: All that is wrong: configs that cannot be read, arms that there cannot be.
+    """
+    folder = file.resolve().parent
+    problems: list[str] = []
+    branches: dict[str, Branch] = {}
+    preference = "preference"
+    try:
+        branches[SPARSE] = read_branch(SPARSE, config.sft, folder)
+        if branches[SPARSE].trained is None:
+            branches[DENSE] = without_penalty(branches[SPARSE], DENSE)
+    except PaftError as error:
+        problems += [f"sft: {problem}" for problem in error.problems]
+    try:
+        branch = read_branch(preference, config.preference, folder)
+        preference = preference_name(branch)
+        branches[preference] = read_branch(preference, config.preference, folder)
+    except PaftError as error:
+        problems += error.problems
+    for name, spec in config.compare.items():
+        if name in (BASE, SPARSE, SEQUENTIAL, preference) or name.startswith((f"{PAFT}-", f"{PARALLEL}-")):
+            problems.append(f"compare.{name}: an arm of the run is called so. Name it otherwise.")
+            continue
+        try:
+            branches[name] = read_branch(name, spec, folder)
+        except PaftError as error:
+            problems += [f"compare.{name}: {problem}" for problem in error.problems]
+    raise_if_any([f"{file}: {problem}" for problem in problems])
+    ordered = {name: branches[name] for name in (DENSE, SPARSE, preference, *config.compare) if name in branches}
+    chosen = _arms(config, ordered, preference, list(arms), sequential)
+    return Setup(file, config, base, ordered, preference, chosen)
+
+
+def _arms(
+    config: PaftConfig, branches: Mapping[str, Branch], preference: str, given: list[str], sequential: bool
+) -> list[str]:
+    """The arms that are wanted, in the order of the table."""
+    recipes = [*config.fusion.methods, *config.fusion.recipes]
+    fused = [f"{kind}-{recipe}" for kind in (PARALLEL, PAFT) for recipe in recipes]
+    possible = [BASE, *branches, SEQUENTIAL, *fused]
+    if DENSE not in branches:  # the SFT branch was trained elsewhere, and it has no twin
+        possible = [arm for arm in possible if arm != SEQUENTIAL and not arm.startswith(f"{PARALLEL}-")]
+    if branches[preference].trained is not None and SEQUENTIAL in possible:
+        possible.remove(SEQUENTIAL)
+    default = [BASE, SPARSE, preference, *config.compare, f"{PAFT}-*"]
+    patterns = given or config.arms or default
+    if sequential or (config.sequential and not given):
+        patterns = [*patterns, DENSE, SEQUENTIAL]
+    raise_if_any([_no_arm(pattern, possible) for pattern in patterns if not _matches(pattern, possible)])
+    return [arm for arm in possible if any(fnmatchcase(arm, pattern) for pattern in patterns)]
+
+
+def _matches(pattern: str, possible: Sequence[str]) -> bool:
+    return any(fnmatchcase(arm, pattern) for arm in possible)
+
+
+def _no_arm(name: str, possible: Sequence[str]) -> str:
+    if name in (DENSE, SEQUENTIAL) or name.startswith(f"{PARALLEL}-"):
+        return (
+            f"arm {name}: needs the axolotl configs of both branches, to train what it compares with, and one is given as "
+            f"`trained:`. Give its config, or name a dense SFT branch under compare: {{{DENSE}: …}}."
+        )
+    return f"arm {name}: there is none. {did_you_mean(name, possible)}"
