@@ -95,7 +95,7 @@ def _train(run_dir: Path, name: str, title: str, needs: tuple[str, ...] = ()) ->
     command = (
         _axolotl("train", str(config), "--launcher", "python")
         if with_plugin
-        else (sys.executable, "-m", "paft_plugin.pipeline.seeded_train", str(config))
+        else (sys.executable, "-m", "paft_plugin.pipeline.train", str(config))
     )
     data = "sft.jsonl" if name.startswith("sft") else "preference.jsonl"
     base = () if needs else (run_dir / "base",)

@@ -54,7 +54,7 @@ def render_readme(results: Sequence[ArmResult], stages: Sequence[Stage], run_dir
             *_commands(stages, run_dir),
             "```",
             "",
-            "A stage's own output is in `logs/`. `python -m paft_plugin.pipeline.seeded_train` is stock",
+            "A stage's own output is in `logs/`. `python -m paft_plugin.pipeline.train` is stock",
             "`axolotl train --launcher python` with the config's `seed` applied to the adapter's initialisation as well;",
             "`python -m paft_plugin.fusion.run` runs the `mergekit-yaml` command in the recipe's header. An arm can be scored by",
             "lm-eval's own command, too:",

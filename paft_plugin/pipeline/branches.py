@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 from paft_plugin.errors import PaftError, some
-from paft_plugin.files import write_text
 from paft_plugin.pipeline.config import BranchSpec
 from paft_plugin.schema import read_yaml
 
@@ -67,12 +66,13 @@ class Branch:
 
     def data(self) -> list[Path]:
         """The local files and folders that it is trained on."""
-        found = []
-        for entry in _entries(self.content):
-            files = entry.get("data_files") or []
-            named = [entry.get("path"), *([files] if isinstance(files, str) else files)]
-            found += [Path(name) for name in named if isinstance(name, str) and Path(name).is_absolute()]
-        return list(dict.fromkeys(path for path in found if path.exists()))
+        named = (name for entry in _entries(self.content) for name in _named(entry))
+        return list(dict.fromkeys(Path(name) for name in named if Path(name).is_absolute() and Path(name).exists()))
+
+    def remote_data(self) -> list[str]:
+        """The hub names and addresses of what it is trained on."""
+        named = (name for entry in _entries(self.content) for name in _named(entry) if not entry.get("data_files"))
+        return list(dict.fromkeys(name for name in named if not Path(name).is_absolute()))
 
 
 def read_branch(name: str, spec: BranchSpec, folder: Path) -> Branch:
@@ -107,19 +107,21 @@ def without_penalty(branch: Branch, name: str) -> Branch:
     return Branch(name, branch.spec, branch.source, {**content, **({"plugins": others} if others else {})})
 
 
-def write_config(branch: Branch, base: str, run_dir: Path, file: Path) -> None:
-    """Write the axolotl config of a training that starts from `base`."""
+def config_text(branch: Branch, base: str, name: str, run_dir: Path) -> str:
+    """The axolotl config of the training `name` as `branch` describes it, started from `base`."""
+    output = run_dir / "branches" / name
     content = {
         **branch.content,
         "base_model": base,
-        "output_dir": str(run_dir / "branches" / branch.name),
-        "dataset_prepared_path": str(run_dir / "prepared" / branch.name),
+        "output_dir": str(output),
+        # Within the output folder, which a new attempt finds empty: axolotl would reuse what it prepared from other data.
+        "dataset_prepared_path": str(output / "prepared"),
     }
     # A killed training goes on from its last checkpoint, unless the user says where from.
     content.setdefault("auto_resume_from_checkpoints", "resume_from_checkpoint" not in content)
     source = f"from {branch.source}" if branch.source else "given inline"
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
-    write_text(file, f"# The training {branch.name}, as axolotl gets it; {source}.\n{text}")
+    return f"# The training {name}, as axolotl gets it; {source}.\n{text}"
 
 
 def _entries(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -127,6 +129,14 @@ def _entries(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         value = content.get(key) or []
         for entry in value if isinstance(value, list) else [value]:
             yield entry if isinstance(entry, dict) else {"path": entry}
+
+
+def _named(entry: Mapping[str, Any]) -> list[str]:
+    """What an entry of `datasets` names: a path or hub name, and files."""
+    files = entry.get("data_files") or []
+    return [
+        name for name in [entry.get("path"), *([files] if isinstance(files, str) else files)] if isinstance(name, str)
+    ]
 
 
 def _absolute(key: str, value: Any, folders: list[Path]) -> Any:

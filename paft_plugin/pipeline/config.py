@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, model_validator
 
+from paft_plugin.evaluation.config import EvaluationConfig
 from paft_plugin.fusion.methods import METHODS
 from paft_plugin.schema import (
     STRICT,
@@ -77,7 +78,7 @@ class BranchSpec(BaseModel):
     trained: Annotated[Path, AfterValidator(_trained)] | None = Field(
         default=None, description="Folder of a branch that is trained already: an adapter or a model."
     )
-    devices: int = Field(1, ge=1, description="GPUs that its training takes.")
+    devices: int = Field(default=1, ge=1, description="GPUs that its training takes.")
     launcher: Literal["python", "accelerate", "torchrun"] | None = Field(
         default=None, description="axolotl's own launcher. Left out: python on one GPU or none, accelerate on more."
     )
@@ -131,7 +132,7 @@ class FusionConfig(BaseModel):
         default_factory=dict,
         description="Name → a mergekit YAML of your own, in which $base, $sft and $preference stand for the folders.",
     )
-    seed: int = Field(42, ge=0, lt=2**32, description="Of methods that drop by chance.")
+    seed: int = Field(default=42, ge=0, lt=2**32, description="Of methods that drop by chance.")
 
     @model_validator(mode="after")
     def _names(self) -> FusionConfig:
@@ -172,13 +173,13 @@ class ExecutorConfig(BaseModel):
     model_config = STRICT
 
     kind: Literal["local", "ray"] = Field(
-        "local", description="This machine, or a Ray cluster that shares output_dir (extra `ray`)."
+        default="local", description="This machine, or a Ray cluster that shares output_dir (extra `ray`)."
     )
-    workers: int = Field(2, ge=1, description="local: stages at once.")
+    workers: int = Field(default=2, ge=1, description="local: stages at once.")
     threads: int | None = Field(default=None, ge=1, description="local: CPU threads of each stage. [cores / workers]")
-    devices: list[str] | Literal["auto"] = Field("auto", description="local: GPUs to use; auto: all; []: none.")
+    devices: list[str] | Literal["auto"] = Field(default="auto", description="local: GPUs to use; auto: all; []: none.")
     share_device: Literal["auto", "never"] = Field(
-        "auto", description="local: two branches on one GPU at once, if their estimated memory fits."
+        default="auto", description="local: two branches on one GPU at once, if their estimated memory fits."
     )
     address: str | None = Field(default=None, description="ray: the cluster's address. [the one that Ray finds]")
 
@@ -210,7 +211,7 @@ class PaftConfig(BaseModel):
     )
     fusion: FusionConfig = Field(default_factory=lambda: FusionConfig(), description="How the branches are fused.")
     sequential: bool = Field(
-        False, description="Also the baseline: SFT without the penalty, then the preference training."
+        default=False, description="Also the baseline: SFT without the penalty, then the preference training."
     )
     arms: list[str] | None = Field(
         default=None,
@@ -220,6 +221,7 @@ class PaftConfig(BaseModel):
     inspection: InspectionConfig = Field(
         default_factory=lambda: InspectionConfig(), description="What is measured of the deltas."
     )
+    evaluation: EvaluationConfig | None = Field(default=None, description="What every arm is scored on, by lm-eval.")
     executor: Annotated[ExecutorConfig, BeforeValidator(_executor)] = Field(
         default_factory=lambda: ExecutorConfig(), description="Where it runs: local or ray."
     )

@@ -41,21 +41,31 @@ class Identity:
         return [name for name in names if self.parts.get(name) != before.get(name)]
 
 
-def identities(ordered: Sequence[Stage], run_dir: Path) -> dict[str, Identity]:
-    """Each stage's identity, from what `in_order` returned.
+def identities(ordered: Sequence[Stage], run_dir: Path, given: Mapping[Path, str] | None = None) -> dict[str, Identity]:
+    """Each stage's identity.
 
-    The run directory's own path does not enter, so that a finished run can be moved. Raises `PaftError` for missing inputs.
+    The run directory's own path does not enter, so that a finished run can be moved.
+
+    Args:
+        ordered: From `in_order`.
+        run_dir: The run directory.
+        given: Absolute path → text of inputs that are about to be written, whatever lies there now.
+
+    Raises:
+        PaftError: Inputs are missing.
     """
+    given = given or {}
     missing = [
         f"Stage {stage.name!r}: input {absolute(run_dir, path)} does not exist."
         for stage in ordered
         for path in stage.inputs
-        if not absolute(run_dir, path).exists()
+        if absolute(run_dir, path) not in given and not absolute(run_dir, path).exists()
     ]
     raise_if_any(missing)
     neutral = _Neutral(run_dir)
     # The base model is the input of many stages and is read once.
-    digests = _digests({absolute(run_dir, path) for stage in ordered for path in stage.inputs}, neutral)
+    digests = _digests({absolute(run_dir, path) for stage in ordered for path in stage.inputs} - set(given), neutral)
+    digests |= {path: _digest(text.encode("utf-8"), neutral) for path, text in given.items()}
     found: dict[str, Identity] = {}
     for stage in ordered:
         # One interpreter has several names (python, python3), and which one started us must not matter.
@@ -116,4 +126,8 @@ def _content(file: Path, neutral: _Neutral) -> str:
         return "broken link"
     if file.stat().st_size > _SMALL:
         return file_digest(file)
-    return hashlib.sha256(neutral.bytes(file.read_bytes())).hexdigest()
+    return _digest(file.read_bytes(), neutral)
+
+
+def _digest(content: bytes, neutral: _Neutral) -> str:
+    return hashlib.sha256(neutral.bytes(content)).hexdigest()

@@ -66,6 +66,17 @@ class Setup:
             return [SPARSE if arm.startswith(f"{PAFT}-") else DENSE, self.preference]
         return []
 
+    @property
+    def remote(self) -> list[str]:
+        """What the run needs from a hub: hub names, or lm-eval's own tasks."""
+        trainings = [self.branches[name] for name in self.needed]
+        evaluation = self.config.evaluation
+        return [
+            *([self.config.base] if self.config.base_is_remote else []),
+            *(name for branch in trainings for name in branch.remote_data()),
+            *(evaluation.measures if evaluation and evaluation.tasks is None else []),
+        ]
+
     def branch_folder(self, name: str) -> Path:
         """Where a branch lies once it is trained."""
         return self.branches[name].trained or self.run_dir / "branches" / name

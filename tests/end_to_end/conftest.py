@@ -122,7 +122,7 @@ def axolotl(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def seeded_train(config: Path) -> subprocess.CompletedProcess[str]:
     """Stock `axolotl train` with the config's seed, through the pipeline."""
-    return _run([sys.executable, "-m", "paft_plugin.pipeline.seeded_train", str(config)])
+    return _run([sys.executable, "-m", "paft_plugin.pipeline.train", str(config)])
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:

@@ -1,14 +1,16 @@
-"""`python -m paft_plugin.pipeline.seeded_train CONFIG`: stock `axolotl train CONFIG --launcher python`, reproducible.
+"""`python -m paft_plugin.pipeline.train CONFIG [OPTION…]`: stock `axolotl train CONFIG OPTION…`, reproducible and resumable.
 
 axolotl hands the config's `seed` to the Trainer, which is built after the adapter: the adapter's A is drawn from an
 unseeded generator, so two runs with one seed start, and end, differently. Here `random`, numpy and torch are seeded
-before axolotl starts, in its own process; the config needs nothing of ours.
+before axolotl starts, in its own process (with `--launcher python`; other launchers start new ones). And axolotl resumes from
+the last checkpoint even if a kill left it half-written: such ones are removed first. The config needs nothing of ours.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -18,8 +20,8 @@ DEFAULT_SEED = 42  # what axolotl takes when a config names none (`set_default_s
 _LARGEST = 2**32 - 1  # numpy's limit
 
 
-def config_seed(config: Path) -> int:
-    """The seed that axolotl will take for `config`; raises `PaftError` when it cannot be read or is no seed."""
+def read_config(config: Path) -> dict[str, Any]:
+    """The keys of an axolotl config; raises `PaftError` when there are none to be read."""
     try:
         content = yaml.safe_load(config.read_text(encoding="utf-8"))
     except OSError as error:
@@ -28,7 +30,12 @@ def config_seed(config: Path) -> int:
         raise PaftError(f"The config {config} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise PaftError(f"The config {config} holds no keys.")
-    seed = content.get("seed")
+    return content
+
+
+def config_seed(config: Path) -> int:
+    """The seed that axolotl will take for `config`; raises `PaftError` when it cannot be read or is no seed."""
+    seed = read_config(config).get("seed")
     if seed is None:
         return DEFAULT_SEED
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= _LARGEST:
@@ -38,22 +45,33 @@ def config_seed(config: Path) -> int:
 
 def main(arguments: list[str]) -> int:
     """Train as `CONFIG` says; the exit code is axolotl's own, or 2 for a user's mistake here."""
-    if len(arguments) != 1:
-        print("Usage: python -m paft_plugin.pipeline.seeded_train CONFIG", file=sys.stderr)
+    if not arguments or arguments[0].startswith("-"):
+        print("Usage: python -m paft_plugin.pipeline.train CONFIG [OPTION OF AXOLOTL TRAIN]...", file=sys.stderr)
         return 2
+    config, options = Path(arguments[0]), arguments[1:] or ["--launcher", "python"]
     try:
-        seed = config_seed(Path(arguments[0]))
+        seed = config_seed(config)
+        _drop_torn(config)
     except PaftError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     # axolotl's trainer arguments are parsed from sys.argv once more, so it has to be what the command would have been.
-    sys.argv = ["axolotl", "train", arguments[0], "--launcher", "python"]
+    sys.argv = ["axolotl", "train", str(config), *options]
     from axolotl.cli.main import cli
     from transformers import set_seed
 
     set_seed(seed)
     cli(prog_name="axolotl")  # ends by SystemExit, as the command does
     return 0
+
+
+def _drop_torn(config: Path) -> None:
+    content = read_config(config)
+    if content.get("auto_resume_from_checkpoints") and content.get("output_dir"):
+        from paft_plugin.pipeline.checkpoints import drop_torn
+
+        for folder in drop_torn(Path(content["output_dir"])):
+            print(f"{folder} was not written to the end: removed.")
 
 
 if __name__ == "__main__":

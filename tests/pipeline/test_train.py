@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from paft_plugin.errors import PaftError
-from paft_plugin.pipeline.seeded_train import DEFAULT_SEED, config_seed
+from paft_plugin.pipeline.train import DEFAULT_SEED, config_seed
 
-WRAPPED = (sys.executable, "-m", "paft_plugin.pipeline.seeded_train")
+WRAPPED = (sys.executable, "-m", "paft_plugin.pipeline.train")
 
 
 @pytest.mark.parametrize(("text", "seed"), [("seed: 7", 7), ("lr: 1", DEFAULT_SEED), ("seed:", DEFAULT_SEED)])

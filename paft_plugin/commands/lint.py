@@ -1,0 +1,56 @@
+"""`axolotl paft lint`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import click
+
+from paft_plugin.commands.exits import BAD_INPUT, quietly
+
+
+@click.command()
+@click.argument("recipes", metavar="RECIPE...", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--no-weights", is_flag=True, help="Read no weights: quick, but blind to what the deltas hold.")
+@click.option(
+    "--json",
+    "json_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the findings there, for machines.",
+)
+@click.option("--explain", metavar="CODE", help="Say what a code such as PAFT102 means (`all`: every code), and stop.")
+@click.pass_context
+def lint(
+    ctx: click.Context, recipes: tuple[Path, ...], no_weights: bool, json_file: Path | None, explain: str | None
+) -> None:
+    """Find what is wrong, or not as it seems, in mergekit recipes.
+
+    Any mergekit YAML will do, not only ours. Folders that it names are looked at where they are on this disk, weights
+    included. Errors exit with 2, warnings with 0.
+    """
+    width = shutil.get_terminal_size().columns
+    if explain is not None:
+        from paft_plugin.fusion.lint.codes import explain as explained
+        from paft_plugin.fusion.lint.report import explanation
+
+        click.echo("\n".join(explanation(explained(explain), width)))
+        return
+    if not recipes:
+        raise click.UsageError("Missing argument 'RECIPE...'.")
+
+    from paft_plugin.files import write_json
+    from paft_plugin.fusion.lint import errors, lint_recipe
+    from paft_plugin.fusion.lint.report import as_json, as_text, summary
+
+    with quietly():
+        findings = {file: lint_recipe(file, read_weights=not no_weights) for file in recipes}
+    for found in findings.values():
+        for line in as_text(found, width):
+            click.echo(line)
+    click.echo(summary(findings, not no_weights))
+    if json_file is not None:
+        write_json(json_file, as_json(findings, not no_weights))
+    if any(errors(found) for found in findings.values()):
+        ctx.exit(BAD_INPUT)

@@ -1,0 +1,95 @@
+"""`axolotl paft merge`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from paft_plugin.commands.exits import quietly
+from paft_plugin.errors import PaftError, raise_if_any
+
+if TYPE_CHECKING:
+    from paft_plugin.fusion.merge import Fusion
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="For methods that drop by chance."
+)
+@click.option("--device", default="auto", show_default=True, help="Where to merge: cpu, cuda, …")
+@click.option("--out-shard-size", default="5GB", show_default=True, help="Most bytes in one file of weights.")
+@click.option("--adapter", is_flag=True, help="Write the fused delta as a PEFT adapter on the base, not a model.")
+@click.option(
+    "--rank", type=click.IntRange(min=1), help="Most rank of each module of the adapter. [linear methods: as is exact]"
+)
+@click.option(
+    "--max-error",
+    type=click.FloatRange(min=0),
+    help="Greatest part of the fused delta that the adapter may miss, ‖δ − δ̂‖/‖δ‖. [0.05]",
+)
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def merge(
+    recipe: Path,
+    out: Path,
+    seed: int,
+    device: str,
+    out_shard_size: str,
+    adapter: bool,
+    rank: int | None,
+    max_error: float | None,
+    quiet: bool,
+) -> None:
+    """Merge by RECIPE, any mergekit YAML, into the new folder OUT; adapters are applied on the fly.
+
+    The recipe is linted first: errors stop the merge, warnings are shown and recorded.
+    """
+    from paft_plugin.fusion.merge import open_fusion, reuse_freed_memory, write_fusion
+
+    if not adapter and (rank is not None or max_error is not None):
+        raise PaftError("--rank and --max-error are about an adapter. Add --adapter, or leave them out.")
+    reuse_freed_memory()
+    findings = _lint_for_merge(recipe)
+    fusion = open_fusion(recipe, seed, device)
+    if adapter:
+        notes = _merge_into_adapter(fusion, out, rank, max_error, findings, quiet)
+    else:
+        notes = write_fusion(fusion, out, out_shard_size, findings, quiet)
+    for note in notes:
+        click.echo(f"Warning: {note}", err=True)
+    click.echo(f"Merged into {out}.")
+
+
+def _lint_for_merge(recipe: Path) -> list[str]:
+    """Show what the linter finds, but for what concerns plain mergekit-yaml alone; returns it for the record.
+
+    Raises:
+        PaftError: the errors among the findings.
+    """
+    from paft_plugin.fusion.lint import errors, lint_recipe
+    from paft_plugin.fusion.lint.report import as_text
+
+    with quietly():
+        findings = [finding for finding in lint_recipe(recipe) if not finding.plain_only]
+    wrong = errors(findings)
+    raise_if_any([f"{finding.code} {finding.file}: {finding.message} {finding.fix}" for finding in wrong])
+    for line in as_text(findings, shutil.get_terminal_size().columns):
+        click.echo(line, err=True)
+    return [f"{finding.code}: {finding.message}" for finding in findings]
+
+
+def _merge_into_adapter(
+    fusion: Fusion, out: Path, rank: int | None, max_error: float | None, findings: list[str], quiet: bool
+) -> list[str]:
+    """Write the adapter and show what it misses; returns warnings."""
+    from rich.console import Console
+
+    from paft_plugin.fusion.adapter import MAX_ERROR, error_table, write_adapter
+
+    written = write_adapter(fusion, out, rank, MAX_ERROR if max_error is None else max_error, findings, quiet)
+    Console().print(error_table(written.errors))
+    return written.warnings

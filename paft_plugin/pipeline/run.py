@@ -1,0 +1,106 @@
+"""`axolotl paft run`: from a `paft.yml` to the report, or, with `--dry-run`, to what would happen and why."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from paft_plugin.files import write_text
+from paft_plugin.pipeline.config import ExecutorConfig, read_config
+from paft_plugin.pipeline.executor import Executor
+from paft_plugin.pipeline.given import given_files
+from paft_plugin.pipeline.identity import identities
+from paft_plugin.pipeline.local import LocalExecutor
+from paft_plugin.pipeline.markers import outdated
+from paft_plugin.pipeline.plan import make_stages, readable
+from paft_plugin.pipeline.progress import Progress
+from paft_plugin.pipeline.scheduler import run_stages
+from paft_plugin.pipeline.setup import Setup, resolve
+from paft_plugin.pipeline.stages import in_order
+
+
+def run_pipeline(file: Path, console: Console, *, arms: Sequence[str] = (), sequential: bool = False) -> Setup:
+    """Run everything that `file`, a `paft.yml`, wants and that is not up to date.
+
+    Args:
+        file: The `paft.yml`.
+        console: Where progress and the table go.
+        arms: Instead of the file's own; may hold patterns.
+        sequential: The sequential baseline is wanted, too.
+
+    Returns:
+        What was run.
+
+    Raises:
+        PaftError: All that is wrong with the file and what it names; a stage that failed, with the end of its log.
+        KeyboardInterrupt: After Ctrl-C, once no process of the run is left.
+    """
+    setup = open_setup(file, arms, sequential)
+    stages = make_stages(setup)
+    files = given_files(setup, stages)
+    run_stages(
+        stages,
+        setup.run_dir,
+        make_executor(setup.config.executor),
+        [Progress(setup.run_dir, console)],
+        prepare=lambda: write_files(files),
+        variables=variables(setup),
+    )
+    return setup
+
+
+def show_plan(file: Path, console: Console, *, arms: Sequence[str] = (), sequential: bool = False) -> None:
+    """Print the stages of a run, which of them would run and why, and the exact commands; writes nothing.
+
+    Raises:
+        PaftError: All that is wrong with the file and what it names.
+    """
+    setup = open_setup(file, arms, sequential)
+    stages = in_order(make_stages(setup), setup.run_dir)
+    reasons = outdated(stages, setup.run_dir, identities(stages, setup.run_dir, given_files(setup, stages)))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("Stage", "What", "Why it runs"):
+        table.add_column(heading, overflow="fold")
+    for stage in stages:
+        why = Text(reasons[stage.name]) if stage.name in reasons else Text("up to date", style="green")
+        table.add_row(Text(stage.name), Text(stage.title), why)
+    console.print(Text(f"The run in {setup.run_dir}", style="bold"), soft_wrap=True)
+    console.print(table)
+    console.print(f"cd {shlex.quote(str(setup.run_dir))}", soft_wrap=True, highlight=False, markup=False)
+    for stage in stages:
+        if stage.name in reasons:
+            command = shlex.join(readable(stage.command, setup.run_dir))
+            console.print(f"# {stage.title}\n{command}", soft_wrap=True, highlight=False, markup=False)
+
+
+def open_setup(file: Path, arms: Sequence[str], sequential: bool) -> Setup:
+    """Read a `paft.yml` and everything that it names."""
+    config = read_config(file)
+    return resolve(config, file, Path(config.base), arms, sequential)
+
+
+def write_files(files: dict[Path, str]) -> None:
+    """Write what is not there already, so that a file that stays the same stays as old as it is."""
+    for file, text in files.items():
+        if not file.is_file() or file.read_bytes() != text.encode("utf-8"):
+            write_text(file, text)
+
+
+def make_executor(config: ExecutorConfig) -> Executor:
+    """Where a run's stages run."""
+    return LocalExecutor(config.workers)
+
+
+def variables(setup: Setup) -> dict[str, str]:
+    """For every command: no telemetry, and no network unless the config names something remote; what a user has set stays."""
+    wanted = {"TOKENIZERS_PARALLELISM": "false", "AXOLOTL_DO_NOT_TRACK": "1"}
+    if not setup.remote:
+        wanted["HF_HUB_OFFLINE"] = "1"
+    return {name: value for name, value in wanted.items() if name not in os.environ}
