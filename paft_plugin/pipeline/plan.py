@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from paft_plugin.evaluation.inputs import task_inputs
 from paft_plugin.pipeline.branches import Branch
 from paft_plugin.pipeline.config import MethodOptions
 from paft_plugin.pipeline.setup import BASE, DENSE, SEQUENTIAL, WHOLE, Setup
@@ -17,6 +18,7 @@ CONFIGS = Path("configs")
 RUN_FILE = CONFIGS / "run.json"
 MEASURES_FILE = CONFIGS / "measures.json"
 INSPECTION = Path("inspection")
+REPORT = "report"
 DEVICE = Resources(devices=1)
 
 
@@ -247,7 +249,7 @@ def _evaluate(setup: Setup) -> Iterator[Stage]:
     if evaluation is None:
         return
     measures = setup.run_dir / MEASURES_FILE
-    tasks = () if evaluation.tasks is None else (evaluation.tasks,)
+    tasks = () if evaluation.tasks is None else task_inputs(evaluation.tasks)
     for arm in setup.arms:
         model = setup.model(arm)
         adapter = arm in setup.branches and setup.branches[arm].is_adapter
@@ -270,7 +272,7 @@ def _evaluate(setup: Setup) -> Iterator[Stage]:
 
 def _report(setup: Setup, stages: Sequence[Stage]) -> Stage:
     return Stage(
-        name="report",
+        name=REPORT,
         title="write the report",
         command=paft("report", str(setup.run_dir)),
         folder=Path("report"),
@@ -280,7 +282,7 @@ def _report(setup: Setup, stages: Sequence[Stage]) -> Stage:
 
 
 def run_content(setup: Setup, stages: Sequence[Stage]) -> str:
-    """What `run.json` says for the report: the arms, and the commands that repeat them."""
+    """What `run.json` says for the report: the arms, and the commands that repeat them (but the report's own)."""
     run_dir = setup.run_dir
     evaluation = setup.config.evaluation
     content = {
@@ -294,7 +296,9 @@ def run_content(setup: Setup, stages: Sequence[Stage]) -> str:
         "arms": {arm: str(setup.model(arm)).removeprefix(f"{run_dir}/") for arm in setup.arms},
         "fused": {arm: setup.sources(arm) for arm in setup.fused},
         "stages": [
-            {"name": stage.name, "title": stage.title, "command": readable(stage.command, run_dir)} for stage in stages
+            {"name": stage.name, "title": stage.title, "command": readable(stage.command, run_dir)}
+            for stage in stages
+            if stage.name != REPORT
         ],
     }
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

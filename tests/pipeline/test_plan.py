@@ -1,0 +1,249 @@
+"""From a `paft.yml` to arms, configs, recipes and stages; nothing is run here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from paft_plugin.errors import PaftError
+from paft_plugin.pipeline.given import given_files
+from paft_plugin.pipeline.identity import identities
+from paft_plugin.pipeline.markers import outdated, prepare_folder, write_marker
+from paft_plugin.pipeline.plan import make_stages, readable
+from paft_plugin.pipeline.run import open_setup, write_files
+from paft_plugin.pipeline.setup import Setup
+from paft_plugin.pipeline.stages import Stage, absolute, in_order
+
+from .runs import edit, write_run
+
+
+def configs_of(setup: Setup) -> dict[str, dict]:
+    """The axolotl configs that a run writes."""
+    files = given_files(setup, make_stages(setup))
+    folder = setup.run_dir / "configs"
+    return {
+        path.stem: yaml.safe_load(text)
+        for path, text in files.items()
+        if path.parent == folder and path.suffix == ".yml"
+    }
+
+
+def by_name(setup: Setup) -> dict[str, Stage]:
+    return {stage.name: stage for stage in make_stages(setup)}
+
+
+def finish(setup: Setup) -> None:
+    """Pretend that a run of `setup` went through."""
+    stages = in_order(make_stages(setup), setup.run_dir)
+    write_files(given_files(setup, stages))
+    now = identities(stages, setup.run_dir)
+    for stage in stages:
+        prepare_folder(stage, setup.run_dir, now[stage.name].fingerprint)
+        write_marker(setup.run_dir, stage.name, now[stage.name], 1.0)
+
+
+def reasons(file: Path, arms: tuple[str, ...] = ()) -> dict[str, str]:
+    setup = open_setup(file, arms, False)
+    stages = in_order(make_stages(setup), setup.run_dir)
+    return outdated(stages, setup.run_dir, identities(stages, setup.run_dir, given_files(setup, stages)))
+
+
+def test_the_arms_of_a_run_and_those_that_one_asks_for(tmp_path: Path) -> None:
+    file = write_run(tmp_path, fusion={"methods": ["ties", "linear"]}, compare={"orpo": "dpo.yml"})
+    assert list(open_setup(file, [], False).arms) == ["base", "sft-l1", "dpo", "orpo", "paft-ties", "paft-linear"]
+    setup = open_setup(file, [], True)
+    assert list(setup.arms) == [
+        *("base", "sft", "sft-l1", "dpo", "orpo", "sequential", "paft-ties", "paft-linear"),
+    ]
+    assert setup.needed == ["sft-l1", "dpo", "sft", "orpo"]
+    setup = open_setup(file, ["parallel-ties"], False)
+    assert list(setup.arms) == ["parallel-ties"]
+    assert setup.needed == ["dpo", "sft"]
+    assert list(open_setup(file, ["parallel-*", "base"], False).arms) == ["base", "parallel-ties", "parallel-linear"]
+    with pytest.raises(PaftError, match=r"arm paft-tie: there is none\. Did you mean paft-ties"):
+        open_setup(file, ["paft-tie"], False)
+
+
+def test_the_configs_are_the_user_s_with_the_run_s_own_paths(tmp_path: Path) -> None:
+    file = write_run(
+        tmp_path, preference={"config": "dpo.yml", "overrides": {"learning_rate": 1e-5, "warmup_steps": None}}
+    )
+    edit(
+        tmp_path / "sft.yml",
+        output_dir="elsewhere",
+        plugins=["axolotl.integrations.liger.LigerPlugin", "paft_plugin.PAFTPlugin"],
+    )
+    setup = open_setup(file, ["base", "sft", "sft-l1", "dpo", "sequential"], False)
+    configs = configs_of(setup)
+    assert set(configs) == {"sft", "sft-l1", "dpo", "sequential"}
+    original = yaml.safe_load((tmp_path / "sft.yml").read_text())
+    sparse, dense, dpo = configs["sft-l1"], configs["sft"], configs["dpo"]
+    assert sparse["base_model"] == dpo["base_model"] == str(tmp_path / "base")
+    assert sparse["output_dir"] == str(tmp_path / "out" / "branches" / "sft-l1")
+    assert "output_dir" in setup.branches["sft-l1"].notes[0]
+    assert sparse["datasets"][0]["path"] == str(tmp_path / "data" / "sft.jsonl"), "a relative path in a config"
+    assert sparse["auto_resume_from_checkpoints"]
+    changed = {"base_model", "output_dir", "datasets", "dataset_prepared_path", "auto_resume_from_checkpoints"}
+    assert {key: value for key, value in sparse.items() if key not in changed} == {
+        key: value for key, value in original.items() if key not in changed
+    }
+    assert {key for key in sparse if sparse.get(key) != dense.get(key)} == {
+        *("plugins", "paft_l1_lambda", "output_dir", "dataset_prepared_path"),
+    }
+    assert dense["plugins"] == [liger]
+    assert dpo["learning_rate"] == 1e-5
+    assert "warmup_steps" not in dpo
+    assert configs["sequential"]["base_model"] == str(tmp_path / "out" / "models" / "sft-whole")
+    assert {key for key in dpo if dpo[key] != configs["sequential"][key]} == {
+        *("base_model", "output_dir", "dataset_prepared_path"),
+    }
+
+
+def test_every_stage_comes_after_what_it_needs_and_knows_what_it_reads(tmp_path: Path) -> None:
+    setup = open_setup(write_run(tmp_path), ["*"], False)
+    stages = by_name(setup)
+    for stage in stages.values():
+        # What a command names in the run directory is another stage's, and needed, or given.
+        for word in stage.command:
+            path = Path(word.partition("=")[2] or word)
+            if stage.name.startswith("recipe-") and path.parent.name == "models":
+                continue  # where the recipe's header says that the model goes
+            if setup.run_dir not in path.parents or absolute(setup.run_dir, stage.folder) in (path, *path.parents):
+                continue
+            owners = [
+                other.name
+                for other in stages.values()
+                if absolute(setup.run_dir, other.folder) in (path, *path.parents)
+            ]
+            assert path in stage.inputs or set(owners) & set(stage.needs), (stage.name, word)
+    assert stages["merge-paft-ties"].needs == (*("sft-l1", "dpo", "recipe-paft-ties", "lint-paft-ties"),)
+    assert stages["sequential"].needs == ("merge-sft-whole",)
+    assert stages["sft-l1"].needs == stages["dpo"].needs == (), "the branches know nothing of each other"
+    assert set(stages["report"].needs) == set(stages) - {"report"}
+    in_order(list(stages.values()), setup.run_dir)
+
+
+def test_trained_branches_are_taken_as_they_are(tmp_path: Path) -> None:
+    adapter = tmp_path / "trained + done"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    file = write_run(tmp_path, sft=str(adapter), preference={"trained": str(adapter)})
+    setup = open_setup(file, [], False)
+    stages = by_name(setup)
+    assert list(setup.arms) == ["base", "sft-l1", "preference", "paft-ties"]
+    assert not [name for name in stages if name in setup.branches]
+    assert adapter in stages["recipe-paft-ties"].inputs
+    assert stages["evaluate-sft-l1"].needs == ()
+    assert "--adapter" in stages["evaluate-sft-l1"].command
+    with pytest.raises(PaftError, match="needs the axolotl configs of both branches"):
+        open_setup(file, ["sequential"], False)
+    with pytest.raises(PaftError, match="needs the axolotl configs"):
+        open_setup(file, ["parallel-ties"], False)
+
+
+def test_a_recipe_of_the_user_s_own_is_filled(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yml"
+    mine.write_text("base_model: $base\nmodels:\n  - model: $sft # 5 $$\n  - model: $preference\n")
+    file = write_run(tmp_path, fusion={"methods": ["ties"], "recipes": {"mine": "mine.yml"}})
+    setup = open_setup(file, ["paft-mine", "parallel-mine"], False)
+    files = given_files(setup, make_stages(setup))
+    text = files[tmp_path / "out" / "configs" / "recipes" / "paft-mine.yml"]
+    assert f"base_model: {tmp_path / 'base'}\n" in text
+    assert f"model: {tmp_path / 'out' / 'branches' / 'sft-l1'} # 5 $\n" in text
+    assert "branches/sft\n" in files[tmp_path / "out" / "configs" / "recipes" / "parallel-mine.yml"].replace(
+        " # 5 $", ""
+    )
+    assert "recipe-paft-mine" not in by_name(setup)
+    mine.write_text("base_model: $nonsense\n")
+    with pytest.raises(PaftError, match=r"mine\.yml: a \$placeholder"):
+        given_files(setup, make_stages(setup))
+
+
+def test_options_of_a_method_reach_the_command(tmp_path: Path) -> None:
+    options = {"density_sft": 0.1, "weight_preference": 0.7, "normalize": False, "filter": ["mlp:density=0.3"]}
+    fusion = {"methods": {"ties": options, "dare_linear": {"extras": {"rescale": False}}}, "seed": 3}
+    stages = by_name(open_setup(write_run(tmp_path, fusion=fusion), [], False))
+    command = " ".join(readable(stages["recipe-paft-ties"].command, tmp_path / "out"))
+    for words in (
+        "--density-sft 0.1",
+        "--weight-preference 0.7",
+        "--no-normalize",
+        "--filter mlp:density=0.3",
+        "--seed 3",
+    ):
+        assert words in command
+    assert "--no-rescale" in stages["recipe-paft-dare_linear"].command
+
+
+def test_launchers_stay_axolotl_s_own(tmp_path: Path) -> None:
+    sft = {"config": "sft.yml", "devices": 4}
+    dpo = {"config": "dpo.yml", "launcher": "torchrun", "devices": 2, "launcher_args": ["--nnodes=2"]}
+    stages = by_name(open_setup(write_run(tmp_path, sft=sft, preference=dpo), [], False))
+    assert stages["sft-l1"].command[-5:] == ("--launcher", "accelerate", "--", "--num_processes", "4")
+    assert stages["dpo"].command[-4:] == ("--launcher", "torchrun", "--", "--nnodes=2")
+    assert stages["sft-l1"].resources.devices == 4
+
+
+def test_a_change_runs_what_depends_on_it_and_says_why(tmp_path: Path) -> None:
+    file = write_run(tmp_path)
+    finish(open_setup(file, [], False))
+    assert reasons(file) == {}
+
+    rows = tmp_path / "data" / "preference.jsonl"
+    kept = rows.read_bytes()
+    rows.write_bytes(kept + kept.splitlines(keepends=True)[0])
+    assert reasons(file)["dpo"] == f"changed: {rows}"
+    assert {"sft-l1", "evaluate-sft-l1", "evaluate-base"}.isdisjoint(reasons(file))
+    assert reasons(file)["merge-paft-ties"] == "after dpo, recipe-paft-ties, lint-paft-ties"
+    rows.write_bytes(kept)
+    assert reasons(file) == {}
+
+    edit(tmp_path / "sft.yml", learning_rate=1e-3)
+    assert reasons(file)["sft-l1"] == "changed: configs/sft-l1.yml"
+    assert {"dpo", "evaluate-dpo"}.isdisjoint(reasons(file))
+    edit(tmp_path / "sft.yml", learning_rate=5e-4)
+    assert reasons(file) == {}
+
+    edit(file, fusion={"methods": {"ties": {"density": 0.3}}})
+    assert set(reasons(file)) == {
+        *("recipe-paft-ties", "lint-paft-ties", "merge-paft-ties", "inspect-fused", "evaluate-paft-ties", "report"),
+    }
+    edit(file, fusion={"methods": ["ties"]})
+    edit(file, executor={"kind": "local", "workers": 1})
+    assert reasons(file) == {}, "where it runs changes no result"
+
+    item = tmp_path / "data" / "test" / "skill.jsonl"
+    item.write_text(item.read_text().replace("1", "2"))
+    assert {name for name in reasons(file) if not name.startswith("evaluate-")} == {"report"}
+
+
+def test_a_moved_run_is_up_to_date_and_so_is_one_with_another_arm_more(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there + now"
+    finish(open_setup(write_run(here), [], False))
+    assert {
+        name for name in reasons(here / "paft.yml", ("*",)) if name in ("sft-l1", "dpo", "merge-paft-ties")
+    } == set()
+    shutil.move(here / "out", tmp_path / "out")
+    shutil.copytree(here, there)
+    shutil.move(tmp_path / "out", there / "out")
+    again = reasons(there / "paft.yml")
+    assert again["sft-l1"].startswith("changed: configs/sft-l1.yml"), "its data lie elsewhere now, as the config says"
+
+
+def test_run_json_tells_the_report_what_it_needs(tmp_path: Path) -> None:
+    setup = open_setup(write_run(tmp_path), [], False)
+    files = given_files(setup, make_stages(setup))
+    content = json.loads(files[tmp_path / "out" / "configs" / "run.json"])
+    assert content["arms"] == {
+        "base": str(tmp_path / "base"),
+        "sft-l1": "branches/sft-l1",
+        "dpo": "branches/dpo",
+        "paft-ties": "models/paft-ties",
+    }
+    assert content["fused"] == {"paft-ties": ["sft-l1", "dpo"]}
+    assert content["skill"] == "skill"
+    assert [stage["name"] for stage in content["stages"]] == list(by_name(setup))[:-1], "all but the report itself"
