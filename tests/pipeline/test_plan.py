@@ -94,7 +94,7 @@ def test_the_configs_are_the_user_s_with_the_run_s_own_paths(tmp_path: Path) -> 
     assert {key for key in sparse if sparse.get(key) != dense.get(key)} == {
         *("plugins", "paft_l1_lambda", "output_dir", "dataset_prepared_path"),
     }
-    assert dense["plugins"] == [liger]
+    assert dense["plugins"] == ["axolotl.integrations.liger.LigerPlugin"]
     assert dpo["learning_rate"] == 1e-5
     assert "warmup_steps" not in dpo
     assert configs["sequential"]["base_model"] == str(tmp_path / "out" / "models" / "sft-whole")

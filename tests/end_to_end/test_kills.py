@@ -1,0 +1,157 @@
+"""A whole run that is killed at every stage boundary and at random moments ends as one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
+
+import psutil
+import pytest
+
+from paft_plugin.files import file_digest
+from paft_plugin.pipeline.markers import read_marker
+from tests.pipeline.runs import write_run
+
+pytestmark = pytest.mark.slow
+LIMIT = 1200.0  # seconds, only so that a hang ends
+RANDOM_KILLS = 12
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+class Attempt:
+    """One `axolotl paft run`, to be killed; its lines come as they are printed."""
+
+    def __init__(self, file: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "paft_plugin.cli", "run", str(file)],
+            env=os.environ | ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.seen: list[str] = []
+        self._lines: Queue[str | None] = Queue()
+        Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.put(line.rstrip())
+        self._lines.put(None)
+
+    def lines(self) -> Iterator[str]:
+        """Each line as it comes, to the end of the run."""
+        deadline = time.monotonic() + LIMIT
+        while time.monotonic() < deadline:
+            try:
+                line = self._lines.get(timeout=1)
+            except Empty:
+                continue
+            if line is None:
+                return
+            self.seen.append(line)
+            yield line
+        pytest.fail(f"no end in sight: {self.seen[-5:]}")
+
+    def kill(self) -> None:
+        """As a power cut would: nobody is asked."""
+        self.process.kill()
+        self.process.wait(LIMIT)
+
+    def kill_a_stage(self) -> None:
+        """As the kernel does when memory is short: one process of a stage, whose run then fails."""
+        stages = [
+            child for child in psutil.Process(self.process.pid).children(recursive=True) if child.children() == []
+        ]
+        for child in stages[:1]:
+            child.kill()
+        for _ in self.lines():
+            pass
+        self.process.wait(LIMIT)
+
+
+def outcome(run_dir: Path) -> dict[str, str]:
+    """Everything that a run is for: fingerprints of its stages, and what came out of them."""
+    found = {}
+    for marker in sorted((run_dir / ".stages").glob("*.json")):
+        stage = read_marker(run_dir, marker.stem)
+        assert stage is not None
+        found[f"stage {stage.name}"] = stage.fingerprint
+    for pattern in ("branches/*/*.safetensors", "models/*/*.safetensors"):
+        found |= {str(path.relative_to(run_dir)): file_digest(path) for path in sorted(run_dir.glob(pattern))}
+    for pattern in ("recipes/*/*.yml", "inspection/*/inspection.json"):
+        for path in sorted(run_dir.glob(pattern)):
+            found[str(path.relative_to(run_dir))] = path.read_text().replace(str(run_dir), "")
+    for path in sorted(run_dir.glob("scores/*/scores.json")):
+        for arm, score in json.loads(path.read_text())["scores"].items():
+            found[f"score of {arm}"] = json.dumps({key: value for key, value in score.items() if key != "seconds"})
+    return found
+
+
+def run_with_kills(file: Path, random_kills: int) -> list[str]:
+    """Kill a run after each stage and at random moments until none is left to kill at; returns what was done."""
+    rng = random.Random(0)
+    kills: list[str] = []
+    at: set[str] = set()
+    while True:
+        attempt = Attempt(file)
+        killed = False
+        for line in attempt.lines():
+            word, _, what = line.partition(" ")
+            what = what.split(" (")[0].strip()
+            if word == "done" and what not in at:
+                at.add(what)
+                attempt.kill()
+                kills.append(f"at the end of {what}")
+                killed = True
+                break
+            if word == "start" and random_kills and rng.random() < 0.5:
+                time.sleep(rng.uniform(0, 8))
+                if attempt.process.poll() is None:
+                    random_kills -= 1
+                    hit = rng.choice([attempt.kill, attempt.kill_a_stage])
+                    hit()
+                    kills.append(f"{hit.__name__} in {what}")
+                    killed = True
+                    break
+        if not killed:
+            attempt.process.wait(LIMIT)
+            assert attempt.process.returncode == 0, "\n".join(attempt.seen)
+            return kills
+
+
+def processes_of(folder: Path) -> list[str]:
+    return [
+        " ".join(p.info["cmdline"])
+        for p in psutil.process_iter(["cmdline"])
+        if str(folder) in " ".join(p.info["cmdline"] or [])
+    ]
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_left_alone(tmp_path: Path) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed + often"
+    subprocess.run(
+        [sys.executable, "-m", "paft_plugin.cli", "run", str(write_run(undisturbed, output_dir="."))],
+        env=os.environ | ENVIRONMENT,
+        check=True,
+        timeout=LIMIT,
+        capture_output=True,
+    )
+    kills = run_with_kills(write_run(killed, output_dir="."), RANDOM_KILLS)
+    assert len(kills) >= 20, kills
+    assert processes_of(killed) == []
+    left_alone, survived = outcome(undisturbed), outcome(killed)
+    stages = {name for name in left_alone if name.startswith("stage ")}
+    assert survived.keys() == left_alone.keys()
+    assert len(stages) >= 10
+    assert survived == left_alone
