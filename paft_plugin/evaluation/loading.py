@@ -79,7 +79,8 @@ def load(
             f"{where}: the tokenizer in {candidate.model} has no chat template. Add the one of its training, or set "
             "evaluation.apply_chat_template: false to ask in plain text."
         )
-    return HFLM(pretrained=model.to(device), tokenizer=tokenizer, batch_size=batch_size)
+    # In half precision, the log-likelihoods of two answers to choose from would often come out equal.
+    return HFLM(pretrained=model.to(device), tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32")
 
 
 def _one_line(error: Exception) -> str:

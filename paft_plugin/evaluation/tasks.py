@@ -119,9 +119,14 @@ class Catalogue:
         return opened
 
     def _hint(self, name: str) -> str:
-        """Where to look for what is wrong with a task."""
-        files = data_files(self.config(name)) if name in self.single_tasks else []
-        return f"Correct the task or its data, {some(files)}." if files else "Correct the task, or see to its data."
+        """Where to look for what is wrong with a task or a group."""
+        if self._manager.task_index[name]["type"] == "group":
+            named = [task for task in self.config(name)["task"] if isinstance(task, str)]
+            if missing := [task for task in named if task not in self._manager.task_index]:
+                return f"There is no {some(missing)} {self._place}."
+        elif files := data_files(self.config(name)):
+            return f"Correct the task or its data, {some(files)}."
+        return "Correct the task, or see to its data."
 
 
 def data_files(config: Mapping[str, Any], split: str | None = None) -> list[str]:
@@ -178,8 +183,8 @@ def _settle(name: str, config: MeasureConfig, task: OpenTask, where: str) -> Mea
     """The measure that a task's number is; sets the task's number of solved examples."""
     if not (numbers := _numbers(task)):
         raise PaftError(
-            f"{where}: a group without a number of its own (aggregate_metric_list). Name its tasks: "
-            f"{some(sorted(task.parts), 5)}."
+            f"{where}: a group without a number of its own (aggregate_metric_list, of a metric and a filter that its tasks "
+            f"have). Name its tasks: {some(sorted(task.parts), 5)}."
         )
     problems: list[str] = []
     metric = _choose("metric", config.metric, list(numbers), where, problems)
@@ -196,12 +201,20 @@ def _settle(name: str, config: MeasureConfig, task: OpenTask, where: str) -> Mea
 
 def _numbers(task: OpenTask) -> dict[str, list[str]]:
     """Metric → filters, of what lm-eval reports of a task or, as a whole, of a group."""
-    if task.group is None:
-        (single,) = task.parts.values()
-        filters = [each.name for each in single._filters]
-        return dict.fromkeys(single.higher_is_better(), filters)
-    sums = task.group.config["aggregate_metric_list"] or []
-    return {each["metric"]: list(each["filter_list"]) for each in sums}
+    reported = [
+        (metric, each.name)
+        for part in task.parts.values()
+        for metric in part.higher_is_better()
+        for each in part._filters
+    ]
+    if task.group is not None:
+        summed = task.group.config["aggregate_metric_list"] or []
+        asked = [(each["metric"], name) for each in summed for name in each["filter_list"]]
+        reported = [number for number in asked if number in reported]
+    numbers: dict[str, list[str]] = {}
+    for metric, name in dict.fromkeys(reported):
+        numbers.setdefault(metric, []).append(name)
+    return numbers
 
 
 def _choose(key: str, given: str | None, names: list[str], where: str, problems: list[str]) -> str:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from paft_plugin.evaluation.arms import ArmResult, Comparison
+from paft_plugin.evaluation.measures import Measure
 
 SCHEMA = 2
 BLANK = "–"
@@ -36,7 +37,7 @@ ARM = Column("Arm", lambda result: result.arm, is_number=False)
 
 def score_columns(comparison: Comparison) -> list[Column]:
     """A column for each measure, and one for the alignment tax if a measure stands for the skill."""
-    shown = [Column(_capital(measure.name), _score(measure.name)) for measure in comparison.measures]
+    shown = [Column(_heading(measure), _score(measure.name)) for measure in comparison.measures]
     if comparison.skill is not None:
         tax = comparison.alignment_tax()
         shown.append(Column("Alignment tax", lambda result: _number(tax.get(result.arm), "+.2f")))
@@ -48,8 +49,10 @@ def sparsity_columns(comparison: Comparison) -> list[Column]:
     return [Column(f"Sparsity at {threshold}", _sparsity(threshold)) for threshold in comparison.thresholds]
 
 
-def _capital(name: str) -> str:
-    return name[:1].upper() + name[1:]
+def _heading(measure: Measure) -> str:
+    """A person's word for it with a capital; lm-eval's own as it is."""
+    name = measure.name
+    return name if name == measure.task else name[:1].upper() + name[1:]
 
 
 def _number(value: float | None, form: str) -> str:
@@ -127,13 +130,12 @@ class _Layout:
 
 
 def _lines(heading: str, width: int) -> list[str]:
-    """A heading in lines, broken after spaces and before the joints of a name (`gsm8k_strict-match`).
-
-    A name of one word is broken anywhere, our own headings, which have spaces, are not.
-    """
-    pieces = re.findall(r"[ _.-]?[^ _.-]*", heading)
-    if " " not in heading:
-        pieces = [piece[start : start + width] for piece in pieces for start in range(0, len(piece), width)]
+    """A heading in lines, broken at its spaces; a name without any before its joints (`gsm8k_strict-match`), or anywhere."""
+    if " " in heading:
+        pieces = re.findall(r" ?[^ ]+", heading)
+    else:
+        joined = re.findall(r"[_.-]?[^_.-]*", heading)
+        pieces = [piece[start : start + width] for piece in joined for start in range(0, len(piece), width)]
     lines = [""]
     for piece in pieces:
         if lines[-1] and len(lines[-1] + piece) > width:

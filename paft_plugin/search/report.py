@@ -188,7 +188,7 @@ def merge_commands(outcome: Outcome, trial: Finished) -> list[list[str]]:
                  "--device", outcome.device]]  # fmt: skip
     if search.test_tasks is not None:
         commands.append(
-            ["lm_eval", "--model", "hf", "--model_args", f"pretrained={model},dtype={search.dtype}",
+            ["lm_eval", "--model", "hf", "--model_args", f"pretrained={model},dtype={search.dtype},softmax_dtype=float32",
              "--include_path", str(search.test_tasks), "--tasks", named_tasks(outcome.goals), "--apply_chat_template",
              "--batch_size", str(search.batch_size)]
         )  # fmt: skip

@@ -209,10 +209,17 @@ def test_what_cannot_be_a_measure_says_why(folder: Path, tmp_path: Path) -> None
     make_group(tmp_path, "unsummed", ["few", "many"])
     make_task(tmp_path, "unsafe", folder.parent / "few.jsonl", split="test", unsafe_code=True)
     assert problems(tmp_path, unsummed=MeasureConfig(), both=MeasureConfig(), unsafe=MeasureConfig()) == [
-        "evaluation.measures.unsummed: a group without a number of its own (aggregate_metric_list). Name its tasks: few, many.",
+        "evaluation.measures.unsummed: a group without a number of its own (aggregate_metric_list, of a metric and a "
+        "filter that its tasks have). Name its tasks: few, many.",
         "evaluation.measures.both: a tag, which has no number of its own. Name its tasks: few, many.",
         "evaluation.measures.unsafe: runs the code that a model writes. Score it in a sandbox, with lm-eval's own command.",
     ]
+    make_group(tmp_path, "elsewhere", ["few", "gsm8k"], SUM)
+    (problem,) = problems(tmp_path, elsewhere=MeasureConfig())
+    assert problem.endswith(f"There is no gsm8k in {tmp_path}.")
+    make_group(tmp_path, "unfiltered", ["few", "many"], [{"metric": "acc", "filter_list": ["strict"]}])
+    (problem,) = problems(tmp_path, unfiltered=MeasureConfig())
+    assert problem.startswith("evaluation.measures.unfiltered: a group without a number of its own")
     (problem,) = problems(tmp_path, group=MeasureConfig(), few=MeasureConfig())
     assert problem.startswith("evaluation.measures: few and group both have few")
 
