@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paft_plugin.demo.configs import FULL, QUICK, SEED, Effort
+from paft_plugin.demo.measures import MEASURES_FILE, TASKS
 from paft_plugin.pipeline.stages import Stage
 
 BRANCHES = {
@@ -170,17 +171,17 @@ def _scores(run_dir: Path, demo: Demo) -> Iterator[Stage]:
 
 
 def _score(run_dir: Path, name: str, arms: Sequence[str], needs: Sequence[str]) -> Stage:
-    tasks = run_dir / "evaluation" / "tasks"
+    measures = run_dir / MEASURES_FILE
     return Stage(
         name=f"score-{name}",
         title=f"score {', '.join(arms)}",
         command=(
             sys.executable, "-m", "paft_plugin.evaluation.score",
-            "--tasks", str(tasks),
+            "--measures", str(measures),
             "--output", str(run_dir / "scores" / name / "scores.json"),
             *(f"{arm}={run_dir / model_folder(arm)}" for arm in arms),
         ),
         folder=Path("scores") / name,
         needs=tuple(needs),
-        inputs=(tasks, run_dir / "data" / "test", *((run_dir / "base",) if "base" in arms else ())),
+        inputs=(measures, run_dir / TASKS, run_dir / "data" / "test", *((run_dir / "base",) if "base" in arms else ())),
     )  # fmt: skip

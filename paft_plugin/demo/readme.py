@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paft_plugin.demo.configs import LAMBDA
-from paft_plugin.evaluation.arms import MEASURES, ArmResult
+from paft_plugin.evaluation.arms import ArmResult, Comparison
+from paft_plugin.evaluation.measures import Measure
 from paft_plugin.pipeline.stages import Stage
 from paft_plugin.report.table import markdown_table
 
@@ -26,8 +27,9 @@ the base model included. Numbers are of one seed: differences below twice the st
 """
 
 
-def render_readme(results: Sequence[ArmResult], stages: Sequence[Stage], run_dir: Path) -> str:
+def render_readme(comparison: Comparison, stages: Sequence[Stage], run_dir: Path) -> str:
     """The run's `README.md` as Markdown."""
+    tasks = ",".join(measure.task for measure in comparison.measures)
     return "\n".join(
         [
             "# PAFT demo",
@@ -35,7 +37,7 @@ def render_readme(results: Sequence[ArmResult], stages: Sequence[Stage], run_dir
             "From one small base model: an SFT branch with an L1 penalty on its delta and a preference branch, trained in",
             "parallel and fused (arXiv 2406.17923).",
             "",
-            markdown_table(results),
+            markdown_table(comparison),
             "## How to read it",
             "",
             HOW_TO_READ,
@@ -43,7 +45,7 @@ def render_readme(results: Sequence[ArmResult], stages: Sequence[Stage], run_dir
             "",
             "Each difference with its standard error.",
             "",
-            *[f"- {line}" for line in findings(results)],
+            *[f"- {line}" for line in findings(comparison)],
             "",
             "## Repeat it by hand",
             "",
@@ -61,7 +63,7 @@ def render_readme(results: Sequence[ArmResult], stages: Sequence[Stage], run_dir
             "",
             "```sh",
             "lm_eval --model hf --model_args pretrained=models/paft-ties,dtype=float32 --include_path evaluation/tasks \\",
-            f"  --tasks {','.join(measure.task for measure in MEASURES)} --apply_chat_template --batch_size 64 --device cpu",
+            f"  --tasks {tasks} --apply_chat_template --batch_size 64 --device cpu",
             "```",
             "",
             "## Search for better merge settings",
@@ -73,9 +75,9 @@ def render_readme(results: Sequence[ArmResult], stages: Sequence[Stage], run_dir
     )
 
 
-def findings(results: Sequence[ArmResult]) -> list[str]:
+def findings(comparison: Comparison) -> list[str]:
     """The paper's comparisons, each with this run's numbers, whichever way they came out."""
-    arms = {result.arm: result for result in results}
+    arms = {result.arm: result for result in comparison.results}
     compared = [
         ("sft", "sft-l1", "L1 on SFT"),
         ("sft", "sequential", "DPO after SFT (the alignment tax)"),
@@ -86,19 +88,19 @@ def findings(results: Sequence[ArmResult]) -> list[str]:
         ),
     ]
     return [
-        f"{what}: {_differences(arms[before], arms[after])} (`{before}` → `{after}`)."
+        f"{what}: {_differences(comparison.measures, arms[before], arms[after])} (`{before}` → `{after}`)."
         for before, after, what in compared
         if before in arms and after in arms
     ]
 
 
-def _differences(before: ArmResult, after: ArmResult) -> str:
+def _differences(measures: Sequence[Measure], before: ArmResult, after: ArmResult) -> str:
     parts = []
-    for measure in MEASURES:
-        one, other = getattr(before, measure.name), getattr(after, measure.name)
-        if one is not None and other is not None:
-            error = (before.stderr.get(measure.name, 0.0) ** 2 + after.stderr.get(measure.name, 0.0) ** 2) ** 0.5
-            parts.append(f"{measure.name} {one:.2f} → {other:.2f} ({other - one:+.2f} ± {error:.2f})")
+    for name in (measure.name for measure in measures):
+        if name in before.scores and name in after.scores:
+            one, other = before.scores[name], after.scores[name]
+            error = (before.stderr.get(name, 0.0) ** 2 + after.stderr.get(name, 0.0) ** 2) ** 0.5
+            parts.append(f"{name} {one:.2f} → {other:.2f} ({other - one:+.2f} ± {error:.2f})")
     return ", ".join(parts)
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from paft_plugin.demo import configs, data
-from paft_plugin.demo.plan import FULL_DEMO, QUICK_DEMO, Demo, make_stages, model_folder
+from paft_plugin.demo.measures import MEASURES_FILE, TASKS, evaluation_config
+from paft_plugin.demo.plan import BRANCHES, FULL_DEMO, QUICK_DEMO, Demo, make_stages, model_folder
 from paft_plugin.demo.readme import render_readme
 from paft_plugin.demo.search import write_search
-from paft_plugin.evaluation.arms import ArmResult
+from paft_plugin.evaluation.arms import ArmResult, Comparison
+from paft_plugin.evaluation.config import write_measures
+from paft_plugin.evaluation.scores import read_scores
 from paft_plugin.files import write_bytes, write_json, write_text
 from paft_plugin.pipeline.local import LocalExecutor
 from paft_plugin.pipeline.progress import Progress
@@ -33,7 +34,7 @@ ENVIRONMENT = {
 }
 
 
-def run_demo(output_dir: Path, *, quick: bool, console: Console) -> list[ArmResult]:
+def run_demo(output_dir: Path, *, quick: bool, console: Console) -> Comparison:
     """Run the whole demo in `output_dir`; what an earlier run there finished with the same inputs is kept.
 
     Raises:
@@ -52,18 +53,19 @@ def run_demo(output_dir: Path, *, quick: bool, console: Console) -> list[ArmResu
         variables=ENVIRONMENT,
         needed_bytes=NEEDED_BYTES,
     )
-    results = collect(demo, run_dir)
-    write_json(run_dir / "results.json", results_content(results))
-    write_text(run_dir / "README.md", render_readme(results, stages, run_dir))
-    console.print(terminal_table(results))
-    return results
+    comparison = collect(demo, run_dir)
+    write_json(run_dir / "results.json", results_content(comparison))
+    write_text(run_dir / "README.md", render_readme(comparison, stages, run_dir))
+    console.print(terminal_table(comparison, console.width))
+    return comparison
 
 
 def write_inputs(demo: Demo, run_dir: Path) -> None:
     """Write what the stages read: base model, data, lm-eval tasks, axolotl configs."""
     _copy_base(run_dir / "base")
     data.write_data(run_dir / "data", configs.SEED, items=demo.items)
-    data.write_tasks(run_dir / "evaluation" / "tasks", run_dir / "data" / "test")
+    data.write_tasks(run_dir / TASKS, run_dir / "data" / "test")
+    write_measures(evaluation_config(run_dir), run_dir / MEASURES_FILE)
     configs.write_configs(run_dir, demo.effort)
     write_search(run_dir)
 
@@ -73,16 +75,16 @@ def _copy_base(folder: Path) -> None:
         write_bytes(folder / shipped.name, shipped.read_bytes())
 
 
-def collect(demo: Demo, run_dir: Path) -> list[ArmResult]:
+def collect(demo: Demo, run_dir: Path) -> Comparison:
     """Every arm's scores and the sparsity of its delta, over the tensors that the branches adapt."""
-    scores: dict[str, Any] = {}
-    for file in sorted((run_dir / "scores").glob("*/scores.json")):
-        scores |= json.loads(file.read_text(encoding="utf-8"))["scores"]
+    measures, scores = read_scores(sorted((run_dir / "scores").glob("*/scores.json")))
     sparsities = measure_sparsity(demo, run_dir)
-    return [
+    results = [
         ArmResult.from_score(arm, scores[arm], sparsity=sparsities[arm], model=model_folder(arm).as_posix())
         for arm in demo.arms
     ]
+    evaluation = evaluation_config(run_dir)
+    return Comparison(measures, results, frozenset(BRANCHES), evaluation.skill, evaluation.preference)
 
 
 def measure_sparsity(demo: Demo, run_dir: Path) -> dict[str, dict[str, float]]:

@@ -1,77 +1,84 @@
-"""The rows of a comparison: which measures there are, what one arm scored, and its alignment tax."""
+"""A comparison of arms: what each scored, what of it is the skill and the preference, and the alignment tax."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-REFERENCE_ARM = "sft"
-ONE_BRANCH_ARMS = frozenset({"base", "sft", "sft-l1", "dpo", "orpo"})
-"""Arms that never combine the skill with the preference, so that there is no tax to speak of."""
+from paft_plugin.evaluation.measures import Measure
+from paft_plugin.evaluation.scores import Score
 
-
-@dataclass(frozen=True)
-class Measure:
-    """One number of an arm and where lm-eval reports it (`results[task]["metric,filter"]`)."""
-
-    name: str
-    task: str
-    metric: str
-    filter: str
-    fields: tuple[str, ...]
-    """What every scored item must have; lm-eval would take a missing one's name for the text itself."""
-
-
-MEASURES = (
-    Measure("skill", "paft_skill", "exact_match", "answer", ("prompt", "answer")),
-    Measure("preference", "paft_preference", "acc", "none", ("prompt", "chosen", "rejected")),
-    Measure("style", "paft_style", "exact_match", "polite", ("prompt",)),
-    Measure("retained", "paft_retained", "exact_match", "answer", ("task", "prompt", "answer")),
-)
+BASE_ARM = "base"
+REFERENCE_ARMS = ("sft", "sft-l1")
+"""Which arm has the whole skill: the first of these that was measured."""
 
 
 @dataclass(frozen=True)
 class ArmResult:
-    """What is known of one arm; every rate is a share from 0 to 1, and None where nothing was measured."""
+    """What is known of one arm; a measure that isn't there wasn't measured."""
 
     arm: str
-    skill: float | None = None
-    preference: float | None = None
-    style: float | None = None
-    retained: float | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """By the measure's name."""
+    stderr: Mapping[str, float] = field(default_factory=dict)
+    """Standard errors, likewise."""
+    n: Mapping[str, int] = field(default_factory=dict)
+    """Numbers of scored items, likewise."""
     sparsity: Mapping[str, float] | None = None
     """Share of the delta's entries with |δ| ≤ threshold, by threshold (`"1e-05"`)."""
     model: str = ""
     """The arm's folder, relative to the run's."""
-    stderr: Mapping[str, float] = field(default_factory=dict)
-    """Standard error of each measure, by its name."""
 
     @classmethod
     def from_score(
-        cls, arm: str, score: Mapping[str, Any], *, sparsity: Mapping[str, float] | None = None, model: str = ""
+        cls, arm: str, score: Score, *, sparsity: Mapping[str, float] | None = None, model: str = ""
     ) -> ArmResult:
-        """The result of `arm` from its entry in the file that `paft_plugin.evaluation.score` writes."""
-        names = [measure.name for measure in MEASURES]
-        return cls(
-            arm,
-            **{name: score.get(name) for name in names},
-            sparsity=sparsity,
-            model=model,
-            stderr={name: score[f"{name}_stderr"] for name in names if score.get(f"{name}_stderr") is not None},
-        )
+        """The result of `arm` from its entry in `scores.json`."""
+        return cls(arm, score["scores"], score["stderr"], score["n"], sparsity, model)
 
 
-def alignment_tax(results: Sequence[ArmResult]) -> dict[str, float]:
-    """What each arm loses on the SFT skill, relative to the arm `sft`, by being aligned; below 0 it gained.
+@dataclass(frozen=True)
+class Comparison:
+    """All arms of a run, in the order of the table, and what they were measured by."""
 
-    Only arms that combine the skill with the preference have a tax, and only if both skills were measured.
+    measures: Sequence[Measure]
+    results: Sequence[ArmResult]
+    branches: frozenset[str] = frozenset()
+    """The arms that are one branch each, so that there is no tax to speak of."""
+    skill: str | None = None
+    """The measure of what the SFT branch teaches."""
+    preference: str | None = None
+    """The measure of what the preference branch teaches."""
+
+    @property
+    def thresholds(self) -> list[str]:
+        """Every threshold at which any arm's sparsity was measured, the smallest first."""
+        return sorted({key for result in self.results for key in result.sparsity or {}}, key=float)
+
+    def alignment_tax(self) -> dict[str, float]:
+        """`alignment_tax` of these arms; empty if no measure stands for the skill."""
+        skill = next((measure for measure in self.measures if measure.name == self.skill), None)
+        return {} if skill is None else alignment_tax(self.results, skill, self.branches)
+
+
+def alignment_tax(results: Sequence[ArmResult], skill: Measure, branches: frozenset[str]) -> dict[str, float]:
+    """What each arm loses on the SFT skill by being aligned, in the skill's own unit; below 0 it gained.
+
+    It is relative to the arm `sft`, or `sft-l1` where there is no `sft`. Only arms that combine the skill with the preference
+    have a tax, and only if both skills were measured.
+
+    Args:
+        results: The arms.
+        skill: The measure that stands for the skill.
+        branches: The arms that are one branch each, and so combine nothing.
     """
-    reference = next((result.skill for result in results if result.arm == REFERENCE_ARM), None)
+    measured = {result.arm: result.scores[skill.name] for result in results if skill.name in result.scores}
+    reference = next((measured[arm] for arm in REFERENCE_ARMS if arm in measured), None)
     if reference is None:
         return {}
+    sign = 1 if skill.higher_is_better else -1
     return {
-        result.arm: reference - result.skill
-        for result in results
-        if result.skill is not None and result.arm not in ONE_BRANCH_ARMS
+        arm: sign * (reference - score)
+        for arm, score in measured.items()
+        if arm != BASE_ARM and arm not in REFERENCE_ARMS and arm not in branches
     }

@@ -95,11 +95,9 @@ def parse_all(texts: Sequence[str]) -> list[Candidate]:
     return candidates
 
 
-def check(candidates: Sequence[Candidate]) -> None:
-    """Raise one `PaftError` with everything that is wrong with any of `candidates`."""
+def problems_of(candidates: Sequence[Candidate]) -> list[str]:
+    """Everything that is wrong with any of `candidates`, or with all of them together."""
     arms = [candidate.arm for candidate in candidates]
     problems = [] if arms else ["nothing to score: name at least one ARM=PATH"]
     problems += [f"arm {arm}: named {arms.count(arm)} times" for arm in dict.fromkeys(arms) if arms.count(arm) > 1]
-    for candidate in candidates:
-        problems += candidate.problems()
-    raise_if_any(problems)
+    return problems + [problem for candidate in candidates for problem in candidate.problems()]

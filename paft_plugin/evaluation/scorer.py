@@ -1,4 +1,4 @@
-"""Scores of one model whose weights change: lm-eval's own tasks and metrics, but every request is built and tokenised once."""
+"""Scores of one model, of which the weights may change: lm-eval's own tasks and metrics, every request built once."""
 
 from __future__ import annotations
 
@@ -6,53 +6,66 @@ import hashlib
 import io
 import json
 import logging
+import os
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from paft_plugin.evaluation.tasks import SEED, OpenTask
+
 if TYPE_CHECKING:
-    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.api.model import LM
+    from lm_eval.api.task import Task
     from lm_eval.models.huggingface import HFLM
 
-SEED = 0
+BOOTSTRAP_DRAWS = 100
+"""For the standard error of what is no mean (lm-eval's default of 100 000 takes longer than scoring)."""
 Numbers = dict[str, float]
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """What one task came to."""
+    """What one task, or one group as a whole, came to."""
 
     values: Numbers
     """`metric,filter` → value, as lm-eval reports it."""
     stderr: Numbers
-    """`metric,filter` → standard error, of those that are means over the items."""
+    """`metric,filter` → standard error, where lm-eval has one."""
 
 
 class Scorer:
     """Scores the model inside `model` again and again, the same way each time.
 
+    The tasks are this scorer's from now on: another one may be made of them, but then this one is done.
+
     Args:
         model: lm-eval's, around the model.
-        tasks: lm-eval's, by name.
+        tasks: Open tasks, by name.
         limit: Items of each task at most.
+        apply_chat_template: Whether prompts are put in the tokenizer's chat template.
     """
 
-    def __init__(self, model: HFLM, tasks: Mapping[str, ConfigurableTask], limit: int | None = None) -> None:
+    def __init__(
+        self, model: LM, tasks: Mapping[str, OpenTask], limit: int | None = None, *, apply_chat_template: bool = True
+    ) -> None:
         self._model = model
         self._tasks = dict(tasks)
-        self._limit = limit
-        _tokenise_once(model)
-        for task in self._tasks.values():
+        self._settings = {
+            "limit": limit,
+            "apply_chat_template": apply_chat_template,
+            "fewshot_as_multiturn": apply_chat_template,  # lm-eval's default
+        }
+        random.seed(SEED)
+        for part in self._parts().values():
             # What `simple_evaluate` does before `evaluate`.
-            if task.get_config("num_fewshot") is None:
-                task.set_config(key="num_fewshot", value=0)
-            task.set_fewshot_seed(seed=SEED)
-            with quiet():
-                _build_once(task, model, limit)
+            if part.get_config("num_fewshot") is None:
+                part.set_config(key="num_fewshot", value=0)
+            part.set_fewshot_seed(seed=SEED)
+            self._build_once(part)
 
     def score(self) -> dict[str, TaskScore]:
         """Each task's score of the model as it is now."""
@@ -63,78 +76,63 @@ class Scorer:
         random.seed(SEED)
         np.random.seed(SEED)
         torch.manual_seed(SEED)
-        with quiet():
+        with _one_process():
             report = evaluate(
                 lm=self._model,
-                task_dict=dict(self._tasks),
-                limit=self._limit,
-                bootstrap_iters=0,
-                log_samples=True,
-                apply_chat_template=True,
-                fewshot_as_multiturn=True,
+                task_dict={key: value for task in self._tasks.values() for key, value in task.tree.items()},
+                bootstrap_iters=BOOTSTRAP_DRAWS,
+                log_samples=False,
+                **self._settings,
             )
-        return {name: _task_score(report["results"][name], report["samples"][name]) for name in self._tasks}
+        return {name: _task_score(report["results"][name]) for name in self._tasks}
 
     def items(self, name: str) -> int:
         """How many items of a task are scored."""
-        return len({request.doc_id for request in self._tasks[name].instances})
+        return sum(len({request.doc_id for request in part.instances}) for part in self._tasks[name].parts.values())
 
     def fingerprint(self, name: str) -> str:
         """Of what a task asks, how it reads the answers, and what it takes for right."""
-        task = self._tasks[name]
-        config = {key: value for key, value in task.dump_config().items() if key not in ("dataset_kwargs", "metadata")}
-        asked = [
-            (request.request_type, request.arguments, request.doc, task.doc_to_target(request.doc))
-            for request in task.instances
-        ]
-        return hashlib.sha256(json.dumps([config, asked], sort_keys=True, default=str).encode()).hexdigest()[:16]
+        asked: list[Any] = []
+        for part_name, part in self._tasks[name].parts.items():
+            config = {
+                key: value for key, value in part.dump_config().items() if key not in ("dataset_kwargs", "metadata")
+            }
+            asked.append((part_name, config))
+            asked += [
+                (request.request_type, request.arguments, request.doc, part.doc_to_target(request.doc))
+                for request in part.instances
+            ]
+        return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def _parts(self) -> dict[str, Task]:
+        return {name: part for task in self._tasks.values() for name, part in task.parts.items()}
+
+    def _build_once(self, part: Task) -> None:
+        """Let a task build its requests here, as `evaluate` would; when that asks for them, the answers are forgotten."""
+        chat = self._settings["apply_chat_template"]
+        type(part).build_all_requests(
+            part,
+            chat_template=self._model.apply_chat_template if chat else None,
+            tokenizer_name=self._model.tokenizer_name if chat else "",
+            **self._settings,
+        )
+
+        def forget_answers(**_: Any) -> None:
+            for request in part.instances:
+                request.resps, request.filtered_resps = [], {}
+
+        part.build_all_requests = forget_answers
 
 
-def _task_score(results: Mapping[str, Any], samples: list[dict[str, Any]]) -> TaskScore:
-    values = {
-        key: float(value)
-        for key, value in results.items()
-        if "," in key and "_stderr," not in key and isinstance(value, (int, float))
-    }
-    stderr = {}
-    for key, value in values.items():
-        metric, _, name = key.partition(",")
-        scores = [sample.get(metric) for sample in samples if sample["filter"] == name]
-        error = _stderr_of_mean(scores, value)
-        if error is not None:
-            stderr[key] = error
-    return TaskScore(values, stderr)
+def _task_score(results: Mapping[str, Any]) -> TaskScore:
+    numbers = {key: float(value) for key, value in results.items() if "," in key and isinstance(value, (int, float))}
+    # lm-eval writes `acc,none` and `acc_stderr,none`.
+    stderr = {key.replace("_stderr,", ",", 1): value for key, value in numbers.items() if "_stderr," in key}
+    return TaskScore({key: value for key, value in numbers.items() if "_stderr," not in key}, stderr)
 
 
-def _stderr_of_mean(scores: list[Any], value: float) -> float | None:
-    """s/√n of the items' scores, if `value` is their mean; lm-eval's bootstrap of other metrics takes longer than scoring."""
-    if len(scores) < 2 or not all(isinstance(score, (bool, int, float)) for score in scores):
-        return None
-    count, mean = len(scores), sum(scores) / len(scores)
-    if abs(mean - value) > 1e-9 * max(1.0, abs(value)):
-        return None
-    return float((sum((score - mean) ** 2 for score in scores) / (count - 1) / count) ** 0.5)
-
-
-def _build_once(task: ConfigurableTask, model: HFLM, limit: int | None) -> None:
-    """Let a task build its requests here, as `evaluate` would; when that asks for them, the answers are forgotten."""
-    task.build_all_requests(
-        limit=limit,
-        apply_chat_template=True,
-        fewshot_as_multiturn=True,
-        chat_template=model.apply_chat_template,
-        tokenizer_name=model.tokenizer_name,
-    )
-
-    def forget_answers(**_: Any) -> None:
-        for request in task.instances:
-            request.resps, request.filtered_resps = [], {}
-
-    task.build_all_requests = forget_answers
-
-
-def _tokenise_once(model: HFLM) -> None:
-    """Remember what each text and each batch of texts comes to."""
+def tokenise_once(model: HFLM) -> None:
+    """Have lm-eval's model remember what each text and each batch of texts comes to: worth its memory if it's scored again."""
     encode, encode_batch = model.tok_encode, model.tok_batch_encode
     texts: dict[Any, list[int]] = {}
     batches: dict[Any, tuple[Tensor, Tensor]] = {}
@@ -156,12 +154,26 @@ def _tokenise_once(model: HFLM) -> None:
 
 
 @contextmanager
+def _one_process() -> Iterator[None]:
+    """lm-eval would start a process for each core to draw so few samples."""
+    before = os.environ.get("DISABLE_MULTIPROC")
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["DISABLE_MULTIPROC"]
+        else:
+            os.environ["DISABLE_MULTIPROC"] = before
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
-    """Without lm-eval's warnings and bars (on stderr), which would be repeated for every score."""
+    """Without lm-eval's warnings and bars, which would be repeated for every score."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with redirect_stderr(io.StringIO()):
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             yield
     finally:
         logging.disable(level)

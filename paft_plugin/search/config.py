@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
+from paft_plugin.evaluation.config import MeasuresByTask
 from paft_plugin.fusion.methods import METHODS
 from paft_plugin.schema import STRICT, Folder, MappingOfNames, OutputFolder, known, raise_lines, read_yaml, validate
 from paft_plugin.search.space import DEFAULTS, range_problems
@@ -28,31 +29,6 @@ class Ranges(BaseModel):
     density: Range | None = Field(default=None, description="Share of each delta's entries that is kept.")
     weight: Range | None = Field(default=None, description="Weight of each branch; the two are searched apart.")
     scale: Range | None = Field(default=None, description="Factor on the merged delta (TIES' λ).")
-
-
-class Objective(BaseModel):
-    """One lm-eval task that counts, and which of its numbers."""
-
-    model_config = STRICT
-
-    name: str | None = Field(
-        default=None, min_length=1, description="What tables and plots call it; the task's name if left out."
-    )
-    metric: str | None = Field(
-        default=None, description="lm-eval's name of the metric; can be left out if the task has just one."
-    )
-    filter: str | None = Field(
-        default=None, description="lm-eval's name of the filter; can be left out if the task has just one."
-    )
-    direction: Literal["maximize", "minimize"] | None = Field(
-        default=None, description="The task's own (higher_is_better) if left out."
-    )
-
-
-def _different_names(objectives: dict[str, Objective]) -> dict[str, Objective]:
-    names = [objective.name or task for task, objective in objectives.items()]
-    raise_lines([f"two are called {name}. Name them apart." for name in dict.fromkeys(names) if names.count(name) > 1])
-    return objectives
 
 
 def _known_method(name: str) -> str:
@@ -78,7 +54,7 @@ class SearchConfig(BaseModel):
 
     model_config = STRICT
 
-    objectives: Annotated[dict[str, Objective], MappingOfNames, AfterValidator(_different_names)] = Field(
+    objectives: MeasuresByTask = Field(
         min_length=1,
         description="lm-eval task → which number of it counts. One: the best is found; more: the Pareto front.",
     )

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from paft_plugin.errors import PaftError, some
 from paft_plugin.evaluation.candidates import Candidate
-from paft_plugin.evaluation.score import load
-from paft_plugin.evaluation.scorer import quiet
+from paft_plugin.evaluation.loading import load
+from paft_plugin.evaluation.scorer import quiet, tokenise_once
 from paft_plugin.fusion.merge import open_fusion
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class FusedModel:
     def __init__(self, base: Path, dtype: str, device: str, batch_size: int) -> None:
         with quiet():
             self.lm: HFLM = load(Candidate("base", base), batch_size=batch_size, device=device, dtype=dtype)
+        tokenise_once(self.lm)
         self._device = device
         self._parameters = _by_name(self.lm.model)
 
@@ -70,24 +71,6 @@ class FusedModel:
             raise PaftError(f"{name}: merged to shape {tuple(tensor.shape)}, which is not the base's.")
         self.lm.model.resize_token_embeddings(tensor.shape[0], mean_resizing=False)
         self._parameters = _by_name(self.lm.model)
-
-
-def resolve_device(device: str) -> str:
-    """`auto` is a GPU where there is one.
-
-    Raises:
-        PaftError: The device is not to be had.
-    """
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise PaftError(
-            f"search.device: {device} is not to be had here ({reason}). Give cpu, or leave it out."
-        ) from None
-    return device
 
 
 def _by_name(model: torch.nn.Module) -> dict[str, Tensor]:

@@ -61,7 +61,7 @@ def _panel(figure: Figure, axes: Axes, outcome: Outcome, first: int, second: int
     """Draw the front, the defaults and what lies between."""
     goals = outcome.goals[first], outcome.goals[second]
     points = [(_scores(trial)[first], _scores(trial)[second]) for trial in outcome.scored]
-    line = sorted(points[place] for place in pareto_front(points, [goal.maximize for goal in goals]))
+    line = sorted(points[place] for place in pareto_front(points, [goal.higher_is_better for goal in goals]))
     axes.plot(*zip(*line, strict=True), color="0.6", linewidth=1, zorder=1)
     front = {trial.number for trial in outcome.front}
     labels: dict[Point, list[str]] = {}
@@ -77,8 +77,8 @@ def _panel(figure: Figure, axes: Axes, outcome: Outcome, first: int, second: int
     limits = [_limits([point[side] for point in shown]) for side in (0, 1)]
     axes.set_xlim(*limits[0])
     axes.set_ylim(*limits[1])
-    axes.set_xlabel(_axis(goals[0].name, goals[0].maximize))
-    axes.set_ylabel(_axis(goals[1].name, goals[1].maximize))
+    axes.set_xlabel(_axis(goals[0].name, goals[0].higher_is_better))
+    axes.set_ylabel(_axis(goals[1].name, goals[1].higher_is_better))
     start = outcome.start
     bold = str(start.number) if start else ""
     _place_labels(figure, axes, {point: ", ".join(numbers) for point, numbers in labels.items()}, points, bold)
@@ -144,11 +144,11 @@ def _course(outcome: Outcome) -> Figure:
     front = {trial.number for trial in outcome.front}
     for trial in outcome.scored:
         (score,) = _scores(trial)
-        best.append((max if goal.maximize else min)([*best[-1:], score]))
+        best.append((max if goal.higher_is_better else min)([*best[-1:], score]))
         _point(axes, outcome, trial, (trial.number, score), trial.number in front)
     axes.step([trial.number for trial in outcome.scored], best, where="post", color="0.6", linewidth=1, zorder=1)
     axes.set_xlabel("trial")
-    axes.set_ylabel(_axis(goal.name, goal.maximize))
+    axes.set_ylabel(_axis(goal.name, goal.higher_is_better))
     axes.margins(0.08)
     _legend(figure, outcome, axes)
     _caption(

@@ -12,13 +12,14 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from paft_plugin.evaluation.measures import Measure
 from paft_plugin.files import write_json, write_text
 from paft_plugin.fusion.recipe import write_recipe
 from paft_plugin.fusion.request import RecipeRequest
 from paft_plugin.search.config import PaftConfig
 from paft_plugin.search.front import even_handed, pareto_front
 from paft_plugin.search.study import Finished
-from paft_plugin.search.validation import Goal, named_tasks
+from paft_plugin.search.validation import named_tasks
 
 SCHEMA = 1
 RECIPES = "recipes"
@@ -32,7 +33,7 @@ class Outcome:
     config: PaftConfig
     device: str
     """Where it merged: a random method draws other masks elsewhere."""
-    goals: Sequence[Goal]
+    goals: Sequence[Measure]
     trials: Sequence[Finished]
     inputs: dict[str, str]
     versions: dict[str, str]
@@ -59,7 +60,7 @@ class Outcome:
 
     @property
     def _maximize(self) -> list[bool]:
-        return [goal.maximize for goal in self.goals]
+        return [goal.higher_is_better for goal in self.goals]
 
 
 def search_folder(config: PaftConfig) -> Path:
@@ -132,7 +133,7 @@ def content(outcome: Outcome) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "objectives": [
-            {"name": goal.name, "task": goal.task, "metric": goal.metric, "direction": goal.direction,
+            {"name": goal.name, "task": goal.task, "metric": goal.key, "direction": goal.direction,
              "items": outcome.items[goal.task]}
             for goal in outcome.goals
         ],
@@ -187,7 +188,7 @@ def merge_commands(outcome: Outcome, trial: Finished) -> list[list[str]]:
                  "--device", outcome.device]]  # fmt: skip
     if search.test_tasks is not None:
         commands.append(
-            ["lm_eval", "--model", "hf", "--model_args", f"pretrained={model},dtype={search.dtype}",
+            ["lm_eval", "--model", "hf", "--model_args", f"pretrained={model},dtype={search.dtype},softmax_dtype=float32",
              "--include_path", str(search.test_tasks), "--tasks", named_tasks(outcome.goals), "--apply_chat_template",
              "--batch_size", str(search.batch_size)]
         )  # fmt: skip
@@ -207,7 +208,7 @@ def _commands(outcome: Outcome) -> list[str]:
 
 def _summary(outcome: Outcome) -> str:
     goals = ", ".join(
-        f"{goal.name} (`{goal.task}`, `{goal.metric}`, {'more' if goal.maximize else 'less'} is better, "
+        f"{goal.name} (`{goal.task}`, `{goal.key}`, {'more' if goal.higher_is_better else 'less'} is better, "
         f"{outcome.items[goal.task]} items)"
         for goal in outcome.goals
     )
@@ -241,7 +242,7 @@ def _largest_stderr(outcome: Outcome) -> str:
     return f"{max(known):.2g}" if known else "unknown"
 
 
-def _named(goals: Sequence[Goal], values: Sequence[float | None] | None) -> dict[str, float | None] | None:
+def _named(goals: Sequence[Measure], values: Sequence[float | None] | None) -> dict[str, float | None] | None:
     return None if values is None else {goal.name: value for goal, value in zip(goals, values, strict=True)}
 
 

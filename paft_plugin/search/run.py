@@ -35,9 +35,9 @@ from paft_plugin.search.space import Space, make_spaces
 from paft_plugin.search.study import Finished, Proposal, Study, locked, open_study
 
 if TYPE_CHECKING:
+    from paft_plugin.evaluation.measures import Measure
     from paft_plugin.evaluation.scorer import Scorer
     from paft_plugin.search.model import FusedModel
-    from paft_plugin.search.validation import Goal
 
 EXTRA = ("optuna", "matplotlib")
 LIBRARIES = ("paft-plugin", "optuna", "mergekit", "lm_eval", "transformers", "torch")
@@ -80,19 +80,21 @@ def require_extra() -> None:
 
 
 def _search(config: PaftConfig, console: Console) -> Outcome:
-    from paft_plugin.evaluation.scorer import Scorer
-    from paft_plugin.search.model import FusedModel, resolve_device
+    from paft_plugin.evaluation.loading import resolve_device
+    from paft_plugin.evaluation.scorer import Scorer, quiet
+    from paft_plugin.search.model import FusedModel
     from paft_plugin.search.validation import open_goals
 
     search = config.search
-    device = resolve_device(search.device)
+    device = resolve_device(search.device, "search.device")
     inputs = _branch_inputs(config)
     goals, tasks = open_goals(search.objectives, search.tasks, search.test_tasks)
     folder = search_folder(config)
     with locked(folder):
         console.print(f"Loading {config.base} …", highlight=False, markup=False)
         model = FusedModel(config.base, search.dtype, device, search.batch_size)
-        scorer = Scorer(model.lm, tasks, search.limit)
+        with quiet():
+            scorer = Scorer(model.lm, tasks, search.limit)
         spaces = make_spaces({name: _given(ranges) for name, ranges in search.methods.items()})
         inputs |= _scoring_inputs(config, goals, scorer, spaces)
         with open_study(folder, [goal.direction for goal in goals], inputs, spaces, search.seed) as study:
@@ -111,7 +113,9 @@ def _search(config: PaftConfig, console: Console) -> Outcome:
 class _Trial:
     """Tries settings: recipe, merge in memory, scores."""
 
-    def __init__(self, config: PaftConfig, goals: list[Goal], model: FusedModel, scorer: Scorer, recipe: Path) -> None:
+    def __init__(
+        self, config: PaftConfig, goals: list[Measure], model: FusedModel, scorer: Scorer, recipe: Path
+    ) -> None:
         self._config = config
         self._goals = goals
         self._model = model
@@ -121,24 +125,26 @@ class _Trial:
 
     def run(self, proposal: Proposal) -> tuple[list[float] | None, list[float | None]]:
         """The scores, None if one is no finite number; and their standard errors where there are any."""
+        from paft_plugin.evaluation.scorer import quiet
         from paft_plugin.fusion.recipe import write_recipe
 
         write_recipe(recipe_request(self._config, proposal.method, proposal.options, self.recipe))
         self._model.become(self.recipe, self._config.search.seed)
-        scored = self._scorer.score()
+        with quiet():
+            scored = self._scorer.score()
         raise_if_any(
             [
-                f"search.objectives.{goal.task}: lm-eval reports no {goal.metric}, but {', '.join(scored[goal.task].values)}."
+                f"search.objectives.{goal.task}: lm-eval reports no {goal.key}, but {', '.join(scored[goal.task].values)}."
                 for goal in self._goals
-                if goal.metric not in scored[goal.task].values
+                if goal.key not in scored[goal.task].values
             ]
         )
-        values = [scored[goal.task].values[goal.metric] for goal in self._goals]
-        stderr = [scored[goal.task].stderr.get(goal.metric) for goal in self._goals]
+        values = [scored[goal.task].values[goal.key] for goal in self._goals]
+        stderr = [scored[goal.task].stderr.get(goal.key) for goal in self._goals]
         return (values if all(map(math.isfinite, values)) else None), stderr
 
 
-def _try_all(config: PaftConfig, study: Study, trial: _Trial, console: Console, goals: list[Goal]) -> str:
+def _try_all(config: PaftConfig, study: Study, trial: _Trial, console: Console, goals: list[Measure]) -> str:
     """Try settings until there are enough; returns why it stopped."""
     search = config.search
     begun = time.monotonic()
@@ -163,7 +169,7 @@ def _try_all(config: PaftConfig, study: Study, trial: _Trial, console: Console, 
     return "done"
 
 
-def _line(trial: Finished, goals: list[Goal]) -> str:
+def _line(trial: Finished, goals: list[Measure]) -> str:
     if trial.scores is None:
         scores = "no finite score"
     else:
@@ -235,12 +241,14 @@ def _branch_inputs(config: PaftConfig) -> dict[str, str]:
     }
 
 
-def _scoring_inputs(config: PaftConfig, goals: list[Goal], scorer: Scorer, spaces: dict[str, Space]) -> dict[str, str]:
+def _scoring_inputs(
+    config: PaftConfig, goals: list[Measure], scorer: Scorer, spaces: dict[str, Space]
+) -> dict[str, str]:
     """Fingerprints of what else decides the scores, or what is proposed."""
     space = [[name, sorted(space.ranges.items())] for name, space in spaces.items()]
     return {
         **{f"the task {goal.task}": scorer.fingerprint(goal.task) for goal in goals},
-        "the objectives": fingerprint(f"{goal.task} {goal.metric} {goal.direction}" for goal in goals),
+        "the objectives": fingerprint(f"{goal.task} {goal.key} {goal.direction}" for goal in goals),
         "the methods or their ranges": fingerprint([json.dumps(space)]),
         "the seed": str(config.search.seed),
         "the limit": str(config.search.limit),

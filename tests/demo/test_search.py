@@ -33,7 +33,7 @@ def test_it_is_read_and_scores_the_validation_items(run_dir: Path) -> None:
     assert config.output_dir == run_dir
     for goal in goals:
         items = (run_dir / "data" / "validation" / f"{goal.name}.jsonl").read_text().splitlines()
-        assert list(tasks[goal.task].eval_docs) == [json.loads(line) for line in items]
+        assert list(tasks[goal.task].parts[goal.task].eval_docs) == [json.loads(line) for line in items]
 
 
 def test_its_test_items_cannot_be_searched_on(run_dir: Path) -> None:

@@ -18,6 +18,7 @@ from paft_plugin.demo.plan import QUICK_DEMO
 
 pytestmark = pytest.mark.slow
 LIMIT = 1200  # seconds, only so that a hang ends
+MEASURES = ["skill", "preference", "style", "retained"]
 ARMS = ["base", "sft", "sft-l1", "dpo", "parallel-ties", "paft-ties"]
 
 
@@ -73,18 +74,22 @@ def interrupt_once_training_runs(run_dir: Path) -> None:
 
 def check_results(run_dir: Path) -> None:
     results = json.loads((run_dir / "results.json").read_text())
-    assert results["schema"] == 1
+    assert results["schema"] == 2
+    assert [measure["name"] for measure in results["measures"]] == MEASURES
+    assert (results["skill"], results["preference"]) == ("skill", "preference")
+    assert results["thresholds"] == ["1e-05", "0.001"]
     arms = {arm["arm"]: arm for arm in results["arms"]}
     assert list(arms) == ARMS == QUICK_DEMO.arms
     for name, arm in arms.items():
-        for measure in ("skill", "preference", "style", "retained"):
-            assert 0 <= arm[measure] <= 1, (name, measure)
+        for measure in MEASURES:
+            assert 0 <= arm["scores"][measure] <= 1, (name, measure)
+            assert arm["n"][measure] == QUICK_DEMO.items
         assert (run_dir / arm["model"]).is_dir()
         assert not Path(arm["model"]).is_absolute()
         assert set(arm["sparsity"]) == {"1e-05", "0.001"}
     # What must hold for the demo to show anything at all: both branches learn, and the penalty makes its delta sparse.
-    assert arms["base"]["skill"] < 0.4 < 0.8 < arms["sft-l1"]["skill"]
-    assert arms["base"]["preference"] < 0.5 < 0.9 < arms["dpo"]["preference"]
+    assert arms["base"]["scores"]["skill"] < 0.4 < 0.8 < arms["sft-l1"]["scores"]["skill"]
+    assert arms["base"]["scores"]["preference"] < 0.5 < 0.9 < arms["dpo"]["scores"]["preference"]
     assert arms["sft-l1"]["sparsity"]["1e-05"] > 0.8 > 0.1 > arms["sft"]["sparsity"]["1e-05"]
 
 

@@ -11,7 +11,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from paft_plugin.demo.data import write_tasks
+from paft_plugin.demo.measures import EVALUATION
 from paft_plugin.demo.tokenizer import build_tokenizer
+from paft_plugin.evaluation.config import EvaluationConfig
+from paft_plugin.evaluation.score import score_model
+from paft_plugin.evaluation.scorer import Scorer
+from paft_plugin.evaluation.tasks import open_measures
 
 SKILL = [("add 1+2", "3"), ("add 10+2", "12"), ("add 20+31", "51"), ("add 4+4", "8")]
 RETAINED = [("copy", "copy abc", "abc"), ("copy", "copy hijab", "hijab"), ("sort", "sort dcba", "abcd")]
@@ -54,6 +59,18 @@ def build_model(directory: Path, *, seed: int = 0, hidden: int = 32) -> Path:
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+def demo_config(tasks: Path, **changes: Any) -> EvaluationConfig:
+    """The demo's measures, with tasks elsewhere; keyword arguments replace keys."""
+    return EvaluationConfig.model_validate({**EVALUATION, "tasks": tasks, **changes})
+
+
+def demo_score(model: Any, tasks: Path) -> dict[str, Any]:
+    """What lm-eval's `model` scores on the demo's measures."""
+    config = demo_config(tasks)
+    measures, opened = open_measures(config.measures, config.tasks)
+    return score_model(Scorer(model, opened), measures)
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -18,11 +19,14 @@ from transformers import AutoModelForCausalLM
 
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation import score as scoring
-from paft_plugin.evaluation.arms import MEASURES, ArmResult, alignment_tax
 from paft_plugin.evaluation.candidates import Candidate, parse_all
-from paft_plugin.evaluation.score import load, main, score
+from paft_plugin.evaluation.config import EvaluationConfig, write_measures
+from paft_plugin.evaluation.loading import load, resolve_device
+from paft_plugin.evaluation.measures import Measure
+from paft_plugin.evaluation.score import main, score
+from paft_plugin.evaluation.scorer import Scorer, TaskScore
 
-from .conftest import build_model
+from .conftest import build_model, demo_config
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -50,22 +54,45 @@ def likelihoods(candidate: Candidate) -> list[float]:
 
     texts = [("<s><|user|>copy ab<|assistant|>", "ab.</s>"), ("<s><|user|>add 1+2<|assistant|>", "sure: 3!</s>")]
     requests = [Instance("loglikelihood", {}, text, index) for index, text in enumerate(texts)]
-    return [value for value, _ in load(candidate).loglikelihood(requests)]
+    return [value for value, _ in load(candidate, batch_size=64).loglikelihood(requests)]
 
 
-def test_the_same_bytes_every_time_and_what_is_in_them(base: Path, adapter: Path, tasks: Path, tmp_path: Path) -> None:
-    first, second = tmp_path / "first.json", tmp_path / "second.json"
-    arms = parse_all([f"base={base}", f"sft={adapter}"])
-    score(arms, tasks, first)
-    score(arms, tasks, second)
-    assert first.read_bytes() == second.read_bytes()
+@pytest.fixture
+def config(tasks: Path) -> EvaluationConfig:
+    return demo_config(tasks)
 
-    content = json.loads(first.read_text())
-    assert content["schema"] == 1
+
+@pytest.fixture
+def there(config: EvaluationConfig, tmp_path: Path) -> list[str]:
+    """Options that say what to score on and where to write."""
+    write_measures(config, tmp_path / "measures.json")
+    return ["--measures", str(tmp_path / "measures.json"), "--output", str(tmp_path / "new" / "scores.json")]
+
+
+def test_the_same_every_time_and_what_is_in_it(
+    base: Path, adapter: Path, config: EvaluationConfig, tmp_path: Path
+) -> None:
+    contents = []
+    for name in ("first", "second"):
+        score(parse_all([f"base={base}", f"sft={adapter}"]), config, tmp_path / name)
+        contents.append(json.loads((tmp_path / name).read_text()))
+        assert all(each.pop("seconds") > 0 for each in contents[-1]["scores"].values())
+    content, again = contents
+    assert content == again
+    assert content["schema"] == 2
+    assert [measure["name"] for measure in content["measures"]] == ["skill", "preference", "style", "retained"]
+    assert content["measures"][0] == {
+        "name": "skill",
+        "task": "paft_skill",
+        "metric": "exact_match",
+        "filter": "answer",
+        "higher_is_better": True,
+    }
     assert list(content["scores"]) == ["base", "sft"]
-    for scores in content["scores"].values():
-        assert set(scores) == {"n", "abilities"} | {m.name + end for m in MEASURES for end in ("", "_stderr")}
-        assert all(0 <= scores[measure.name] <= 1 for measure in MEASURES)
+    for each in content["scores"].values():
+        assert set(each) == {"scores", "stderr", "n"}
+        assert all(0 <= value <= 1 for value in each["scores"].values())
+        assert list(each["scores"]) == list(each["stderr"]) == list(each["n"])
 
 
 def test_an_adapter_is_scored_on_its_base(base: Path, adapter: Path, tmp_path: Path) -> None:
@@ -80,13 +107,48 @@ def test_a_half_precision_model_is_scored_in_float32(base: Path, tmp_path: Path)
     half = tmp_path / "half"
     shutil.copytree(base, half)
     AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(half)
-    assert load(Candidate("half", half)).model.dtype == torch.float32
+    candidate = Candidate("half", half)
+    assert load(candidate, batch_size=1).model.dtype == torch.float32
+    assert load(candidate, batch_size=1, dtype="auto").model.dtype == torch.bfloat16  # the checkpoint's own
+    assert load(Candidate("base", base), batch_size=1, dtype="auto").model.dtype == torch.float32
+    assert load(Candidate("base", base), batch_size=1, dtype="float16").model.dtype == torch.float16
 
 
-def test_a_later_failure_costs_no_finished_arm(base: Path, adapter: Path, tasks: Path, tmp_path: Path) -> None:
+def test_without_a_chat_template_prompts_are_plain_text_if_that_is_wanted(
+    base: Path, tasks: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(base, folder)
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(PaftError, match=r"no chat template\..* set evaluation\.apply_chat_template: false"):
+        score([Candidate("x", folder)], demo_config(tasks), tmp_path / "scores.json")
+    plain = demo_config(tasks, apply_chat_template=False)
+    assert score([Candidate("x", folder)], plain, tmp_path / "scores.json")["x"]["scores"]
+
+
+def test_a_limit_is_of_each_task(base: Path, tasks: Path, tmp_path: Path) -> None:
+    scores = score([Candidate("x", base)], demo_config(tasks, limit=2), tmp_path / "scores.json")
+    assert set(scores["x"]["n"].values()) == {2}
+
+
+def test_a_number_that_is_not_finite_is_left_out_with_a_warning(
+    base: Path, there: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = Scorer.score
+    nan = TaskScore({"acc,none": math.nan}, {"acc,none": math.nan})
+    monkeypatch.setattr(Scorer, "score", lambda self: found(self) | {"paft_preference": nan})
+    assert main([*there, f"base={base}"]) == 0
+    written = json.loads((tmp_path / "new" / "scores.json").read_text())["scores"]["base"]
+    assert list(written["scores"]) == list(written["stderr"]) == ["skill", "style", "retained"]
+    assert "Warning: arm base: preference is no finite number" in capsys.readouterr().err
+
+
+def test_a_later_failure_costs_no_finished_arm(
+    base: Path, adapter: Path, config: EvaluationConfig, tmp_path: Path
+) -> None:
     wider, output = build_model(tmp_path / "wider", hidden=48), tmp_path / "scores.json"
     with pytest.raises(PaftError, match=r"^arm other: .*can't be loaded: .*size mismatch"):
-        score([Candidate("base", base), Candidate("other", wider, adapter)], tasks, output)
+        score([Candidate("base", base), Candidate("other", wider, adapter)], config, output)
     assert list(json.loads(output.read_text())["scores"]) == ["base"]
 
 
@@ -121,13 +183,13 @@ def edit_json(file: Path, **changes: Any) -> None:
     ],
 )
 def test_a_spoilt_model_is_one_line_that_names_the_arm(
-    spoil: Any, message: str, base: Path, tasks: Path, tmp_path: Path
+    spoil: Any, message: str, base: Path, config: EvaluationConfig, tmp_path: Path
 ) -> None:
     folder = tmp_path / "model"
     shutil.copytree(base, folder)
     spoil(folder)
     with pytest.raises(PaftError, match=f"^arm sft: .*{message}") as caught:
-        score([Candidate("sft", folder)], tasks, tmp_path / "scores.json")
+        score([Candidate("sft", folder)], config, tmp_path / "scores.json")
     assert "\n" not in str(caught.value)
 
 
@@ -142,13 +204,13 @@ def test_a_spoilt_model_is_one_line_that_names_the_arm(
     ],
 )
 def test_a_spoilt_adapter_is_one_line_that_names_the_arm(
-    spoil: Any, message: str, base: Path, adapter: Path, tasks: Path, tmp_path: Path
+    spoil: Any, message: str, base: Path, adapter: Path, config: EvaluationConfig, tmp_path: Path
 ) -> None:
     folder = tmp_path / "adapter"
     shutil.copytree(adapter, folder)
     spoil(folder)
     with pytest.raises(PaftError, match=f"^arm sft: .*{message}") as caught:
-        score([Candidate("sft", base, folder)], tasks, tmp_path / "scores.json")
+        score([Candidate("sft", base, folder)], config, tmp_path / "scores.json")
     assert "\n" not in str(caught.value)
 
 
@@ -157,19 +219,27 @@ def test_all_mistakes_at_once_before_anything_is_scored(
 ) -> None:
     monkeypatch.setattr(scoring, "score_model", lambda *_: pytest.fail("scored although another arm is wrong"))
     candidates = [Candidate("base", base), Candidate("dpo", tmp_path / "a"), Candidate("dpo", base, tmp_path / "b")]
+    config = demo_config(tasks, measures=["paft_skil"], skill=None, preference=None, device="nonsense")
     with pytest.raises(PaftError) as caught:
-        score(candidates, tasks, tmp_path / "scores.json")
+        score(candidates, config, tmp_path / "scores.json")
     assert [problem.split(" (")[0] for problem in caught.value.problems] == [
         "arm dpo: named 2 times",
         f"arm dpo: no model in {tmp_path / 'a'}",
         f"arm dpo: no adapter in {tmp_path / 'b'}",
+        "evaluation.device: nonsense is not to be had here",
+        f"evaluation.measures.paft_skil: no such task in {tasks}. Did you mean paft_skill?",
     ]
 
 
+def test_a_device_that_is_not_there_is_one_line() -> None:
+    assert resolve_device("cpu", "here") == "cpu"
+    with pytest.raises(PaftError, match=r"^search\.device: "):
+        resolve_device("nonsense", "search.device")
+
+
 def test_the_command_line_explains_and_returns_2(
-    base: Path, adapter: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    base: Path, adapter: Path, there: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    there = ["--tasks", str(tasks), "--output", str(tmp_path / "scores.json")]
     homeless = tmp_path / "homeless"
     shutil.copytree(adapter, homeless)
     edit_json(homeless / "adapter_config.json", base_model_name_or_path="some/hub-model")
@@ -182,44 +252,40 @@ def test_the_command_line_explains_and_returns_2(
 
     assert main(there) == 2
     assert "name at least one" in capsys.readouterr().err
-    assert main(["--tasks", str(tmp_path), "--output", "x.json", f"base={base}"]) == 2
-    assert capsys.readouterr().err.count("no lm-eval task") == len(MEASURES)
+    measures = tmp_path / "measures.json"
+    edit_json(measures, tasks=str(tmp_path / "nowhere"), skill="skil")
+    assert main([*there, f"base={base}"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        f"Error: {measures}: tasks: {tmp_path / 'nowhere'} is no folder. Check the path.",
+        f"Error: {measures}: skill: no such measure. Did you mean skill?",
+    ]
+    measures.write_text("{")
+    assert main([*there, f"base={base}"]) == 2
+    assert "no valid JSON" in capsys.readouterr().err
+    measures.unlink()
+    assert main([*there, f"base={base}"]) == 2
+    assert "cannot be read (No such file" in capsys.readouterr().err
     assert main([*there, "--adapter", "dpo", str(base)]) == 2
 
 
 def test_the_command_line_scores(
-    base: Path, adapter: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    base: Path, adapter: Path, there: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "new" / "scores.json"
-    options = ["--tasks", str(tasks), "--output", str(output), "--adapter", "dpo", str(base), str(adapter)]
-    assert main([*options, f"base={base}"]) == 0
-    scores = json.loads(output.read_text())["scores"]
+    assert main([*there, "--adapter", "dpo", str(base), str(adapter), f"base={base}"]) == 0
+    scores = json.loads((tmp_path / "new" / "scores.json").read_text())["scores"]
     assert list(scores) == ["base", "dpo"]
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("base: ", "dpo: "))]
     assert len(shown) == 2
-    assert f"preference {scores['base']['preference']:.3f}" in shown[0]
-
-
-def test_the_alignment_tax_is_what_an_aligned_arm_loses_of_the_skill() -> None:
-    skills = {
-        "base": 0.0,
-        "sft": 0.9,
-        "sft-l1": 0.8,
-        "dpo": 0.1,
-        "sequential": 0.7,
-        "paft-ties": 1.0,
-        "paft-linear": None,
-    }
-    results = [ArmResult(arm, skill=skill) for arm, skill in skills.items()]
-    assert alignment_tax(results) == pytest.approx({"sequential": 0.2, "paft-ties": -0.1})
-    assert alignment_tax([result for result in results if result.arm != "sft"]) == {}
+    assert f"preference {scores['base']['scores']['preference']:.3f}" in shown[0]
 
 
 @pytest.mark.slow
 def test_lm_eval_by_hand_agrees(base: Path, adapter: Path, tasks: Path, tmp_path: Path) -> None:
-    score([Candidate("sft", base, adapter)], tasks, tmp_path / "scores.json")
-    ours = json.loads((tmp_path / "scores.json").read_text())["scores"]["sft"]
-    names = ",".join(measure.task for measure in MEASURES)
+    score([Candidate("sft", base, adapter)], demo_config(tasks), tmp_path / "scores.json")
+    content = json.loads((tmp_path / "scores.json").read_text())
+    ours, measures = content["scores"]["sft"], [Measure.from_content(each) for each in content["measures"]]
+    names = ",".join(measure.task for measure in measures)
     command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--tasks", names, "--include_path", str(tasks)]
     command += ["--model_args", f"pretrained={base},peft={adapter},dtype=float32", "--apply_chat_template"]
     command += ["--batch_size", "64", "--device", "cpu", "--output_path", str(tmp_path / "by_hand.json")]
@@ -227,5 +293,6 @@ def test_lm_eval_by_hand_agrees(base: Path, adapter: Path, tasks: Path, tmp_path
     subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True)
     (written,) = tmp_path.rglob("by_hand*.json")
     theirs = json.loads(written.read_text())["results"]
-    for measure in MEASURES:
-        assert theirs[measure.task][f"{measure.metric},{measure.filter}"] == ours[measure.name]
+    for measure in measures:
+        assert theirs[measure.task][measure.key] == ours["scores"][measure.name]
+        assert theirs[measure.task][measure.key.replace(",", "_stderr,")] == ours["stderr"][measure.name]

@@ -3,36 +3,68 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lm_eval import simple_evaluate
-from lm_eval.tasks import TaskManager, get_task_dict
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file
 
-from paft_plugin.evaluation.arms import MEASURES
 from paft_plugin.evaluation.candidates import Candidate
-from paft_plugin.evaluation.score import load, score_model
-from paft_plugin.evaluation.scorer import Scorer
+from paft_plugin.evaluation.config import MeasureConfig
+from paft_plugin.evaluation.loading import load
+from paft_plugin.evaluation.measures import Measure
+from paft_plugin.evaluation.scorer import Scorer, tokenise_once
+from paft_plugin.evaluation.tasks import OpenTask, open_measures
 from tests.search.conftest import make_items, make_task
 
-from .conftest import build_model, write_rows
+from .conftest import build_model, demo_config, write_rows
+
+NAMES = ["paft_skill", "paft_preference", "paft_style", "paft_retained"]
 
 
-def open_tasks(folder: Path) -> dict:
-    return get_task_dict(
-        [measure.task for measure in MEASURES], TaskManager(include_path=str(folder), include_defaults=False)
+def plain(model: Path, **settings: Any) -> HFLM:
+    return load(Candidate("x", model), batch_size=64, **settings)
+
+
+def open_tasks(folder: Path) -> tuple[list[Measure], dict[str, OpenTask]]:
+    return open_measures(demo_config(folder).measures, folder)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_it_says_what_lm_eval_says_of_the_demo_s_tasks(base: Path, tasks: Path, chat: bool) -> None:
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    theirs = simple_evaluate(
+        plain(base), tasks=NAMES, task_manager=manager, apply_chat_template=chat, fewshot_as_multiturn=chat
     )
-
-
-def test_it_says_what_the_demo_s_scoring_says(base: Path, tasks: Path) -> None:
-    theirs = score_model(load(Candidate("x", base)), tasks)
-    scorer = Scorer(load(Candidate("x", base)), open_tasks(tasks))
+    measures, opened = open_tasks(tasks)
+    scorer = Scorer(plain(base), opened, apply_chat_template=chat)
     ours = scorer.score()
-    for measure in MEASURES:
-        key = f"{measure.metric},{measure.filter}"
-        assert ours[measure.task].values[key] == theirs[measure.name]
-        assert ours[measure.task].stderr[key] == pytest.approx(theirs[f"{measure.name}_stderr"])
-        assert scorer.items(measure.task) == theirs["n"][measure.name]
+    for measure in measures:
+        reported = theirs["results"][measure.task]
+        assert ours[measure.task].values[measure.key] == reported[measure.key]
+        assert ours[measure.task].stderr[measure.key] == reported[measure.key.replace(",", "_stderr,")]
+        assert scorer.items(measure.task) == theirs["n-samples"][measure.task]["effective"]
+
+
+def test_what_is_no_mean_has_a_bootstrapped_error_the_same_each_time(base: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "items.jsonl", make_items(0))
+    metrics = [{"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}]
+    make_task(
+        tmp_path / "tasks",
+        "likely",
+        tmp_path / "items.jsonl",
+        output_type="loglikelihood",
+        doc_to_choice=None,
+        doc_to_target="{{answers[right]}}",
+        metric_list=metrics,
+    )
+    measures, opened = open_measures({"likely": MeasureConfig()}, tmp_path / "tasks")
+    assert (measures[0].metric, measures[0].higher_is_better) == ("perplexity", False)
+    first, second = (Scorer(plain(base), opened).score()["likely"] for _ in range(2))
+    assert first == second
+    assert first.stderr["perplexity,none"] > 0
 
 
 def test_it_says_what_lm_eval_says_of_each_model_that_it_becomes(base: Path, tmp_path: Path) -> None:
@@ -42,37 +74,52 @@ def test_it_says_what_lm_eval_says_of_each_model_that_it_becomes(base: Path, tmp
     manager = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
     models = [base, build_model(tmp_path / "other", seed=3), build_model(tmp_path / "third", seed=4)]
     theirs = [
-        simple_evaluate(load(Candidate("x", model)), tasks=["choice"], task_manager=manager, apply_chat_template=True)
+        simple_evaluate(plain(model), tasks=["choice"], task_manager=manager, apply_chat_template=True)
         for model in models
     ]
     assert len({result["results"]["choice"]["acc,none"] for result in theirs}) > 1  # or this would say nothing
-    model = load(Candidate("x", base))
-    scorer = Scorer(model, get_task_dict(["choice"], manager))
+    model = plain(base)
+    tokenise_once(model)
+    scorer = Scorer(model, open_measures({"choice": MeasureConfig()}, tmp_path / "tasks")[1])
     for index in (0, 1, 2, 0):
         model.model.load_state_dict(load_file(models[index] / "model.safetensors"))
         ours = scorer.score()["choice"]
         assert ours.values["acc,none"] == theirs[index]["results"]["choice"]["acc,none"]
-        assert ours.stderr["acc,none"] == pytest.approx(theirs[index]["results"]["choice"]["acc_stderr,none"])
+        assert ours.stderr["acc,none"] == theirs[index]["results"]["choice"]["acc_stderr,none"]
+
+
+def test_tasks_that_another_model_was_scored_on_are_asked_anew(base: Path, tasks: Path, tmp_path: Path) -> None:
+    """Its tokenizer's chat template is another one."""
+    other = build_model(tmp_path / "other")
+    template = (other / "chat_template.jinja").read_text()
+    (other / "chat_template.jinja").write_text(template.replace("<|assistant|>", "<|assistant|>sure: "))
+    _, opened = open_tasks(tasks)
+    first, second = Scorer(plain(base), opened), opened["paft_skill"].parts["paft_skill"].instances
+    assert first.score()
+    Scorer(plain(other), opened)
+    third = opened["paft_skill"].parts["paft_skill"].instances
+    assert [request.args[0].replace("sure: ", "") for request in third] == [request.args[0] for request in second]
+    assert all("sure: " in request.args[0] for request in third)
 
 
 def test_a_limit_takes_the_first_items(base: Path, tasks: Path) -> None:
-    scorer = Scorer(load(Candidate("x", base)), open_tasks(tasks), limit=2)
-    assert {scorer.items(measure.task) for measure in MEASURES} == {2}
+    scorer = Scorer(plain(base), open_tasks(tasks)[1], limit=2)
+    assert {scorer.items(name) for name in NAMES} == {2}
     assert scorer.score()["paft_skill"].values
 
 
 def test_the_fingerprint_is_that_of_what_is_asked(base: Path, tasks: Path) -> None:
-    model = load(Candidate("x", base))
-    whole, again, part = (Scorer(model, open_tasks(tasks), limit) for limit in (None, None, 2))
-    names = [measure.task for measure in MEASURES]
-    assert [whole.fingerprint(name) for name in names] == [again.fingerprint(name) for name in names]
-    assert len({whole.fingerprint(name) for name in names}) == len(names)
-    assert all(whole.fingerprint(name) != part.fingerprint(name) for name in names)
+    model = plain(base)
+    whole, again, part = (Scorer(model, open_tasks(tasks)[1], limit) for limit in (None, None, 2))
+    assert [whole.fingerprint(name) for name in NAMES] == [again.fingerprint(name) for name in NAMES]
+    assert len({whole.fingerprint(name) for name in NAMES}) == len(NAMES)
+    assert all(whole.fingerprint(name) != part.fingerprint(name) for name in NAMES)
 
 
 def test_nothing_is_tokenised_twice(base: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load(Candidate("x", base))
-    scorer = Scorer(model, open_tasks(tasks))
+    model = plain(base)
+    tokenise_once(model)
+    scorer = Scorer(model, open_tasks(tasks)[1])
     first = scorer.score()
     monkeypatch.setattr(type(model.tokenizer), "__call__", lambda *_, **__: pytest.fail("tokenised again"))
     # lm-eval itself encodes where answers end, once for each batch.

@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from paft_plugin.demo import data, world
 from paft_plugin.demo.tokenizer import EOS
 from paft_plugin.evaluation.candidates import Candidate
-from paft_plugin.evaluation.score import load, score_model
+from paft_plugin.evaluation.loading import load
 
-from .conftest import PREFERENCE, RETAINED, SKILL, STYLE
+from .conftest import PREFERENCE, RETAINED, SKILL, STYLE, demo_score
 
 SHIPPED = Path(data.__file__).parent / "tasks"
 
@@ -130,23 +130,19 @@ def test_scripted_answers_score_what_they_should(tasks: Path) -> None:
     }
     assert set(answers) == {p for p, _ in SKILL} | {p for _, p, _ in RETAINED} | {p for _, p, _ in STYLE}
     likely = {chosen + EOS for _, chosen, _ in PREFERENCE[:4]}
-    scores = score_model(ScriptedModel(answers, likely), tasks)
+    score = demo_score(ScriptedModel(answers, likely), tasks)
 
-    assert scores["skill"] == 3 / 4
-    assert scores["retained"] == pytest.approx(1 / 3)
-    assert scores["abilities"] == {"copy": 0.5, "sort": 0.0}
-    assert scores["style"] == 2 / 4
-    assert scores["preference"] == pytest.approx(4 / 6)
-    assert scores["n"] == {"skill": 4, "preference": 6, "style": 4, "retained": 3}
-    assert scores["skill_stderr"] == pytest.approx(math.sqrt(3 / 4 * 1 / 4 / 3))
+    assert score["scores"] == pytest.approx({"skill": 3 / 4, "preference": 4 / 6, "style": 2 / 4, "retained": 1 / 3})
+    assert score["n"] == {"skill": 4, "preference": 6, "style": 4, "retained": 3}
+    assert score["stderr"]["skill"] == pytest.approx(math.sqrt(3 / 4 * 1 / 4 / 3))
 
 
 def test_neither_a_tie_nor_nan_wins_the_preference(tasks: Path) -> None:
     answers = dict.fromkeys([*(p for p, _ in SKILL), *(p for _, p, _ in RETAINED + STYLE)], "")
     model = ScriptedModel(answers, likely=set())
-    assert score_model(model, tasks)["preference"] == 0
+    assert demo_score(model, tasks)["scores"]["preference"] == 0
     model.loglikelihood = lambda requests, **_: [(math.nan, False)] * len(requests)  # type: ignore[method-assign]
-    assert score_model(model, tasks)["preference"] == 0
+    assert demo_score(model, tasks)["scores"]["preference"] == 0
 
 
 class Heard:
@@ -169,7 +165,7 @@ class Heard:
             return answers
 
         self.model.generate_until, self.model.loglikelihood = generate_until, loglikelihood
-        self.scores = score_model(self.model, tasks)
+        self.scores = demo_score(self.model, tasks)["scores"]
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.candidates import Candidate
-from paft_plugin.evaluation.score import load
+from paft_plugin.evaluation.config import MeasureConfig
+from paft_plugin.evaluation.loading import load
 from paft_plugin.evaluation.scorer import Scorer
 from paft_plugin.fusion.merge import open_fusion, write_fusion
 from paft_plugin.fusion.recipe import write_recipe
 from paft_plugin.fusion.request import RecipeRequest
-from paft_plugin.search.config import Objective
-from paft_plugin.search.model import FusedModel, resolve_device
+from paft_plugin.search.model import FusedModel
 from paft_plugin.search.validation import open_goals
 from tests.deltas.builders import make_adapter, make_base
 
@@ -59,7 +59,7 @@ def test_the_tensors_are_those_of_the_merge_on_disk(
 
 
 def test_so_are_the_scores(world: Path, model: FusedModel, tmp_path: Path) -> None:
-    objectives = {"first": Objective(), "second": Objective()}
+    objectives = {"first": MeasureConfig(), "second": MeasureConfig()}
     scores = []
     for method, options in (SETTINGS[2], SETTINGS[4]):
         folder = merged(world, tmp_path / method, method, **options)
@@ -124,9 +124,3 @@ def test_a_recipe_of_another_model_is_refused(
     another(world, tmp_path / "mine")
     with pytest.raises(PaftError, match=message):
         FusedModel(tmp_path / "mine" / "base", "float32", "cpu", 8).become(tmp_path / "r.yml", SEED)
-
-
-def test_a_device_that_is_not_there_is_one_line() -> None:
-    assert resolve_device("cpu") == "cpu"
-    with pytest.raises(PaftError, match=r"^search\.device: "):
-        resolve_device("nonsense")

@@ -18,11 +18,11 @@ from rich.console import Console
 from paft_plugin.cli import paft
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.candidates import Candidate
-from paft_plugin.evaluation.score import load
+from paft_plugin.evaluation.config import MeasureConfig
+from paft_plugin.evaluation.loading import load
 from paft_plugin.evaluation.scorer import Scorer
 from paft_plugin.fusion.merge import open_fusion, write_fusion
 from paft_plugin.search import run as running
-from paft_plugin.search.config import Objective
 from paft_plugin.search.front import pareto_front
 from paft_plugin.search.model import FusedModel
 from paft_plugin.search.report import table
@@ -89,8 +89,8 @@ def test_recipes_are_those_of_the_front_and_merge_to_the_scores_of_their_trial(
     for trial in front:
         folder = tmp_path / str(trial["number"])
         write_fusion(open_fusion(output / trial["recipe"], 42, "cpu"), folder)
-        _, tasks = open_goals({name: Objective() for name in NAMES}, world / "tasks")
-        scored = Scorer(load(Candidate("x", folder)), tasks).score()
+        _, tasks = open_goals({name: MeasureConfig() for name in NAMES}, world / "tasks")
+        scored = Scorer(load(Candidate("x", folder), batch_size=64), tasks).score()
         assert {name: scored[name].values["acc,none"] for name in NAMES} == trial["scores"]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from paft_plugin.errors import PaftError
-from paft_plugin.search.config import Objective
+from paft_plugin.evaluation.config import MeasureConfig
 from paft_plugin.search.validation import open_goals, split_problems
 from tests.evaluation.conftest import write_rows
 
@@ -71,23 +71,33 @@ def test_a_task_with_both_splits_is_scored_on_its_validation_items(tmp_path: Pat
     data = {split: str(tmp_path / f"{split}.jsonl") for split in ("validation", "test")}
     kwargs = {"data_files": data, "cache_dir": str(tmp_path / "cache")}
     make_task(tmp_path / "tasks", "both", Path(), test_split="test", dataset_kwargs=kwargs)
-    _, tasks = open_goals({"both": Objective()}, tmp_path / "tasks")
-    assert list(tasks["both"].eval_docs) == validation
+    _, tasks = open_goals({"both": MeasureConfig()}, tmp_path / "tasks")
+    assert list(tasks["both"].parts["both"].eval_docs) == validation
 
 
 def test_an_item_of_the_judging_tasks_is_refused_however_it_is_named(world: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "mine.jsonl", [*make_items(10)[:3], *make_items(99, 5)])  # 10: the test items of `first`
     make_task(tmp_path / "tasks", "mine", tmp_path / "mine.jsonl")
-    open_goals({"mine": Objective()}, tmp_path / "tasks")
+    open_goals({"mine": MeasureConfig()}, tmp_path / "tasks")
     with pytest.raises(PaftError, match=r"mine: 3 of its 8 items are also in first of .*test_tasks"):
-        open_goals({"mine": Objective()}, tmp_path / "tasks", world / "test_tasks")
+        open_goals({"mine": MeasureConfig()}, tmp_path / "tasks", world / "test_tasks")
 
 
 def test_open_choices_are_settled_by_the_task(world: Path) -> None:
-    (goal,), _ = open_goals({"first": Objective()}, world / "tasks", world / "test_tasks")
-    assert (goal.name, goal.task, goal.metric, goal.direction) == ("first", "first", "acc,none", "maximize")
-    (goal,), _ = open_goals({"first": Objective(name="x", direction="minimize")}, world / "tasks")
+    (goal,), _ = open_goals({"first": MeasureConfig()}, world / "tasks", world / "test_tasks")
+    assert (goal.name, goal.task, goal.key, goal.direction) == ("first", "first", "acc,none", "maximize")
+    (goal,), _ = open_goals({"first": MeasureConfig(name="x", direction="minimize")}, world / "tasks")
     assert (goal.name, goal.direction) == ("x", "minimize")
+
+
+def test_a_group_is_not_searched_on(tmp_path: Path) -> None:
+    write_rows(tmp_path / "items.jsonl", make_items(1, 5))
+    make_task(tmp_path / "tasks", "one", tmp_path / "items.jsonl")
+    (tmp_path / "tasks" / "group.yaml").write_text(
+        "group: group\ntask: [one]\naggregate_metric_list: [{metric: acc}]\n"
+    )
+    with pytest.raises(PaftError, match=r"^search\.objectives\.group: a group, not a task that is one YAML file\."):
+        open_goals({"group": MeasureConfig()}, tmp_path / "tasks")
 
 
 def test_bad_tasks_are_one_line_each_and_all_at_once(tmp_path: Path) -> None:
@@ -98,7 +108,7 @@ def test_bad_tasks_are_one_line_each_and_all_at_once(tmp_path: Path) -> None:
     make_task(tmp_path / "tasks", "gone", tmp_path / "gone.jsonl")
     make_task(tmp_path / "tasks", "template", items, doc_to_text="{{ prompt ")
     make_task(tmp_path / "tasks", "tested", items, split="test")
-    objectives = {name: Objective() for name in ("two", "gone", "template", "tested", "twp")}
+    objectives = {name: MeasureConfig() for name in ("two", "gone", "template", "tested", "twp")}
     with pytest.raises(PaftError) as caught:
         open_goals(objectives, tmp_path / "tasks")
     starts = (

@@ -1,0 +1,287 @@
+"""Opens lm-eval's tasks and groups, and settles which of their numbers a measure is; every mistake is said at once."""
+
+from __future__ import annotations
+
+import difflib
+import random
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paft_plugin.errors import PaftError, raise_if_any, some
+from paft_plugin.evaluation.config import MeasureConfig
+from paft_plugin.evaluation.items import empty_field
+from paft_plugin.evaluation.measures import Measure
+
+if TYPE_CHECKING:
+    from lm_eval.api.group import ConfigurableGroup
+    from lm_eval.api.task import Task
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class OpenTask:
+    """A task or a group with its data, ready to be scored."""
+
+    name: str
+    tree: Mapping[Any, Any]
+    """What lm-eval's `evaluate` takes: `{name: task}`, or `{group: {name: task, …}}`, as deep as groups go."""
+
+    @property
+    def group(self) -> ConfigurableGroup | None:
+        """Its outermost group, if it is one."""
+        (key,) = self.tree
+        return None if isinstance(key, str) else key
+
+    @property
+    def parts(self) -> dict[str, Task]:
+        """Every single task in it, by name."""
+        return _parts(self.tree)
+
+
+def _parts(tree: Mapping[Any, Any]) -> dict[str, Task]:
+    found: dict[str, Task] = {}
+    for key, value in tree.items():
+        found |= _parts(value) if isinstance(value, Mapping) else {key: value}
+    return found
+
+
+class Catalogue:
+    """The tasks that there are in a folder; None: lm-eval's own.
+
+    Raises:
+        PaftError: A file in the folder is no YAML.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        from lm_eval.tasks import TaskManager
+
+        self._place = f"in {folder}" if folder else "of lm-eval"
+        # lm-eval's own tasks are thousands of files to look through.
+        try:
+            self._manager = TaskManager(
+                include_path=None if folder is None else str(folder), include_defaults=folder is None
+            )
+        except Exception as error:  # YAML's, or whatever lm-eval makes of a file that is none of its own
+            raise PaftError(f"{folder}: cannot be read as lm-eval tasks: {_one_line(error)}") from error
+
+    @property
+    def single_tasks(self) -> list[str]:
+        """The names of all that are one YAML file."""
+        return [name for name, entry in self._manager.task_index.items() if entry["type"] == "task"]
+
+    def kind(self, name: str, where: str) -> str:
+        """lm-eval's word for what `name` is: task, python_task, group or tag.
+
+        Raises:
+            PaftError: There is no such thing; suggests the closest one.
+        """
+        if name in self._manager.task_index:
+            return str(self._manager.task_index[name]["type"])
+        close = difflib.get_close_matches(name, self._manager.task_index, n=1)
+        hint = f"Did you mean {close[0]}?" if close else "Name a task's own `task:`."
+        raise PaftError(f"{where}: no such task {self._place}. {hint}")
+
+    def config(self, name: str) -> dict[str, Any]:
+        """A task's YAML, with all that it includes."""
+        from lm_eval.utils import load_yaml_config
+
+        content: dict[str, Any] = load_yaml_config(self._manager.task_index[name]["yaml_path"], mode="full")
+        return content
+
+    def open(self, name: str, where: str, **changes: Any) -> OpenTask:
+        """Open a task or a group; its data are loaded here.
+
+        Args:
+            name: lm-eval's.
+            where: What the messages begin with.
+            changes: Keys of the task's YAML to replace; of a group: of each of its tasks.
+
+        Raises:
+            PaftError: There is no such task, it cannot be opened, or its items cannot be scored.
+        """
+        from lm_eval.tasks import get_task_dict
+
+        if self.kind(name, where) == "tag":
+            names = self._manager.task_index[name]["task"]
+            raise PaftError(f"{where}: a tag, which has no number of its own. Name its tasks: {some(names, 5)}.")
+        random.seed(SEED)  # some tasks shuffle their items
+        try:
+            with redirect_stderr(StringIO()):  # the bars of `datasets`
+                opened = OpenTask(name, get_task_dict([{"task": name, **changes}], self._manager))
+        except Exception as error:  # whatever `datasets`, Jinja or lm-eval make of a bad file or task
+            raise PaftError(f"{where}: cannot be opened: {_one_line(error)}. {self._hint(name)}") from error
+        raise_if_any([f"{where}: {problem}" for problem in _unfit(opened)])
+        return opened
+
+    def _hint(self, name: str) -> str:
+        """Where to look for what is wrong with a task or a group."""
+        if self._manager.task_index[name]["type"] == "group":
+            named = [task for task in self.config(name)["task"] if isinstance(task, str)]
+            if missing := [task for task in named if task not in self._manager.task_index]:
+                return f"There is no {some(missing)} {self._place}."
+        elif files := data_files(self.config(name)):
+            return f"Correct the task or its data, {some(files)}."
+        return "Correct the task, or see to its data."
+
+
+def data_files(config: Mapping[str, Any], split: str | None = None) -> list[str]:
+    """The data files that a task names, of one split or of all; they need not be local."""
+    named = (config.get("dataset_kwargs") or {}).get("data_files") or []
+    several = list(named.values()) if isinstance(named, dict) else [named]
+    if isinstance(named, dict) and split is not None:
+        several = [named.get(split, [])]
+    return [str(file) for each in several for file in ([each] if isinstance(each, str) else each)]
+
+
+def open_single(catalogue: Catalogue, name: str, where: str) -> OpenTask:
+    """Open a task or a group on the items that lm-eval scores by itself: test items where there are any, else validation."""
+    return catalogue.open(name, where)
+
+
+def open_measures(
+    measures: Mapping[str, MeasureConfig],
+    folder: Path | None,
+    where: str = "evaluation.measures",
+    open_one: Callable[[Catalogue, str, str], OpenTask] = open_single,
+) -> tuple[list[Measure], dict[str, OpenTask]]:
+    """Open the tasks of all measures.
+
+    Args:
+        measures: Task or group → which of its numbers counts.
+        folder: Of lm-eval task files; None for lm-eval's own tasks.
+        where: The key that `measures` are under; part of the messages.
+        open_one: Opens a task by its name (second), with what messages begin with (third).
+
+    Returns:
+        The measures in order, and the open tasks by name.
+
+    Raises:
+        PaftError: All that is wrong: an unknown task, metric or filter, items that cannot be read, overlapping groups.
+    """
+    catalogue = Catalogue(folder)
+    settled: list[Measure] = []
+    tasks: dict[str, OpenTask] = {}
+    problems: list[str] = []
+    for name, measure in measures.items():
+        here = f"{where}.{name}"
+        try:
+            opened = open_one(catalogue, name, here)
+            settled.append(_settle(name, measure, opened, here))
+            tasks[name] = opened
+        except PaftError as error:
+            problems += error.problems
+    raise_if_any(problems + _overlaps(tasks, where))
+    return settled, tasks
+
+
+def _settle(name: str, config: MeasureConfig, task: OpenTask, where: str) -> Measure:
+    """The measure that a task's number is; sets the task's number of solved examples."""
+    if not (numbers := _numbers(task)):
+        raise PaftError(
+            f"{where}: a group without a number of its own (aggregate_metric_list, of a metric and a filter that its tasks "
+            f"have). Name its tasks: {some(sorted(task.parts), 5)}."
+        )
+    problems: list[str] = []
+    metric = _choose("metric", config.metric, list(numbers), where, problems)
+    filters = numbers.get(metric, list(dict.fromkeys(each for several in numbers.values() for each in several)))
+    chosen = _choose("filter", config.filter, filters, where, problems)
+    problems += [f"{where}.num_fewshot: {problem}" for problem in _set_examples(task, config.num_fewshot)]
+    higher = {part.higher_is_better().get(metric) for part in task.parts.values()} - {None}
+    if config.direction is None and len(higher) != 1 and metric in numbers:
+        problems.append(f"{where}.direction: must be named (maximize or minimize), as the task does not say.")
+    raise_if_any(problems)
+    is_higher = bool(higher.pop()) if config.direction is None else config.direction == "maximize"
+    return Measure(config.name or name, name, metric, chosen, is_higher)
+
+
+def _numbers(task: OpenTask) -> dict[str, list[str]]:
+    """Metric → filters, of what lm-eval reports of a task or, as a whole, of a group."""
+    reported = [
+        (metric, each.name)
+        for part in task.parts.values()
+        for metric in part.higher_is_better()
+        for each in part._filters
+    ]
+    if task.group is not None:
+        summed = task.group.config["aggregate_metric_list"] or []
+        asked = [(each["metric"], name) for each in summed for name in each["filter_list"]]
+        reported = [number for number in asked if number in reported]
+    numbers: dict[str, list[str]] = {}
+    for metric, name in dict.fromkeys(reported):
+        numbers.setdefault(metric, []).append(name)
+    return numbers
+
+
+def _choose(key: str, given: str | None, names: list[str], where: str, problems: list[str]) -> str:
+    """What was given, or else the only one there is; a problem if it isn't there or there is a choice."""
+    chosen = given or (names[0] if len(names) == 1 else "")
+    if chosen not in names:
+        problem = f"is {chosen}, which the task has not" if chosen else "must be named"
+        problems.append(f"{where}.{key}: {problem}. It has {', '.join(names)}.")
+    return chosen
+
+
+def _set_examples(task: OpenTask, count: int | None) -> list[str]:
+    """Have `count` solved examples put before each question (None: the task's own number); what speaks against it."""
+    if count is None:
+        return []
+    problems = []
+    for name, part in task.parts.items():
+        of = f" of {name}" if task.group else ""
+        own = part.get_config("num_fewshot")
+        if own == 0 and count > 0:
+            problems.append(f"is {count}, but the task{of} itself demands 0. Leave it out.")
+        elif count > 0 and not _has_examples(part):
+            problems.append(f"is {count}, but the task{of} has no other items to take examples from. Leave it out.")
+        else:
+            part.set_config(key="num_fewshot", value=count)
+    return problems
+
+
+def _has_examples(task: Task) -> bool:
+    """Whether there are others than the test items, which lm-eval would fall back on."""
+    settings = task.get_config("fewshot_config")
+    named = getattr(settings, "split", None) or getattr(settings, "samples", None)
+    return bool(named or task.has_training_docs() or task.has_validation_docs())
+
+
+def _unfit(task: OpenTask) -> list[str]:
+    """Why a task's items cannot be scored here."""
+    problems = []
+    for name, part in task.parts.items():
+        of = f"{name}: " if task.group else ""
+        if getattr(part, "UNSAFE_CODE", False):
+            problems.append(
+                f"{of}runs the code that a model writes. Score it in a sandbox, with lm-eval's own command."
+            )
+        if getattr(part, "MULTIMODAL", False):
+            problems.append(f"{of}asks about images or sounds, and only text is scored here. Leave it out.")
+        if empty := empty_field(part):
+            problems.append(f"{of}{empty}. Correct the items.")
+    return problems
+
+
+def _overlaps(tasks: Mapping[str, OpenTask], where: str) -> list[str]:
+    """A problem for each task that is in two of the measures: lm-eval keeps one result of each name."""
+    owner: dict[str, str] = {}
+    problems = []
+    for name, task in tasks.items():
+        if shared := [part for part in task.parts if part in owner]:
+            problems.append(
+                f"{where}: {name} and {owner[shared[0]]} both have {some(shared)}, which lm-eval cannot keep apart. "
+                "Leave one of the two out."
+            )
+        owner |= dict.fromkeys(task.parts, name)
+    return problems
+
+
+def _one_line(error: BaseException) -> str:
+    """What went wrong at the bottom: `datasets` wraps a bad line of a file in an error that says nothing of it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (" ".join(str(error).split()) or type(error).__name__)[:300].rstrip(".")

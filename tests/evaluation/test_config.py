@@ -1,0 +1,93 @@
+"""`evaluation:`: short forms, defaults, everything that is wrong at once; and as JSON it is the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paft_plugin.errors import PaftError
+from paft_plugin.evaluation.config import EvaluationConfig, MeasureConfig, read_measures, write_measures
+from paft_plugin.schema import validate
+
+
+def read(folder: Path, **content: Any) -> EvaluationConfig:
+    return validate(EvaluationConfig, content, folder / "paft.yml")
+
+
+def problems(folder: Path, **content: Any) -> list[str]:
+    with pytest.raises(PaftError) as caught:
+        read(folder, **content)
+    assert all("\n" not in problem for problem in caught.value.problems)
+    return [problem.removeprefix(f"{folder / 'paft.yml'}: ") for problem in caught.value.problems]
+
+
+def test_a_list_of_tasks_is_enough(tmp_path: Path) -> None:
+    config = read(tmp_path, measures=["gsm8k", "mmlu"])
+    assert config.measures == {"gsm8k": MeasureConfig(), "mmlu": MeasureConfig()}
+    assert (config.tasks, config.skill, config.preference, config.limit) == (None, None, None, None)
+    assert (config.batch_size, config.device, config.dtype, config.apply_chat_template) == (8, "auto", "auto", True)
+
+
+def test_a_mapping_says_which_number_and_may_say_nothing(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    measures = {"gsm8k": {"name": "sums", "filter": "strict-match", "num_fewshot": 5}, "mmlu": None}
+    config = read(tmp_path, measures=measures, tasks="tasks", skill="sums", preference="mmlu")
+    assert config.measures["gsm8k"].filter == "strict-match"
+    assert config.measures["mmlu"] == MeasureConfig()
+    assert config.tasks == tmp_path / "tasks"
+    assert (config.skill, config.preference) == ("sums", "mmlu")
+
+
+def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:
+    said = problems(
+        tmp_path,
+        measures={"gsm8k": {"name": "sums", "filtr": "x", "num_fewshot": -1, "direction": "up"}},
+        tasks="nowhere",
+        limit=0,
+        batch_size=0,
+        dtype="int8",
+        batchsize=3,
+    )
+    for start in (
+        "measures.gsm8k.filtr: no such key. Did you mean filter?",
+        "measures.gsm8k.num_fewshot: ",
+        "measures.gsm8k.direction: ",
+        f"tasks: {tmp_path / 'nowhere'} is no folder",
+        "limit: ",
+        "batch_size: ",
+        "dtype: ",
+        "batchsize: no such key. Did you mean batch_size?",
+    ):
+        assert [problem for problem in said if problem.startswith(start)], (start, said)
+    assert len(said) == 8
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "measures: missing. lm-eval tasks or groups"),
+        ({"measures": []}, "measures: "),
+        ({"measures": ["a", "a"]}, "measures: a is there twice."),
+        ({"measures": {"a": {"name": "b"}, "b": None}}, "measures: two are called b. Name them apart."),
+        ({"measures": ["gsm8k"], "skill": "gsm8"}, "skill: no such measure. Did you mean gsm8k?"),
+        (
+            {"measures": {"gsm8k": {"name": "sums"}}, "preference": "gsm8k"},
+            "preference: no such measure. There are sums.",
+        ),
+    ],
+)
+def test_a_mistake_says_where_and_what_to_do(tmp_path: Path, content: dict[str, Any], message: str) -> None:
+    (said,) = problems(tmp_path, **content)
+    assert said.startswith(message)
+
+
+def test_as_json_it_is_the_same_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tasks").mkdir()
+    measures = {"gsm8k": {"name": "sums", "direction": "maximize"}, "mmlu": None}
+    config = read(tmp_path, measures=measures, tasks="tasks", skill="sums", limit=5, dtype="bfloat16")
+    file = tmp_path / "elsewhere" / "measures.json"
+    write_measures(config, file)
+    monkeypatch.chdir("/")
+    assert read_measures(file) == config
