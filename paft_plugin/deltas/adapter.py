@@ -116,13 +116,10 @@ class Adapter:
         factors = self.factors[module]
         return self.store.shape(factors.B)[0], self.store.shape(factors.A)[1]
 
-    def product(self, module: str, transposed: bool) -> Tensor:
-        """s·B·A of one module in fp32, ``(O, I)``, or its transpose."""
+    def matrices(self, module: str) -> tuple[Tensor, Tensor]:
+        """The factors A ``(r, I)`` and B ``(O, r)`` of one module in fp32; its change is ``scale(module) * B @ A``."""
         factors = self.factors[module]
-        A, B = self.store.tensor(factors.A).float(), self.store.tensor(factors.B).float()
-        # The order of PEFT's get_delta_weight: product first, then the scale.
-        product = (B @ A).mul_(self.scale(module))
-        return product.T.contiguous() if transposed else product
+        return self.store.tensor(factors.A).float(), self.store.tensor(factors.B).float()
 
 
 def open_adapter(folder: Path) -> Adapter:

@@ -1,10 +1,13 @@
 """The summands of an adapter's delta on one base tensor, each computed alone, in fp32, from what lies in the adapter's file.
 
+Any range of a summand's rows can be had without the others: a large tensor need never be there as a whole.
+
 Shapes: `E` experts, `r` rank, `O` output features, `I` input features, `V` vocabulary, `D` model dimension.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +18,9 @@ from paft_plugin.deltas.adapter import Adapter
 from paft_plugin.deltas.skeleton import Place
 from paft_plugin.deltas.store import TensorStore
 
+Rows = Callable[[int, int], Tensor]
+"""(start, stop) → those of a tensor's slices along its first dimension, in fp32."""
+
 
 class Change(Protocol):
     """One summand of δ."""
@@ -22,8 +28,8 @@ class Change(Protocol):
     def shape(self, adapter: Adapter) -> tuple[int, ...]:
         """Of the summand, read from headers; a grown vocabulary has more rows than the base's tensor."""
 
-    def value(self, adapter: Adapter, base: TensorStore, name: str) -> Tensor:
-        """The summand in fp32, for the base tensor `name` and in its shape: rows beyond the base's are left out."""
+    def rows(self, adapter: Adapter, base: TensorStore, name: str) -> Rows:
+        """The summand in fp32, for the base tensor `name`. What it is made of is read once, here."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,23 @@ class LowRank:
         shape = adapter.shape(self.module)
         return shape[::-1] if self.transposed else shape
 
-    def value(self, adapter: Adapter, base: TensorStore, name: str) -> Tensor:
-        return adapter.product(self.module, self.transposed)[: base.shape(name)[0]]
+    def rows(self, adapter: Adapter, base: TensorStore, name: str) -> Rows:
+        A, B = adapter.matrices(self.module)
+        scale = adapter.scale(self.module)
+
+        def some(start: int, stop: int) -> Tensor:
+            # The order of PEFT's get_delta_weight: product first, then the scale.
+            if self.transposed:
+                return (B @ A[:, start:stop]).mul_(scale).T.contiguous()
+            return (B[start:stop] @ A).mul_(scale)
+
+        return some
+
+    def factors(self, adapter: Adapter, base: TensorStore, name: str) -> tuple[Tensor, Tensor]:
+        """L ``(rows, r)`` and R ``(r, columns)`` with the summand L·R, in the base tensor's orientation."""
+        A, B = adapter.matrices(self.module)
+        left, right = (A.T, B.T) if self.transposed else (B, A)
+        return left[: base.shape(name)[0]] * adapter.scale(self.module), right
 
 
 @dataclass(frozen=True)
@@ -69,19 +90,22 @@ class OfParameter:
             return (self.experts, *matrix) if len(self.wanted) == 3 else matrix
         return matrix[0] // self.place.parts, matrix[1]
 
-    def value(self, adapter: Adapter, base: TensorStore, name: str) -> Tensor:
+    def rows(self, adapter: Adapter, base: TensorStore, name: str) -> Rows:
         factors = adapter.factors[self.module]
         A = adapter.store.tensor(factors.A).unflatten(0, (self.experts, -1))  # (E, r, I)
         B = adapter.store.tensor(factors.B).unflatten(1, (-1, self.experts))  # (O, r, E)
         scale = adapter.scale_of(self.place.parameter, rank=A.shape[1])
-        if self.place.expert is not None:
-            return self._matrix(A, B, self.place.expert, scale)
-        if len(self.wanted) == 2:
-            return self._matrix(A, B, 0, scale)
-        change = torch.empty(self.wanted)
-        for expert in range(self.experts):
-            change[expert] = self._matrix(A, B, expert, scale)
-        return change
+        if len(self.wanted) == 2 or self.place.expert is not None:
+            matrix = self._matrix(A, B, self.place.expert or 0, scale)
+            return lambda start, stop: matrix[start:stop]
+
+        def some(start: int, stop: int) -> Tensor:
+            change = torch.empty(stop - start, *self.wanted[1:])
+            for expert in range(start, stop):
+                change[expert - start] = self._matrix(A, B, expert, scale)
+            return change
+
+        return some
 
     def _matrix(self, A: Tensor, B: Tensor, expert: int, scale: float) -> Tensor:
         """One expert's change, or its part of it; only what that takes of the factors is read and cast."""
@@ -104,8 +128,9 @@ class OfBias:
     def shape(self, adapter: Adapter) -> tuple[int, ...]:
         return adapter.store.shape(adapter.factors[self.module].bias)
 
-    def value(self, adapter: Adapter, base: TensorStore, name: str) -> Tensor:
-        return adapter.store.tensor(adapter.factors[self.module].bias).float() * adapter.scale(self.module)
+    def rows(self, adapter: Adapter, base: TensorStore, name: str) -> Rows:
+        bias = adapter.store.tensor(adapter.factors[self.module].bias).float() * adapter.scale(self.module)
+        return lambda start, stop: bias[start:stop]
 
 
 @dataclass(frozen=True)
@@ -119,9 +144,9 @@ class FullCopy:
     def shape(self, adapter: Adapter) -> tuple[int, ...]:
         return self.place.cut_shape(adapter.store.shape(self.key))
 
-    def value(self, adapter: Adapter, base: TensorStore, name: str) -> Tensor:
-        trained = self.place.cut(adapter.store.tensor(self.key))
-        return trained[: base.shape(name)[0]].float() - base.tensor(name).float()
+    def rows(self, adapter: Adapter, base: TensorStore, name: str) -> Rows:
+        trained, before = self.place.cut(adapter.store.tensor(self.key)), base.tensor(name)
+        return lambda start, stop: trained[start:stop].float() - before[start:stop].float()
 
 
 @dataclass(frozen=True)
@@ -130,19 +155,23 @@ class TokenRows:
 
     key: str
     tokens: tuple[int, ...]
-    rows: int
-    """The base's."""
+    height: int
+    """Rows of the base's tensor."""
     over: str | None = None
     """Name in the adapter's file of a copy of the whole tensor, which these rows replace some of."""
 
     def shape(self, adapter: Adapter) -> tuple[int, ...]:
-        return max([self.rows, *(token + 1 for token in self.tokens)]), adapter.store.shape(self.key)[1]
+        return max([self.height, *(token + 1 for token in self.tokens)]), adapter.store.shape(self.key)[1]
 
-    def value(self, adapter: Adapter, base: TensorStore, name: str) -> Tensor:
+    def rows(self, adapter: Adapter, base: TensorStore, name: str) -> Rows:
         below = base.tensor(name) if self.over is None else adapter.store.tensor(self.over)
-        change = torch.zeros(base.shape(name))
         trained = adapter.store.tensor(self.key)
-        for row, token in enumerate(self.tokens):
-            if token < self.rows:
-                change[token] = trained[row].float() - below[token].float()
-        return change
+
+        def some(start: int, stop: int) -> Tensor:
+            change = torch.zeros(stop - start, below.shape[1])
+            for row, token in enumerate(self.tokens):
+                if start <= token < stop:
+                    change[token - start] = trained[row].float() - below[token].float()
+            return change
+
+        return some

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from paft_plugin.deltas.adapter import Adapter, open_adapter
+from paft_plugin.deltas.changes import LowRank, Rows
 from paft_plugin.deltas.fit import fit_adapter, fit_model, quantised
 from paft_plugin.deltas.store import TensorStore, is_adapter, open_model
 from paft_plugin.errors import PaftError, raise_if_any
@@ -27,10 +29,23 @@ class Delta:
     """The base tensors that the branch can change, sorted; tied tensors once, under the embedding's name."""
     branch_fingerprint: Callable[[], str]
     """Of the branch's content: tensors, and for an adapter what decides its scale."""
-    one: Callable[[str], Tensor]
-    """Name → δ in fp32, in the base tensor's shape."""
+    rows: Callable[[str], Rows]
+    """Name → ranges of δ's rows. What holds them keeps the files mapped: drop it when memory matters, and ask again."""
+    factors: Callable[[str], tuple[Tensor, Tensor] | None]
+    """Name → (L, R) in fp32 with δ = L·R, ``(rows, r)`` and ``(r, columns)``, if an adapter holds δ as such a product."""
     grown: dict[str, int] = field(default_factory=dict)
     """Tensor → rows that the branch added (a resized vocabulary). They have no base, so they are no part of the delta."""
+
+    def base_rows(self, name: str) -> Rows:
+        """Ranges of θ_pre's rows, in its own dtype; as `rows` otherwise."""
+        before = torch.atleast_1d(self.base.tensor(name))
+        return lambda start, stop: before[start:stop]
+
+    def one(self, name: str) -> Tensor:
+        """δ of one tensor in fp32, in the base tensor's shape."""
+        shape = self.base.shape(name)
+        # A scalar has no rows; it is read as one.
+        return self.rows(name)(0, shape[0] if shape else 1).reshape(shape)
 
     def tensors(self, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, δ in fp32); with `names`, those alone, so that two deltas can be compared over the same tensors.
@@ -72,22 +87,29 @@ def _adapter_delta(base: TensorStore, adapter: Adapter) -> Delta:
     fit = fit_adapter(base, adapter)
     raise_if_any(fit.problems)
 
-    def one(name: str) -> Tensor:
-        first, *others = fit.changes[name]
-        delta = first.value(adapter, base, name)
-        for change in others:
-            delta += change.value(adapter, base, name)
-        return delta
+    def rows(name: str) -> Rows:
+        first, *others = (change.rows(adapter, base, name) for change in fit.changes[name])
+        return (
+            (lambda start, stop: sum((other(start, stop) for other in others), first(start, stop))) if others else first
+        )
 
-    return Delta("adapter", base, adapter.folder, tuple(fit.names), lambda: adapter.fingerprint, one, fit.grown)
+    def factors(name: str) -> tuple[Tensor, Tensor] | None:
+        if len(fit.changes[name]) != 1 or not isinstance(change := fit.changes[name][0], LowRank):
+            return None
+        return change.factors(adapter, base, name)
+
+    return Delta(
+        "adapter", base, adapter.folder, tuple(fit.names), lambda: adapter.fingerprint, rows, factors, fit.grown
+    )
 
 
 def _model_delta(base: TensorStore, branch: TensorStore) -> Delta:
     fit = fit_model(base, branch)
     raise_if_any(fit.problems)
 
-    def one(name: str) -> Tensor:
+    def rows(name: str) -> Rows:
         source, place = fit.sources[name]
-        return place.cut(branch.tensor(source)).float() - base.tensor(name).float()
+        after, before = torch.atleast_1d(place.cut(branch.tensor(source)), base.tensor(name))
+        return lambda start, stop: after[start:stop].float() - before[start:stop].float()
 
-    return Delta("model", base, branch.folder, tuple(fit.names), lambda: branch.fingerprint, one)
+    return Delta("model", base, branch.folder, tuple(fit.names), lambda: branch.fingerprint, rows, lambda _: None)

@@ -1,4 +1,4 @@
-"""Memory that a merge frees is used again, instead of being given back to the system and asked for anew."""
+"""Memory that this process frees is used again, instead of being given back to the system and asked for anew."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 def reuse_freed_memory() -> None:
     """Tell the C library to keep what this process frees, from here to its end; does nothing where it is not glibc.
 
-    A merge allocates and frees tensors of the same few sizes all the time. glibc maps each large one anew, and the system
-    zeroes its pages at the first touch: half of the time of a DARE merge. What a process holds at most hardly grows.
+    Merging and inspecting allocate and free tensors of the same few sizes all the time. glibc maps each large one anew, and
+    the system zeroes its pages at the first touch: half of the time of a DARE merge. What a process holds at most hardly grows.
     """
     if sys.platform != "linux":
         return

@@ -1,0 +1,258 @@
+"""What an inspection costs, beside merely reading the same files: `python -m paft_plugin.inspection.benchmark [--quick]`.
+
+Makes a random Llama of 1.24 B parameters in bf16 (the shape of Llama-3.2-1B) with two whole models and two adapters (r = 16, all
+linear layers) trained from it, and inspects them: one model, two models with their pair, two adapters with theirs. Each run is a
+process of its own, and each is preceded by reading all bytes of the same files into one small buffer, in one thread and in two;
+once with the files in the system's cache ("warm"), once after it was told to drop them ("cold"). One row has half the layers:
+memory must not grow with their number. Time and memory of 8.03 B parameters are extrapolated from the entries.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+
+from paft_plugin.figures import Figure, Row, as_json, as_table, figure
+from paft_plugin.files import write_json
+
+T = TypeVar("T")
+
+PACKAGES = ("paft-plugin", "torch", "numba", "safetensors")
+SEED = 0
+RANK = 16
+EIGHT_B = 8.03e9
+LIMIT_S, LIMIT_MB, READING_SHARE = 600, 4000, 0.5
+BUFFER = 1 << 23
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a Llama with a tied head."""
+
+    layers: int
+    vocabulary: int
+    hidden: int
+    intermediate: int
+    key_value: int
+
+
+FULL, QUICK = Size(16, 128256, 2048, 8192, 512), Size(4, 8192, 512, 2048, 128)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One inspection, or one reading."""
+
+    wall_s: float
+    cpu_s: float
+    peak_mb: float
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="A model of 20 M parameters.")
+@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of each kind.")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write.")
+@click.option("--work", type=click.Path(path_type=Path), help="Where the models go. [a temporary folder]")
+def main(quick: bool, repeats: int, output: Path | None, work: Path | None) -> None:
+    """Measure what an inspection costs, beside merely reading the same files."""
+    size = QUICK if quick else FULL
+    with TemporaryDirectory(dir=work, prefix="paft-inspection-") as folder:
+        rows = measure(size, repeats, Path(folder))
+    Console().print(as_table(rows))
+    for row in rows:
+        click.echo(f"{row.name}: {row.note}")
+    if output:
+        conditions = {"quick": quick, "size": asdict(size), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")}
+        write_json(output, as_json(rows, PACKAGES, conditions))
+
+
+CASES = {
+    "one model": (["sft"], "warm"),
+    "two models and their pair": (["sft", "preference"], "warm"),
+    "two models and their pair, cold": (["sft", "preference"], "cold"),
+    "two adapters and their pair": (["sft-lora", "preference-lora"], "warm"),
+}
+
+
+def measure(size: Size, repeats: int, folder: Path) -> list[Row]:
+    """A row for each case; reading and inspecting take turns."""
+    whole, half = folder / "whole", folder / "half"
+    smaller = Size(**{**asdict(size), "layers": size.layers // 2})
+    for each, where in ((size, whole), (smaller, half)):
+        _apart(make_models, each, where)
+    rows = []
+    for name, (branches, state) in CASES.items():
+        click.echo(f"{name} …", err=True)
+        folders = [whole / "base", *(whole / branch for branch in branches)]
+        runs: dict[str, list[Run]] = {"read, 1 thread": [], "read, 2 threads": [], "inspect": []}
+        for _ in range(repeats):
+            for what, threads in (("read, 1 thread", 1), ("read, 2 threads", 2)):
+                _cache(folders, state)
+                runs[what].append(_apart(read, folders, threads))
+            _cache(folders, state)
+            runs["inspect"].append(_apart(inspect, folders))
+        of_half = _apart(inspect, [half / "base", *(half / branch for branch in branches)])
+        rows.append(_row(name, size, folders, runs, of_half))
+    return rows
+
+
+def _row(name: str, size: Size, folders: Sequence[Path], runs: dict[str, list[Run]], of_half: Run) -> Row:
+    held = size == FULL
+    parameters = (folders[0] / "model.safetensors").stat().st_size / 2
+    gigabytes = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors")) / 1e9
+    figures = [figure(f"wall, {what}", [run.wall_s for run in each], "s") for what, each in runs.items()]
+    for what in ("read, 1 thread", "read, 2 threads"):
+        shares = [one.wall_s / other.wall_s for one, other in zip(runs[what], runs["inspect"], strict=True)]
+        bar = READING_SHARE if held else None
+        figures.append(Figure(f"rate of inspect / {what}", median(shares), "×", min(shares), max(shares), None, bar))
+    inspections = runs["inspect"]
+    figures.append(figure("rate, inspect", [gigabytes / run.wall_s for run in inspections], "GB/s"))
+    figures.append(figure("CPU, inspect", [run.cpu_s for run in inspections], "s"))
+    times = [run.wall_s * EIGHT_B / parameters for run in inspections]
+    figures.append(
+        Figure("wall, extrapolated to 8 B", median(times), "s", min(times), max(times), LIMIT_S if held else None)
+    )
+    peaks = [run.peak_mb for run in inspections]
+    figures.append(Figure("peak memory", median(peaks), "MB", min(peaks), max(peaks), LIMIT_MB if held else None))
+    growth = median(peaks) / of_half.peak_mb
+    figures.append(Figure("peak, all / half the layers", growth, "×", at_most=1.1 if held else None))
+    timings = {what: [run.wall_s for run in each] for what, each in runs.items()}
+    note = f"{parameters / 1e9:.2f} B parameters, bf16, {len(folders) - 1} deltas, {gigabytes:.2f} GB of files"
+    return Row(name, figures, timings, note)
+
+
+def inspect(folders: Sequence[Path]) -> Run:
+    """The base's folder and its branches'; imports and start-up are not in the time, compiling is."""
+    from paft_plugin.inspection.inspect import inspect_deltas
+    from paft_plugin.memory import reuse_freed_memory
+
+    reuse_freed_memory()
+    base, *branches = folders
+    return _timed(lambda: inspect_deltas(base, {branch.name: branch for branch in branches}))
+
+
+def read(folders: Sequence[Path], threads: int) -> Run:
+    """All bytes of the weights, file by file into one buffer for each thread, each file in as many parts as threads."""
+    files = [file for folder in folders for file in sorted(folder.glob("*.safetensors"))]
+
+    def part(index: int) -> None:
+        buffer = bytearray(BUFFER)
+        for file in files:
+            size = file.stat().st_size
+            with file.open("rb", buffering=0) as stream:
+                stream.seek(size * index // threads)
+                left = size * (index + 1) // threads - stream.tell()
+                while left > 0:
+                    left -= stream.readinto(memoryview(buffer)[: min(left, BUFFER)])
+
+    def every_part() -> None:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(part, range(threads)))
+
+    return _timed(every_part)
+
+
+def _timed(work: Callable[[], Any]) -> Run:
+    start, before = time.perf_counter(), os.times()
+    work()
+    wall, after = time.perf_counter() - start, os.times()
+    kilo = 1e6 if sys.platform == "darwin" else 1e3
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / kilo
+    return Run(wall, after.user + after.system - before.user - before.system, peak)
+
+
+def _cache(folders: Sequence[Path], state: str) -> None:
+    """Have the system hold the files in memory, or drop them."""
+    if state == "warm":
+        _apart(read, folders, 1)
+        return
+    for folder in folders:
+        for file in folder.glob("*.safetensors"):
+            handle = os.open(file, os.O_RDONLY)
+            os.fsync(handle)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(handle)
+
+
+def _apart(function: Callable[..., T], *arguments: Any) -> T:
+    """A call in a process of its own: peak memory is a process's."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def shapes(size: Size) -> dict[str, tuple[int, ...]]:
+    """The tensors of a Llama."""
+    named: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (size.vocabulary, size.hidden)}
+    for layer in range(size.layers):
+        for module, shape in linear(size).items():
+            named[f"model.layers.{layer}.{module}.weight"] = shape
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            named[f"model.layers.{layer}.{norm}.weight"] = (size.hidden,)
+    return {**named, "model.norm.weight": (size.hidden,)}
+
+
+def linear(size: Size) -> dict[str, tuple[int, int]]:
+    """The linear modules of one layer."""
+    square, narrow, up = (size.hidden, size.hidden), (size.key_value, size.hidden), (size.intermediate, size.hidden)
+    attention = {"q_proj": square, "k_proj": narrow, "v_proj": narrow, "o_proj": square}
+    return {
+        **{f"self_attn.{name}": shape for name, shape in attention.items()},
+        "mlp.gate_proj": up,
+        "mlp.up_proj": up,
+        "mlp.down_proj": up[::-1],
+    }
+
+
+def make_models(size: Size, folder: Path) -> None:
+    """A base, two models with all weights moved by about 1e-4 (many round back), and two adapters."""
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(SEED)
+    # Numbers are drawn once and used again from different places on: drawing them all would take longer than the benchmark.
+    pool = torch.randn(1 << 24)
+
+    def drawn(shape: tuple[int, ...], std: float) -> torch.Tensor:
+        entries = torch.Size(shape).numel()
+        start = int(torch.randint(1 << 23, ()))
+        repeated = pool[start:].repeat(-(-entries // (len(pool) - start)))[:entries]
+        return repeated.reshape(shape) * std
+
+    base = {name: drawn(shape, 0.02).bfloat16() for name, shape in shapes(size).items()}
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": True}
+    for model, std in (("base", 0.0), ("sft", 1e-4), ("preference", 3e-5)):
+        weights = base
+        if std:
+            weights = {name: (tensor + drawn(tuple(tensor.shape), std)).bfloat16() for name, tensor in base.items()}
+        (folder / model).mkdir(parents=True)
+        save_file(weights, folder / model / "model.safetensors")
+        (folder / model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    for adapter in ("sft-lora", "preference-lora"):
+        factors = {}
+        for layer in range(size.layers):
+            for module, (rows, columns) in linear(size).items():
+                key = f"base_model.model.model.layers.{layer}.{module}.lora_"
+                factors[f"{key}A.weight"] = drawn((RANK, columns), 0.02).bfloat16()
+                factors[f"{key}B.weight"] = drawn((rows, RANK), 1e-3).bfloat16()
+        (folder / adapter).mkdir()
+        save_file(factors, folder / adapter / "adapter_model.safetensors")
+        settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK, "base_model_name_or_path": None}
+        (folder / adapter / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

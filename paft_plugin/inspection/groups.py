@@ -1,0 +1,84 @@
+"""Figures of groups of tensors: their sums, taken while the tensors pass by in the order of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+from paft_plugin.inspection.inspected import Figures, TensorFigures
+from paft_plugin.inspection.measures import Interference, Measures
+from paft_plugin.inspection.places import place_of
+
+M = TypeVar("M", Measures, Interference)
+S = TypeVar("S", bound="Sums")
+
+
+class Sums(Protocol):
+    """What adds up."""
+
+    def add(self: S, other: S) -> None:
+        """Take in what another one counted."""
+
+
+class Groups(Generic[S, M]):
+    """Sums of each layer, kind of module and cell of the two, and of all.
+
+    Only the sums of the present layer are held; of those behind, their figures.
+
+    Args:
+        start: makes sums of nothing.
+        figures: what sums come to.
+    """
+
+    def __init__(self, start: Callable[[], S], figures: Callable[[S], M]) -> None:
+        self._start = start
+        self._figures: Callable[[S], M] = figures
+        self._tensors: list[TensorFigures[M]] = []
+        self._layer: int | None = None
+        self._cells: dict[str, S] = {}
+        self._modules: dict[str, S] = {}
+        self._total = start()
+        self._layer_figures: dict[int, M] = {}
+        self._cell_figures: dict[tuple[int, str], M] = {}
+
+    def add(self, name: str, shape: tuple[int, ...], sums: S, figures: M) -> None:
+        """Take in one tensor, with the figures that are its own; layers must come one after the other."""
+        layer, module = place_of(name)
+        if layer != self._layer:
+            self._end_layer()
+            self._layer = layer
+        self._tensors.append(TensorFigures(name, layer, module, shape, figures))
+        self._total.add(sums)
+        self._modules.setdefault(module, self._start()).add(sums)
+        if layer is not None:
+            self._cells.setdefault(module, self._start()).add(sums)
+
+    def _end_layer(self) -> None:
+        if self._layer is not None:
+            whole = self._start()
+            for module, sums in sorted(self._cells.items()):
+                self._cell_figures[self._layer, module] = self._figures(sums)
+                whole.add(sums)
+            self._layer_figures[self._layer] = self._figures(whole)
+        self._cells = {}
+
+    @property
+    def total(self) -> S:
+        """Sums of all tensors."""
+        return self._total
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._tensors
+
+    def finished(self) -> Figures[M]:
+        """All figures, once every tensor was taken in."""
+        self._end_layer()
+        self._layer = None
+        return Figures(
+            tensors=tuple(self._tensors),
+            layers=self._layer_figures,
+            modules={module: self._figures(sums) for module, sums in sorted(self._modules.items())},
+            cells=self._cell_figures,
+            total=self._figures(self._total),
+        )

@@ -1,0 +1,198 @@
+"""Inspect deltas of one base model: every measure of each of them and of each pair, in a few passes over blocks of tensors.
+
+A tensor is worked on by one thread, for all deltas that change it: counted once for each, read again where TIES would trim it,
+and compared once for each pair. Memory is that of a few blocks and histograms for each thread, whatever the model.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from paft_plugin.deltas import Delta
+from paft_plugin.inspection.groups import Groups
+from paft_plugin.inspection.inspected import Figures, InspectedDelta, InspectedPair, Inspection
+from paft_plugin.inspection.magnitudes import log_histogram
+from paft_plugin.inspection.measures import Interference, Measures, Rank, Subspaces
+from paft_plugin.inspection.opening import diverged, open_deltas
+from paft_plugin.inspection.pairs import PairTally, find_trim, tally_pair
+from paft_plugin.inspection.places import place_of
+from paft_plugin.inspection.rank import estimated_rank, rank_from_factors
+from paft_plugin.inspection.settings import Settings
+from paft_plugin.inspection.subspaces import compare_spaces
+from paft_plugin.inspection.tally import Tally, tally_tensor
+
+# More threads would only wait for memory, and each holds files mapped.
+MOST_THREADS = 8
+
+Pair = tuple[str, str]
+
+
+@dataclass
+class TensorResult:
+    """All sums over one tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    """By delta."""
+    ranks: dict[str, Rank | None] = field(default_factory=dict)
+    pairs: dict[Pair, PairTally] = field(default_factory=dict)
+    subspaces: dict[Pair, Subspaces | None] = field(default_factory=dict)
+
+
+def inspect_deltas(
+    base: Path,
+    branches: Mapping[str, Path],
+    settings: Settings | None = None,
+    names: Collection[str] | None = None,
+    on_entries: Callable[[int], None] = lambda _: None,
+) -> Inspection:
+    """Measure the deltas of `branches` on `base`.
+
+    Args:
+        base: folder of the base model.
+        branches: name → folder of an adapter or a model.
+        settings: what to measure; the defaults if None.
+        names: the base's tensors to look at; all that a branch can change if None.
+        on_entries: called with the number of entries that have been done since the last call.
+
+    Raises:
+        PaftError: everything that is wrong with the folders, with what they hold, or with the settings.
+    """
+    settings = settings or Settings()
+    deltas = open_deltas(base, branches, names)
+    wanted = {name: set(delta.names) & set(delta.names if names is None else names) for name, delta in deltas.items()}
+    everything = _Everything(deltas, settings)
+    with _threads_of_torch(1), ThreadPoolExecutor(_threads()) as pool:
+        for result in _in_order(pool, _in_layers(set().union(*wanted.values())), deltas, wanted, settings):
+            everything.add(result)
+            on_entries(sum(tally.entries for tally in result.tallies.values()))
+    return everything.inspection(base)
+
+
+def entries_of(deltas: Mapping[str, Delta]) -> int:
+    """Entries of all deltas, read from headers."""
+    return sum(torch.Size(delta.base.shape(name)).numel() for delta in deltas.values() for name in delta.names)
+
+
+def _in_layers(names: Collection[str]) -> list[str]:
+    """Names sorted by layer, those without one first."""
+
+    def key(name: str) -> tuple[bool, int, str]:
+        layer, _ = place_of(name)
+        return layer is not None, layer or 0, name
+
+    return sorted(names, key=key)
+
+
+def _in_order(
+    pool: ThreadPoolExecutor,
+    names: Sequence[str],
+    deltas: Mapping[str, Delta],
+    wanted: Mapping[str, Collection[str]],
+    settings: Settings,
+) -> Iterator[TensorResult]:
+    """Each tensor's sums in the order of `names`, with a few tensors under way at any time."""
+    under_way: deque[Future[TensorResult]] = deque()
+    for name in names:
+        changed = {which: delta for which, delta in deltas.items() if name in wanted[which]}
+        under_way.append(pool.submit(inspect_tensor, name, changed, settings))
+        if len(under_way) > 2 * _threads():
+            yield under_way.popleft().result()
+    while under_way:
+        yield under_way.popleft().result()
+
+
+def inspect_tensor(name: str, deltas: Mapping[str, Delta], settings: Settings) -> TensorResult:
+    """One tensor of the deltas that change it."""
+    result = TensorResult(name, next(iter(deltas.values())).base.shape(name))
+    factors = {which: delta.factors(name) for which, delta in deltas.items()}
+    for which, delta in deltas.items():
+        result.tallies[which], by_row = tally_tensor(delta, name, settings.thresholds)
+        product = factors[which]
+        result.ranks[which] = rank_from_factors(*product) if product else estimated_rank(delta, name, by_row)
+    if not settings.pairs or len(deltas) < 2:
+        return result
+    trims = {
+        which: find_trim(delta, name, result.tallies[which], settings.densities) for which, delta in deltas.items()
+    }
+    for one, other in itertools.combinations(deltas, 2):
+        result.pairs[one, other] = tally_pair(
+            name, (deltas[one], deltas[other]), (trims[one], trims[other]), settings.thresholds, settings.densities
+        )
+        ours, theirs = factors[one], factors[other]
+        result.subspaces[one, other] = compare_spaces(ours, theirs) if ours and theirs else None
+    return result
+
+
+class _Everything:
+    """The groups of every delta and pair."""
+
+    def __init__(self, deltas: Mapping[str, Delta], settings: Settings) -> None:
+        self._deltas, self._settings = deltas, settings
+        thresholds, densities = settings.thresholds, settings.densities
+        self._of_deltas: dict[str, Groups[Tally, Measures]] = {
+            which: Groups(lambda: Tally(thresholds), Tally.measures) for which in deltas
+        }
+        self._of_pairs: dict[Pair, Groups[PairTally, Interference]] = {
+            pair: Groups(lambda: PairTally(thresholds, densities), PairTally.interference)
+            for pair in (itertools.combinations(deltas, 2) if settings.pairs else ())
+        }
+        self._diverged: dict[str, list[str]] = {}
+
+    def add(self, result: TensorResult) -> None:
+        for which, tally in result.tallies.items():
+            if not tally.is_finite:
+                self._diverged.setdefault(which, []).append(result.name)
+            elif tally.entries:
+                self._of_deltas[which].add(result.name, result.shape, tally, tally.measures(result.ranks[which]))
+        for pair, sums in result.pairs.items():
+            if sums.entries and not self._diverged:
+                figures = sums.interference(result.subspaces[pair])
+                self._of_pairs[pair].add(result.name, result.shape, sums, figures)
+
+    def inspection(self, base: Path) -> Inspection:
+        diverged(self._deltas, self._diverged)
+        return Inspection(
+            base=str(base.absolute()),
+            base_fingerprint=None,
+            thresholds=self._settings.thresholds,
+            densities=self._settings.densities,
+            deltas=tuple(self._inspected(which, delta) for which, delta in self._deltas.items()),
+            pairs=tuple(
+                InspectedPair(*pair, groups.finished())
+                for pair, groups in self._of_pairs.items()
+                if not groups.is_empty
+            ),
+        )
+
+    def _inspected(self, which: str, delta: Delta) -> InspectedDelta:
+        groups = self._of_deltas[which]
+        figures: Figures[Measures] = groups.finished()
+        histogram = log_histogram(groups.total.keys, groups.total.zeros)
+        return InspectedDelta(which, delta.kind, str(delta.branch.absolute()), figures, histogram)
+
+
+def _threads() -> int:
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(available, MOST_THREADS)
+
+
+@contextmanager
+def _threads_of_torch(count: int) -> Iterator[None]:
+    """Each of our threads has a core of its own: within them torch must not start more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

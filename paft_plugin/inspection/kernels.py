@@ -1,0 +1,200 @@
+"""Loops over blocks of δ, compiled by numba (which axolotl brings): each reads a block once and lets other threads run.
+
+numpy and torch would take a pass over memory for every one of these sums; here they share one, in the processor's caches.
+Sums are in fp64; `reassoc` lets the compiler add in several lanes at once, which changes only their last bits.
+
+A *key* stands for a magnitude in a histogram: the upper 16 bits of |δ| rounded to bfloat16. Keys are in the order of magnitudes.
+Shapes: `R` rows, `C` columns, `K` keys, `T` thresholds, `D` densities.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+KEYS = 0x8001
+"""bfloat16 magnitudes from 0 to infinity, and NaN above."""
+LANES = 4
+"""Copies of a histogram that neighbouring entries take turns in: they often have the same key, and would wait for one another."""
+FINE = 0x10000
+"""fp32 magnitudes with one key."""
+
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
+_HALF = np.uint32(0x8000)
+_SHIFT = np.uint32(16)
+_ZERO = np.uint32(0)
+_ONE = np.uint32(1)
+
+# Counters are fp32, sixteen to a vector (numba would widen integers to 64 bits); they are exact up to 2²⁴ entries.
+NONE, ONE = np.float32(0), np.float32(1)
+BLOCK = 1 << 18
+"""Entries of a block at which its arrays still fit the caches; blocks may have up to 2²⁴."""
+
+_compiled = njit(nogil=True, fastmath={"reassoc", "nsz"})
+
+
+@_compiled
+def tally(
+    block: Floats,  # (R, C) δ
+    thresholds: Floats,  # (T,)
+    small: Counts,  # (T,) gains the entries with |δ| ≤ threshold
+    squares: Doubles,  # (R,) becomes each row's sum of δ²
+) -> float:
+    """Sum of |δ|, besides what the arguments gain."""
+    total = 0.0
+    for row in range(block.shape[0]):
+        values = block[row]
+        l1, l2 = 0.0, 0.0
+        for index in range(values.size):
+            size = np.float64(abs(values[index]))
+            l1 += size
+            l2 += size * size
+        for each in range(thresholds.size):
+            threshold, count = thresholds[each], NONE
+            for index in range(values.size):
+                count += ONE if abs(values[index]) <= threshold else NONE
+            small[each] += np.int64(count)
+        squares[row] = l2
+        total += l1
+    return total
+
+
+@_compiled
+def largest(bits: NDArray[np.uint32]) -> np.uint32:
+    """The bits of the greatest |δ|: integers compare sooner than floats that might be NaN, which is the greatest here."""
+    most = np.uint32(0)
+    for index in range(bits.size):
+        size = bits[index] & _MAGNITUDE
+        most = size if size > most else most
+    return most
+
+
+@_compiled
+def count_keys(
+    bits: NDArray[np.uint32],  # (n,) δ's
+    counts: NDArray[np.uint32],  # (LANES, K), gains the entries of each key
+) -> None:
+    whole = bits.size - bits.size % LANES
+    for index in range(0, whole, LANES):
+        for lane in range(LANES):
+            counts[lane, ((bits[index + lane] & _MAGNITUDE) + _HALF) >> _SHIFT] += _ONE
+    for index in range(whole, bits.size):
+        counts[0, ((bits[index] & _MAGNITUDE) + _HALF) >> _SHIFT] += _ONE
+
+
+@_compiled
+def count_within(
+    bits: NDArray[np.uint32],  # (n,) δ's
+    slots: NDArray[np.uint32],  # (K,) 0, or 1 + where a key's magnitudes are counted
+    fine: NDArray[np.uint32],  # ((1 + D) · FINE,), gains the entries of each fp32 magnitude within each of D keys
+) -> None:
+    for index in range(bits.size):
+        place = (bits[index] & _MAGNITUDE) + _HALF
+        slot = slots[place >> _SHIFT]
+        # Entries of no interest are counted too, in a place of their own: a branch would be guessed wrong too often.
+        low = place & np.uint32(0xFFFF) if slot > 0 else np.uint32(index & 15)
+        fine[(slot << _SHIFT) | low] += _ONE
+
+
+@_compiled
+def squared(values: Floats) -> float:
+    """Sum of squares, in fp64."""
+    total = 0.0
+    for index in range(values.size):
+        value = np.float64(values[index])
+        total += value * value
+    return total
+
+
+@_compiled
+def hidden_by_bfloat16(
+    base: NDArray[np.uint32],  # (n,) fp32 bits of θ_pre
+    moved: NDArray[np.uint32],  # (n,) fp32 bits of θ_pre + δ
+) -> int:
+    """Entries that are equal once both are rounded to bfloat16 (to nearest, ties to even)."""
+    count = NONE
+    for index in range(base.size):
+        one, other = base[index], moved[index]
+        one = np.uint32(one + np.uint32(0x7FFF) + ((one >> _SHIFT) & _ONE)) >> _SHIFT
+        other = np.uint32(other + np.uint32(0x7FFF) + ((other >> _SHIFT) & _ONE)) >> _SHIFT
+        # -0 is 0.
+        one = _ZERO if one == _HALF else one
+        other = _ZERO if other == _HALF else other
+        count += ONE if one == other else NONE
+    return int(count)
+
+
+@_compiled
+def products(one: Floats, other: Floats) -> tuple[float, float, float, float]:
+    """Σ|δ₁δ₂| over equal signs and over opposite ones, Σδ₁², Σδ₂²."""
+    signed, unsigned, first, second = 0.0, 0.0, 0.0, 0.0
+    for index in range(one.size):
+        a, b = np.float64(one[index]), np.float64(other[index])
+        signed += a * b
+        unsigned += abs(a * b)
+        first += a * a
+        second += b * b
+    return (unsigned + signed) / 2, (unsigned - signed) / 2, first, second
+
+
+@_compiled
+def overlaps(
+    one: Floats,
+    other: Floats,
+    thresholds: Floats,  # (T,)
+    counts: Counts,  # (T, 4), gains |A|, |B|, |A ∩ B| and of these the entries of opposite signs
+) -> None:
+    for each in range(thresholds.size):
+        threshold = thresholds[each]
+        first, second, both, conflicts = NONE, NONE, NONE, NONE
+        for index in range(one.size):
+            a, b = one[index], other[index]
+            in_a = ONE if abs(a) > threshold else NONE
+            in_b = ONE if abs(b) > threshold else NONE
+            first += in_a
+            second += in_b
+            both += in_a * in_b
+            conflicts += in_a * in_b if (a < 0) != (b < 0) else NONE
+        counts[each, 0] += np.int64(first)
+        counts[each, 1] += np.int64(second)
+        counts[each, 2] += np.int64(both)
+        counts[each, 3] += np.int64(conflicts)
+
+
+@_compiled
+def elect(
+    one: Floats,
+    other: Floats,
+    edges: Floats,  # (D, 2) the least magnitude that is kept of each delta
+    shares: Floats,  # (D, 2) the share that is kept of the entries at that magnitude
+    outcome: Doubles,  # (D, 4), gains entries kept in both, of these in conflict, of these lost by the first and by the second
+) -> None:
+    for each in range(edges.shape[0]):
+        edge_a, edge_b, share_a, share_b = edges[each, 0], edges[each, 1], shares[each, 0], shares[each, 1]
+        both, conflicts, lost_a = NONE, NONE, NONE
+        for index in range(one.size):
+            a, b = one[index], other[index]
+            size_a, size_b = abs(a), abs(b)
+            kept_a = ONE if size_a > edge_a else (share_a if size_a == edge_a else NONE)
+            kept_b = ONE if size_b > edge_b else (share_b if size_b == edge_b else NONE)
+            kept = kept_a * kept_b
+            opposite = kept if (a < 0) != (b < 0) else NONE
+            both += kept
+            conflicts += opposite
+            lost_a += opposite if (size_b > size_a) | ((size_b == size_a) & (a < 0)) else NONE
+        outcome[each, 0] += both
+        outcome[each, 1] += conflicts
+        outcome[each, 2] += lost_a
+        outcome[each, 3] += conflicts - lost_a
+
+
+def bits_of(values: NDArray[Any]) -> NDArray[np.uint32]:
+    """The bits of contiguous fp32 values, as a flat view."""
+    return values.reshape(-1).view(np.uint32)

@@ -1,0 +1,55 @@
+"""Open the deltas to inspect, with everything that is wrong with them said at once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from paft_plugin.deltas import Delta, check_belongs
+from paft_plugin.deltas.belongs import branch_problems
+from paft_plugin.deltas.delta import delta_of
+from paft_plugin.deltas.store import open_model
+from paft_plugin.errors import PaftError, raise_if_any, some
+
+
+def open_deltas(base: Path, branches: Mapping[str, Path], names: Collection[str] | None = None) -> dict[str, Delta]:
+    """Name → delta, in the order given; reads headers only, unless an adapter names another folder as its base.
+
+    Raises:
+        PaftError: a folder is missing, or a branch does not belong to the base; with `names`, a delta that has none of them.
+    """
+    try:
+        store = open_model(base)
+    except PaftError:
+        problems = [problem for branch in branches.values() for problem in check_belongs(base, branch)]
+        raise PaftError(list(dict.fromkeys(problems))) from None
+    problems = [problem for branch in branches.values() for problem in branch_problems(store, branch)]
+    raise_if_any(list(dict.fromkeys(problems)))
+    deltas = {name: delta_of(store, branch) for name, branch in branches.items()}
+    raise_if_any(
+        [
+            f"{delta.branch}: its delta has nothing to measure. Check that the branch was trained."
+            for delta in deltas.values()
+            if not any(0 not in store.shape(each) for each in delta.names if names is None or each in names)
+        ]
+    )
+    return deltas
+
+
+def diverged(deltas: Mapping[str, Delta], broken: Mapping[str, list[str]]) -> None:
+    """Refuse deltas that hold NaN or infinity.
+
+    Args:
+        deltas: all of them.
+        broken: name of a delta → its tensors that do.
+
+    Raises:
+        PaftError: there are any.
+    """
+    raise_if_any(
+        [
+            f"{deltas[which].branch}: NaN or infinity in its delta of {some(names)}: its training diverged. "
+            "Retrain with a lower learning rate."
+            for which, names in broken.items()
+        ]
+    )

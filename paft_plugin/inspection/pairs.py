@@ -1,0 +1,155 @@
+"""How two deltas interfere, and what TIES and DARE would make of them, entry by entry.
+
+As mergekit does it: each tensor is trimmed by itself to the ``int(density · n)`` entries of greatest magnitude of all its n,
+zeros included, at least one; then the sign of the branches' sum is elected, and of a sum of zero the positive one. Branches have
+equal weights here. Where magnitudes at the edge of a trim are equal, mergekit keeps those that its sort puts first; here each
+is kept with the same chance, so counts are expected values. DARE keeps each entry with chance `density` and then rescales, by
+nearly the same factor in each branch: its outcome is expected from the untrimmed one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paft_plugin.deltas import Delta
+from paft_plugin.inspection import kernels
+from paft_plugin.inspection.kernels import FINE, KEYS, Counts, Doubles, Floats
+from paft_plugin.inspection.magnitudes import edge_within, key_of_greatest
+from paft_plugin.inspection.measures import Election, Interference, Overlap, Subspaces
+from paft_plugin.inspection.stream import blocks
+from paft_plugin.inspection.tally import Tally
+from paft_plugin.thresholds import threshold_key
+
+
+@dataclass(frozen=True)
+class Trim:
+    """What of one tensor survives trimming, at each of D densities."""
+
+    edges: Floats
+    """(D,) magnitudes above these are kept; of those equal to them, a share."""
+    shares: Floats
+    """(D,)"""
+    nonzero: int
+    kept: Doubles
+    """(D,) entries ≠ 0."""
+
+
+def find_trim(delta: Delta, name: str, tally: Tally, densities: Sequence[float]) -> Trim:
+    """Where the trims of one tensor cut; reads it again if any cuts among entries ≠ 0."""
+    nonzero = tally.entries - tally.zeros
+    edges, shares = np.zeros(len(densities), np.float32), np.zeros(len(densities), np.float32)
+    most = [max(1, int(density * tally.entries)) for density in densities]
+    # With fewer entries ≠ 0 than may stay, all of them stay: above an edge of 0.
+    cuts = [index for index, k in enumerate(most) if k < nonzero]
+    found = {index: key_of_greatest(tally.keys, most[index]) for index in cuts}
+    fine = _count_within(delta, name, {key for key, _ in found.values()})
+    for index, (key, above) in found.items():
+        edges[index], shares[index] = edge_within(key, fine[key], most[index] - above)
+    return Trim(edges, shares, nonzero, np.minimum(most, nonzero).astype(np.float64))
+
+
+def _count_within(delta: Delta, name: str, keys: set[int]) -> dict[int, NDArray[np.uint32]]:
+    """Key → entries of each fp32 magnitude within it."""
+    if not keys:
+        return {}
+    ordered = sorted(keys)
+    slots = np.zeros(KEYS, np.uint32)
+    slots[ordered] = np.arange(1, len(ordered) + 1)
+    fine = np.zeros((len(ordered) + 1) * FINE, np.uint32)
+    for (change,) in blocks(delta.base.shape(name), lambda: delta.rows(name)):
+        kernels.count_within(kernels.bits_of(change.numpy()), slots, fine)
+    return dict(zip(ordered, fine.reshape(-1, FINE)[1:], strict=True))
+
+
+@dataclass
+class PairTally:
+    """Sums over the entries of two deltas, which add up over tensors."""
+
+    thresholds: tuple[float, ...]
+    densities: tuple[float, ...]
+    entries: int = 0
+    overlap: Counts = field(init=False)
+    """(1 + T, 4): |A|, |B|, |A ∩ B|, of these in conflict; at 0 and each threshold."""
+    products: Doubles = field(default_factory=lambda: np.zeros(4))
+    """Σ|δ₁δ₂| agreeing and opposing, Σδ₁², Σδ₂²."""
+    nonzero: Counts = field(default_factory=lambda: np.zeros(2, np.int64))
+    kept: Doubles = field(init=False)
+    """(D, 2)"""
+    outcome: Doubles = field(init=False)
+    """(D, 4): kept in both, of these in conflict, of these lost by the first and by the second."""
+
+    def __post_init__(self) -> None:
+        self.overlap = np.zeros((1 + len(self.thresholds), 4), np.int64)
+        self.kept = np.zeros((len(self.densities), 2))
+        self.outcome = np.zeros((len(self.densities), 4))
+
+    def add(self, other: PairTally) -> None:
+        """Take in what another tally counted."""
+        self.entries += other.entries
+        for name in ("overlap", "products", "nonzero", "kept", "outcome"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def interference(self, subspaces: Subspaces | None = None) -> Interference:
+        """What the sums come to."""
+        ties = {
+            density: self._election(kept, outcome)
+            for density, kept, outcome in zip(self.densities, self.kept, self.outcome, strict=True)
+        }
+        keys = [threshold_key(each) for each in (0.0, *self.thresholds)]
+        return Interference(
+            entries=self.entries,
+            overlap={key: Overlap(*map(int, row)) for key, row in zip(keys, self.overlap, strict=True)},
+            agreeing=float(self.products[0]),
+            opposing=float(self.products[1]),
+            squares=(float(self.products[2]), float(self.products[3])),
+            ties={threshold_key(density): election for density, election in ties.items()},
+            dare=expected_by_dare(ties[1.0], self.densities),
+            subspaces=subspaces,
+        )
+
+    def _election(self, kept: Doubles, outcome: Doubles) -> Election:
+        both, conflicts, *lost = map(float, outcome)
+        first, second = map(int, self.nonzero)
+        return Election((first, second), (float(kept[0]), float(kept[1])), both, conflicts, (lost[0], lost[1]))
+
+
+def expected_by_dare(untrimmed: Election, densities: Sequence[float]) -> Mapping[str, Election]:
+    """Density → the outcome to be expected if each entry of each branch survives with that chance, on its own."""
+    first, second = untrimmed.nonzero
+    return {
+        threshold_key(p): Election(
+            untrimmed.nonzero,
+            (p * first, p * second),
+            p * p * untrimmed.both,
+            p * p * untrimmed.conflicts,
+            (p * p * untrimmed.lost[0], p * p * untrimmed.lost[1]),
+        )
+        for p in densities
+    }
+
+
+def tally_pair(
+    name: str,
+    deltas: tuple[Delta, Delta],
+    trims: tuple[Trim, Trim],
+    thresholds: Sequence[float],
+    densities: Sequence[float],
+) -> PairTally:
+    """Compare one tensor of two deltas."""
+    pair = PairTally(tuple(thresholds), tuple(densities))
+    limits = np.asarray([0.0, *thresholds], np.float32)
+    edges, shares = (np.stack(columns, axis=1) for columns in zip(*((t.edges, t.shares) for t in trims), strict=True))
+    first, second = deltas
+    for block in blocks(first.base.shape(name), lambda: first.rows(name), lambda: second.rows(name)):
+        one, other = (change.numpy().reshape(-1) for change in block)
+        pair.entries += one.size
+        pair.products += kernels.products(one, other)
+        kernels.overlaps(one, other, limits, pair.overlap)
+        kernels.elect(one, other, edges, shares, pair.outcome)
+    pair.nonzero[:] = [trim.nonzero for trim in trims]
+    pair.kept[:] = np.stack([trim.kept for trim in trims], axis=1)
+    return pair
