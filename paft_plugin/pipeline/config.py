@@ -206,6 +206,7 @@ class PaftConfig(BaseModel):
         description="The preference branch (rl: dpo, orpo …): path of an axolotl config, or folder of a trained branch."
     )
     output_dir: OutputFolder = Field(description="Where everything goes.")
+    description: str = Field(default="", description="What the run is about, in Markdown; stands in its README.md.")
     compare: dict[str, Annotated[BranchSpec, BeforeValidator(_branch)]] = Field(
         default_factory=dict, description="Further arms by name, trained and scored but not fused."
     )

@@ -287,6 +287,7 @@ def run_content(setup: Setup, stages: Sequence[Stage]) -> str:
     evaluation = setup.config.evaluation
     content = {
         "schema": 1,
+        "description": setup.config.description,
         "base": setup.config.base,
         "preference_branch": setup.preference,
         "branches": [*setup.branches, SEQUENTIAL],
