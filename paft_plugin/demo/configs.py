@@ -1,4 +1,4 @@
-"""The axolotl configs of the demo's branches: stock ones, and the one of the sparse SFT branch that adds the plugin's keys."""
+"""The axolotl configs of the demo's branches: stock ones, and the one of the SFT branch that adds the plugin's keys."""
 
 from __future__ import annotations
 
@@ -37,32 +37,24 @@ CPU_ONLY = {
 }
 
 
+FOLDER = Path("axolotl")
+"""Where the demo's axolotl configs lie; what axolotl is given in the end is in the run's `configs/`."""
+
+
 def write_configs(run_dir: Path, effort: Effort) -> None:
-    """Write `configs/*.yml` into the run directory, one for each training."""
-    sft = _sft(run_dir, effort)
+    """Write `axolotl/*.yml` into the run directory, one for each branch; the run names base model and output folder."""
     configs = {
-        "sft": ("SFT without a penalty: stock axolotl.", sft),
-        "sft-l1": (
-            "SFT with λ‖δ‖₁: the same, and the plugin.",
-            {**sft, "plugins": ["paft_plugin.PAFTPlugin"], "paft_l1_lambda": LAMBDA},
-        ),
-        "dpo": ("DPO: stock axolotl.", _dpo(run_dir, effort, run_dir / "base")),
-        "orpo": ("ORPO: stock axolotl.", _orpo(run_dir, effort)),
-        "sequential": (
-            "The sequential baseline: DPO on the SFT model instead of the base model.",
-            _dpo(run_dir, effort, run_dir / "models" / "sft" / "merged"),
-        ),
+        "sft": ("The SFT branch: stock axolotl, and the plugin with λ‖δ‖₁.", sft_config(effort)),
+        "dpo": ("The preference branch, DPO: stock axolotl.", dpo_config(effort)),
+        "orpo": ("Another preference branch, ORPO: stock axolotl.", orpo_config(effort)),
     }
     for name, (purpose, content) in configs.items():
-        content = {**content, "output_dir": str(run_dir / "branches" / name)}
-        content["dataset_prepared_path"] = str(run_dir / "prepared" / name)
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-        write_text(run_dir / "configs" / f"{name}.yml", f"# {purpose}\n{text}")
+        write_text(run_dir / FOLDER / f"{name}.yml", f"# {purpose}\n{text}")
 
 
-def _common(base_model: Path, steps: int, learning_rate: float) -> dict[str, Any]:
+def _common(steps: int, learning_rate: float) -> dict[str, Any]:
     return {
-        "base_model": str(base_model),
         "chat_template": "tokenizer_default",
         "adapter": "lora",
         "lora_r": 8,
@@ -78,44 +70,51 @@ def _common(base_model: Path, steps: int, learning_rate: float) -> dict[str, Any
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
         "logging_steps": 10,
-        "save_strategy": "no",
+        # An interrupted training goes on from here.
+        "save_steps": 50,
+        "save_total_limit": 1,
         "seed": SEED,
         **CPU_ONLY,
     }
 
 
-def _data(path: Path, kind: str, **fields: Any) -> list[dict[str, Any]]:
-    return [{"path": str(path), "ds_type": "json", "split": "train", "type": kind, **fields}]
+def _data(name: str, kind: str, **fields: Any) -> list[dict[str, Any]]:
+    return [{"path": f"data/{name}.jsonl", "ds_type": "json", "split": "train", "type": kind, **fields}]
 
 
-def _sft(run_dir: Path, effort: Effort) -> dict[str, Any]:
+def sft_config(effort: Effort) -> dict[str, Any]:
+    """SFT with the penalty, on `data/sft.jsonl` beside the `paft.yml`."""
     return {
-        **_common(run_dir / "base", effort.sft_steps, 5e-4),
-        "datasets": _data(run_dir / "data" / "sft.jsonl", "chat_template"),
+        **_common(effort.sft_steps, 5e-4),
+        "plugins": ["paft_plugin.PAFTPlugin"],
+        "paft_l1_lambda": LAMBDA,
+        "datasets": _data("sft", "chat_template"),
         "micro_batch_size": 64,
         "pad_to_sequence_len": False,  # axolotl pads to 64 otherwise, and these rows are 25 tokens long
         "warmup_steps": 20,
     }
 
 
-def _dpo(run_dir: Path, effort: Effort, base_model: Path) -> dict[str, Any]:
+def dpo_config(effort: Effort) -> dict[str, Any]:
+    """DPO on `data/preference.jsonl` beside the `paft.yml`."""
     return {
-        **_common(base_model, effort.preference_steps, 6e-4),
+        **_common(effort.preference_steps, 6e-4),
         "rl": "dpo",
         "rl_beta": 3.0,  # at 0.1 the pairs drag the answers' own likelihood down (LOG.md)
-        "datasets": _data(run_dir / "data" / "preference.jsonl", "chat_template.default", field_messages="question"),
+        "datasets": _data("preference", "chat_template.default", field_messages="question"),
         "micro_batch_size": 32,
         "warmup_steps": 20,
     }
 
 
-def _orpo(run_dir: Path, effort: Effort) -> dict[str, Any]:
+def orpo_config(effort: Effort) -> dict[str, Any]:
+    """ORPO on the same rows."""
     return {
-        **_common(run_dir / "base", effort.preference_steps, 6e-4),
+        **_common(effort.preference_steps, 6e-4),
         "rl": "orpo",
         "orpo_alpha": 1.0,
         "remove_unused_columns": False,
-        "datasets": _data(run_dir / "data" / "preference.jsonl", "chat_template.argilla"),
+        "datasets": _data("preference", "chat_template.argilla"),
         "micro_batch_size": 32,
         "warmup_steps": 20,
     }

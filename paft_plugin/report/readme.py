@@ -13,9 +13,9 @@ HOW_TO_READ = """\
 - **Alignment tax**: what an arm loses on the skill, compared with `sft` (or `sft-l1`, where there is no `sft`), by being aligned.
 - **Sparsity at τ**: the share of the delta's entries with |δ| ≤ τ, over the weights that the branches change.
 
-`sft-l1` is the SFT branch with the penalty λ‖δ‖₁, `sft` its twin without. `parallel-…` arms fuse `sft` with the preference branch,
-`paft-…` arms fuse `sft-l1` with it, `sequential` trains the preferences on top of SFT. Numbers are of one seed: differences below
-twice the standard errors in `results.json` say nothing."""
+`sft-l1` is the SFT branch with the penalty λ‖δ‖₁, `sft` its twin without. `parallel-…` arms fuse `sft` with the preference
+branch, `paft-…` arms fuse `sft-l1` with it, `sequential` trains the preferences on top of SFT. Numbers are of one seed:
+differences below twice the standard errors in `results.json` say nothing."""
 
 
 def render_readme(run: RunFile, comparison: Comparison, name: str) -> str:
@@ -34,8 +34,8 @@ def render_readme(run: RunFile, comparison: Comparison, name: str) -> str:
             *_commands(run),
             "```",
             "",
-            "A stage's own output is in `logs/`. `python -m paft_plugin.pipeline.train` is stock `axolotl train` with the config's",
-            "`seed` applied to the adapter's initialisation as well. `report/report.html` shows all of it.",
+            "A stage's own output is in `logs/`. `python -m paft_plugin.pipeline.train` is stock `axolotl train` with the",
+            "config's `seed` applied to the adapter's initialisation as well. `report/report.html` shows all of it.",
             "",
         ]
     )

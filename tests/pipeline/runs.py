@@ -51,17 +51,8 @@ def write_run(folder: Path, *, items: int = 10, sft_steps: int = 6, preference_s
 def training(kind: str, steps: int) -> dict[str, Any]:
     """An axolotl config of the demo's, shortened, that saves a checkpoint every second step; its data path is relative."""
     effort = configs.Effort(sft_steps=steps, preference_steps=steps)
-    made = configs._sft(Path(), effort) if kind == "sft" else configs._dpo(Path(), effort, Path())
-    made |= {
-        "micro_batch_size": 8,
-        "save_strategy": "steps",
-        "save_steps": 2,
-        "save_total_limit": 2,
-        "logging_steps": 1,
-    }
-    made.pop("base_model")
-    if kind == "sft":
-        made |= {"plugins": ["paft_plugin.PAFTPlugin"], "paft_l1_lambda": 1e-4}
+    made = configs.sft_config(effort) if kind == "sft" else configs.dpo_config(effort)
+    made |= {"micro_batch_size": 8, "save_steps": 2, "save_total_limit": 2, "logging_steps": 1}
     return made
 
 
