@@ -33,7 +33,7 @@ def read_scores(files: Iterable[Path]) -> tuple[list[Measure], dict[str, Score]]
             content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise PaftError(f"{file}: cannot be read ({error}). Score its arms again.") from None
-        if content.get("schema") != SCHEMA:
+        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             raise PaftError(f"{file}: written by another version of paft-plugin. Score its arms again.")
         own = [Measure.from_content(each) for each in content["measures"]]
         if measures is not None and own != measures:

@@ -49,12 +49,12 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_adapter(base, tmp_path_factory.mktemp("adapters") / "loud", spread=3.0)
 
 
-def likelihoods(candidate: Candidate) -> list[float]:
+def likelihoods(candidate: Candidate, dtype: str = "float32") -> list[float]:
     from lm_eval.api.instance import Instance
 
     texts = [("<s><|user|>copy ab<|assistant|>", "ab.</s>"), ("<s><|user|>add 1+2<|assistant|>", "sure: 3!</s>")]
     requests = [Instance("loglikelihood", {}, text, index) for index, text in enumerate(texts)]
-    return [value for value, _ in load(candidate, batch_size=64).loglikelihood(requests)]
+    return [value for value, _ in load(candidate, batch_size=64, dtype=dtype).loglikelihood(requests)]
 
 
 @pytest.fixture
@@ -112,6 +112,12 @@ def test_a_half_precision_model_is_scored_in_float32(base: Path, tmp_path: Path)
     assert load(candidate, batch_size=1, dtype="auto").model.dtype == torch.bfloat16  # the checkpoint's own
     assert load(Candidate("base", base), batch_size=1, dtype="auto").model.dtype == torch.float32
     assert load(Candidate("base", base), batch_size=1, dtype="float16").model.dtype == torch.float16
+
+
+def test_likelihoods_of_a_half_precision_model_are_not_rounded_to_it(base: Path) -> None:
+    """Of two answers to choose from, many would come out equal."""
+    found = torch.tensor(likelihoods(Candidate("base", base), "bfloat16"))
+    assert (found.bfloat16().float() != found).all()
 
 
 def test_without_a_chat_template_prompts_are_plain_text_if_that_is_wanted(
