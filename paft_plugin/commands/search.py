@@ -18,7 +18,9 @@ def search(config: Path, trials: int | None, timeout: float | None) -> None:
     """
     from rich.console import Console
 
-    from paft_plugin.search.run import run_search
+    from paft_plugin.pipeline.search import search_request
+    from paft_plugin.search.run import require_extra, run_search
 
-    outcome = run_search(config, Console(), trials=trials, timeout=timeout)
+    require_extra()
+    outcome = run_search(search_request(config), Console(), trials=trials, timeout=timeout)
     click.echo(f"Everything is in {outcome.folder}: README.md explains it, front.png shows it.")

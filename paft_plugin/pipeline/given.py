@@ -9,6 +9,7 @@ from string import Template
 import yaml
 
 from paft_plugin.errors import PaftError
+from paft_plugin.files import write_text
 from paft_plugin.pipeline.branches import config_text
 from paft_plugin.pipeline.plan import (
     MEASURES_FILE,
@@ -44,6 +45,13 @@ def given_files(setup: Setup, stages: list[Stage]) -> dict[Path, str]:
         content = setup.config.evaluation.model_dump(mode="json")
         files[run_dir / MEASURES_FILE] = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     return {**files, run_dir / RUN_FILE: run_content(setup, stages)}
+
+
+def write_files(files: dict[Path, str]) -> None:
+    """Write what is not there already, so that a file that stays the same stays as old as it is."""
+    for file, text in files.items():
+        if not file.is_file() or file.read_bytes() != text.encode("utf-8"):
+            write_text(file, text)
 
 
 def _sequential(setup: Setup) -> dict[Path, str]:

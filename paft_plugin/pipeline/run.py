@@ -12,10 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from paft_plugin.files import write_text
 from paft_plugin.pipeline.config import ExecutorConfig, read_config
 from paft_plugin.pipeline.executor import Executor
-from paft_plugin.pipeline.given import given_files
+from paft_plugin.pipeline.given import given_files, write_files
 from paft_plugin.pipeline.identity import identities
 from paft_plugin.pipeline.local import LocalExecutor
 from paft_plugin.pipeline.markers import outdated
@@ -84,13 +83,6 @@ def open_setup(file: Path, arms: Sequence[str], sequential: bool) -> Setup:
     """Read a `paft.yml` and everything that it names."""
     config = read_config(file)
     return resolve(config, file, Path(config.base), arms, sequential)
-
-
-def write_files(files: dict[Path, str]) -> None:
-    """Write what is not there already, so that a file that stays the same stays as old as it is."""
-    for file, text in files.items():
-        if not file.is_file() or file.read_bytes() != text.encode("utf-8"):
-            write_text(file, text)
 
 
 def make_executor(config: ExecutorConfig) -> Executor:

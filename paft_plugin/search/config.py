@@ -1,7 +1,8 @@
-"""`paft.yml`: a base model, its two branches, and under `search:` what to search and how to score it."""
+"""What is under `search:` in a `paft.yml`: what to search, and how to score it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_va
 
 from paft_plugin.evaluation.config import MeasuresByTask
 from paft_plugin.fusion.methods import METHODS
-from paft_plugin.schema import STRICT, Folder, MappingOfNames, OutputFolder, known, raise_lines, read_yaml, validate
+from paft_plugin.schema import STRICT, Folder, MappingOfNames, known, raise_lines
 from paft_plugin.search.space import DEFAULTS, range_problems
 
 
@@ -98,23 +99,16 @@ def too_few(search: SearchConfig) -> str:
     )
 
 
-class PaftConfig(BaseModel):
-    """A whole `paft.yml`. Paths in it are meant from the file's own folder, and are absolute here."""
+@dataclass(frozen=True)
+class SearchRequest:
+    """A search: what it is about and how it is done. Absolute paths."""
 
-    model_config = STRICT
-
-    base: Folder = Field(description="Folder of the base model θ_pre.")
-    sft: Folder = Field(description="Folder of the SFT branch: an adapter or a model.")
-    preference: Folder = Field(description="Folder of the preference branch: an adapter or a model.")
-    output_dir: OutputFolder = Field(description="Where everything goes.")
+    base: Path
+    """Folder of the base model θ_pre."""
+    sft: Path
+    """Folder of the trained SFT branch: an adapter or a model."""
+    preference: Path
+    """The same of the preference branch."""
+    output_dir: Path
+    """Gets `search/`."""
     search: SearchConfig
-
-
-def read_config(file: Path) -> PaftConfig:
-    """Read a `paft.yml`.
-
-    Raises:
-        PaftError: No such file, no YAML, or all that is wrong in it.
-    """
-    hint = "`axolotl paft demo` writes an example, or see the README."
-    return validate(PaftConfig, read_yaml(file, hint), file)

@@ -176,12 +176,12 @@ def _point(axes: Axes, outcome: Outcome, trial: Finished, point: tuple[float, fl
 
 
 def _style(outcome: Outcome, method: str) -> tuple[str, str]:
-    place = list(outcome.config.search.methods).index(method)
+    place = list(outcome.request.search.methods).index(method)
     return COLOURS[place % len(COLOURS)], SHAPES[(place + place // len(COLOURS)) % len(SHAPES)]
 
 
 def _legend(figure: Figure, outcome: Outcome, axes: Axes) -> None:
-    used = [method for method in outcome.config.search.methods if any(t.method == method for t in outcome.scored)]
+    used = [method for method in outcome.request.search.methods if any(t.method == method for t in outcome.scored)]
     for method in used:
         colour, shape = _style(outcome, method)
         axes.scatter([], [], marker=shape, color=colour, label=method)

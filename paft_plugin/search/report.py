@@ -16,7 +16,7 @@ from paft_plugin.evaluation.measures import Measure
 from paft_plugin.files import write_json, write_text
 from paft_plugin.fusion.recipe import write_recipe
 from paft_plugin.fusion.request import RecipeRequest
-from paft_plugin.search.config import PaftConfig
+from paft_plugin.search.config import SearchRequest
 from paft_plugin.search.front import even_handed, pareto_front
 from paft_plugin.search.study import Finished
 from paft_plugin.search.validation import named_tasks
@@ -30,7 +30,7 @@ PLOT = "front.png"
 class Outcome:
     """The trials of a search, and what they come to."""
 
-    config: PaftConfig
+    request: SearchRequest
     device: str
     """Where it merged: a random method draws other masks elsewhere."""
     goals: Sequence[Measure]
@@ -42,7 +42,7 @@ class Outcome:
 
     @property
     def folder(self) -> Path:
-        return search_folder(self.config)
+        return search_folder(self.request)
 
     @property
     def scored(self) -> list[Finished]:
@@ -63,21 +63,21 @@ class Outcome:
         return [goal.higher_is_better for goal in self.goals]
 
 
-def search_folder(config: PaftConfig) -> Path:
+def search_folder(request: SearchRequest) -> Path:
     """Where a search keeps everything."""
-    return config.output_dir / "search"
+    return request.output_dir / "search"
 
 
-def recipe_request(config: PaftConfig, trial_method: str, options: dict[str, Any], file: Path) -> RecipeRequest:
+def recipe_request(request: SearchRequest, trial_method: str, options: dict[str, Any], file: Path) -> RecipeRequest:
     """The recipe of some settings."""
     return RecipeRequest(
-        config.base,
-        config.sft,
-        config.preference,
+        request.base,
+        request.sft,
+        request.preference,
         trial_method,
         file,
-        seed=config.search.seed,
-        merged=search_folder(config) / "models" / file.stem,
+        seed=request.search.seed,
+        merged=search_folder(request) / "models" / file.stem,
         **options,
     )
 
@@ -122,7 +122,7 @@ def write_outcome(outcome: Outcome) -> None:
         if stale.name not in wanted:
             stale.unlink()
     for name, trial in wanted.items():
-        write_recipe(recipe_request(outcome.config, trial.method, trial.options, folder / RECIPES / name))
+        write_recipe(recipe_request(outcome.request, trial.method, trial.options, folder / RECIPES / name))
     write_json(folder / "trials.json", content(outcome))
     write_text(folder / "README.md", render_readme(outcome))
 
@@ -137,7 +137,7 @@ def content(outcome: Outcome) -> dict[str, Any]:
              "items": outcome.items[goal.task]}
             for goal in outcome.goals
         ],
-        "seed": outcome.config.search.seed,
+        "seed": outcome.request.search.seed,
         "device": outcome.device,
         "inputs": outcome.inputs,
         "versions": outcome.versions,
@@ -181,7 +181,7 @@ def legend(outcome: Outcome) -> str:
 
 def merge_commands(outcome: Outcome, trial: Finished) -> list[list[str]]:
     """How to merge a trial's recipe and to score the model on the tasks that judge it."""
-    search, name = outcome.config.search, recipe_name(trial)
+    search, name = outcome.request.search, recipe_name(trial)
     model = outcome.folder / "models" / name
     recipe = outcome.folder / RECIPES / f"{name}.yml"
     commands = [["axolotl", "paft", "merge", str(recipe), str(model), "--seed", str(search.seed),
@@ -200,7 +200,7 @@ def _commands(outcome: Outcome) -> list[str]:
         return ["No trial has a finite score."]
     lines = [
         f"Merge the one to start with (or another of `{RECIPES}/`)"
-        + (", and score it on the test items:" if outcome.config.search.test_tasks else ":")
+        + (", and score it on the test items:" if outcome.request.search.test_tasks else ":")
     ]
     commands = [shlex.join(command) for command in merge_commands(outcome, outcome.start)]
     return [*lines, "", "```sh", *commands, "```"]
@@ -212,9 +212,9 @@ def _summary(outcome: Outcome) -> str:
         f"{outcome.items[goal.task]} items)"
         for goal in outcome.goals
     )
-    methods = ", ".join(outcome.config.search.methods)
+    methods = ", ".join(outcome.request.search.methods)
     return (
-        f"{len(outcome.trials)} trials of {methods}, seed {outcome.config.search.seed}, scored by lm-eval on {goals}."
+        f"{len(outcome.trials)} trials of {methods}, seed {outcome.request.search.seed}, scored by lm-eval on {goals}."
     )
 
 

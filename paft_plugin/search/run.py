@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.files import fingerprint
-from paft_plugin.search.config import PaftConfig, read_config, too_few
+from paft_plugin.search.config import SearchRequest, too_few
 from paft_plugin.search.report import (
     Outcome,
     legend,
@@ -43,30 +44,27 @@ EXTRA = ("optuna", "matplotlib")
 LIBRARIES = ("paft-plugin", "optuna", "mergekit", "lm_eval", "transformers", "torch")
 
 
-def run_search(file: Path, console: Console, *, trials: int | None = None, timeout: float | None = None) -> Outcome:
-    """Search as a `paft.yml` says, in `<output_dir>/search`; an earlier search there of the same inputs goes on.
+def run_search(
+    request: SearchRequest, console: Console, *, trials: int | None = None, timeout: float | None = None
+) -> Outcome:
+    """Search as asked, in `<output_dir>/search`; an earlier search there of the same inputs goes on.
 
     Args:
-        file: The `paft.yml`.
+        request: What to search.
         console: Where progress and the table go.
-        trials: How many in all, instead of the file's.
-        timeout: Seconds, instead of the file's.
+        trials: How many in all, instead of the request's.
+        timeout: Seconds, instead of the request's.
 
     Raises:
-        PaftError: All that is wrong with the file, the branches or the tasks; another search in the same place.
+        PaftError: All that is wrong with the branches or the tasks; another search in the same place.
         KeyboardInterrupt: After Ctrl-C, once the running trial is finished and everything is written.
     """
     require_extra()
-    config = read_config(file)
-    given = {"trials": trials, "timeout": timeout}
-    config = config.model_copy(
-        update={
-            "search": config.search.model_copy(update={key: value for key, value in given.items() if value is not None})
-        }
-    )
-    if config.search.trials < len(config.search.methods):
-        raise PaftError(f"--trials: {too_few(config.search)}")
-    return _search(config, console)
+    given = {key: value for key, value in {"trials": trials, "timeout": timeout}.items() if value is not None}
+    request = replace(request, search=request.search.model_copy(update=given))
+    if request.search.trials < len(request.search.methods):
+        raise PaftError(f"--trials: {too_few(request.search)}")
+    return _search(request, console)
 
 
 def require_extra() -> None:
@@ -79,31 +77,31 @@ def require_extra() -> None:
         raise PaftError(f"A search needs {' and '.join(missing)}: pip install 'paft-plugin[search]'.")
 
 
-def _search(config: PaftConfig, console: Console) -> Outcome:
+def _search(request: SearchRequest, console: Console) -> Outcome:
     from paft_plugin.evaluation.loading import resolve_device
     from paft_plugin.evaluation.scorer import Scorer, quiet
     from paft_plugin.search.model import FusedModel
     from paft_plugin.search.validation import open_goals
 
-    search = config.search
+    search = request.search
     device = resolve_device(search.device, "search.device")
-    inputs = _branch_inputs(config)
+    inputs = _branch_inputs(request)
     goals, tasks = open_goals(search.objectives, search.tasks, search.test_tasks)
-    folder = search_folder(config)
+    folder = search_folder(request)
     with locked(folder):
-        console.print(f"Loading {config.base} …", highlight=False, markup=False)
-        model = FusedModel(config.base, search.dtype, device, search.batch_size)
+        console.print(f"Loading {request.base} …", highlight=False, markup=False)
+        model = FusedModel(request.base, search.dtype, device, search.batch_size)
         with quiet():
             scorer = Scorer(model.lm, tasks, search.limit)
         spaces = make_spaces({name: _given(ranges) for name, ranges in search.methods.items()})
-        inputs |= _scoring_inputs(config, goals, scorer, spaces)
+        inputs |= _scoring_inputs(request, goals, scorer, spaces)
         with open_study(folder, [goal.direction for goal in goals], inputs, spaces, search.seed) as study:
-            trial = _Trial(config, goals, model, scorer, folder / ".trial.yml")
+            trial = _Trial(request, goals, model, scorer, folder / ".trial.yml")
             try:
-                stopped = _try_all(config, study, trial, console, goals)
+                stopped = _try_all(request, study, trial, console, goals)
             finally:
                 trial.recipe.unlink(missing_ok=True)
-            outcome = Outcome(config, device, goals, study.finished(), inputs, _versions(), trial.items)
+            outcome = Outcome(request, device, goals, study.finished(), inputs, _versions(), trial.items)
         _write(outcome, console, stopped)
     if stopped == "interrupted":
         raise KeyboardInterrupt
@@ -114,9 +112,9 @@ class _Trial:
     """Tries settings: recipe, merge in memory, scores."""
 
     def __init__(
-        self, config: PaftConfig, goals: list[Measure], model: FusedModel, scorer: Scorer, recipe: Path
+        self, request: SearchRequest, goals: list[Measure], model: FusedModel, scorer: Scorer, recipe: Path
     ) -> None:
-        self._config = config
+        self._request = request
         self._goals = goals
         self._model = model
         self._scorer = scorer
@@ -128,8 +126,8 @@ class _Trial:
         from paft_plugin.evaluation.scorer import quiet
         from paft_plugin.fusion.recipe import write_recipe
 
-        write_recipe(recipe_request(self._config, proposal.method, proposal.options, self.recipe))
-        self._model.become(self.recipe, self._config.search.seed)
+        write_recipe(recipe_request(self._request, proposal.method, proposal.options, self.recipe))
+        self._model.become(self.recipe, self._request.search.seed)
         with quiet():
             scored = self._scorer.score()
         raise_if_any(
@@ -144,9 +142,9 @@ class _Trial:
         return (values if all(map(math.isfinite, values)) else None), stderr
 
 
-def _try_all(config: PaftConfig, study: Study, trial: _Trial, console: Console, goals: list[Measure]) -> str:
+def _try_all(request: SearchRequest, study: Study, trial: _Trial, console: Console, goals: list[Measure]) -> str:
     """Try settings until there are enough; returns why it stopped."""
-    search = config.search
+    search = request.search
     begun = time.monotonic()
     before = study.finished()
     if before:
@@ -185,7 +183,7 @@ def _write(outcome: Outcome, console: Console, stopped: str) -> None:
         draw_front(outcome)
         console.print(table(outcome))
         console.print(legend(outcome), highlight=False)
-    total = outcome.config.search.trials
+    total = outcome.request.search.trials
     if stopped == "timeout":
         console.print(f"Time is up after {len(outcome.trials)} of {total} trials: run the same command again to go on.")
     if stopped == "exhausted":
@@ -227,13 +225,15 @@ def _progress(console: Console, total: int, done: int) -> Iterator[Callable[[], 
         yield lambda: progress.advance(task)
 
 
-def _branch_inputs(config: PaftConfig) -> dict[str, str]:
+def _branch_inputs(request: SearchRequest) -> dict[str, str]:
     """Fingerprints of the base and the branches; everything that keeps them from belonging together is said here."""
     from paft_plugin.deltas import check_belongs, open_delta
 
-    problems = [problem for branch in (config.sft, config.preference) for problem in check_belongs(config.base, branch)]
+    problems = [
+        problem for branch in (request.sft, request.preference) for problem in check_belongs(request.base, branch)
+    ]
     raise_if_any(list(dict.fromkeys(problems)))
-    sft, preference = (open_delta(config.base, branch) for branch in (config.sft, config.preference))
+    sft, preference = (open_delta(request.base, branch) for branch in (request.sft, request.preference))
     return {
         "the base model": sft.base.fingerprint,
         "the SFT branch": sft.branch_fingerprint(),
@@ -242,7 +242,7 @@ def _branch_inputs(config: PaftConfig) -> dict[str, str]:
 
 
 def _scoring_inputs(
-    config: PaftConfig, goals: list[Measure], scorer: Scorer, spaces: dict[str, Space]
+    request: SearchRequest, goals: list[Measure], scorer: Scorer, spaces: dict[str, Space]
 ) -> dict[str, str]:
     """Fingerprints of what else decides the scores, or what is proposed."""
     space = [[name, sorted(space.ranges.items())] for name, space in spaces.items()]
@@ -250,9 +250,9 @@ def _scoring_inputs(
         **{f"the task {goal.task}": scorer.fingerprint(goal.task) for goal in goals},
         "the objectives": fingerprint(f"{goal.task} {goal.key} {goal.direction}" for goal in goals),
         "the methods or their ranges": fingerprint([json.dumps(space)]),
-        "the seed": str(config.search.seed),
-        "the limit": str(config.search.limit),
-        "the dtype": config.search.dtype,
+        "the seed": str(request.search.seed),
+        "the limit": str(request.search.limit),
+        "the dtype": request.search.dtype,
     }
 
 

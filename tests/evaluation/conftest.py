@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from paft_plugin.demo.data import write_tasks
-from paft_plugin.demo.measures import EVALUATION
+from paft_plugin.demo.paft import QUICK_DEMO, paft_yml
 from paft_plugin.demo.tokenizer import build_tokenizer
 from paft_plugin.evaluation.config import EvaluationConfig
 from paft_plugin.evaluation.score import score_model
@@ -63,7 +64,8 @@ def build_model(directory: Path, *, seed: int = 0, hidden: int = 32) -> Path:
 
 def demo_config(tasks: Path, **changes: Any) -> EvaluationConfig:
     """The demo's measures, with tasks elsewhere; keyword arguments replace keys."""
-    return EvaluationConfig.model_validate({**EVALUATION, "tasks": tasks, **changes})
+    section = yaml.safe_load(paft_yml(QUICK_DEMO))["evaluation"]
+    return EvaluationConfig.model_validate({**section, "tasks": tasks, **changes})
 
 
 def demo_score(model: Any, tasks: Path) -> dict[str, Any]:

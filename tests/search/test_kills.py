@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from paft_plugin.pipeline.search import search_request
 from paft_plugin.search.run import run_search
 
 from .conftest import Write
@@ -70,5 +71,5 @@ def test_killed_then_interrupted_then_finished_it_finds_what_it_would_have_found
     assert finished.returncode == 0, errors[-2000:]
     assert "Going on after" in output
 
-    run_search(paft_yml(tmp_path / "undisturbed", trials=TRIALS), Console(quiet=True))
+    run_search(search_request(paft_yml(tmp_path / "undisturbed", trials=TRIALS)), Console(quiet=True))
     assert trials(tmp_path / "disturbed") == trials(tmp_path / "undisturbed")

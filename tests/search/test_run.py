@@ -22,6 +22,7 @@ from paft_plugin.evaluation.config import MeasureConfig
 from paft_plugin.evaluation.loading import load
 from paft_plugin.evaluation.scorer import Scorer
 from paft_plugin.fusion.merge import open_fusion, write_fusion
+from paft_plugin.pipeline.search import search_request
 from paft_plugin.search import run as running
 from paft_plugin.search.front import pareto_front
 from paft_plugin.search.model import FusedModel
@@ -62,7 +63,7 @@ def searched(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
     }
     file.write_text(json.dumps(content))  # JSON is YAML
-    run_search(file, quiet())
+    run_search(search_request(file), quiet())
     return folder
 
 
@@ -96,7 +97,7 @@ def test_recipes_are_those_of_the_front_and_merge_to_the_scores_of_their_trial(
 
 def test_the_same_search_elsewhere_finds_the_same(searched: Path, tmp_path: Path) -> None:
     shutil.copy(searched / "paft.yml", tmp_path)
-    run_search(tmp_path / "paft.yml", quiet())
+    run_search(search_request(tmp_path / "paft.yml"), quiet())
     assert trials(tmp_path / "out") == trials(searched / "out")
     plots = [(folder / "out" / "search" / "front.png").read_bytes() for folder in (searched, tmp_path)]
     assert plots[0] == plots[1]
@@ -105,16 +106,18 @@ def test_the_same_search_elsewhere_finds_the_same(searched: Path, tmp_path: Path
 
 def test_more_trials_go_on_where_fewer_ended(searched: Path, tmp_path: Path) -> None:
     shutil.copy(searched / "paft.yml", tmp_path)
-    run_search(tmp_path / "paft.yml", quiet(), trials=6)
+    run_search(search_request(tmp_path / "paft.yml"), quiet(), trials=6)
     assert len(trials(tmp_path / "out")) == 6
-    run_search(tmp_path / "paft.yml", quiet())
+    run_search(search_request(tmp_path / "paft.yml"), quiet())
     assert trials(tmp_path / "out") == trials(searched / "out")
-    assert run_search(tmp_path / "paft.yml", quiet(), trials=6).trials[-1].number == 12  # none is forgotten
+    assert (
+        run_search(search_request(tmp_path / "paft.yml"), quiet(), trials=6).trials[-1].number == 12
+    )  # none is forgotten
 
 
 def test_the_readme_and_the_table_say_it_in_80_columns(searched: Path) -> None:
     console = quiet()
-    outcome = run_search(searched / "paft.yml", console)  # finished: it only says again what was found
+    outcome = run_search(search_request(searched / "paft.yml"), console)  # finished: it only says again what was found
     console.print(table(outcome))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "…" not in text.split("Loading")[1].partition("\n")[2]
@@ -127,7 +130,9 @@ def test_the_readme_and_the_table_say_it_in_80_columns(searched: Path) -> None:
 
 
 def test_one_objective_has_one_winner(paft_yml: Write, tmp_path: Path) -> None:
-    outcome = run_search(paft_yml(objectives=("second",), methods=["ties", "linear"], trials=4), quiet())
+    outcome = run_search(
+        search_request(paft_yml(objectives=("second",), methods=["ties", "linear"], trials=4)), quiet()
+    )
     (winner,) = outcome.front
     assert winner.scores == max(trial.scores for trial in outcome.trials)
     assert [path.stem for path in (tmp_path / "output" / "search" / "recipes").iterdir()] == [
@@ -137,7 +142,7 @@ def test_one_objective_has_one_winner(paft_yml: Write, tmp_path: Path) -> None:
 
 
 def test_other_inputs_in_the_same_place_are_refused(paft_yml: Write) -> None:
-    run_search(paft_yml(methods=["linear"], trials=1), quiet())
+    run_search(search_request(paft_yml(methods=["linear"], trials=1)), quiet())
     for change, said in (
         ({"seed": 1}, "the seed"),
         ({"limit": 5}, "the limit"),
@@ -145,7 +150,7 @@ def test_other_inputs_in_the_same_place_are_refused(paft_yml: Write) -> None:
         ({"objectives": {"first": {"direction": "minimize"}, "second": {}}}, "the objectives"),
     ):
         with pytest.raises(PaftError, match=f"other inputs: .*{said}"):
-            run_search(paft_yml(**{"methods": ["linear"], "trials": 1, **change}), quiet())
+            run_search(search_request(paft_yml(**{"methods": ["linear"], "trials": 1, **change})), quiet())
 
 
 def test_branches_that_do_not_belong_and_tasks_that_are_tests_are_said_before_anything_is_loaded(
@@ -153,12 +158,12 @@ def test_branches_that_do_not_belong_and_tasks_that_are_tests_are_said_before_an
 ) -> None:
     monkeypatch.setattr(running, "_try_all", lambda *_: pytest.fail("searched in spite of it"))
     with pytest.raises(PaftError, match="has only test items"):
-        run_search(paft_yml(tasks=str(world / "test_tasks"), test_tasks=None), quiet())
+        run_search(search_request(paft_yml(tasks=str(world / "test_tasks"), test_tasks=None)), quiet())
     (tmp_path / "empty").mkdir()
     file = paft_yml()
     file.write_text(file.read_text().replace(str(world / "sft"), str(tmp_path / "empty")))
     with pytest.raises(PaftError, match=r"empty: no config\.json, so no model"):
-        run_search(file, quiet())
+        run_search(search_request(file), quiet())
     assert not (tmp_path / "output").exists()
 
 
@@ -167,7 +172,7 @@ def test_a_second_search_in_the_same_place_is_refused_before_it_loads_anything(
 ) -> None:
     monkeypatch.setattr(FusedModel, "__init__", lambda *_: pytest.fail("loaded in spite of it"))
     with locked(tmp_path / "output" / "search"), pytest.raises(PaftError, match="another search is at work"):
-        run_search(paft_yml(), quiet())
+        run_search(search_request(paft_yml()), quiet())
 
 
 def test_at_the_command_line_a_mistake_is_a_line_and_exit_code_2(paft_yml: Write, tmp_path: Path) -> None:
@@ -189,13 +194,13 @@ def test_a_number_that_lm_eval_does_not_report_is_said(paft_yml: Write, monkeypa
         Scorer, "score", lambda self: {name: replace(one, values={"f1,none": 1.0}) for name, one in score(self).items()}
     )
     with pytest.raises(PaftError, match=r"objectives\.second: lm-eval reports no acc,none, but f1,none"):
-        run_search(paft_yml(), quiet())
+        run_search(search_request(paft_yml()), quiet())
 
 
 def test_without_the_extra_it_says_what_to_install(paft_yml: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "find_spec", lambda _: None)
     with pytest.raises(PaftError, match=r"needs optuna and matplotlib: pip install 'paft-plugin\[search\]'"):
-        run_search(paft_yml(), quiet())
+        run_search(search_request(paft_yml()), quiet())
 
 
 def test_ctrl_c_ends_after_the_running_trial_and_a_timeout_after_its_time(
@@ -212,12 +217,12 @@ def test_ctrl_c_ends_after_the_running_trial_and_a_timeout_after_its_time(
     monkeypatch.setattr(FusedModel, "become", interrupted)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        run_search(paft_yml(), quiet())
+        run_search(search_request(paft_yml()), quiet())
     assert signal.getsignal(signal.SIGINT) is before
     assert len(merges) == 1
     assert [trial["on_front"] for trial in trials(tmp_path / "output")] == [True]
     assert (tmp_path / "output" / "search" / "front.png").is_file()
 
     monkeypatch.setattr(FusedModel, "become", become)
-    outcome = run_search(paft_yml(), quiet(), timeout=1e-9)
+    outcome = run_search(search_request(paft_yml()), quiet(), timeout=1e-9)
     assert len(outcome.trials) == 1

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from paft_plugin.errors import PaftError
-from paft_plugin.search.config import read_config
+from paft_plugin.pipeline.config import read_config
 from paft_plugin.search.space import DEFAULTS
 
 
@@ -33,7 +33,7 @@ def test_a_short_file_has_defaults_and_paths_beside_itself(tmp_path: Path, monke
     file = write(tmp_path, search={"objectives": ["skill"]})
     monkeypatch.chdir("/")
     config = read_config(file)
-    assert (config.base, config.output_dir) == (tmp_path / "base", tmp_path / "out")
+    assert (config.base, config.output_dir) == (str(tmp_path / "base"), tmp_path / "out")
     assert list(config.search.methods) == list(DEFAULTS)
     assert (config.search.trials, config.search.seed, config.search.timeout, config.search.limit) == (
         40,
@@ -65,7 +65,7 @@ def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:
     )
     said = problems(file)
     for start in (
-        f"base: {tmp_path / 'nowhere'} is no folder",
+        "base: nowhere is neither a folder",
         "bse: no such key. Did you mean base?",
         "search.objectives.skill.metrc: no such key. Did you mean metric?",
         "search.methods.tiess: no such method. Did you mean ties?",
