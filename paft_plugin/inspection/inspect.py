@@ -127,7 +127,12 @@ def inspect_tensor(name: str, deltas: Mapping[str, Delta], settings: Settings) -
     }
     for one, other in itertools.combinations(deltas, 2):
         result.pairs[one, other] = tally_pair(
-            name, (deltas[one], deltas[other]), (trims[one], trims[other]), settings.thresholds, settings.densities
+            name,
+            (deltas[one], deltas[other]),
+            (trims[one], trims[other]),
+            (result.tallies[one].l1, result.tallies[other].l1),
+            settings.thresholds,
+            settings.densities,
         )
         ours, theirs = factors[one], factors[other]
         result.subspaces[one, other] = compare_spaces(ours, theirs) if ours and theirs else None
