@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ from paft_plugin.inspection.measures import Interference, Measures, Rank, Subspa
 from paft_plugin.inspection.opening import diverged, open_deltas
 from paft_plugin.inspection.pairs import PairTally, find_trim, tally_pair
 from paft_plugin.inspection.places import place_of
+from paft_plugin.inspection.progress import OnEntries
 from paft_plugin.inspection.rank import estimated_rank, rank_from_factors
 from paft_plugin.inspection.settings import Settings
 from paft_plugin.inspection.subspaces import compare_spaces
@@ -54,7 +55,7 @@ def inspect_deltas(
     branches: Mapping[str, Path],
     settings: Settings | None = None,
     names: Collection[str] | None = None,
-    on_entries: Callable[[int], None] = lambda _: None,
+    progress: OnEntries = lambda _done, _of: None,
 ) -> Inspection:
     """Measure the deltas of `branches` on `base`.
 
@@ -63,7 +64,7 @@ def inspect_deltas(
         branches: name → folder of an adapter or a model.
         settings: what to measure; the defaults if None.
         names: the base's tensors to look at; all that a branch can change if None.
-        on_entries: called with the number of entries that have been done since the last call.
+        progress: called after each tensor.
 
     Raises:
         PaftError: everything that is wrong with the folders, with what they hold, or with the settings.
@@ -71,17 +72,17 @@ def inspect_deltas(
     settings = settings or Settings()
     deltas = open_deltas(base, branches, names)
     wanted = {name: set(delta.names) & set(delta.names if names is None else names) for name, delta in deltas.items()}
+    entries = sum(_entries(deltas[which], wanted[which]) for which in deltas)
     everything = _Everything(deltas, settings)
     with _threads_of_torch(1), ThreadPoolExecutor(_threads()) as pool:
         for result in _in_order(pool, _in_layers(set().union(*wanted.values())), deltas, wanted, settings):
             everything.add(result)
-            on_entries(sum(tally.entries for tally in result.tallies.values()))
+            progress(sum(tally.entries for tally in result.tallies.values()), entries)
     return everything.inspection(base)
 
 
-def entries_of(deltas: Mapping[str, Delta]) -> int:
-    """Entries of all deltas, read from headers."""
-    return sum(torch.Size(delta.base.shape(name)).numel() for delta in deltas.values() for name in delta.names)
+def _entries(delta: Delta, names: Collection[str]) -> int:
+    return sum(torch.Size(delta.base.shape(name)).numel() for name in names)
 
 
 def _in_layers(names: Collection[str]) -> list[str]:
@@ -127,7 +128,12 @@ def inspect_tensor(name: str, deltas: Mapping[str, Delta], settings: Settings) -
     }
     for one, other in itertools.combinations(deltas, 2):
         result.pairs[one, other] = tally_pair(
-            name, (deltas[one], deltas[other]), (trims[one], trims[other]), settings.thresholds, settings.densities
+            name,
+            (deltas[one], deltas[other]),
+            (trims[one], trims[other]),
+            (result.tallies[one].l1, result.tallies[other].l1),
+            settings.thresholds,
+            settings.densities,
         )
         ours, theirs = factors[one], factors[other]
         result.subspaces[one, other] = compare_spaces(ours, theirs) if ours and theirs else None

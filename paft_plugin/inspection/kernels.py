@@ -36,6 +36,8 @@ _ONE = np.uint32(1)
 NONE, ONE = np.float32(0), np.float32(1)
 BLOCK = 1 << 18
 """Entries of a block at which its arrays still fit the caches; blocks may have up to 2²⁴."""
+FEW = 1 << 12
+"""Entries over which magnitudes may be added up in fp32 before the sum goes into fp64."""
 
 _compiled = njit(nogil=True, fastmath={"reassoc", "nsz"})
 
@@ -174,25 +176,34 @@ def elect(
     other: Floats,
     edges: Floats,  # (D, 2) the least magnitude that is kept of each delta
     shares: Floats,  # (D, 2) the share that is kept of the entries at that magnitude
-    outcome: Doubles,  # (D, 4), gains entries kept in both, of these in conflict, of these lost by the first and by the second
+    outcome: Doubles,  # (D, 6), gains entries kept in both, of these in conflict, of these lost by the first and by the second,
+    #                             and Σ|δ| of the entries of the first and of the second that are elected
 ) -> None:
-    for each in range(edges.shape[0]):
-        edge_a, edge_b, share_a, share_b = edges[each, 0], edges[each, 1], shares[each, 0], shares[each, 1]
-        both, conflicts, lost_a = NONE, NONE, NONE
-        for index in range(one.size):
-            a, b = one[index], other[index]
-            size_a, size_b = abs(a), abs(b)
-            kept_a = ONE if size_a > edge_a else (share_a if size_a == edge_a else NONE)
-            kept_b = ONE if size_b > edge_b else (share_b if size_b == edge_b else NONE)
-            kept = kept_a * kept_b
-            opposite = kept if (a < 0) != (b < 0) else NONE
-            both += kept
-            conflicts += opposite
-            lost_a += opposite if (size_b > size_a) | ((size_b == size_a) & (a < 0)) else NONE
-        outcome[each, 0] += both
-        outcome[each, 1] += conflicts
-        outcome[each, 2] += lost_a
-        outcome[each, 3] += conflicts - lost_a
+    for start in range(0, one.size, FEW):
+        # As arrays of their own: numba vectorises no loop that does not begin at 0.
+        few, others = one[start : start + FEW], other[start : start + FEW]
+        for each in range(edges.shape[0]):
+            edge_a, edge_b, share_a, share_b = edges[each, 0], edges[each, 1], shares[each, 0], shares[each, 1]
+            both, conflicts, lost_a, mass_a, mass_b = NONE, NONE, NONE, NONE, NONE
+            for index in range(few.size):
+                a, b = few[index], others[index]
+                size_a, size_b = abs(a), abs(b)
+                kept_a = ONE if size_a > edge_a else (share_a if size_a == edge_a else NONE)
+                kept_b = ONE if size_b > edge_b else (share_b if size_b == edge_b else NONE)
+                kept = kept_a * kept_b
+                opposite = kept if (a < 0) != (b < 0) else NONE
+                lost = opposite if (size_b > size_a) | ((size_b == size_a) & (a < 0)) else NONE
+                both += kept
+                conflicts += opposite
+                lost_a += lost
+                mass_a += size_a * (kept_a - lost)
+                mass_b += size_b * (kept_b - (opposite - lost))
+            outcome[each, 0] += both
+            outcome[each, 1] += conflicts
+            outcome[each, 2] += lost_a
+            outcome[each, 3] += conflicts - lost_a
+            outcome[each, 4] += mass_a
+            outcome[each, 5] += mass_b
 
 
 def bits_of(values: NDArray[Any]) -> NDArray[np.uint32]:

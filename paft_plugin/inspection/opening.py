@@ -12,19 +12,27 @@ from paft_plugin.deltas.store import open_model
 from paft_plugin.errors import PaftError, raise_if_any, some
 
 
-def open_deltas(base: Path, branches: Mapping[str, Path], names: Collection[str] | None = None) -> dict[str, Delta]:
-    """Name → delta, in the order given; reads headers only, unless an adapter names another folder as its base.
+def problems_of(base: Path, branches: Mapping[str, Path]) -> list[str]:
+    """All that keeps branches from being deltas on `base`; reads headers only, unless an adapter names another folder as its base.
 
-    Raises:
-        PaftError: a folder is missing, or a branch does not belong to the base; with `names`, a delta that has none of them.
+    Returns:
+        Problems, each with what, where and what to do.
     """
     try:
         store = open_model(base)
     except PaftError:
-        problems = [problem for branch in branches.values() for problem in check_belongs(base, branch)]
-        raise PaftError(list(dict.fromkeys(problems))) from None
-    problems = [problem for branch in branches.values() for problem in branch_problems(store, branch)]
-    raise_if_any(list(dict.fromkeys(problems)))
+        return list(dict.fromkeys(each for branch in branches.values() for each in check_belongs(base, branch)))
+    return list(dict.fromkeys(each for branch in branches.values() for each in branch_problems(store, branch)))
+
+
+def open_deltas(base: Path, branches: Mapping[str, Path], names: Collection[str] | None = None) -> dict[str, Delta]:
+    """Name → delta, in the order given; reads headers only, as far as `problems_of` does.
+
+    Raises:
+        PaftError: a folder is missing, or a branch does not belong to the base; with `names`, a delta that has none of them.
+    """
+    raise_if_any(problems_of(base, branches))
+    store = open_model(base)
     deltas = {name: delta_of(store, branch) for name, branch in branches.items()}
     raise_if_any(
         [

@@ -76,21 +76,22 @@ class PairTally:
     """(1 + T, 4): |A|, |B|, |A ∩ B|, of these in conflict; at 0 and each threshold."""
     products: Doubles = field(default_factory=lambda: np.zeros(4))
     """Σ|δ₁δ₂| agreeing and opposing, Σδ₁², Σδ₂²."""
+    l1: Doubles = field(default_factory=lambda: np.zeros(2))
     nonzero: Counts = field(default_factory=lambda: np.zeros(2, np.int64))
     kept: Doubles = field(init=False)
     """(D, 2)"""
     outcome: Doubles = field(init=False)
-    """(D, 4): kept in both, of these in conflict, of these lost by the first and by the second."""
+    """(D, 6): kept in both, of these in conflict, of these lost by the first and by the second, elected Σ|δ| of either."""
 
     def __post_init__(self) -> None:
         self.overlap = np.zeros((1 + len(self.thresholds), 4), np.int64)
         self.kept = np.zeros((len(self.densities), 2))
-        self.outcome = np.zeros((len(self.densities), 4))
+        self.outcome = np.zeros((len(self.densities), 6))
 
     def add(self, other: PairTally) -> None:
         """Take in what another tally counted."""
         self.entries += other.entries
-        for name in ("overlap", "products", "nonzero", "kept", "outcome"):
+        for name in ("overlap", "products", "l1", "nonzero", "kept", "outcome"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def interference(self, subspaces: Subspaces | None = None) -> Interference:
@@ -107,19 +108,35 @@ class PairTally:
             opposing=float(self.products[1]),
             squares=(float(self.products[2]), float(self.products[3])),
             ties={threshold_key(density): election for density, election in ties.items()},
-            dare=expected_by_dare(ties[1.0], self.densities),
+            dare=expected_by_dare(ties[1.0], self.l1, self.densities),
             subspaces=subspaces,
+            l1=(float(self.l1[0]), float(self.l1[1])),
         )
 
     def _election(self, kept: Doubles, outcome: Doubles) -> Election:
-        both, conflicts, *lost = map(float, outcome)
+        both, conflicts, lost_first, lost_second, *mass = map(float, outcome)
         first, second = map(int, self.nonzero)
-        return Election((first, second), (float(kept[0]), float(kept[1])), both, conflicts, (lost[0], lost[1]))
+        return Election(
+            (first, second),
+            (float(kept[0]), float(kept[1])),
+            both,
+            conflicts,
+            (lost_first, lost_second),
+            (mass[0], mass[1]),
+        )
 
 
-def expected_by_dare(untrimmed: Election, densities: Sequence[float]) -> Mapping[str, Election]:
-    """Density → the outcome to be expected if each entry of each branch survives with that chance, on its own."""
+def expected_by_dare(untrimmed: Election, l1: Doubles, densities: Sequence[float]) -> Mapping[str, Election]:
+    """Density → the outcome to be expected if each entry of each branch survives with that chance, on its own.
+
+    Args:
+        untrimmed: the outcome at density 1.
+        l1: ‖δ₁‖₁, ‖δ₂‖₁.
+        densities: the chances.
+    """
     first, second = untrimmed.nonzero
+    assert untrimmed.mass is not None
+    overruled = [whole - mass for whole, mass in zip(map(float, l1), untrimmed.mass, strict=True)]
     return {
         threshold_key(p): Election(
             untrimmed.nonzero,
@@ -127,6 +144,7 @@ def expected_by_dare(untrimmed: Election, densities: Sequence[float]) -> Mapping
             p * p * untrimmed.both,
             p * p * untrimmed.conflicts,
             (p * p * untrimmed.lost[0], p * p * untrimmed.lost[1]),
+            (p * float(l1[0]) - p * p * overruled[0], p * float(l1[1]) - p * p * overruled[1]),
         )
         for p in densities
     }
@@ -136,6 +154,7 @@ def tally_pair(
     name: str,
     deltas: tuple[Delta, Delta],
     trims: tuple[Trim, Trim],
+    l1: tuple[float, float],
     thresholds: Sequence[float],
     densities: Sequence[float],
 ) -> PairTally:
@@ -150,6 +169,7 @@ def tally_pair(
         pair.products += kernels.products(one, other)
         kernels.overlaps(one, other, limits, pair.overlap)
         kernels.elect(one, other, edges, shares, pair.outcome)
+    pair.l1[:] = l1
     pair.nonzero[:] = [trim.nonzero for trim in trims]
     pair.kept[:] = np.stack([trim.kept for trim in trims], axis=1)
     return pair

@@ -33,10 +33,11 @@ def effective_rank(matrix: Tensor) -> float:
     return float(squares.sum() ** 2 / squares.square().sum())
 
 
-def ties(one: Tensor, other: Tensor, density: float) -> dict[str, tuple[int, int]]:
-    """What mergekit's trimming keeps (entries ≠ 0) and its election of signs takes, of each branch."""
+def ties(one: Tensor, other: Tensor, density: float) -> dict[str, tuple[float, float]]:
+    """What mergekit's trimming keeps (entries ≠ 0) and its election of signs takes, of each branch; and Σ|δ| of the latter."""
     trimmed = torch.stack([magnitude(delta, density) for delta in (one, other)])
     mask = get_mask(trimmed, method="sum")
     kept, elected = trimmed != 0, mask.bool() & (trimmed != 0)
     first, second = (tuple(int(part.sum()) for part in each) for each in (kept, elected))
-    return {"kept": first, "elected": second}
+    mass = (trimmed.double().abs() * elected).flatten(1).sum(dim=1)
+    return {"kept": first, "elected": second, "mass": (float(mass[0]), float(mass[1]))}

@@ -68,6 +68,7 @@ def check_ties(found: Interference, one: Tensor, other: Tensor, slack: int = 0) 
         assert election.kept == expected["kept"]
         for ours, theirs in zip(election.elected, expected["elected"], strict=True):
             assert abs(ours - theirs) <= slack
+        assert election.mass == pytest.approx(expected["mass"], rel=1e-6 if slack == 0 else 0.05)
 
 
 def of_kind(base: Path, folder: Path, kind: str, seed: int) -> Path:

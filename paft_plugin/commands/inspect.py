@@ -1,0 +1,131 @@
+"""`axolotl paft inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from paft_plugin.errors import PaftError
+
+
+@click.command()
+@click.argument("deltas", metavar="NAME=DELTA...", nargs=-1, required=True)
+@click.option(
+    "--base", metavar="BASE", type=click.Path(path_type=Path), required=True, help="Folder of the base model."
+)
+@click.option(
+    "--output-dir",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Where inspection.json, the page and the plots go.",
+)
+@click.option(
+    "--threshold",
+    "thresholds",
+    type=float,
+    multiple=True,
+    help="Count entries with |δ| up to this; may be repeated. [1e-6, 1e-5, 1e-4, 1e-3]",
+)
+@click.option(
+    "--density",
+    "densities",
+    type=float,
+    multiple=True,
+    help="Share of entries that TIES or DARE would keep; may be repeated. [0.1, 0.2, 0.5; 1 always]",
+)
+@click.option("--no-pairs", is_flag=True, help="Look at each delta alone.")
+@click.option("--no-plots", is_flag=True, help="Only inspection.json and the table: no page, no plots.")
+def inspect(
+    deltas: tuple[str, ...],
+    base: Path,
+    output_dir: Path,
+    thresholds: tuple[float, ...],
+    densities: tuple[float, ...],
+    no_pairs: bool,
+    no_plots: bool,
+) -> None:
+    """Look at deltas of one base model: how sparse they are and where, and how every two of them interfere.
+
+    Each NAME=DELTA gives a name to the folder of an adapter or a model that was trained from BASE. Weights are read in blocks,
+    so a large model needs no more memory than a small one.
+    """
+    from rich.console import Console
+
+    from paft_plugin.inspection.inspect import inspect_deltas
+    from paft_plugin.inspection.opening import problems_of
+    from paft_plugin.inspection.outputs import check_writable, write_outputs
+    from paft_plugin.inspection.progress import entries_done
+    from paft_plugin.inspection.settings import DENSITIES, THRESHOLDS, Settings
+    from paft_plugin.inspection.table import tables
+    from paft_plugin.memory import reuse_freed_memory
+
+    problems, branches = _named(deltas)
+    try:
+        settings = Settings(thresholds or THRESHOLDS, densities or DENSITIES, not no_pairs)
+    except PaftError as error:
+        problems += error.problems
+    if problems:
+        raise PaftError(problems + problems_of(base, branches))
+    check_writable(output_dir)
+    if not no_plots:
+        _can_draw()
+    reuse_freed_memory()
+    with entries_done(Console(stderr=True)) as progress:
+        inspection = inspect_deltas(base, branches, settings, progress=progress)
+    written = write_outputs(inspection, output_dir)
+    if not no_plots:
+        written += _draw(output_dir)
+    console = Console()
+    for table in tables(inspection):
+        console.print(table)
+    click.echo(f"Wrote {', '.join(file.name for file in written)} into {output_dir}.")
+
+
+def _named(deltas: tuple[str, ...]) -> tuple[list[str], dict[str, Path]]:
+    """What is wrong with the arguments, and name → folder."""
+    problems: list[str] = []
+    branches: dict[str, Path] = {}
+    for given in deltas:
+        name, equals, folder = given.partition("=")
+        if not (name and equals and folder):
+            problems.append(
+                f"{given}: not of the form NAME=DELTA. Write a name before the folder, such as sft=out/sft."
+            )
+        elif name in branches:
+            problems.append(f"{given}: the name {name} is given twice. Give every delta a name of its own.")
+        else:
+            branches[name] = Path(folder)
+    return problems, branches
+
+
+def _can_draw() -> None:
+    """Know before measuring whether plots can be drawn.
+
+    Raises:
+        PaftError: matplotlib, which comes with an extra, is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+
+        import paft_plugin.report.inspection_page  # noqa: F401
+    except ImportError as error:
+        raise PaftError(
+            f"Plots cannot be drawn: {error}. Install matplotlib (`pip install matplotlib`), or give --no-plots."
+        ) from None
+
+
+def _draw(folder: Path) -> list[Path]:
+    """Write the page and each plot that there is something to draw for; returns the files."""
+    from paft_plugin.drawing import Plot, as_png
+    from paft_plugin.files import write_bytes
+    from paft_plugin.inspection.inspected import read_inspection
+    from paft_plugin.inspection.plots import inspection_plots
+    from paft_plugin.report.inspection_page import write_inspection_page
+
+    drawn = [plot for plot in inspection_plots(read_inspection(folder)) if isinstance(plot, Plot)]
+    files = [folder / f"{plot.name}.png" for plot in drawn]
+    for plot, file in zip(drawn, files, strict=True):
+        write_bytes(file, as_png(plot))
+    return [write_inspection_page(folder), *files]
