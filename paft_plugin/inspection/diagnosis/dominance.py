@@ -40,12 +40,13 @@ def dominance(facts: Facts, sft: str, preference: str, excessive: bool) -> Check
         Evidence(f"Share of {weak}'s Σ|δ| that survives the sign election", kept[weak], source, SURVIVAL, slack=0.03),
     ]
     evidence = [*deciding, *_shares(facts, facts.inspection, pair, kept)]
-    if not all(item.speaks_for for item in deciding):
+    reasons = [item for item in deciding if not item.speaks_for]
+    if reasons:
         message = f"Neither overrules the other: {kept[weak]:.0%} of {weak} and {kept[strong]:.0%} of {strong} survive."
-        return judged(SIGNATURE, branches, "clear", message, evidence=evidence, deciding=deciding)
+        return judged(SIGNATURE, branches, "clear", message, evidence=evidence, deciding=reasons)
     if excessive and weak == sft:
         message = f"{strong} overrules {sft} because excessive L1 left nothing of {sft}. Mend that first."
-        return judged(SIGNATURE, branches, "clear", message, evidence=evidence, deciding=deciding)
+        return judged(SIGNATURE, branches, "clear", message, evidence=evidence)
     return judged(
         SIGNATURE,
         branches,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from paft_plugin.inspection.measures import Measures
 BRANCH_INSPECTION = Path("inspection") / "branches"
 RESULTS_FILE = "results.json"
 RESULTS_SCHEMA = 2
+THRESHOLD = 1e-5
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,10 @@ class Facts:
         return self.inspection.delta(branch).figures.total
 
     @property
-    def smallest_threshold(self) -> float | None:
-        """The smallest above zero that was inspected."""
-        thresholds = () if self.inspection is None else self.inspection.thresholds
-        return min((threshold for threshold in thresholds if threshold > 0), default=None)
+    def threshold(self) -> float | None:
+        """That of the sparsity to judge by: this project's 1e-5, or of those that were inspected the nearest to it."""
+        above_zero = [each for each in (self.inspection.thresholds if self.inspection is not None else ()) if each > 0]
+        return min(above_zero, key=lambda each: abs(math.log(each / THRESHOLD)), default=None)
 
     def arms_of(self, one: str, other: str) -> list[str]:
         """The arms that fuse these two and nothing else."""

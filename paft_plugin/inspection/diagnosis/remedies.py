@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from paft_plugin.inspection.diagnosis.density import density
 from paft_plugin.inspection.diagnosis.facts import Facts
 from paft_plugin.inspection.measures import Measures
 from paft_plugin.inspection.verdict import Remedy
@@ -86,12 +87,11 @@ def thinner(facts: Facts, sft: str, dense: str, sparse: str) -> list[Remedy]:
 
 
 def _nonzero(facts: Facts, branch: str) -> float:
-    """Share of entries that count: of those at the smallest threshold and of the scale-free density, the smaller."""
+    """Share of entries that count: the scale-free density, or the share above the threshold if that is less."""
     measures = facts.measures(branch)
     assert measures is not None, "the caller has compared its density"
-    smallest = facts.smallest_threshold
-    free = (measures.l1 / measures.l2) ** 2 / measures.entries
-    return min(free, 1 - measures.sparsity(smallest)) if smallest is not None else free
+    above = 1 - measures.sparsity(facts.threshold) if facts.threshold is not None else 1.0
+    return min(density(measures), above)
 
 
 def _l1(facts: Facts, branch: str | None) -> float:
