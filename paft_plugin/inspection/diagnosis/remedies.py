@@ -81,7 +81,7 @@ def thinner(facts: Facts, sft: str, dense: str, sparse: str) -> list[Remedy]:
     side = "sft" if dense == sft else "preference"
     used = facts.density(dense, sparse)
     old_density = f"{used:g}" if used is not None else None
-    reason = f"It keeps as many entries of {dense} as {sparse} has."
+    reason = f"Without training again: it keeps as many entries of {dense} as {sparse} has."
     found.append(Remedy(f"--density-{side}", RECIPE, old_density, f"{max(nonzero, 0.01):.2g}", reason))
     return found
 

@@ -25,14 +25,16 @@ def as_text(diagnosis: Diagnosis) -> Group:
 
 
 def _in_full(check: Check) -> list[RenderableType]:
-    sure = Text(f"Confidence: {check.confidence}. {check.confidence_reason}", style="dim")
+    sure = Text(
+        f"From {_sources(check.evidence)}.\nConfidence: {check.confidence}. {check.confidence_reason}", style="dim"
+    )
     return [
         _heading(check),
         Padding(Text(check.message, style="bold"), INDENT),
         Padding(_evidence(check.evidence), INDENT),
         *_missing(check),
         Padding(sure, INDENT),
-        *(Padding(_remedy(remedy), (0, 0, 0, 2)) for remedy in check.remedies),
+        *(Padding(_remedy(remedy), INDENT) for remedy in check.remedies),
         Text(),
     ]
 
@@ -49,12 +51,15 @@ def _evidence(evidence: tuple[Evidence, ...]) -> Table:
     table.add_column("Value", justify="right", no_wrap=True)
     table.add_column("Threshold", justify="right", no_wrap=True)
     table.add_column("Speaks for it", no_wrap=True)
-    table.add_column("From", overflow="fold")
     for item in evidence:
         bar = "" if item.threshold is None else f"{'≥' if item.above else '≤'} {item.threshold:.3g}"
         word = {True: "yes", False: "no", None: "–"}[item.speaks_for]
-        table.add_row(item.what, f"{item.value:.3g}", bar, word + (", barely" if item.close else ""), item.source)
+        table.add_row(item.what, f"{item.value:.3g}", bar, word + (", barely" if item.close else ""))
     return table
+
+
+def _sources(evidence: tuple[Evidence, ...]) -> str:
+    return ", ".join(dict.fromkeys(source for item in evidence for source in item.source.split(", ")))
 
 
 def _missing(check: Check) -> list[RenderableType]:
