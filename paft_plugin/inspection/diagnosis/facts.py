@@ -33,6 +33,15 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Fused:
+    """One branch in a recipe, as far as it is the same for all tensors."""
+
+    weight: float = 1.0
+    density: float | None = None
+    """The share of its delta that is kept; None if nothing is trimmed."""
+
+
+@dataclass(frozen=True)
 class Facts:
     """Everything that the checks read."""
 
@@ -49,8 +58,8 @@ class Facts:
     """The measure that the SFT branch is trained for."""
     preference: str | None = None
     """The measure that the preference branch is trained for."""
-    recipes: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
-    """Arm → branch that its recipe fuses → density, None where none is set for all tensors."""
+    recipes: Mapping[str, Mapping[str, Fused]] = field(default_factory=dict)
+    """Arm → branch that its recipe fuses → how."""
     branches: tuple[str, ...] = field(default=())
     """All that have an inspected delta, a curve or a proof."""
 
@@ -72,8 +81,13 @@ class Facts:
 
     def density(self, branch: str, other: str) -> float | None:
         """The least share of `branch` that a recipe keeps when it fuses it with `other`; None if none trims."""
-        densities = (self.recipes[arm][branch] for arm in self.arms_of(branch, other))
+        densities = (self.recipes[arm][branch].density for arm in self.arms_of(branch, other))
         return min((density for density in densities if density is not None), default=None)
+
+    def weights(self, one: str, other: str) -> list[tuple[float, float]]:
+        """Of each recipe that fuses these two, the weights of both; equal ones if there is no recipe."""
+        fused = [self.recipes[arm] for arm in self.arms_of(one, other)]
+        return [(each[one].weight, each[other].weight) for each in fused] or [(1.0, 1.0)]
 
     def pair(self, one: str, other: str) -> InspectedPair | None:
         """Of two branches, in whichever order they were inspected."""
@@ -149,19 +163,24 @@ def _scores(results: Mapping[str, Any]) -> dict[str, dict[str, Score]]:
     return scores
 
 
-def _recipe(file: Path, branches: Collection[str]) -> dict[str, float | None]:
-    """Branch → density of a mergekit recipe, as far as its models lie in folders that are named like branches."""
+def _recipe(file: Path, branches: Collection[str]) -> dict[str, Fused]:
+    """Of a mergekit recipe, the models in folders that are named like branches."""
     try:
         recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return {}
     models = recipe.get("models") if isinstance(recipe, dict) else None
-    densities: dict[str, float | None] = {}
+    fused = {}
     for model in models if isinstance(models, list) else []:
-        density = (model.get("parameters") or {}).get("density")
+        parameters = model.get("parameters") or {}
+        numbers = {
+            name: abs(float(value))
+            for name in ("weight", "density")
+            if isinstance(value := parameters.get(name), (int, float)) and value
+        }
         for name in {Path(text).name for text in _texts(model.get("model"))} & set(branches):
-            densities[name] = float(density) if isinstance(density, (int, float)) else None
-    return densities
+            fused[name] = Fused(**numbers)
+    return fused
 
 
 def _texts(content: Any) -> Iterator[str]:

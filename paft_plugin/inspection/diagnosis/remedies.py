@@ -35,7 +35,8 @@ def weaker_penalty(facts: Facts, sft: str, twin: str | None) -> list[Remedy]:
     ]
     twin_norm = _l1(facts, twin)
     gain = _gain(facts, twin)
-    if twin_norm and gain and (strength is None or gain / twin_norm < strength):
+    on_delta = proof.get("l1_on", "delta") == "delta"
+    if on_delta and twin_norm and gain and (strength is None or gain / twin_norm < strength):
         reason = f"The λ at which penalising the delta of {twin} costs what it gained: {gain:.3g} nats / ‖δ‖₁ of {twin_norm:.4g}."
         found.append(Remedy("paft_l1_lambda", where, old, f"{gain / twin_norm:.1e}", reason))
     elif strength:
@@ -46,12 +47,12 @@ def weaker_penalty(facts: Facts, sft: str, twin: str | None) -> list[Remedy]:
     return found
 
 
-def balance(facts: Facts, sft: str, strong: str, weak: str, ratio: float) -> list[Remedy]:
+def balance(facts: Facts, sft: str, strong: str, weak: str, ratio: float, weight: float) -> list[Remedy]:
     """Against dominance: a weight that makes the norms equal; a lower learning rate where that is what differs."""
     side = "sft" if strong == sft else "preference"
     found = [
         Remedy(
-            f"--weight-{side}", RECIPE, "1", f"{ratio:.2g}",
+            f"--weight-{side}", RECIPE, f"{weight:g}", f"{weight * ratio:.2g}",
             f"It gives both deltas the norm of {weak}. With --no-normalize: a normalising method divides the weight out again "
             "wherever one branch is alone.",
         )
