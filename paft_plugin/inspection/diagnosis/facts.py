@@ -153,14 +153,20 @@ def _scores(results: Mapping[str, Any]) -> dict[str, dict[str, Score]]:
     if results.get("schema") != RESULTS_SCHEMA:
         return {}
     scores: dict[str, dict[str, Score]] = {}
-    for arm in results.get("arms", []):
-        stderr = arm.get("stderr") or {}
-        scores[arm["arm"]] = {
-            measure: Score(share, stderr.get(measure) or 0.0)
-            for measure, share in (arm.get("scores") or {}).items()
-            if share is not None
-        }
+    for arm in _objects(results.get("arms")):
+        shares, errors = _numbers(arm.get("scores")), _numbers(arm.get("stderr"))
+        scores[str(arm.get("arm"))] = {name: Score(share, errors.get(name, 0.0)) for name, share in shares.items()}
     return scores
+
+
+def _objects(content: Any) -> list[dict[str, Any]]:
+    return [each for each in content if isinstance(each, dict)] if isinstance(content, list) else []
+
+
+def _numbers(content: Any) -> dict[str, float]:
+    if not isinstance(content, dict):
+        return {}
+    return {name: float(value) for name, value in content.items() if isinstance(value, (int, float))}
 
 
 def _recipe(file: Path, branches: Collection[str]) -> dict[str, Fused]:
@@ -169,15 +175,11 @@ def _recipe(file: Path, branches: Collection[str]) -> dict[str, Fused]:
         recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return {}
-    models = recipe.get("models") if isinstance(recipe, dict) else None
     fused = {}
-    for model in models if isinstance(models, list) else []:
-        parameters = model.get("parameters") or {}
-        numbers = {
-            name: abs(float(value))
-            for name in ("weight", "density")
-            if isinstance(value := parameters.get(name), (int, float)) and value
-        }
+    for model in _objects(recipe.get("models") if isinstance(recipe, dict) else None):
+        # A density or weight that differs from tensor to tensor is a list, and no number.
+        given = _numbers(model.get("parameters"))
+        numbers = {name: abs(given[name]) for name in ("weight", "density") if given.get(name)}
         for name in {Path(text).name for text in _texts(model.get("model"))} & set(branches):
             fused[name] = Fused(**numbers)
     return fused
