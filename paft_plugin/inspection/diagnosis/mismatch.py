@@ -22,8 +22,8 @@ def mismatch(facts: Facts, sft: str, preference: str, excessive: bool) -> Check:
     """Look for it in a pair.
 
     Decided by how far the densities are apart, and by what the merge loses of what the sparser branch was trained for. Where no
-    scores say that, a far denser SFT delta is taken to do harm unless it is tiny (it is the paper's case, and what its penalty is
-    for), and a far denser preference delta is not: on trained branches it did none.
+    scores say that, a far denser SFT delta is taken to do harm unless it is tiny, because the paper says so; a far denser
+    preference delta is not, because on trained branches it did none.
 
     Args:
         excessive: whether the SFT branch suffers from excessive L1, which would explain a delta with hardly an entry.
@@ -82,7 +82,11 @@ def _suffering(
     if dense != sft:
         return False, "that alone hurt no merge that was measured", []
     if weight.speaks_for:
-        return True, f"large enough to drown {sparse} in a merge", [weight]
+        return (
+            True,
+            "it is not small: the mismatch that the paper warns of, though no scores say what the merge loses",
+            [weight],
+        )
     return False, "too small to matter in a merge", [weight]
 
 

@@ -7,7 +7,7 @@ the other one is greater and disagrees:
 
 with mᵢ the share of the branch's mass in bin i of its histogram, the probability from the other's histogram, and c the share of
 conflicts, weighted by magnitude, from the inspection of the pair. That takes both histograms as independent of each other: on
-trained branches it was within 0.03 of an entry-by-entry count (`DIAGNOSIS.md`). Two strangers conflict in half of their entries,
+trained branches it was within 0.04 of an entry-by-entry count (`DIAGNOSIS.md`). Two strangers conflict in half of their entries,
 so one that is overpowered everywhere keeps 0.5, equals keep 0.85, and a sparse delta of few but great entries nearly all, however
 small its norm is.
 """
