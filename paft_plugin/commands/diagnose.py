@@ -1,0 +1,64 @@
+"""`axolotl paft diagnose`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+FINDINGS = 3
+"""Exit code. 1 is what Python ends with after a crash and 2 is a mistake in the command or its input: neither must look like a
+diagnosis."""
+
+
+@click.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--sft", metavar="NAME", help="The SFT branch that is fused. [sft-l1, without it sft]")
+@click.option(
+    "--preference",
+    "preferences",
+    metavar="NAME",
+    multiple=True,
+    help="A branch that it is fused with; may be repeated. [all that are not SFT]",
+)
+@click.option(
+    "--twin", metavar="NAME", help="Its dense twin: the same training without the penalty. [sft beside sft-l1]"
+)
+@click.option(
+    "--json",
+    "json_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the diagnosis there, for machines.",
+)
+@click.pass_context
+def diagnose(
+    ctx: click.Context,
+    folder: Path,
+    sft: str | None,
+    preferences: tuple[str, ...],
+    twin: str | None,
+    json_file: Path | None,
+) -> None:
+    """Look for the three ways in which PAFT fails: dense-sparse mismatch, excessive L1, dominance.
+
+    DIR is a run's folder, or one that `axolotl paft inspect` wrote. Each finding comes with its evidence, the thresholds,
+    how sure it is, and what to change to what.
+
+    \b
+    Exit codes: 0  nothing was found
+                2  wrong usage or input
+                3  something was found
+    """
+    from rich.console import Console
+
+    from paft_plugin.files import write_json
+    from paft_plugin.inspection.diagnosis import diagnose as look
+    from paft_plugin.inspection.diagnosis.text import as_text
+
+    diagnosis = look(folder, sft, preferences, twin)
+    if json_file is not None:
+        write_json(json_file, diagnosis.as_json())
+    Console().print(as_text(diagnosis))
+    if not diagnosis.healthy:
+        ctx.exit(FINDINGS)

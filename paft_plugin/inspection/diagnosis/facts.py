@@ -1,0 +1,194 @@
+"""What a run left behind for a diagnosis to look at; whatever is missing is None or empty, and no error."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from paft_plugin.errors import PaftError
+from paft_plugin.files import PROOF_FILE
+from paft_plugin.inspection.curves import Curve, read_curve_of, shown
+from paft_plugin.inspection.inspected import INSPECTION_FILE, InspectedPair, Inspection, read_inspection
+from paft_plugin.inspection.measures import Measures
+
+BRANCH_INSPECTION = Path("inspection") / "branches"
+RESULTS_FILE = "results.json"
+RESULTS_SCHEMA = 2
+THRESHOLD = 1e-5
+
+
+@dataclass(frozen=True)
+class Score:
+    """One arm on one measure."""
+
+    share: float
+    stderr: float
+    """0 where it is not known."""
+
+
+@dataclass(frozen=True)
+class Fused:
+    """One branch in a recipe, as far as it is the same for all tensors."""
+
+    weight: float = 1.0
+    density: float | None = None
+    """The share of its delta that is kept; None if nothing is trimmed."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that the checks read."""
+
+    folder: Path
+    inspection: Inspection | None
+    inspection_file: str
+    curves: Mapping[str, Curve]
+    """Branch → its training."""
+    proofs: Mapping[str, Mapping[str, Any]]
+    """Branch → its `paft.json`."""
+    scores: Mapping[str, Mapping[str, Score]]
+    """Arm → measure → score."""
+    skill: str | None = None
+    """The measure that the SFT branch is trained for."""
+    preference: str | None = None
+    """The measure that the preference branch is trained for."""
+    recipes: Mapping[str, Mapping[str, Fused]] = field(default_factory=dict)
+    """Arm → branch that its recipe fuses → how."""
+    branches: tuple[str, ...] = field(default=())
+    """All that have an inspected delta, a curve or a proof."""
+
+    def measures(self, branch: str) -> Measures | None:
+        """Of a branch's whole delta."""
+        if self.inspection is None or branch not in [delta.name for delta in self.inspection.deltas]:
+            return None
+        return self.inspection.delta(branch).figures.total
+
+    @property
+    def threshold(self) -> float | None:
+        """That of the sparsity to judge by: this project's 1e-5, or of those that were inspected the nearest to it."""
+        above_zero = [each for each in (self.inspection.thresholds if self.inspection is not None else ()) if each > 0]
+        return min(above_zero, key=lambda each: abs(math.log(each / THRESHOLD)), default=None)
+
+    def arms_of(self, one: str, other: str) -> list[str]:
+        """The arms that fuse these two and nothing else."""
+        return [arm for arm, fused in self.recipes.items() if set(fused) == {one, other}]
+
+    def density(self, branch: str, other: str) -> float | None:
+        """The least share of `branch` that a recipe keeps when it fuses it with `other`; None if none trims."""
+        densities = (self.recipes[arm][branch].density for arm in self.arms_of(branch, other))
+        return min((density for density in densities if density is not None), default=None)
+
+    def weights(self, one: str, other: str) -> list[tuple[float, float]]:
+        """Of each recipe that fuses these two, the weights of both; equal ones if there is no recipe."""
+        fused = [self.recipes[arm] for arm in self.arms_of(one, other)]
+        return [(each[one].weight, each[other].weight) for each in fused] or [(1.0, 1.0)]
+
+    def pair(self, one: str, other: str) -> InspectedPair | None:
+        """Of two branches, in whichever order they were inspected."""
+        pairs = () if self.inspection is None else self.inspection.pairs
+        return next((pair for pair in pairs if {pair.first, pair.second} == {one, other}), None)
+
+
+def read_facts(folder: Path) -> Facts:
+    """Look at a run's folder, or at one that `axolotl paft inspect` wrote.
+
+    Raises:
+        PaftError: The folder is missing, holds an inspection that cannot be read, or nothing that could be diagnosed.
+    """
+    if not folder.is_dir():
+        raise PaftError(f"{folder}: no such folder. Give a run's, or one that `axolotl paft inspect` wrote.")
+    file = next((file for file in _inspections(folder) if file.is_file()), None)
+    inspection = read_inspection(file.parent) if file is not None else None
+    folders = {path.name: path for path in sorted(folder.glob("branches/*")) if path.is_dir()}
+    # The inspection remembers where a delta lay; a run that was moved since has it where runs have it.
+    for delta in inspection.deltas if inspection is not None else ():
+        folders.setdefault(delta.name, Path(delta.folder))
+    curves = {name: read_curve_of(path, folder, name) for name, path in folders.items()}
+    proofs = {name: read_object(path / PROOF_FILE) for name, path in folders.items()}
+    known = [name for name in folders if curves[name] or proofs[name] or (inspection and _inspected(inspection, name))]
+    if not known:
+        raise PaftError(
+            f"{folder}: nothing to diagnose: neither an {INSPECTION_FILE} (run `axolotl paft inspect` first) nor branches "
+            "with a training log or a paft.json."
+        )
+    results = read_object(folder / RESULTS_FILE)
+    return Facts(
+        folder=folder,
+        inspection=inspection,
+        inspection_file=shown(file, folder) if file is not None else (BRANCH_INSPECTION / INSPECTION_FILE).as_posix(),
+        curves={name: curve for name, curve in curves.items() if curve is not None},
+        proofs={name: proof for name, proof in proofs.items() if proof},
+        scores=_scores(results),
+        skill=results.get("skill"),
+        preference=results.get("preference"),
+        recipes={file.parent.name: _recipe(file, known) for file in sorted(folder.glob("recipes/*/*.yml"))},
+        branches=tuple(known),
+    )
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _inspections(folder: Path) -> tuple[Path, Path]:
+    return folder / BRANCH_INSPECTION / INSPECTION_FILE, folder / INSPECTION_FILE
+
+
+def _inspected(inspection: Inspection, name: str) -> bool:
+    return any(delta.name == name for delta in inspection.deltas)
+
+
+def _scores(results: Mapping[str, Any]) -> dict[str, dict[str, Score]]:
+    if results.get("schema") != RESULTS_SCHEMA:
+        return {}
+    scores: dict[str, dict[str, Score]] = {}
+    for arm in _objects(results.get("arms")):
+        shares, errors = _numbers(arm.get("scores")), _numbers(arm.get("stderr"))
+        scores[str(arm.get("arm"))] = {name: Score(share, errors.get(name, 0.0)) for name, share in shares.items()}
+    return scores
+
+
+def _objects(content: Any) -> list[dict[str, Any]]:
+    return [each for each in content if isinstance(each, dict)] if isinstance(content, list) else []
+
+
+def _numbers(content: Any) -> dict[str, float]:
+    if not isinstance(content, dict):
+        return {}
+    return {name: float(value) for name, value in content.items() if isinstance(value, (int, float))}
+
+
+def _recipe(file: Path, branches: Collection[str]) -> dict[str, Fused]:
+    """Of a mergekit recipe, the models in folders that are named like branches."""
+    try:
+        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return {}
+    fused = {}
+    for model in _objects(recipe.get("models") if isinstance(recipe, dict) else None):
+        # A density or weight that differs from tensor to tensor is a list, and no number.
+        given = _numbers(model.get("parameters"))
+        numbers = {name: abs(given[name]) for name in ("weight", "density") if given.get(name)}
+        for name in {Path(text).name for text in _texts(model.get("model"))} & set(branches):
+            fused[name] = Fused(**numbers)
+    return fused
+
+
+def _texts(content: Any) -> Iterator[str]:
+    """Every text in a model's entry: a path, `base+adapter`, or both in a mapping."""
+    if isinstance(content, str):
+        yield from content.split("+")
+    elif isinstance(content, dict):
+        for value in content.values():
+            yield from _texts(value)

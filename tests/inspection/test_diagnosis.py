@@ -1,0 +1,232 @@
+"""Diagnoses of planted runs: each signature where it was planted, and nowhere else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from paft_plugin.errors import PaftError
+from paft_plugin.inspection.diagnosis import diagnose
+from paft_plugin.inspection.verdict import Check, Diagnosis
+
+from .planted_runs import PlantedRun, dense, proof, put, sparse
+
+LEARNT, STUCK = (1.2, 0.8), (1.2, 1.19)
+SCORES = {"sft-l1": {"sums": 0.9, "manners": 0.2}, "dpo": {"sums": 0.2, "manners": 0.9}}
+RECIPE = {"paft-ties": {"sft-l1": {"weight": 1.0, "density": 0.5}, "dpo": {"weight": 1.0, "density": 0.5}}}
+
+
+def healthy() -> PlantedRun:
+    return PlantedRun(
+        deltas={"sft": dense(1), "sft-l1": sparse(2), "dpo": dense(3)},
+        losses={"sft": (1.2, 0.7), "sft-l1": LEARNT, "dpo": (0.69, 0.1)},
+        proofs={"sft-l1": proof()},
+        recipes=RECIPE,
+        scores={**SCORES, "paft-ties": {"sums": 0.89, "manners": 0.9}},
+    )
+
+
+def planted() -> dict[str, tuple[PlantedRun, set[tuple[str, str]]]]:
+    """Name → run, and (signature, culprit) of all that is to be found."""
+    well = healthy()
+    both_dense = PlantedRun({"sft": dense(1), "dpo": dense(3)}, losses={"sft": (1.2, 0.7), "dpo": (0.69, 0.1)})
+    tiny = {**well.deltas, "sft-l1": dense(2, 1e-8)}
+    lost = {**SCORES, "paft-ties": {"sums": 0.5, "manners": 0.9}}
+    return {
+        "healthy": (well, set()),
+        "healthy, without scores": (replace(well, scores={}), set()),
+        "healthy, without a twin": (
+            replace(well, deltas={k: v for k, v in well.deltas.items() if k != "sft"}, losses={"sft-l1": LEARNT}),
+            set(),
+        ),
+        "both dense": (both_dense, set()),
+        "both sparse": (replace(well, deltas={"sft": dense(1), "sft-l1": sparse(2), "dpo": sparse(3)}), set()),
+        "merely small": (replace(both_dense, deltas={"sft": dense(1, 5e-6), "dpo": dense(3, 3e-6)}), set()),
+        "λ far too large": (
+            replace(well, deltas=tiny, losses={**well.losses, "sft-l1": STUCK}, proofs={"sft-l1": proof(0.1)}),
+            {("excessive L1", "sft-l1")},
+        ),
+        "λ far too large, without a twin": (
+            replace(
+                well,
+                deltas={k: v for k, v in tiny.items() if k != "sft"},
+                losses={"sft-l1": STUCK},
+                proofs={"sft-l1": proof(0.1)},
+                scores={},
+            ),
+            {("excessive L1", "sft-l1")},
+        ),
+        "dense SFT, sparse preference": (
+            replace(both_dense, deltas={"sft": dense(1), "dpo": sparse(3)}),
+            {("dense-sparse mismatch", "sft")},
+        ),
+        "sparse SFT lost in a dense preference": (replace(well, scores=lost), {("dense-sparse mismatch", "dpo")}),
+        "SFT ten times the preference": (
+            replace(both_dense, deltas={"sft": 10 * dense(1), "dpo": dense(3)}),
+            {("dominance", "sft")},
+        ),
+        "preference ten times the SFT": (
+            replace(both_dense, deltas={"sft": dense(1), "dpo": 10 * dense(3)}),
+            {("dominance", "dpo")},
+        ),
+        "preference ten times a sparse SFT": (
+            replace(well, deltas={**well.deltas, "dpo": 10 * dense(3)}),
+            {("dominance", "dpo")},
+        ),
+    }
+
+
+def found(diagnosis: Diagnosis) -> set[tuple[str, str | None]]:
+    return {(check.signature, check.culprit) for check in diagnosis.findings}
+
+
+def check_of(diagnosis: Diagnosis, signature: str) -> Check:
+    return next(check for check in diagnosis.checks if check.signature == signature)
+
+
+@pytest.mark.parametrize("name", planted())
+def test_each_signature_is_found_where_it_was_planted_and_nowhere_else(name: str, tmp_path: Path) -> None:
+    run, expected = planted()[name]
+    diagnosis = diagnose(run.write(tmp_path))
+    assert found(diagnosis) == expected
+    assert diagnosis.healthy == (not expected)
+    for check in diagnosis.findings:
+        assert any(item.speaks_for for item in check.evidence)
+        assert check.remedies
+        assert all(remedy.new != remedy.old for remedy in check.remedies)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 0.3, 7.0])
+@pytest.mark.parametrize("name", ["healthy", "SFT ten times the preference", "preference ten times a sparse SFT"])
+def test_a_factor_on_both_deltas_changes_nothing_in_dominance(factor: float, name: str, tmp_path: Path) -> None:
+    run, _ = planted()[name]
+    scaled = replace(run, deltas={key: factor * delta for key, delta in run.deltas.items()})
+    before, after = (
+        check_of(diagnose(each.write(tmp_path / str(n))), "dominance") for n, each in enumerate((run, scaled))
+    )
+    assert (before.state, before.culprit, before.confidence) == (after.state, after.culprit, after.confidence)
+    # The histogram's bins are a tenth of a decade wide, so that a delta lies in them a little differently.
+    for one, other in zip(before.evidence, after.evidence, strict=True):
+        assert one.value == pytest.approx(other.value, abs=0.01)
+
+
+def test_swapping_the_deltas_swaps_the_culprit(tmp_path: Path) -> None:
+    for n, scale in enumerate((10, 0.1)):
+        deltas = {"sft": scale * dense(1), "dpo": dense(3)}
+        swapped = {"sft": deltas["dpo"], "dpo": deltas["sft"]}
+        one = check_of(diagnose(PlantedRun(deltas).write(tmp_path / f"{n}")), "dominance")
+        other = check_of(diagnose(PlantedRun(swapped).write(tmp_path / f"{n} swapped")), "dominance")
+        assert {one.culprit, other.culprit} == {"sft", "dpo"}
+        assert [item.value for item in one.evidence] == pytest.approx([item.value for item in other.evidence])
+
+
+def test_the_order_in_which_deltas_were_inspected_does_not_matter(tmp_path: Path) -> None:
+    run, _ = planted()["preference ten times a sparse SFT"]
+    turned = replace(run, deltas=dict(reversed(run.deltas.items())))
+    assert diagnose(run.write(tmp_path / "run")).checks == diagnose(turned.write(tmp_path / "turned")).checks
+
+
+@pytest.mark.parametrize("name", ["SFT ten times the preference", "preference ten times the SFT"])
+def test_the_weight_that_is_advised_mends_dominance(name: str, tmp_path: Path) -> None:
+    run, _ = planted()[name]
+    check = check_of(diagnose(run.write(tmp_path / "before")), "dominance")
+    advice = next(remedy for remedy in check.remedies if remedy.setting.startswith("--weight-"))
+    assert check.culprit is not None
+    recipe = {branch: {"weight": 1.0} for branch in run.deltas} | {check.culprit: {"weight": float(advice.new)}}
+    after = replace(run, recipes={"parallel-ties": recipe}).write(tmp_path / "after")
+    assert diagnose(after).healthy
+
+
+def test_the_advised_strength_is_what_the_twin_gained_over_its_norm(tmp_path: Path) -> None:
+    run, _ = planted()["λ far too large"]
+    remedies = diagnose(run.write(tmp_path)).findings[0].remedies
+    strength = next(remedy for remedy in remedies if remedy.setting == "paft_l1_lambda")
+    assert strength.old == "0.1"
+    assert float(strength.new) == pytest.approx(0.5 / float(run.deltas["sft"].abs().sum()), rel=0.05)
+    assert any(remedy.setting == "paft_target_sparsity" for remedy in remedies)
+
+
+def test_missing_evidence_is_named_and_lowers_the_confidence(tmp_path: Path) -> None:
+    run, _ = planted()["λ far too large"]
+    whole = diagnose(run.write(tmp_path / "whole")).findings[0]
+    less = replace(run, deltas={k: v for k, v in run.deltas.items() if k != "sft"}, losses={"sft-l1": STUCK})
+    part = diagnose(less.write(tmp_path / "less")).findings[0]
+    assert (whole.confidence, whole.missing) == ("high", ())
+    assert part.confidence == "medium"
+    assert "dense twin" in part.missing[0]
+
+
+def test_without_an_inspection_the_loss_still_tells(tmp_path: Path) -> None:
+    folder = planted()["λ far too large"][0].write(tmp_path)
+    (folder / "inspection" / "branches" / "inspection.json").unlink()
+    diagnosis = diagnose(folder)
+    assert found(diagnosis) == {("excessive L1", "sft-l1")}
+    assert check_of(diagnosis, "dominance").state == "unknown"
+    assert "axolotl paft inspect" in check_of(diagnosis, "dominance").missing[0]
+
+
+def test_a_twin_that_learns_nothing_is_nothing_to_compare_with(tmp_path: Path) -> None:
+    run = healthy()
+    check = check_of(
+        diagnose(replace(run, losses={"sft": (1.2, 1.195), "sft-l1": (1.2, 1.195)}).write(tmp_path)), "excessive L1"
+    )
+    assert check.state == "clear"
+    assert any("a dense twin that learns" in missing for missing in check.missing)
+
+
+def test_a_delta_of_zeros_is_no_crash_and_no_guess(tmp_path: Path) -> None:
+    run = replace(healthy(), deltas={"sft": dense(1), "dpo": torch.zeros_like(dense(3))}, scores={}, recipes={})
+    diagnosis = diagnose(run.write(tmp_path))
+    assert {check.state for check in diagnosis.checks if check.signature != "excessive L1"} == {"unknown"}
+    json.dumps(diagnosis.as_json(), allow_nan=False)
+
+
+def test_scores_overrule_what_the_structure_suggests(tmp_path: Path) -> None:
+    run, _ = planted()["dense SFT, sparse preference"]
+    recipes = {"parallel-ties": {"sft": {}, "dpo": {}}}
+    for manners, expected in ((0.9, set()), (0.6, {("dense-sparse mismatch", "sft")})):
+        scores = {"sft": SCORES["sft-l1"], "dpo": SCORES["dpo"], "parallel-ties": {"sums": 0.9, "manners": manners}}
+        folder = replace(run, recipes=recipes, scores=scores).write(tmp_path / f"{manners}")
+        assert found(diagnose(folder)) == expected
+
+
+def test_each_preference_branch_is_paired_and_judged_by_its_own_arms(tmp_path: Path) -> None:
+    run = healthy()
+    deltas = {**run.deltas, "orpo": dense(4)}
+    recipes = {**RECIPE, "paft-orpo": {"sft-l1": {}, "orpo": {}}}
+    scores = {**run.scores, "paft-orpo": {"sums": 0.4, "manners": 0.9}}
+    diagnosis = diagnose(replace(run, deltas=deltas, recipes=recipes, scores=scores).write(tmp_path))
+    assert found(diagnosis) == {("dense-sparse mismatch", "orpo")}
+    assert [check.branches for check in diagnosis.checks if check.signature == "dominance"] == [
+        ("sft-l1", "dpo"),
+        ("sft-l1", "orpo"),
+    ]
+
+
+def test_names_that_say_nothing_are_asked_for_and_strange_ones_are_all_refused(tmp_path: Path) -> None:
+    folder = PlantedRun({"one": 10 * dense(1), "other": dense(2)}).write(tmp_path)
+    with pytest.raises(PaftError, match="--sft"):
+        diagnose(folder)
+    assert found(diagnose(folder, sft="other")) == {("dominance", "one")}
+    with pytest.raises(PaftError) as error:
+        diagnose(folder, sft="here", preferences=("there",))
+    assert len(error.value.problems) == 2
+
+
+def test_a_folder_of_an_inspection_alone_will_do(tmp_path: Path) -> None:
+    PlantedRun({"sft": 10 * dense(1), "dpo": dense(2)}).write(tmp_path)
+    assert found(diagnose(tmp_path / "inspection" / "branches")) == {("dominance", "sft")}
+
+
+def test_nothing_to_diagnose_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(PaftError, match="nothing to diagnose"):
+        diagnose(tmp_path)
+    with pytest.raises(PaftError, match="no such folder"):
+        diagnose(tmp_path / "nowhere")
+    put(tmp_path / "results.json", {"schema": 2, "arms": []})
+    with pytest.raises(PaftError, match="nothing to diagnose"):
+        diagnose(tmp_path)
