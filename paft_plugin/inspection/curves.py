@@ -1,0 +1,193 @@
+"""A branch's training as it was logged: loss, learning rate, λ, norm and sparsity by optimizer step.
+
+Three places know of it, each maybe less than whole: a checkpoint's `trainer_state.json` (exact, but saved only where the config
+asks for checkpoints), the stage's log (what the Trainer printed, four digits) and `paft.json` (λ, norm and sparsity alone). They
+are laid over each other, the more exact on top.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paft_plugin.files import PROOF_FILE
+from paft_plugin.thresholds import threshold_key
+
+LATE = 5  # the end of a training is its last fifth: the last logged point alone is one batch's luck
+_SPARSITY = "paft/sparsity@"
+_PRINTED = re.compile(
+    r"(?P<done>\d+)/\d+ \[\d+:\d+"  # a progress bar: the step that the next printed figures belong to
+    r"|(?P<figures>\{'[^{}\n]*\})"
+)
+
+Point = dict[str, float]
+"""What was logged at one step: the logger's name of a metric → value."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One training. The series are as long as `steps`; NaN stands where a step logged no such value."""
+
+    branch: str
+    sources: tuple[str, ...]
+    """Files that it was read from, relative to the run's folder, the most exact first."""
+    steps: tuple[int, ...]
+    """Optimizer steps at which something was logged, ascending."""
+    loss: tuple[float, ...]
+    """The task's loss alone, as the Trainer averages it since the last logged step."""
+    learning_rate: tuple[float, ...]
+    lambda_: tuple[float, ...]
+    l1_norm: tuple[float, ...]
+    sparsity: dict[str, tuple[float, ...]]
+    """Threshold, as `threshold_key` writes it → share of entries with |δ| ≤ threshold."""
+
+    @property
+    def start_loss(self) -> float | None:
+        """The first loss that was logged; None without any. At step 1 it is the base model's, on one batch."""
+        return next(iter(self._losses()), None)
+
+    @property
+    def final_loss(self) -> float | None:
+        """The mean over the last fifth of what was logged, at least one point; None without any."""
+        losses = self._losses()
+        late = losses[-max(1, len(losses) // LATE) :]
+        return sum(late) / len(late) if late else None
+
+    @property
+    def first_loss_step(self) -> int | None:
+        """Where `start_loss` was logged."""
+        return next((step for step, loss in zip(self.steps, self.loss, strict=True) if math.isfinite(loss)), None)
+
+    def _losses(self) -> list[float]:
+        return [loss for loss in self.loss if math.isfinite(loss)]
+
+
+def read_curve(run_dir: Path, branch: str) -> Curve | None:
+    """What is known of the training of `run_dir/branches/BRANCH`; None if nothing is.
+
+    A file that is missing or cannot be read adds nothing: a curve is something to look at, not something to fail for.
+    """
+    folder = run_dir / "branches" / branch
+    points: dict[int, Point] = {}
+    sources: list[str] = []
+    # The least exact first, so that the others overwrite it.
+    for source, found in (
+        (run_dir / "logs" / f"{branch}.log", _from_log),
+        (folder / PROOF_FILE, _from_proof),
+        (_last_state(folder), _from_state),
+    ):
+        read = found(source) if source is not None else {}
+        if source is not None and read:
+            sources.insert(0, source.relative_to(run_dir).as_posix())
+        for step, point in read.items():
+            points.setdefault(step, {}).update(point)
+    return _curve(branch, tuple(sources), points) if points else None
+
+
+def _curve(branch: str, sources: tuple[str, ...], points: Mapping[int, Point]) -> Curve:
+    steps = tuple(sorted(points))
+
+    def series(name: str) -> tuple[float, ...]:
+        return tuple(points[step].get(name, math.nan) for step in steps)
+
+    sparsities = sorted({name for point in points.values() for name in point if name.startswith(_SPARSITY)})
+    return Curve(
+        branch=branch,
+        sources=sources,
+        steps=steps,
+        loss=series("loss"),
+        learning_rate=series("learning_rate"),
+        lambda_=series("paft/lambda"),
+        l1_norm=series("paft/l1_norm"),
+        sparsity={name.removeprefix(_SPARSITY): series(name) for name in sparsities},
+    )
+
+
+def _from_state(file: Path) -> dict[int, Point]:
+    """`log_history` of a checkpoint's `trainer_state.json`."""
+    history = _json(file).get("log_history")
+    points: dict[int, Point] = {}
+    for entry in history if isinstance(history, list) else []:
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            points.setdefault(entry["step"], {}).update(_numbers(entry))
+    return points
+
+
+def _from_proof(file: Path) -> dict[int, Point]:
+    """The history of `paft.json`."""
+    history = _json(file).get("history")
+    points: dict[int, Point] = {}
+    for entry in history if isinstance(history, list) else []:
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            shares = entry.get("sparsity")
+            named = {f"{_SPARSITY}{key}": share for key, share in shares.items()} if isinstance(shares, dict) else {}
+            known = {"paft/lambda": entry.get("lambda"), "paft/l1_norm": entry.get("l1_norm"), **named}
+            points[entry["step"]] = _numbers(known)
+    return points
+
+
+def _from_log(file: Path) -> dict[int, Point]:
+    """The figures that the Trainer printed between its progress bars, in a stage's log."""
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    points: dict[int, Point] = {}
+    for step, figures in _printed(text):
+        points.setdefault(step, {}).update(_numbers(figures))
+    return points
+
+
+def _printed(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(step, figures) in the order in which they were printed; without progress bars, steps are counted by what was printed."""
+    done = printed = 0
+    for found in _PRINTED.finditer(text):
+        if found["done"]:
+            done = int(found["done"])
+            continue
+        try:
+            figures = ast.literal_eval(found["figures"])
+        except (ValueError, SyntaxError):
+            continue
+        if isinstance(figures, dict) and "loss" in figures:
+            printed += 1
+            yield done or printed, figures
+
+
+def _numbers(entry: Mapping[str, Any]) -> Point:
+    """The entries that are numbers, or text that reads as one; thresholds as every file of this project names them."""
+    point = {}
+    for name, value in entry.items():
+        try:
+            number = float(value)
+            if name.startswith(_SPARSITY):
+                name = _SPARSITY + threshold_key(float(name.removeprefix(_SPARSITY)))
+        except (TypeError, ValueError):
+            continue
+        point[name] = number
+    return point
+
+
+def _last_state(folder: Path) -> Path | None:
+    """The `trainer_state.json` of the last checkpoint."""
+    states = [file for file in folder.glob("checkpoint-*/trainer_state.json") if _step_of(file) is not None]
+    return max(states, key=lambda file: _step_of(file) or 0, default=None)
+
+
+def _step_of(state: Path) -> int | None:
+    number = state.parent.name.removeprefix("checkpoint-")
+    return int(number) if number.isdigit() else None
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
