@@ -1,0 +1,102 @@
+"""What a diagnosis says: one check for each failure signature and what it is about, with everything that it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+SCHEMA = 1
+
+Signature = Literal["dense-sparse mismatch", "excessive L1", "dominance"]
+Confidence = Literal["low", "medium", "high"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One number, where it comes from, and which side of its threshold it is on."""
+
+    what: str
+    """What was measured, in words that a table can hold."""
+    value: float
+    threshold: float
+    """Where this evidence begins to speak for the signature. `DIAGNOSIS.md` says why it lies there."""
+    above: bool
+    """Whether values at or above the threshold speak for the signature; if not, values at or below it do."""
+    source: str
+    """The file that it was read from, relative to the diagnosed folder."""
+
+    @property
+    def speaks_for(self) -> bool:
+        """Whether the threshold is reached."""
+        return self.value >= self.threshold if self.above else self.value <= self.threshold
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change that would mend it."""
+
+    setting: str
+    """A key of an axolotl config (`paft_l1_lambda`) or an option of `axolotl paft recipe` (`--weight-sft`)."""
+    where: str
+    """What to change it in: `configs/sft-l1.yml`, `axolotl paft recipe` …"""
+    old: str | None
+    """What it was; None if that is not known, or if it was not set."""
+    new: str
+    reason: str
+    """How `new` follows from this run."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One failure signature, looked for in one branch or one pair of branches."""
+
+    signature: Signature
+    branches: tuple[str, ...]
+    """The branch or the pair that was looked at."""
+    found: bool
+    culprit: str | None
+    """The branch that causes it; None if nothing was found."""
+    message: str
+    """One sentence: what is the matter, or what was looked at and is well."""
+    evidence: tuple[Evidence, ...]
+    missing: tuple[str, ...]
+    """What would have been looked at too, and where it was looked for."""
+    confidence: Confidence
+    confidence_reason: str
+    remedies: tuple[Remedy, ...] = ()
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Every check of one run."""
+
+    folder: str
+    sft: str
+    preferences: tuple[str, ...]
+    twin: str | None
+    """The dense twin of the SFT branch: the same training without the penalty."""
+    checks: tuple[Check, ...]
+
+    @property
+    def findings(self) -> tuple[Check, ...]:
+        """The checks that found their signature."""
+        return tuple(check for check in self.checks if check.found)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether no check found anything."""
+        return not self.findings
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data, for a JSON file."""
+        content = asdict(self)
+        for check, plain in zip(self.checks, content["checks"], strict=True):
+            for one, evidence in zip(check.evidence, plain["evidence"], strict=True):
+                evidence["speaks_for"] = one.speaks_for
+        return {"schema": SCHEMA, "healthy": self.healthy, **content}
+
+
+def names(checks: Sequence[Check]) -> list[str]:
+    """The signatures of `checks`, each once, in their order."""
+    return list(dict.fromkeys(check.signature for check in checks))
