@@ -1,0 +1,241 @@
+"""What is measured of a delta and of a pair of deltas, for one tensor or a group of them.
+
+Counts are of entries. Everything that is a share, a ratio or a norm's square follows from sums, so a group's figures are those of
+its tensors laid end to end; what does not add up (ranks, subspaces) is there for single tensors only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from paft_plugin.thresholds import threshold_key
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Effective rank of one matrix: (Σσ²)² / Σσ⁴, the participation ratio of its squared singular values σ²; 1 to the rank."""
+
+    value: float
+    standard_error: float
+    """0 where the value is exact (adapters, from their factors); otherwise that of the estimate from sampled rows."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Of one delta, over one tensor or a group of tensors."""
+
+    entries: int
+    zeros: int
+    """δ is exactly 0."""
+    small: Mapping[str, int]
+    """Threshold, as `threshold_key` writes it → entries with |δ| ≤ threshold."""
+    unseen: Mapping[str, int]
+    """Dtype (`bfloat16`) → entries that rounding to it hides: round(θ_pre + δ) = round(θ_pre), as in arXiv 2505.11711. It holds
+    the base's own dtype, and bfloat16 as well where that is wider."""
+    l1: float
+    l2: float
+    largest: float
+    """max |δ|."""
+    base_l2: float
+    """‖θ_pre‖₂ over the same entries."""
+    hoyer: float | None
+    """(√n − ‖δ‖₁/‖δ‖₂) / (√n − 1): 0 if all |δ| are equal, 1 if one entry is all; None for a delta of zeros or one entry."""
+    gini: float | None
+    """Gini coefficient of |δ|: 0 if all are equal, 1 − 1/n if one entry is all; None for a delta of zeros."""
+    top_1_percent: float | None
+    """Share of ‖δ‖₁ in the 1 % of entries of greatest magnitude; None for a delta of zeros."""
+    top_10_percent: float | None
+    effective_rank: Rank | None = None
+    """Of a single matrix; None for groups, vectors and zeros."""
+
+    def sparsity(self, threshold: float) -> float:
+        """Share of entries with |δ| ≤ threshold, one of those that were inspected."""
+        return self.small[threshold_key(threshold)] / self.entries
+
+    @property
+    def zero_share(self) -> float:
+        """Share of entries with δ = 0."""
+        return self.zeros / self.entries
+
+    @property
+    def relative(self) -> float | None:
+        """‖δ‖₂ / ‖θ_pre‖₂."""
+        return self.l2 / self.base_l2 if self.base_l2 else None
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields, and what readers ask for most: shares."""
+        return {
+            **asdict(self),
+            "sparsity": {key: count / self.entries for key, count in self.small.items()},
+            "unseen_share": {key: count / self.entries for key, count in self.unseen.items()},
+            "relative": self.relative,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Measures:
+        rank = content.get("effective_rank")
+        return cls(**{**_own(cls, content), "effective_rank": Rank(**rank) if rank else None})
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Supports of two deltas at one threshold: where |δ| is above it."""
+
+    first: int
+    second: int
+    both: int
+    conflicts: int
+    """Of `both`: entries of opposite signs."""
+
+    @property
+    def jaccard(self) -> float | None:
+        """|A ∩ B| / |A ∪ B|; None if both supports are empty."""
+        union = self.first + self.second - self.both
+        return self.both / union if union else None
+
+    @property
+    def conflict_share(self) -> float | None:
+        """Share of the entries in both supports whose signs are opposite; None if there are none."""
+        return self.conflicts / self.both if self.both else None
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "jaccard": self.jaccard, "conflict_share": self.conflict_share}
+
+
+@dataclass(frozen=True)
+class Election:
+    """What trimming and the election of signs do to two branches of equal weight, at one density; in entries.
+
+    TIES counts may be fractions: of equal magnitudes at the edge of the trim each is kept with the same chance. DARE counts are
+    expected values.
+    """
+
+    nonzero: tuple[int, int]
+    """Entries ≠ 0 of (first, second), before trimming."""
+    kept: tuple[float, float]
+    """Entries ≠ 0 that survive trimming."""
+    both: float
+    """Kept in both."""
+    conflicts: float
+    """Of `both`: of opposite signs; the greater magnitude wins, a tie goes to the positive sign."""
+    lost: tuple[float, float]
+    """Kept, but overruled by the election of signs."""
+
+    @property
+    def trimmed(self) -> tuple[float, float]:
+        """Entries ≠ 0 that trimming removes."""
+        return self.nonzero[0] - self.kept[0], self.nonzero[1] - self.kept[1]
+
+    @property
+    def elected(self) -> tuple[float, float]:
+        """Entries of each branch that take part in the merged delta."""
+        return self.kept[0] - self.lost[0], self.kept[1] - self.lost[1]
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "trimmed": self.trimmed, "elected": self.elected}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Election:
+        nonzero, kept, lost = (tuple(content[key]) for key in ("nonzero", "kept", "lost"))
+        return cls(nonzero=nonzero, kept=kept, both=content["both"], conflicts=content["conflicts"], lost=lost)
+
+
+@dataclass(frozen=True)
+class Subspaces:
+    """How far the subspaces of two adapters coincide: the mean cos² of their principal angles.
+
+    0: orthogonal; 1: one holds the other.
+    """
+
+    columns: float
+    """Of the column spaces (what the changes write to), from the B factors."""
+    rows: float
+    """Of the row spaces (what they read), from the A factors."""
+    columns_by_chance: float
+    """What two random subspaces of these ranks would have: the greater rank / dimension."""
+    rows_by_chance: float
+
+
+@dataclass(frozen=True)
+class Interference:
+    """Of two deltas, over one tensor that both change or a group of them."""
+
+    entries: int
+    overlap: Mapping[str, Overlap]
+    """Threshold → supports. It always holds `0.0`: where δ ≠ 0."""
+    agreeing: float
+    """Σ|δ₁δ₂| over entries of the same sign."""
+    opposing: float
+    """Σ|δ₁δ₂| over entries of opposite signs."""
+    squares: tuple[float, float]
+    """‖δ₁‖₂², ‖δ₂‖₂²."""
+    ties: Mapping[str, Election]
+    """Density → TIES with equal weights, each tensor trimmed by itself, as mergekit does."""
+    dare: Mapping[str, Election]
+    """Density → expected outcome of DARE-TIES."""
+    subspaces: Subspaces | None = None
+    """Of one tensor that two adapters change by factors."""
+
+    @property
+    def cosine(self) -> float | None:
+        """⟨δ₁, δ₂⟩ / (‖δ₁‖₂ ‖δ₂‖₂); None if one is zero."""
+        norms = math.sqrt(self.squares[0]) * math.sqrt(self.squares[1])
+        return (self.agreeing - self.opposing) / norms if norms else None
+
+    @property
+    def conflict_weight(self) -> float | None:
+        """Sign conflicts weighted by magnitude: Σ|δ₁δ₂| of opposite signs / Σ|δ₁δ₂|. Neither branch's scale sways it."""
+        total = self.agreeing + self.opposing
+        return self.opposing / total if total else None
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "overlap": {key: overlap.as_json() for key, overlap in self.overlap.items()},
+            "ties": {key: election.as_json() for key, election in self.ties.items()},
+            "dare": {key: election.as_json() for key, election in self.dare.items()},
+            "cosine": self.cosine,
+            "conflict_weight": self.conflict_weight,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Interference:
+        subspaces = content.get("subspaces")
+        return cls(
+            entries=content["entries"],
+            overlap={key: Overlap(**_own(Overlap, overlap)) for key, overlap in content["overlap"].items()},
+            agreeing=content["agreeing"],
+            opposing=content["opposing"],
+            squares=tuple(content["squares"]),
+            ties={key: Election.from_json(election) for key, election in content["ties"].items()},
+            dare={key: Election.from_json(election) for key, election in content["dare"].items()},
+            subspaces=Subspaces(**subspaces) if subspaces else None,
+        )
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """|δ| of one delta on a logarithmic scale. Entries beyond either end are counted apart, exact zeros too."""
+
+    log10_edges: tuple[float, ...]
+    """Ascending; bin i holds 10^edges[i] ≤ |δ| < 10^edges[i + 1] (an entry within 0.2 % of an edge may be in either bin)."""
+    counts: tuple[int, ...] = field(default=())
+    """One fewer than edges."""
+    zeros: int = 0
+    underflow: int = 0
+    """0 < |δ| < the lowest edge."""
+    overflow: int = 0
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Histogram:
+        own = _own(cls, content)
+        return cls(**{**own, "log10_edges": tuple(own["log10_edges"]), "counts": tuple(own["counts"])})
+
+
+def _own(cls: type, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a JSON object only what is a field: the rest was derived from these when it was written."""
+    names = {each.name for each in fields(cls)}
+    return {key: value for key, value in content.items() if key in names}
