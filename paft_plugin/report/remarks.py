@@ -1,0 +1,80 @@
+"""What checks said of a run, the diagnosis of its branches and the lint of its recipes, as the page shows it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from paft_plugin.inspection.verdict import Check, Diagnosis, Evidence
+from paft_plugin.report.differences import number
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One finding, or the news that there is none."""
+
+    kind: Literal["bad", "good", "plain"]
+    label: str
+    """What it is, in two or three words: severity and code, or signature and branches."""
+    said: str
+    evidence: tuple[str, ...] = ()
+    remedies: tuple[str, ...] = ()
+
+
+def diagnosis_remarks(diagnosis: Diagnosis) -> list[Remark]:
+    """Every check, those that found something first."""
+    return [_check_remark(check) for check in sorted(diagnosis.checks, key=lambda check: not check.found)]
+
+
+def _check_remark(check: Check) -> Remark:
+    about = f"{check.signature} ({' and '.join(check.branches)})"
+    return Remark(
+        "bad" if check.found else "good",
+        f"Found: {about}" if check.found else f"Not found: {about}",
+        f"{check.message} Confidence: {check.confidence}, {check.confidence_reason}",
+        tuple(_evidence_said(evidence) for evidence in check.evidence)
+        + tuple(f"Not looked at: {missing}" for missing in check.missing),
+        tuple(
+            f"Set {remedy.setting} in {remedy.where} to {remedy.new}"
+            + (f" (it is {remedy.old})" if remedy.old is not None else "")
+            + f": {remedy.reason}"
+            for remedy in check.remedies
+        ),
+    )
+
+
+def _evidence_said(evidence: Evidence) -> str:
+    side = "at or above" if evidence.above else "at or below"
+    return (
+        f"{evidence.what}: {number(evidence.value)}, and {side} {number(evidence.threshold)} would speak for it "
+        f"({evidence.source})"
+    )
+
+
+def lint_remarks(run: Path) -> list[Remark] | None:
+    """What the recipes' checks in `run` found, errors first; None if no check was kept there."""
+    files = sorted(run.glob("lint/*/lint.json"))
+    if not files:
+        return None
+    remarks = []
+    for file in files:
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            found = [finding for recipe in content["recipes"] for finding in recipe["findings"]]
+            remarks += [_lint_remark(file.parent.name, finding) for finding in found]
+        except (ValueError, KeyError, TypeError):
+            remarks.append(Remark("bad", f"Unreadable: {file.parent.name}", f"{file.relative_to(run)} is damaged."))
+    return sorted(remarks, key=lambda remark: remark.kind != "bad")
+
+
+def _lint_remark(arm: str, finding: dict[str, Any]) -> Remark:
+    where = f"{finding['where']}: " if finding.get("where") else ""
+    return Remark(
+        "bad" if finding["severity"] == "error" else "plain",
+        f"{arm}: {finding['severity']} {finding['code']} {finding['name']}",
+        f"{where}{finding['message']}",
+        (),
+        (str(finding["fix"]),),
+    )
