@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 SCHEMA = 1
 
 Signature = Literal["dense-sparse mismatch", "excessive L1", "dominance"]
+State = Literal["found", "clear", "unknown"]
+"""`unknown`: what it takes to decide is missing."""
 Confidence = Literal["low", "medium", "high"]
 
 
@@ -19,17 +20,26 @@ class Evidence:
     what: str
     """What was measured, in words that a table can hold."""
     value: float
-    threshold: float
-    """Where this evidence begins to speak for the signature. `DIAGNOSIS.md` says why it lies there."""
-    above: bool
-    """Whether values at or above the threshold speak for the signature; if not, values at or below it do."""
     source: str
-    """The file that it was read from, relative to the diagnosed folder."""
+    """The file that it was read from, relative to the diagnosed folder where it lies in there."""
+    threshold: float | None = None
+    """Where this evidence begins to speak for the signature; None for what is shown for scale only. `DIAGNOSIS.md` says why."""
+    above: bool = False
+    """Whether values at or above the threshold speak for the signature; if not, values at or below it do."""
+    slack: float = 0.0
+    """Closer than this to its threshold a value says little, either way."""
 
     @property
-    def speaks_for(self) -> bool:
-        """Whether the threshold is reached."""
+    def speaks_for(self) -> bool | None:
+        """Whether the threshold is reached; None without one."""
+        if self.threshold is None:
+            return None
         return self.value >= self.threshold if self.above else self.value <= self.threshold
+
+    @property
+    def close(self) -> bool:
+        """Whether the value lies so near to its threshold that the next run might fall on the other side."""
+        return self.threshold is not None and abs(self.value - self.threshold) < self.slack
 
 
 @dataclass(frozen=True)
@@ -54,17 +64,23 @@ class Check:
     signature: Signature
     branches: tuple[str, ...]
     """The branch or the pair that was looked at."""
-    found: bool
+    state: State
     culprit: str | None
-    """The branch that causes it; None if nothing was found."""
+    """The branch that causes it; None unless it was found."""
     message: str
-    """One sentence: what is the matter, or what was looked at and is well."""
+    """What is the matter, or what was looked at and is well."""
     evidence: tuple[Evidence, ...]
     missing: tuple[str, ...]
     """What would have been looked at too, and where it was looked for."""
     confidence: Confidence
+    """In the state that it came to."""
     confidence_reason: str
     remedies: tuple[Remedy, ...] = ()
+
+    @property
+    def found(self) -> bool:
+        """Whether the signature is there."""
+        return self.state == "found"
 
 
 @dataclass(frozen=True)
@@ -72,7 +88,7 @@ class Diagnosis:
     """Every check of one run."""
 
     folder: str
-    sft: str
+    sft: str | None
     preferences: tuple[str, ...]
     twin: str | None
     """The dense twin of the SFT branch: the same training without the penalty."""
@@ -95,8 +111,3 @@ class Diagnosis:
             for one, evidence in zip(check.evidence, plain["evidence"], strict=True):
                 evidence["speaks_for"] = one.speaks_for
         return {"schema": SCHEMA, "healthy": self.healthy, **content}
-
-
-def names(checks: Sequence[Check]) -> list[str]:
-    """The signatures of `checks`, each once, in their order."""
-    return list(dict.fromkeys(check.signature for check in checks))
