@@ -1,6 +1,6 @@
 """The style that every plot shares, and plots as files: SVG that takes the page's colours, PNG for everywhere else.
 
-Colours are Okabe and Ito's, which colour-blind people can tell apart; marker and line differ as well, for print and everyone else.
+Colours are Okabe and Ito's, which colour-blind people can tell apart; markers and lines differ as well, for print and everyone.
 The same data gives the same bytes: no date, no version, no random identifier.
 """
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -135,8 +136,6 @@ RC = {
 """What `common_style` sets."""
 
 
-
-
 @contextmanager
 def common_style() -> Iterator[None]:
     """matplotlib's settings, in force while a plot is drawn (also a decorator: `@common_style()`) or written."""
@@ -153,9 +152,16 @@ def new_figure(width: float = WIDTH, height: float = 3.2) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def plain_number(value: float, _place: int | None = None) -> str:
-    """For the ticks of a logarithmic axis: `1e-5`, `0.01`, `100`; matplotlib's own are formulas, which no page can set in its font."""
+def plain_number(value: float, _place: float | None = None) -> str:
+    """For the ticks of a logarithmic axis: `1e-5`, `0.01`, `100`; matplotlib's own are formulas, which no page sets in its font."""
     return f"{value:g}".replace("e-0", "e-").replace("e+0", "e")
+
+
+def whole_numbers(axis: Axis) -> None:
+    """Label an axis at whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(nbins=8, integer=True))
 
 
 def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
@@ -189,7 +195,10 @@ def as_svg(plot: Plot) -> str:
     with matplotlib.rc_context({**RC, "svg.hashsalt": plot.name}):
         FigureCanvasSVG(plot.figure)
         plot.figure.savefig(
-            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+            buffer,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
         )
     return _for_a_page(buffer.getvalue(), plot)
 

@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from paft_plugin.drawing import (
-    MUTED, WIDE, Missing, Plot, common_style, joined, new_figure, plain_number, styles_of,
+    MUTED,
+    WIDE,
+    Missing,
+    Plot,
+    common_style,
+    joined,
+    new_figure,
+    plain_number,
+    styles_of,
+    whole_numbers,
 )  # fmt: skip
 from paft_plugin.inspection.inspected import InspectedDelta, InspectedPair, Inspection
 from paft_plugin.inspection.measures import Interference
@@ -62,7 +71,7 @@ def sparsity_by_layer(inspection: Inspection) -> Plot | Missing:
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("layer")
     axes.set_ylabel(f"share of entries with |δ| ≤ {threshold_label(threshold)}")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    whole_numbers(axes.xaxis)
     figure.legend(loc="outside upper center", ncols=min(len(layered), 4))
     said = " ".join(_sparsity_said(delta, threshold) for delta in layered)
     return Plot(
@@ -76,7 +85,10 @@ def sparsity_by_layer(inspection: Inspection) -> Plot | Missing:
 
 def _sparsity_said(delta: InspectedDelta, threshold: float) -> str:
     shares = {layer: figures.sparsity(threshold) for layer, figures in delta.figures.layers.items()}
-    low, high = min(shares, key=lambda layer: (shares[layer], layer)), max(shares, key=lambda layer: (shares[layer], -layer))
+    low, high = (
+        min(shares, key=lambda layer: (shares[layer], layer)),
+        max(shares, key=lambda layer: (shares[layer], -layer)),
+    )
     total = delta.figures.total.sparsity(threshold)
     if len(shares) == 1 or shares[high] - shares[low] < 0.01:
         return f"{delta.name}: {total:.1%} in total, the same in every layer."
@@ -96,12 +108,16 @@ def histograms(inspection: Inspection) -> Plot | Missing:
     for delta in drawn:
         histogram, style = delta.histogram, styles[delta.name]
         shares = [count / delta.figures.total.entries for count in histogram.counts]
-        axes.stairs(shares, histogram.log10_edges, color=style.colour, linestyle=style.line, linewidth=1.6, label=delta.name)
+        axes.stairs(
+            shares, histogram.log10_edges, color=style.colour, linestyle=style.line, linewidth=1.6, label=delta.name
+        )
     low, high = _filled([delta.histogram.log10_edges for delta in drawn], [delta.histogram.counts for delta in drawn])
     axes.set_xlim(low, high)
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_formatter(lambda exponent, _: plain_number(10.0**exponent) if exponent == int(exponent) else "")
-    axes.xaxis.get_major_locator().set_params(integer=True, nbins=8)
+    axes.xaxis.set_major_formatter(
+        lambda exponent, _: plain_number(10.0**exponent) if exponent == int(exponent) else ""
+    )
+    whole_numbers(axes.xaxis)
     threshold = plotted_threshold(inspection)
     if threshold is not None and threshold > 0 and low < math.log10(threshold) < high:
         axes.axvline(math.log10(threshold), color=MUTED, linewidth=0.9, linestyle=":")
@@ -177,7 +193,7 @@ def interference_map(inspection: Inspection) -> Plot | Missing:
         unused.set_visible(False)
     bar = figure.colorbar(image, ax=axes.tolist(), shrink=0.9, pad=0.015, aspect=18)
     bar.ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     left_out = len(_candidates(inspection)) - len(pairs)
     return Plot(
         name,
@@ -220,7 +236,7 @@ def _frame(axes: Axes, title: str, modules: list[str]) -> None:
     axes.set_title(title, loc="left")
     axes.set_xlabel("layer")
     axes.set_yticks(range(len(modules)), modules)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    whole_numbers(axes.xaxis)
     axes.grid(visible=False)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
@@ -232,7 +248,7 @@ def _numbers(axes: Axes, grid: list[list[float]], layers: list[int], greatest: f
         for column, share in enumerate(shares):
             if math.isfinite(share):
                 colour = ON_LIGHT if share > 0.55 * greatest else ON_DARK
-                text = f"{100 * share:.2g}" if share < 0.1 else f"{100 * share:.0f}"
+                text = f"{100 * share:.1f}" if share < 0.1 else f"{100 * share:.0f}"
                 axes.text(layers[0] + column, row, text, ha="center", va="center", fontsize=7, color=colour)
 
 

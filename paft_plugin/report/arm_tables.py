@@ -61,9 +61,9 @@ def comparison_table(results: Results, choice: Choice) -> Table | None:
     return Table(
         "comparisons",
         "What changes from one arm to another",
-        [Column("Question", is_number=False), Column("Arms", is_number=False), *(Column(_heading(m)) for m in results.measures)],
+        [Column("Question", is_number=False), *(Column(_heading(measure)) for measure in results.measures)],
         [
-            Row([Cell(one.question), Cell(f"{one.before} → {one.after}"), *map(difference_cell, one.differences)])
+            Row([Cell(one.question, detail=f"{one.before} → {one.after}"), *map(difference_cell, one.differences)])
             for one in asked
         ],
         "Differences ± their standard error, of unpaired items. Less than two standard errors counts as no difference; of many "

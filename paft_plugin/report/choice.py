@@ -1,7 +1,7 @@
 """Which arm to use, by a rule that is written down, and what it costs.
 
-The rule (`RULE`, shown on the page) asks first for SFT's skill, then for the preference, then for everything else, and never takes
-a difference within two standard errors for one.
+The rule (`RULE`, shown on the page) asks first for SFT's skill, then for the preference, then for everything else, and never
+takes a difference within two standard errors for one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Choice:
     tied: tuple[str, ...] = ()
     """Other arms that cannot be told from the chosen one."""
     costs: tuple[Difference, ...] = ()
-    """What the chosen arm gains or gives up: the skill against the SFT arm, the preference against the best, the rest against the base."""
+    """What the chosen arm gains or loses: skill against the SFT arm, preference against the best, the rest against the base."""
 
 
 def choose(results: Results) -> Choice:
@@ -46,7 +46,9 @@ def choose(results: Results) -> Choice:
     scored = [arm for arm in results.arms if all(goal.name in arm.scores for goal in goals)]
     if not goals or not scored:
         why = "no measure of the skill or the preference is named" if not goals else "no arm has been scored on both"
-        return Choice("none", None, "No arm can be named", f"In this run {why}: compare the arms in the table yourself.")
+        return Choice(
+            "none", None, "No arm can be named", f"In this run {why}: compare the arms in the table yourself."
+        )
     if len(goals) == 1:
         return _by_one(results, scored, goals[0])
     skill, preference = goals
@@ -107,15 +109,14 @@ def _named(results: Results, chosen: Arm, tied: list[str], reference: Arm, most:
     explanation = (
         "All arms are within 2 standard errors of each other, so any will do."
         if all_of_them
-        else f"{_why(results, reference)} {joined(tied)} cannot be told from it by these items."
+        else f"{_why(results, reference)} These items show no difference from {joined(tied)}."
     )
     return Choice("tied", chosen, f"Use {chosen.name}", explanation, tuple(tied), costs)
 
 
 def _why(results: Results, reference: Arm) -> str:
-    return (
-        f"It has the best {results.preference} of the arms that keep the {results.skill} of {reference.name}, the best SFT arm."
-    )
+    kept = f"the {results.skill} of {reference.name}, the best SFT arm"
+    return f"It has the best {results.preference} of the arms that keep {kept}."
 
 
 def _trade(results: Results, scored: Sequence[Arm], reference: Arm, most: Arm) -> Choice:
@@ -146,7 +147,7 @@ def _by_one(results: Results, scored: Sequence[Arm], goal: Measure) -> Choice:
     said = f"It has the best {goal.name}, {_score(best, goal)}; the run has no measure of "
     said += "the preference." if results.preference is None else "the skill."
     if tied:
-        said += f" {joined(tied)} cannot be told from it by these items."
+        said += f" These items show no difference from {joined(tied)}."
     base = results.arm("base")
     costs = [difference(base, best, measure) for measure in results.measures] if base and base is not best else []
     return Choice(

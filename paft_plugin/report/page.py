@@ -34,6 +34,8 @@ class Cell:
     order: float | str | None = None
     """A number; `""` for what was not measured, which stays last; None to sort by the text."""
     verdict: str = ""
+    detail: str = ""
+    """A second line, smaller."""
 
     @property
     def word(self) -> str:

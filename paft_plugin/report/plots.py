@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from paft_plugin.drawing import (
-    INK, MUTED, PAPER, Missing, Plot, common_style, joined, log_axis, new_figure, plain_number, style_of,
+    INK,
+    MUTED,
+    PAPER,
+    Missing,
+    Plot,
+    common_style,
+    joined,
+    log_axis,
+    new_figure,
+    plain_number,
+    style_of,
 )  # fmt: skip
 from paft_plugin.inspection.curves import Curve
 from paft_plugin.report.choice import Choice
@@ -203,7 +213,9 @@ def _strength_said(curve: Curve, target: tuple[str, float] | None) -> str:
 def loss_chart(curves: Sequence[Curve]) -> Plot | Missing:
     """The task loss of SFT with and without the penalty, and what the penalised branch minimises in sum."""
     name, title = "loss", "Loss with and without the penalty"
-    trained = [curve for curve in curves if curve.branch in ("sft", "sft-l1") and len(_known(curve.steps, curve.loss)[0]) > 1]
+    trained = [
+        curve for curve in curves if curve.branch in ("sft", "sft-l1") and len(_known(curve.steps, curve.loss)[0]) > 1
+    ]
     if not trained:
         return Missing(name, title, "Neither a checkpoint nor a log of an SFT branch holds losses.")
     figure = new_figure()
@@ -211,11 +223,20 @@ def loss_chart(curves: Sequence[Curve]) -> Plot | Missing:
     for curve in trained:
         style = style_of(curve.branch)
         label = f"{curve.branch}: task loss"
-        axes.plot(*_known(curve.steps, curve.loss), color=style.colour, marker=style.marker, linestyle=style.line, label=label)
-        total = [loss + strength * norm for loss, strength, norm in zip(curve.loss, curve.lambda_, curve.l1_norm, strict=True)]
+        axes.plot(
+            *_known(curve.steps, curve.loss), color=style.colour, marker=style.marker, linestyle=style.line, label=label
+        )
+        total = [
+            loss + strength * norm
+            for loss, strength, norm in zip(curve.loss, curve.lambda_, curve.l1_norm, strict=True)
+        ]
         if len(_known(curve.steps, total)[0]) > 1 and any(strength > 0 for strength in curve.lambda_):
             axes.plot(
-                *_known(curve.steps, total), color=style.colour, linestyle=":", linewidth=1.1, label=f"{curve.branch}: with λ‖δ‖₁"
+                *_known(curve.steps, total),
+                color=style.colour,
+                linestyle=":",
+                linewidth=1.1,
+                label=f"{curve.branch}: with λ‖δ‖₁",
             )
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (nats)")
@@ -241,4 +262,3 @@ def _known(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], li
     """The steps at which a value was logged, and the values."""
     pairs = [(step, value) for step, value in zip(steps, values, strict=True) if math.isfinite(value)]
     return [step for step, _ in pairs], [value for _, value in pairs]
-

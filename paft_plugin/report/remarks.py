@@ -7,15 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from paft_plugin.drawing import joined
 from paft_plugin.inspection.verdict import Check, Diagnosis, Evidence
 from paft_plugin.report.differences import number
+
+Kind = Literal["bad", "good", "plain"]
+STATES: dict[str, tuple[Kind, str]] = {
+    "found": ("bad", "Found"),
+    "unknown": ("plain", "Cannot be decided"),
+    "clear": ("good", "Not found"),
+}
 
 
 @dataclass(frozen=True)
 class Remark:
     """One finding, or the news that there is none."""
 
-    kind: Literal["bad", "good", "plain"]
+    kind: Kind
     label: str
     """What it is, in two or three words: severity and code, or signature and branches."""
     said: str
@@ -24,16 +32,19 @@ class Remark:
 
 
 def diagnosis_remarks(diagnosis: Diagnosis) -> list[Remark]:
-    """Every check, those that found something first."""
-    return [_check_remark(check) for check in sorted(diagnosis.checks, key=lambda check: not check.found)]
+    """Every check: what was found, then what could not be decided, then what is well."""
+    places = list(STATES)
+    return [_check_remark(check) for check in sorted(diagnosis.checks, key=lambda check: places.index(check.state))]
 
 
 def _check_remark(check: Check) -> Remark:
-    about = f"{check.signature} ({' and '.join(check.branches)})"
+    kind, word = STATES[check.state]
+    said = f"{check.message} Confidence: {check.confidence}"
+    said += f" ({check.confidence_reason.rstrip('.')})." if check.confidence_reason else "."
     return Remark(
-        "bad" if check.found else "good",
-        f"Found: {about}" if check.found else f"Not found: {about}",
-        f"{check.message} Confidence: {check.confidence}, {check.confidence_reason}",
+        kind,
+        f"{word}: {check.signature}" + (f" ({joined(check.branches)})" if check.branches else ""),
+        said,
         tuple(_evidence_said(evidence) for evidence in check.evidence)
         + tuple(f"Not looked at: {missing}" for missing in check.missing),
         tuple(
@@ -46,11 +57,13 @@ def _check_remark(check: Check) -> Remark:
 
 
 def _evidence_said(evidence: Evidence) -> str:
-    side = "at or above" if evidence.above else "at or below"
-    return (
-        f"{evidence.what}: {number(evidence.value)}, and {side} {number(evidence.threshold)} would speak for it "
-        f"({evidence.source})"
-    )
+    said = f"{evidence.what}: {number(evidence.value)}"
+    if evidence.threshold is not None:
+        side = "at or above" if evidence.above else "at or below"
+        said += f"; {side} {number(evidence.threshold)} it would speak for the signature"
+        said += ", and it does" if evidence.speaks_for else ", and it does not"
+        said += ", by little" if evidence.close else ""
+    return f"{said} ({evidence.source})"
 
 
 def lint_remarks(run: Path) -> list[Remark] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from paft_plugin.errors import PaftError
 from paft_plugin.files import PROOF_FILE, write_text
@@ -19,7 +18,7 @@ from paft_plugin.report.page import VERDICT_WORDS, render, shown
 from paft_plugin.report.plots import loss_chart, strength_chart, tax_chart
 from paft_plugin.report.remarks import Remark, lint_remarks
 from paft_plugin.report.repeat import how_to_repeat, read_record
-from paft_plugin.report.results import RESULTS, Results, read_results
+from paft_plugin.report.results import RESULTS, Arm, Results, read_results
 from paft_plugin.report.search_part import search_part
 from paft_plugin.thresholds import threshold_key
 
@@ -45,6 +44,8 @@ class Tile:
 
     name: str
     value: str
+    error: str
+    """Its standard error; empty if it isn't known."""
     against: str
     verdict: str
 
@@ -63,7 +64,9 @@ def write_report(folder: Path) -> Path:
         raise PaftError(f"{folder}: no such folder. Give the output_dir of a run, or a folder with an inspection.")
     results = read_results(folder)
     if results is None:
-        inspected = next((folder / place for place in INSPECTIONS if (folder / place / INSPECTION_FILE).is_file()), None)
+        inspected = next(
+            (folder / place for place in INSPECTIONS if (folder / place / INSPECTION_FILE).is_file()), None
+        )
         if inspected is None:
             raise PaftError(
                 f"{folder}: neither {RESULTS} nor {INSPECTION_FILE} is there, so there is nothing to report on. Give the "
@@ -90,7 +93,7 @@ def report_html(run: Path, results: Results) -> str:
         sections=[section for section in SECTIONS if section[0] != "search" or search is not None],
         choice=choice,
         rule=RULE,
-        tiles=_tiles(results, choice),
+        tiles=_tiles(choice),
         facts=_facts(None, lint),
         arms=arm_table(results, choice),
         comparisons=comparison_table(results, choice),
@@ -132,19 +135,22 @@ def _targets(run: Path, curves: Sequence[Curve]) -> dict[str, tuple[str, float]]
     return targets
 
 
-def _tiles(results: Results, choice: Choice) -> list[Tile]:
+def _tiles(choice: Choice) -> list[Tile]:
     if choice.arm is None:
         return []
     return [_tile(choice.arm, cost) for cost in choice.costs]
 
 
-def _tile(arm: Any, cost: Difference) -> Tile:
+def _tile(arm: Arm, cost: Difference) -> Tile:
     error = standard_error(arm, cost.measure.name)
-    value = number(arm.scores[cost.measure.name])
     itself = cost.before == cost.after
-    against = f"± {number(error)}; " if error is not None else ""
-    against += "the best of all arms" if itself else f"{cost} against {cost.before}"
-    return Tile(cost.measure.name, value, against, "best" if itself else cost.verdict)
+    return Tile(
+        cost.measure.name,
+        number(arm.scores[cost.measure.name]),
+        "" if error is None else number(error),
+        "the best of all arms" if itself else f"{cost} against {cost.before}",
+        "best" if itself else cost.verdict,
+    )
 
 
 def _facts(diagnosis: Sequence[Remark] | None, lint: Sequence[Remark] | None) -> list[str]:
@@ -160,5 +166,3 @@ def _facts(diagnosis: Sequence[Remark] | None, lint: Sequence[Remark] | None) ->
 
 def _count(number_of: int, what: str) -> str:
     return f"{number_of or 'no'} {what}{'' if number_of == 1 else 's'}"
-
-

@@ -59,8 +59,8 @@ def _part(run: Path, content: dict[str, Any]) -> SearchPart:
         for trial in [*front, *(trial for trial in trials if trial["is_default"] and not trial["on_front"])]
     ]  # fmt: skip
     said = (
-        f"{len(content['trials'])} trials on validation items, {len(trials)} of them scored; nothing beats {len(front)}. The best "
-        "of many trials flatters itself: only other items can judge."
+        f"{len(content['trials'])} trials on validation items, {len(trials)} of them scored; nothing beats {len(front)}. "
+        "The best of many trials flatters itself: only other items can judge."
     )
     table = Table(
         "trials",

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from paft_plugin.search.model import FusedModel
     from paft_plugin.search.validation import Goal
 
-EXTRA = ("optuna", "matplotlib")
+EXTRA = "optuna"
 LIBRARIES = ("paft-plugin", "optuna", "mergekit", "lm_eval", "transformers", "torch")
 
 
@@ -70,13 +70,13 @@ def run_search(file: Path, console: Console, *, trials: int | None = None, timeo
 
 
 def require_extra() -> None:
-    """Optuna and matplotlib come with the extra.
+    """Optuna comes with the extra.
 
     Raises:
-        PaftError: One of them is not installed.
+        PaftError: It is not installed.
     """
-    if missing := [name for name in EXTRA if find_spec(name) is None]:
-        raise PaftError(f"A search needs {' and '.join(missing)}: pip install 'paft-plugin[search]'.")
+    if find_spec(EXTRA) is None:
+        raise PaftError(f"A search needs {EXTRA}: pip install 'paft-plugin[search]'.")
 
 
 def _search(config: PaftConfig, console: Console) -> Outcome:

@@ -1,11 +1,9 @@
-"""Small run folders, made on the spot: every file as the pipeline writes it, numbers from real tensors where they must fit together."""
+"""Small run folders, made on the spot: files as the pipeline writes them, numbers from real tensors where they must fit."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -129,7 +127,10 @@ def _election(one: Tensor, other: Tensor, density: float) -> Election:
         kept=(float(kept[0].sum()), float(kept[1].sum())),
         both=float((kept[0] & kept[1]).sum()),
         conflicts=float(conflict.sum()),
-        lost=(float((conflict & (one.abs() < other.abs())).sum()), float((conflict & (one.abs() >= other.abs())).sum())),
+        lost=(
+            float((conflict & (one.abs() < other.abs())).sum()),
+            float((conflict & (one.abs() >= other.abs())).sum()),
+        ),
     )
 
 
