@@ -153,7 +153,7 @@ def new_figure(width: float = WIDTH, height: float = 3.2) -> Figure:
 
 
 def plain_number(value: float, _place: float | None = None) -> str:
-    """For the ticks of a logarithmic axis: `1e-5`, `0.01`, `100`; matplotlib's own are formulas, which no page sets in its font."""
+    """For the ticks of a logarithmic axis: `1e-5`, `0.01`, `100`; matplotlib's own are formulas, set in a font of their own."""
     return f"{value:g}".replace("e-0", "e-").replace("e+0", "e")
 
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from paft_plugin.inspection.inspected import Figures, InspectedDelta, InspectedPair, Inspection, TensorFigures
+from paft_plugin.files import write_json, write_text
+from paft_plugin.inspection.inspected import (
+    Figures,
+    InspectedDelta,
+    InspectedPair,
+    Inspection,
+    TensorFigures,
+    write_inspection,
+)
 from paft_plugin.inspection.measures import Election, Histogram, Interference, Measures, Overlap
 from paft_plugin.thresholds import threshold_key
 
@@ -151,3 +161,129 @@ def _histogram(tensors: Tensors) -> Histogram:
         int(((size > 0) & (size < edges[0])).sum()),
         int((size >= edges[-1]).sum()),
     )
+
+
+ITEMS = 200
+SCORES = {  # arm → skill, preference, retained
+    "base": (0.18, 0.20, 1.0),
+    "sft": (1.0, 0.27, 1.0),
+    "sft-l1": (1.0, 0.26, 1.0),
+    "dpo": (0.18, 1.0, 0.97),
+    "sequential": (0.9, 0.995, 1.0),
+    "parallel-ties": (0.99, 0.9, 1.0),
+    "parallel-dare_ties": (0.99, 1.0, 0.79),
+    "paft-ties": (1.0, 1.0, 1.0),
+    "paft-dare_ties": (1.0, 0.995, 0.9),
+}
+MEASURES = ("skill", "preference", "retained")
+RECIPE_TEXT = """\
+merge_method: ties
+base_model:
+  model:
+    path: {base}
+models:
+  - model: {{model: {{path: {base}}}, lora: {{path: {run}/branches/sft-l1}}}}
+parameters:
+  lambda: 1.0
+"""
+PROVENANCE = """\
+## Provenance
+
+| from | fingerprint of its content |
+|---|---|
+| /models/base | `0123456789abcdef` |
+
+Merged by `axolotl paft merge` with seed 42 on cpu; mergekit 0.1.5.
+"""
+
+
+def results_content(scores: Mapping[str, Sequence[float | None]] = SCORES, **changes: Any) -> dict[str, Any]:
+    """A `results.json` of these scores, each a share of `ITEMS` items."""
+
+    def arm(name: str, values: Sequence[float | None]) -> dict[str, Any]:
+        known = {measure: value for measure, value in zip(MEASURES, values, strict=True) if value is not None}
+        is_fused = name.startswith(("parallel", "paft"))
+        skill = known.get("skill")
+        has_tax = (is_fused or name == "sequential") and skill is not None
+        return {
+            "arm": name,
+            "scores": known,
+            "stderr": {measure: math.sqrt(value * (1 - value) / (ITEMS - 1)) for measure, value in known.items()},
+            "n": dict.fromkeys(known, ITEMS),
+            "alignment_tax": (scores["sft"][0] or 0.0) - (skill or 0.0) if has_tax else None,
+            "sparsity": {"1e-05": 0.47, "0.001": 0.5} if is_fused else None,
+            "model": f"{'models' if is_fused else 'branches'}/{name}",
+        }
+
+    measures = [
+        {"name": name, "task": f"my_{name}", "metric": "acc", "filter": "none", "higher_is_better": True} for name in MEASURES
+    ]
+    return {
+        "schema": 2, "measures": measures, "skill": "skill", "preference": "preference", "thresholds": ["1e-05", "0.001"],
+        "arms": [arm(name, values) for name, values in scores.items()], **changes,
+    }  # fmt: skip
+
+
+def three_deltas() -> dict[str, dict[tuple[int, str], Tensor]]:
+    """A dense SFT delta, its sparse twin, and a preference delta."""
+    return {
+        "sft": random_delta(0, 1e-3, 0.0),
+        "sft-l1": random_delta(1, 1e-3, 0.9),
+        "dpo": random_delta(2, 1e-3, 0.0),
+    }
+
+
+def write_run(
+    run: Path,
+    *,
+    results: Mapping[str, Any] | None = None,
+    inspection: Inspection | None = None,
+    with_branches: bool = True,
+    with_models: bool = True,
+) -> Path:
+    """A run's folder as the pipeline leaves it; a part that is None takes the usual one."""
+    write_json(run / "results.json", results_content() if results is None else results)
+    write_inspection(inspect(three_deltas()) if inspection is None else inspection, run / "inspection" / "branches")
+    if with_branches:
+        for branch in ("sft", "sft-l1", "dpo"):
+            write_branch(run, branch)
+    if with_models:
+        write_model(run, "paft-ties")
+    write_text(run / "paft.yml", "base: base\n")
+    finding = {
+        "code": "PAFT301", "name": "trims-nothing", "severity": "warning", "file": "paft-ties.yml", "line": 3,
+        "where": "models[0]", "message": "Density <0.5> trims nothing.", "fix": "Lower it.", "plain_only": False,
+    }  # fmt: skip
+    lint = {"schema": 1, "weights_read": True, "recipes": [{"file": "paft-ties.yml", "findings": [finding]}]}
+    write_json(run / "lint" / "paft-ties" / "lint.json", lint)
+    return run
+
+
+def write_branch(run: Path, branch: str, steps: Sequence[int] = (10, 20, 30, 40)) -> None:
+    """Config, log, marker, record and checkpoint of a branch."""
+    folder = run / "branches" / branch
+    write_text(run / "configs" / f"{branch}.yml", f"seed: 42\ndatasets:\n  - path: owner/{branch}-data\n    type: chat\n")
+    command = f"$ /opt/env/bin/python3 -m axolotl.cli.main train {run}/configs/{branch}.yml"
+    write_text(run / "logs" / f"{branch}.log", f"{command}\nand more\n")
+    ended = {"schema": 1, "name": branch, "fingerprint": "0", "seconds": 1.0, "finished_at": f"2026-01-01T00:00:0{len(branch)}"}
+    write_json(run / ".stages" / f"{branch}.json", ended)
+    history = [{"step": step, "loss": 2.0 / step + 0.1, "learning_rate": 1e-4} for step in steps]
+    write_json(folder / f"checkpoint-{steps[-1]}" / "trainer_state.json", {"log_history": history})
+    if branch == "sft-l1":
+        points = [
+            {"step": step, "lambda": 1e-6 * 3**place, "l1_norm": 100.0, "sparsity": {"1e-05": 0.2 * place + 0.2}}
+            for place, step in enumerate(steps)
+        ]
+        record = {"schema": 1, "finished": True, "target_sparsity": 0.9, "target_threshold": 1e-5, "history": points}
+        write_json(folder / "paft.json", {**record, "versions": {"axolotl": "0.19.0", "torch": "2.13.0"}})
+
+
+def write_model(run: Path, arm: str) -> Path:
+    """A fused model without its weights: what a merge writes beside them."""
+    folder = run / "models" / arm
+    write_text(folder / "mergekit_config.yml", RECIPE_TEXT.format(base=run / "base", run=run))
+    write_text(folder / "README.md", f"---\nbase_model: []\n---\n# {arm}\n\nAs mergekit says.\n\n{PROVENANCE}")
+    write_json(folder / "paft.json", {"schema_version": 1, "kind": "fusion", "seed": 42, "versions": {"mergekit": "0.1.5"}})
+    write_text(run / "base" / "config.json", json.dumps({"_name_or_path": "owner/base-7b"}))
+    write_text(run / "base" / "README.md", "---\nlicense: apache-2.0\n---\n# Base\n")
+    return folder
