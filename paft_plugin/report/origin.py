@@ -81,7 +81,7 @@ def _card_metadata(file: Path) -> Mapping[str, Any]:
 def read_data(run: Path) -> list[Data]:
     """The data sets of each branch, from the axolotl configs of the run."""
     found = []
-    for file in sorted(run.glob("configs/*.yml")):
+    for file in sorted(run.glob("configs/*.yml"), key=lambda config: config.stem):
         if not (run / "branches" / file.stem).is_dir():
             continue
         try:
