@@ -36,7 +36,7 @@ class Curve:
 
     branch: str
     sources: tuple[str, ...]
-    """Files that it was read from, relative to the run's folder, the most exact first."""
+    """Files that it was read from, relative to the run's folder where they lie in there, the most exact first."""
     steps: tuple[int, ...]
     """Optimizer steps at which something was logged, ascending."""
     loss: tuple[float, ...]
@@ -73,7 +73,11 @@ def read_curve(run_dir: Path, branch: str) -> Curve | None:
 
     A file that is missing or cannot be read adds nothing: a curve is something to look at, not something to fail for.
     """
-    folder = run_dir / "branches" / branch
+    return read_curve_of(run_dir / "branches" / branch, run_dir, branch)
+
+
+def read_curve_of(folder: Path, run_dir: Path, branch: str) -> Curve | None:
+    """`read_curve` of a branch that lies in any `folder`, with its log in the run's."""
     points: dict[int, Point] = {}
     sources: list[str] = []
     # The least exact first, so that the others overwrite it.
@@ -84,10 +88,15 @@ def read_curve(run_dir: Path, branch: str) -> Curve | None:
     ):
         read = found(source) if source is not None else {}
         if source is not None and read:
-            sources.insert(0, source.relative_to(run_dir).as_posix())
+            sources.insert(0, shown(source, run_dir))
         for step, point in read.items():
             points.setdefault(step, {}).update(point)
     return _curve(branch, tuple(sources), points) if points else None
+
+
+def shown(file: Path, run_dir: Path) -> str:
+    """A file's path as a reader of the run's folder wants it."""
+    return file.relative_to(run_dir).as_posix() if file.is_relative_to(run_dir) else str(file)
 
 
 def _curve(branch: str, sources: tuple[str, ...], points: Mapping[int, Point]) -> Curve:

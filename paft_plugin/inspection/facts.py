@@ -1,0 +1,148 @@
+"""What a run left behind for a diagnosis to look at; whatever is missing is None or empty, and no error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from paft_plugin.errors import PaftError
+from paft_plugin.files import PROOF_FILE
+from paft_plugin.inspection.curves import Curve, read_curve_of, shown
+from paft_plugin.inspection.inspected import INSPECTION_FILE, InspectedPair, Inspection, read_inspection
+from paft_plugin.inspection.measures import Measures
+
+BRANCH_INSPECTION = Path("inspection") / "branches"
+RESULTS_FILE = "results.json"
+RESULTS_SCHEMA = 2
+
+
+@dataclass(frozen=True)
+class Score:
+    """One arm on one measure."""
+
+    share: float
+    stderr: float
+    """0 where it is not known."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that the checks read."""
+
+    folder: Path
+    inspection: Inspection | None
+    inspection_file: str
+    curves: Mapping[str, Curve]
+    """Branch → its training."""
+    proofs: Mapping[str, Mapping[str, Any]]
+    """Branch → its `paft.json`."""
+    scores: Mapping[str, Mapping[str, Score]]
+    """Arm → measure → score."""
+    skill: str | None = None
+    """The measure that the SFT branch is trained for."""
+    preference: str | None = None
+    """The measure that the preference branch is trained for."""
+    density: float | None = None
+    """The least share of a delta that a recipe of the run keeps; None if no recipe trims."""
+    branches: tuple[str, ...] = field(default=())
+    """All that have an inspected delta, a curve or a proof."""
+
+    def measures(self, branch: str) -> Measures | None:
+        """Of a branch's whole delta."""
+        if self.inspection is None or branch not in [delta.name for delta in self.inspection.deltas]:
+            return None
+        return self.inspection.delta(branch).figures.total
+
+    def pair(self, one: str, other: str) -> InspectedPair | None:
+        """Of two branches, in whichever order they were inspected."""
+        pairs = () if self.inspection is None else self.inspection.pairs
+        return next((pair for pair in pairs if {pair.first, pair.second} == {one, other}), None)
+
+
+def read_facts(folder: Path) -> Facts:
+    """Look at a run's folder, or at one that `axolotl paft inspect` wrote.
+
+    Raises:
+        PaftError: The folder is missing, holds an inspection that cannot be read, or nothing that could be diagnosed.
+    """
+    if not folder.is_dir():
+        raise PaftError(f"{folder}: no such folder. Give a run's, or one that `axolotl paft inspect` wrote.")
+    file = next((file for file in _inspections(folder) if file.is_file()), None)
+    inspection = read_inspection(file.parent) if file is not None else None
+    folders = {path.name: path for path in sorted(folder.glob("branches/*")) if path.is_dir()}
+    # The inspection remembers where a delta lay; a run that was moved since has it where runs have it.
+    for delta in inspection.deltas if inspection is not None else ():
+        folders.setdefault(delta.name, Path(delta.folder))
+    curves = {name: read_curve_of(path, folder, name) for name, path in folders.items()}
+    proofs = {name: read_object(path / PROOF_FILE) for name, path in folders.items()}
+    known = [name for name in folders if curves[name] or proofs[name] or (inspection and _inspected(inspection, name))]
+    if not known:
+        raise PaftError(
+            f"{folder}: nothing to diagnose: neither an {INSPECTION_FILE} (run `axolotl paft inspect` first) nor branches "
+            "with a training log or a paft.json."
+        )
+    results = read_object(folder / RESULTS_FILE)
+    return Facts(
+        folder=folder,
+        inspection=inspection,
+        inspection_file=shown(file, folder) if file is not None else (BRANCH_INSPECTION / INSPECTION_FILE).as_posix(),
+        curves={name: curve for name, curve in curves.items() if curve is not None},
+        proofs={name: proof for name, proof in proofs.items() if proof},
+        scores=_scores(results),
+        skill=results.get("skill"),
+        preference=results.get("preference"),
+        density=_density(folder),
+        branches=tuple(known),
+    )
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _inspections(folder: Path) -> tuple[Path, Path]:
+    return folder / BRANCH_INSPECTION / INSPECTION_FILE, folder / INSPECTION_FILE
+
+
+def _inspected(inspection: Inspection, name: str) -> bool:
+    return any(delta.name == name for delta in inspection.deltas)
+
+
+def _scores(results: Mapping[str, Any]) -> dict[str, dict[str, Score]]:
+    if results.get("schema") != RESULTS_SCHEMA:
+        return {}
+    scores: dict[str, dict[str, Score]] = {}
+    for arm in results.get("arms", []):
+        stderr = arm.get("stderr") or {}
+        scores[arm["arm"]] = {
+            measure: Score(share, stderr.get(measure) or 0.0)
+            for measure, share in (arm.get("scores") or {}).items()
+            if share is not None
+        }
+    return scores
+
+
+def _density(folder: Path) -> float | None:
+    """Over all recipes of the run and all branches in them; conditions on tensors' names are left out."""
+    densities = []
+    for file in sorted(folder.glob("recipes/*/*.yml")):
+        try:
+            recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError):
+            continue
+        models = recipe.get("models") if isinstance(recipe, dict) else None
+        for model in models if isinstance(models, list) else []:
+            density = (model.get("parameters") or {}).get("density") if isinstance(model, dict) else None
+            if isinstance(density, (int, float)):
+                densities.append(float(density))
+    return min(densities, default=None)
