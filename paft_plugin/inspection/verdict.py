@@ -88,7 +88,7 @@ class Diagnosis:
     """Every check of one run."""
 
     folder: str
-    sft: str | None
+    sft: str
     preferences: tuple[str, ...]
     twin: str | None
     """The dense twin of the SFT branch: the same training without the penalty."""

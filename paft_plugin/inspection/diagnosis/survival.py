@@ -6,9 +6,10 @@ the other one is greater and disagrees:
     survival = 1 − c · Σᵢ mᵢ · P(|δ_other| > |δᵢ|)
 
 with mᵢ the share of the branch's mass in bin i of its histogram, the probability from the other's histogram, and c the share of
-conflicts, weighted by magnitude, from the inspection of the pair. It takes both histograms as independent of each other: on trained
-branches that is within 0.03 of an entry-by-entry count (`DIAGNOSIS.md`). About 1 − c/2 … 1 among equals, 1 − c for one that is
-overpowered everywhere, and near 1 for a sparse delta of few but great entries, however small its norm.
+conflicts, weighted by magnitude, from the inspection of the pair. That takes both histograms as independent of each other: on
+trained branches it was within 0.03 of an entry-by-entry count (`DIAGNOSIS.md`). Two strangers conflict in half of their entries,
+so one that is overpowered everywhere keeps 0.5, equals keep 0.85, and a sparse delta of few but great entries nearly all, however
+small its norm is.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,8 @@ class Facts:
     """The measure that the SFT branch is trained for."""
     preference: str | None = None
     """The measure that the preference branch is trained for."""
-    density: float | None = None
-    """The least share of a delta that a recipe of the run keeps; None if no recipe trims."""
+    recipes: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    """Arm → branch that its recipe fuses → density, None where none is set for all tensors."""
     branches: tuple[str, ...] = field(default=())
     """All that have an inspected delta, a curve or a proof."""
 
@@ -57,6 +57,21 @@ class Facts:
         if self.inspection is None or branch not in [delta.name for delta in self.inspection.deltas]:
             return None
         return self.inspection.delta(branch).figures.total
+
+    @property
+    def smallest_threshold(self) -> float | None:
+        """The smallest above zero that was inspected."""
+        thresholds = () if self.inspection is None else self.inspection.thresholds
+        return min((threshold for threshold in thresholds if threshold > 0), default=None)
+
+    def arms_of(self, one: str, other: str) -> list[str]:
+        """The arms that fuse these two and nothing else."""
+        return [arm for arm, fused in self.recipes.items() if set(fused) == {one, other}]
+
+    def density(self, branch: str, other: str) -> float | None:
+        """The least share of `branch` that a recipe keeps when it fuses it with `other`; None if none trims."""
+        densities = (self.recipes[arm][branch] for arm in self.arms_of(branch, other))
+        return min((density for density in densities if density is not None), default=None)
 
     def pair(self, one: str, other: str) -> InspectedPair | None:
         """Of two branches, in whichever order they were inspected."""
@@ -96,7 +111,7 @@ def read_facts(folder: Path) -> Facts:
         scores=_scores(results),
         skill=results.get("skill"),
         preference=results.get("preference"),
-        density=_density(folder),
+        recipes={file.parent.name: _recipe(file, known) for file in sorted(folder.glob("recipes/*/*.yml"))},
         branches=tuple(known),
     )
 
@@ -132,17 +147,25 @@ def _scores(results: Mapping[str, Any]) -> dict[str, dict[str, Score]]:
     return scores
 
 
-def _density(folder: Path) -> float | None:
-    """Over all recipes of the run and all branches in them; conditions on tensors' names are left out."""
-    densities = []
-    for file in sorted(folder.glob("recipes/*/*.yml")):
-        try:
-            recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError):
-            continue
-        models = recipe.get("models") if isinstance(recipe, dict) else None
-        for model in models if isinstance(models, list) else []:
-            density = (model.get("parameters") or {}).get("density") if isinstance(model, dict) else None
-            if isinstance(density, (int, float)):
-                densities.append(float(density))
-    return min(densities, default=None)
+def _recipe(file: Path, branches: Collection[str]) -> dict[str, float | None]:
+    """Branch → density of a mergekit recipe, as far as its models lie in folders that are named like branches."""
+    try:
+        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return {}
+    models = recipe.get("models") if isinstance(recipe, dict) else None
+    densities: dict[str, float | None] = {}
+    for model in models if isinstance(models, list) else []:
+        density = (model.get("parameters") or {}).get("density")
+        for name in {Path(text).name for text in _texts(model.get("model"))} & set(branches):
+            densities[name] = float(density) if isinstance(density, (int, float)) else None
+    return densities
+
+
+def _texts(content: Any) -> Iterator[str]:
+    """Every text in a model's entry: a path, `base+adapter`, or both in a mapping."""
+    if isinstance(content, str):
+        yield from content.split("+")
+    elif isinstance(content, dict):
+        for value in content.values():
+            yield from _texts(value)

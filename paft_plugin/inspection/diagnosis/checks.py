@@ -1,0 +1,70 @@
+"""Which branch is which, and every check on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from paft_plugin.errors import PaftError
+from paft_plugin.inspection.diagnosis.dominance import dominance
+from paft_plugin.inspection.diagnosis.excessive_l1 import excessive_l1
+from paft_plugin.inspection.diagnosis.facts import Facts, read_facts
+from paft_plugin.inspection.diagnosis.mismatch import mismatch
+from paft_plugin.inspection.verdict import Diagnosis
+
+PENALISED, DENSE = "sft-l1", "sft"
+STAGED = ("sequential",)  # trained on top of another branch, so that its delta is not fused with it
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which branch is which."""
+
+    sft: str
+    preferences: tuple[str, ...]
+    twin: str | None
+
+
+def diagnose(
+    folder: Path, sft: str | None = None, preferences: tuple[str, ...] = (), twin: str | None = None
+) -> Diagnosis:
+    """Look for every failure signature in a run's folder, or in one that `axolotl paft inspect` wrote.
+
+    Args:
+        folder: with an `inspection.json` (or `inspection/branches/inspection.json`) and, as far as there are, `branches`, `logs`,
+            `recipes` and `results.json`.
+        sft: the SFT branch that is fused; by default `sft-l1`, or `sft` where there is none.
+        preferences: the branches that it is fused with; by default all that are not SFT.
+        twin: the dense twin of `sft`; by default `sft` beside `sft-l1`.
+
+    Raises:
+        PaftError: the folder is missing or holds nothing to diagnose; a name is no branch's; no name says which branch is SFT.
+    """
+    facts = read_facts(folder)
+    roles = _roles(facts, sft, preferences, twin)
+    penalty = excessive_l1(facts, roles.sft, roles.twin)
+    checks = [penalty]
+    for preference in roles.preferences:
+        checks.append(dominance(facts, roles.sft, preference, penalty.found))
+        checks.append(mismatch(facts, roles.sft, preference, penalty.found))
+    return Diagnosis(str(folder), roles.sft, roles.preferences, roles.twin, tuple(checks))
+
+
+def _roles(facts: Facts, sft: str | None, preferences: tuple[str, ...], twin: str | None) -> Roles:
+    there = ", ".join(facts.branches)
+    given: dict[str, tuple[str | None, ...]] = {"--sft": (sft,), "--preference": preferences, "--twin": (twin,)}
+    strangers = [
+        f"{option} {name}: no such branch in {facts.folder}. There are {there}."
+        for option, names in given.items()
+        for name in names
+        if name is not None and name not in facts.branches
+    ]
+    if strangers:
+        raise PaftError(strangers)
+    sft = sft or next((name for name in (PENALISED, DENSE) if name in facts.branches), None)
+    if sft is None:
+        raise PaftError(f"{facts.folder}: its branches are {there}; say with --sft which one was trained by SFT.")
+    if twin is None and sft == PENALISED and DENSE in facts.branches:
+        twin = DENSE
+    others = tuple(name for name in facts.branches if name not in (sft, twin, DENSE, PENALISED, *STAGED))
+    return Roles(sft, preferences or others, twin)

@@ -1,0 +1,101 @@
+"""Excessive L1: the penalty kept the SFT branch from learning."""
+
+from __future__ import annotations
+
+from paft_plugin.inspection.diagnosis.facts import Facts
+from paft_plugin.inspection.diagnosis.judge import judged, unknown
+from paft_plugin.inspection.diagnosis.remedies import weaker_penalty
+from paft_plugin.inspection.verdict import Check, Evidence, Signature
+from paft_plugin.thresholds import threshold_key
+
+RECOVERY = 0.5  # of what the dense twin learnt
+FALL = 0.05  # of the loss at the start, where there is no twin
+LEARNT = 0.02  # of the loss at the start: a twin that learnt less is nothing to compare with
+EMPTY = 0.999  # sparsity at the smallest threshold
+FAINT = 2e-4  # ‖δ‖₂ / ‖θ_pre‖₂
+SIGNATURE: Signature = "excessive L1"
+
+
+def excessive_l1(facts: Facts, sft: str, twin: str | None) -> Check:
+    """Look for it in the SFT branch.
+
+    Decided by the loss: how much of what the dense twin learnt the penalised branch learnt too. Without a twin, by a loss that
+    hardly fell and a delta that is hardly there; without a loss or a `paft.json`, the delta must say so itself.
+    """
+    proof = facts.proofs.get(sft, {})
+    if proof and not proof.get("steps_penalised"):
+        return judged(SIGNATURE, (sft,), "clear", f"No step of {sft} was penalised.")
+    losses, missing = _losses(facts, sft, twin)
+    delta, untold = _delta(facts, sft)
+    missing += untold
+    if not proof:
+        missing.append(f"branches/{sft}/paft.json: whether a penalty ran at all")
+    compared = [item for item in losses if item.threshold == RECOVERY]
+    # A loss that did not fall has many reasons; the penalty's leaves an empty delta behind.
+    deciding = compared if compared and proof else [*losses, *delta]
+    if not delta and not (compared and proof):
+        return unknown(SIGNATURE, (sft,), f"Too little is known of {sft}: no delta, or no loss to compare.", missing)
+    found = all(item.speaks_for for item in deciding)
+    how = _how(facts, sft)
+    return judged(
+        SIGNATURE,
+        (sft,),
+        "found" if found else "clear",
+        f"The penalty keeps {sft} from learning: {how}." if found else f"{sft} has learnt under its penalty: {how}.",
+        evidence=[*losses, *delta],
+        deciding=deciding,
+        missing=missing,
+        culprit=sft if found else None,
+        remedies=weaker_penalty(facts, sft, twin) if found else (),
+    )
+
+
+def _losses(facts: Facts, sft: str, twin: str | None) -> tuple[list[Evidence], list[str]]:
+    """What the loss says, and what is missing for it to say more."""
+    curve = facts.curves.get(sft)
+    start, final = (curve.start_loss, curve.final_loss) if curve is not None else (None, None)
+    if curve is None or start is None or final is None:
+        return [], [f"logs/{sft}.log or a checkpoint's trainer_state.json: the loss of {sft}"]
+    source = curve.sources[0]
+    fall = Evidence("Fall of the loss, of its start", (start - final) / start, source, FALL, slack=FALL / 2)
+    dense = facts.curves.get(twin) if twin is not None else None
+    if dense is None or dense.start_loss is None or dense.final_loss is None:
+        return [fall], ["the loss of a dense twin (the same config without paft_* keys)"]
+    # Both begin at the base model's loss. The first that is logged is a mean over some steps: the higher is the nearer to it.
+    top, bottom = max(start, dense.start_loss), dense.final_loss
+    if top - bottom < LEARNT * top:
+        return [fall], [f"a dense twin that learns: the loss of {twin} fell by less than {LEARNT:.0%} itself"]
+    what = f"Share of the fall of {twin}'s loss ({top:.3g} → {bottom:.3g}) that {sft} made too"
+    both = f"{source}, {dense.sources[0]}"
+    return [Evidence(what, (top - final) / (top - bottom), both, RECOVERY, slack=0.1)], []
+
+
+def _delta(facts: Facts, sft: str) -> tuple[list[Evidence], list[str]]:
+    """What the delta says: how sparse, how faint."""
+    measures = facts.measures(sft)
+    if measures is None:
+        shares = facts.proofs.get(sft, {}).get("sparsity") or {}
+        return [
+            _sparsity(key, share, f"branches/{sft}/paft.json")
+            for key, share in sorted(shares.items(), key=lambda item: float(item[0]))[:1]
+        ], [f"{facts.inspection_file}: the delta of {sft} (axolotl paft inspect)"]
+    source = facts.inspection_file
+    evidence = []
+    if (threshold := facts.smallest_threshold) is not None:
+        evidence.append(_sparsity(threshold_key(threshold), measures.sparsity(threshold), source))
+    if measures.relative is not None:
+        evidence.append(Evidence("‖δ‖₂ / ‖θ_pre‖₂", measures.relative, source, FAINT, slack=FAINT / 2))
+    return evidence, []
+
+
+def _sparsity(threshold: str, share: float, source: str) -> Evidence:
+    return Evidence(f"Sparsity at {threshold}", share, source, EMPTY, above=True, slack=(1 - EMPTY) / 2)
+
+
+def _how(facts: Facts, sft: str) -> str:
+    curve, measures = facts.curves.get(sft), facts.measures(sft)
+    if curve is not None and curve.start_loss is not None and curve.final_loss is not None:
+        return f"its loss went from {curve.start_loss:.3g} to {curve.final_loss:.3g}"
+    if measures is not None and measures.relative is not None:
+        return f"the norm of its delta is {measures.relative:.2g} of the base's"
+    return f"its paft.json gives the norm ‖δ‖₁ = {facts.proofs.get(sft, {}).get('l1_norm')}"

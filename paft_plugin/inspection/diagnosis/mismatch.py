@@ -1,0 +1,101 @@
+"""Dense–sparse mismatch: one delta is far denser than the other, and the merge suffers from it."""
+
+from __future__ import annotations
+
+import math
+
+from paft_plugin.inspection.diagnosis.facts import RESULTS_FILE, Facts
+from paft_plugin.inspection.diagnosis.judge import judged, unknown
+from paft_plugin.inspection.diagnosis.remedies import thinner
+from paft_plugin.inspection.measures import Measures
+from paft_plugin.inspection.verdict import Check, Evidence, Signature
+from paft_plugin.thresholds import threshold_key
+
+DENSITY_RATIO = 1 / 5
+HARM = 0.05  # share of items; three standard errors if that is more
+SIGNATURE: Signature = "dense-sparse mismatch"
+
+
+def mismatch(facts: Facts, sft: str, preference: str, excessive: bool) -> Check:
+    """Look for it in a pair.
+
+    Decided by how far the densities are apart, and by what the merge loses of what the sparser branch was trained for. Where no
+    scores say that, a far denser SFT delta is taken to do harm (it is the paper's case, and what its penalty is for), and a far
+    denser preference delta is not: on trained branches it did none.
+
+    Args:
+        excessive: whether the SFT branch suffers from excessive L1, which would explain a delta with hardly an entry.
+    """
+    branches = (sft, preference)
+    measured = {name: measures for name in branches if (measures := facts.measures(name)) is not None}
+    if len(measured) < 2:
+        where = f"{facts.inspection_file}: the deltas of {sft} and {preference} (axolotl paft inspect)"
+        return unknown(SIGNATURE, branches, "The two were not inspected.", [where])
+    if zeros := [name for name, measures in measured.items() if not measures.l1]:
+        return unknown(SIGNATURE, branches, f"The delta of {zeros[0]} is zero: it has no density.")
+    sparse, dense = sorted(branches, key=lambda name: density(measured[name]))
+    structure = _structure(facts, sparse, dense, measured)
+    harm, missing = _harm(facts, sparse, dense, facts.skill if sparse == sft else facts.preference)
+    evidence, deciding = [*structure, *harm], [structure[0], *harm]
+    gap = f"{dense} is {1 / structure[0].value:.3g} times as dense as {sparse}"
+    if not structure[0].speaks_for:
+        message = f"{sparse} and {dense} are about as dense ({structure[0].value:.2g})."
+        return judged(SIGNATURE, branches, "clear", message, evidence=structure, deciding=structure[:1])
+    if excessive and sparse == sft:
+        message = f"{gap} because excessive L1 left nothing of {sft}. Mend that first."
+        return judged(SIGNATURE, branches, "clear", message, evidence=evidence, deciding=deciding, missing=missing)
+    if not (harm[0].speaks_for if harm else dense == sft):
+        but = f"the merge keeps what {sparse} was trained for" if harm else "that alone hurt no merge that was measured"
+        message = f"{gap}, but {but}."
+        # Without scores the structure cannot speak against an outcome that it does not decide.
+        given = evidence if harm else structure[:0]
+        return judged(SIGNATURE, branches, "clear", message, evidence=given, deciding=harm, missing=missing)
+    return judged(
+        SIGNATURE,
+        branches,
+        "found",
+        f"{gap}, and the merge loses what {sparse} was trained for."
+        if harm
+        else f"{gap}: merged as they are, it drowns {sparse}.",
+        evidence=evidence,
+        deciding=deciding,
+        missing=missing,
+        culprit=dense,
+        remedies=thinner(facts, sft, dense, sparse),
+    )
+
+
+def density(measures: Measures) -> float:
+    """Share of entries that a delta of equal magnitudes with the same norms would have: (‖δ‖₁/‖δ‖₂)² / n.
+
+    1 if all |δ| are equal, 0.64 for a normal distribution, 1/n for a single entry. No factor on the delta changes it, so a delta
+    that is merely small is not sparse.
+    """
+    return (measures.l1 / measures.l2) ** 2 / measures.entries
+
+
+def _structure(facts: Facts, sparse: str, dense: str, measured: dict[str, Measures]) -> list[Evidence]:
+    """The ratio of densities by three measures; the first decides."""
+    thin, thick = measured[sparse], measured[dense]
+    ratios = {f"Density of {sparse} / {dense}, density = (‖δ‖₁/‖δ‖₂)²/n": density(thin) / density(thick)}
+    if thin.gini is not None and thick.gini is not None and thick.gini < 1:
+        ratios["The same ratio of 1 − Gini"] = (1 - thin.gini) / (1 - thick.gini)
+    threshold = facts.smallest_threshold
+    if threshold is not None and thick.sparsity(threshold) < 1:
+        what = f"The same ratio of the share of entries above {threshold_key(threshold)}"
+        ratios[what] = (1 - thin.sparsity(threshold)) / (1 - thick.sparsity(threshold))
+    slack, source = DENSITY_RATIO / 4, facts.inspection_file
+    return [Evidence(what, ratio, source, DENSITY_RATIO, slack=slack) for what, ratio in ratios.items()]
+
+
+def _harm(facts: Facts, sparse: str, dense: str, measure: str | None) -> tuple[list[Evidence], list[str]]:
+    """What the best arm that fuses the two loses of what the sparser one was trained for."""
+    own = facts.scores.get(sparse, {}).get(measure or "")
+    fused = [arm for arm in facts.arms_of(sparse, dense) if (measure or "") in facts.scores.get(arm, {})]
+    if measure is None or own is None or not fused:
+        return [], [f"{RESULTS_FILE}: scores of {sparse} and of an arm that fuses it with {dense}"]
+    arm = max(fused, key=lambda name: facts.scores[name][measure].share)
+    best = facts.scores[arm][measure]
+    threshold = max(HARM, 3 * math.hypot(best.stderr, own.stderr))
+    what = f"{measure} that {sparse} has and {arm}, the best arm of the two, has not"
+    return [Evidence(what, own.share - best.share, RESULTS_FILE, threshold, above=True, slack=HARM / 2)], []
