@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from paft_plugin.report.choice import Choice
 from paft_plugin.report.differences import comparisons, number, signed, standard_error
-from paft_plugin.report.page import BLANK, Cell, Column, Row, Table, difference_cell, number_cell
+from paft_plugin.report.page import BLANK, Cell, Column, Row, Table, difference_cell, number_cell, unbroken
 from paft_plugin.report.results import Arm, Measure, Results
 from paft_plugin.thresholds import threshold_label
 
@@ -17,7 +17,7 @@ def arm_table(results: Results, choice: Choice) -> Table:
         Column("Arm", is_number=False),
         *(Column(_heading(measure)) for measure in results.measures),
         *([Column("Alignment tax")] if has_tax else []),
-        *(Column(f"Sparsity at {threshold_label(float(key))}") for key in thresholds),
+        *(Column(f"Sparsity at {unbroken(threshold_label(float(key)))}") for key in thresholds),
     ]
     rows = [
         Row(

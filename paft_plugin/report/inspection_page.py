@@ -10,7 +10,14 @@ from paft_plugin.drawing import Missing, joined
 from paft_plugin.files import write_text
 from paft_plugin.inspection.inspected import Inspection, read_inspection
 from paft_plugin.inspection.plots import histograms, interference_map, plotted_threshold, sparsity_by_layer
-from paft_plugin.report.inspection_tables import delta_table, election_table, layer_table, module_table, pair_table
+from paft_plugin.report.inspection_tables import (
+    election_table,
+    layer_table,
+    module_table,
+    pair_table,
+    size_table,
+    sparsity_table,
+)
 from paft_plugin.report.page import Shown, Table, render, shown
 from paft_plugin.thresholds import threshold_label
 
@@ -31,7 +38,7 @@ def deltas_part(inspection: Inspection) -> Part:
     """Sparsity and sizes."""
     drawn, missing = shown([sparsity_by_layer(inspection), histograms(inspection)])
     details = [table for table in (layer_table(inspection), module_table(inspection)) if table is not None]
-    return Part([delta_table(inspection)], details, drawn, missing)
+    return Part([sparsity_table(inspection), size_table(inspection)], details, drawn, missing)
 
 
 def pairs_part(inspection: Inspection) -> Part:

@@ -6,28 +6,15 @@ from collections.abc import Sequence
 
 from paft_plugin.inspection.inspected import InspectedPair, Inspection
 from paft_plugin.inspection.plots import conflict_share, plotted_threshold
-from paft_plugin.report.page import BLANK, Cell, Column, Row, Table, number_cell
+from paft_plugin.report.page import BLANK, Cell, Column, Row, Table, number_cell, unbroken
 from paft_plugin.thresholds import threshold_key, threshold_label
 
 PERCENT = "{:.1%}"
 
 
-def delta_table(inspection: Inspection) -> Table:
-    """A row for each delta: sparsity in all its senses, and size."""
+def sparsity_table(inspection: Inspection) -> Table:
+    """A row for each delta: sparsity in all its senses."""
     hidden = sorted({dtype for delta in inspection.deltas for dtype in delta.figures.total.unseen})
-    columns = [
-        Column("Delta", is_number=False),
-        Column("Entries"),
-        Column("Exactly 0"),
-        *(Column(f"Sparsity at {threshold_label(threshold)}") for threshold in inspection.thresholds),
-        *(Column(f"Hidden in {dtype}") for dtype in hidden),
-        Column("Hoyer"),
-        Column("Gini"),
-        Column("Top 1 % of ‖δ‖₁"),
-        Column("‖δ‖₁"),
-        Column("‖δ‖₂"),
-        Column("‖δ‖₂ / ‖θ‖₂"),
-    ]
     rows = []
     for delta in inspection.deltas:
         total = delta.figures.total
@@ -40,23 +27,61 @@ def delta_table(inspection: Inspection) -> Table:
                     number_cell(total.zero_share, PERCENT),
                     *(number_cell(total.sparsity(threshold), PERCENT) for threshold in inspection.thresholds),
                     *(number_cell(shares.get(dtype), PERCENT) for dtype in hidden),
-                    number_cell(total.hoyer, "{:.2f}"),
-                    number_cell(total.gini, "{:.2f}"),
-                    number_cell(total.top_1_percent, PERCENT),
-                    number_cell(total.l1, "{:.4g}"),
-                    number_cell(total.l2, "{:.4g}"),
-                    number_cell(total.relative, "{:.2g}"),
                 ]
             )
         )
     return Table(
         "deltas",
-        "Every delta in total",
-        columns,
+        "How sparse every delta is",
+        [
+            Column("Delta", is_number=False),
+            Column("Entries"),
+            Column("Exactly 0"),
+            *(Column(f"|δ| ≤ {unbroken(threshold_label(threshold))}") for threshold in inspection.thresholds),
+            *(Column(f"Hidden in {dtype}") for dtype in hidden),
+        ],
         rows,
-        "Sparsity is the share of entries with |δ| at or under the threshold. Hidden: entries that vanish when θ + δ is rounded "
-        "to that dtype (arXiv 2505.11711). Hoyer and Gini do not depend on scale: 0 if all entries are equal, near 1 if few hold "
-        "everything, so that a merely small delta isn't called sparse.",
+        "Shares of its entries. Hidden: those that vanish when θ_pre + δ is rounded to that dtype (arXiv 2505.11711).",
+    )
+
+
+def size_table(inspection: Inspection) -> Table:
+    """A row for each delta: how much of it few entries hold, and its norms."""
+    rows = []
+    for delta in inspection.deltas:
+        total = delta.figures.total
+        rows.append(
+            Row(
+                [
+                    Cell(delta.name),
+                    number_cell(total.hoyer, "{:.2f}"),
+                    number_cell(total.gini, "{:.2f}"),
+                    number_cell(total.top_1_percent, PERCENT),
+                    number_cell(total.top_10_percent, PERCENT),
+                    number_cell(total.l1, "{:.4g}"),
+                    number_cell(total.l2, "{:.4g}"),
+                    number_cell(total.largest, "{:.2g}"),
+                    number_cell(total.relative, "{:.2g}"),
+                ]
+            )
+        )
+    return Table(
+        "sizes",
+        "How concentrated and how large every delta is",
+        [
+            Column("Delta", is_number=False),
+            Column("Hoyer"),
+            Column("Gini"),
+            Column("‖δ‖₁ in the top 1 %"),
+            Column("In the top 10 %"),
+            Column("‖δ‖₁"),
+            Column("‖δ‖₂"),
+            Column("max |δ|"),
+            Column("‖δ‖₂ / ‖θ_pre‖₂"),
+        ],
+        rows,
+        "Hoyer, Gini and the shares of the top entries do not depend on scale, so that a merely small delta isn't called sparse: "
+        "Hoyer and Gini are 0 if all entries are equal, near 1 if few hold everything.",
     )
 
 
@@ -118,7 +143,7 @@ def pair_table(inspection: Inspection) -> Table | None:
         "Interference of each pair of deltas",
         [
             Column("Pair", is_number=False),
-            Column(f"Supports' overlap at {at}"),
+            Column(f"Supports' overlap at {unbroken(at)}"),
             Column("Sign conflicts, of all entries"),
             Column("Sign conflicts, of shared entries"),
             Column("Sign conflicts, by magnitude"),

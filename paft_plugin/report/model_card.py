@@ -108,7 +108,7 @@ def markdown(table: Table) -> str:
 
     return "\n".join(
         [
-            line([column.heading for column in table.columns]),
+            line([column.heading.replace("\N{NON-BREAKING HYPHEN}", "-") for column in table.columns]),
             "|" + "|".join("---:" if column.is_number else "---" for column in table.columns) + "|",
             *(line([cell.text for cell in row.cells], row) for row in table.rows),
         ]

@@ -77,6 +77,11 @@ class Shown:
     wide: bool
 
 
+def unbroken(text: str) -> str:
+    """`text` that no line breaks at its hyphens: `1e-5` in a narrow heading."""
+    return text.replace("-", "\N{NON-BREAKING HYPHEN}")
+
+
 def number_cell(value: float | None, form: str) -> Cell:
     """`value` in a format such as `{:.1%}`, or a blank."""
     if value is None or not math.isfinite(value):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from paft_plugin.drawing import joined
 from paft_plugin.inspection.verdict import Check, Diagnosis, Evidence
-from paft_plugin.report.differences import number
+from paft_plugin.report.page import Cell, Column, Row, Table, number_cell
 
 Kind = Literal["bad", "good", "plain"]
 STATES: dict[str, tuple[Kind, str]] = {
@@ -27,26 +28,27 @@ class Remark:
     label: str
     """What it is, in two or three words: severity and code, or signature and branches."""
     said: str
-    evidence: tuple[str, ...] = ()
+    evidence: Table | None = None
+    notes: tuple[str, ...] = ()
     remedies: tuple[str, ...] = ()
 
 
 def diagnosis_remarks(diagnosis: Diagnosis) -> list[Remark]:
     """Every check: what was found, then what could not be decided, then what is well."""
     places = list(STATES)
-    return [_check_remark(check) for check in sorted(diagnosis.checks, key=lambda check: places.index(check.state))]
+    checks = sorted(diagnosis.checks, key=lambda check: places.index(check.state))
+    return [_check_remark(check, place) for place, check in enumerate(checks)]
 
 
-def _check_remark(check: Check) -> Remark:
+def _check_remark(check: Check, place: int) -> Remark:
     kind, word = STATES[check.state]
-    said = f"{check.message} Confidence: {check.confidence}"
-    said += f" ({check.confidence_reason.rstrip('.')})." if check.confidence_reason else "."
+    reason = f": {check.confidence_reason}" if check.confidence_reason else "."
     return Remark(
         kind,
         f"{word}: {check.signature}" + (f" ({joined(check.branches)})" if check.branches else ""),
-        said,
-        tuple(_evidence_said(evidence) for evidence in check.evidence)
-        + tuple(f"Not looked at: {missing}" for missing in check.missing),
+        check.message,
+        _evidence_table(check.evidence, place) if check.evidence else None,
+        (f"Confidence {check.confidence}{reason}", *(f"Not looked at: {missing}." for missing in check.missing)),
         tuple(
             f"Set {remedy.setting} in {remedy.where} to {remedy.new}"
             + (f" (it is {remedy.old})" if remedy.old is not None else "")
@@ -56,14 +58,28 @@ def _check_remark(check: Check) -> Remark:
     )
 
 
-def _evidence_said(evidence: Evidence) -> str:
-    said = f"{evidence.what}: {number(evidence.value)}"
-    if evidence.threshold is not None:
-        side = "at or above" if evidence.above else "at or below"
-        said += f"; {side} {number(evidence.threshold)} it would speak for the signature"
-        said += ", and it does" if evidence.speaks_for else ", and it does not"
-        said += ", by little" if evidence.close else ""
-    return f"{said} ({evidence.source})"
+def _evidence_table(evidence: Sequence[Evidence], place: int) -> Table:
+    return Table(
+        f"evidence-{place}",
+        "Evidence",
+        [
+            Column("What", is_number=False),
+            Column("Value"),
+            Column("Speaks for it", is_number=False),
+            Column("From", is_number=False),
+        ],
+        [
+            Row([Cell(one.what), number_cell(one.value, "{:.3g}"), Cell(_speaks(one)), Cell(one.source)])
+            for one in evidence
+        ],
+    )
+
+
+def _speaks(evidence: Evidence) -> str:
+    if evidence.threshold is None:
+        return "for scale only"
+    side = f"{'≥' if evidence.above else '≤'} {evidence.threshold:.3g}"
+    return f"{'yes' if evidence.speaks_for else 'no'}{', by little' if evidence.close else ''} ({side})"
 
 
 def lint_remarks(run: Path) -> list[Remark] | None:
@@ -88,6 +104,5 @@ def _lint_remark(arm: str, finding: dict[str, Any]) -> Remark:
         "bad" if finding["severity"] == "error" else "plain",
         f"{arm}: {finding['severity']} {finding['code']} {finding['name']}",
         f"{where}{finding['message']}",
-        (),
-        (str(finding["fix"]),),
+        remedies=(str(finding["fix"]),),
     )

@@ -9,14 +9,15 @@ from pathlib import Path
 from paft_plugin.errors import PaftError
 from paft_plugin.files import PROOF_FILE, write_text
 from paft_plugin.inspection.curves import Curve, read_curve
+from paft_plugin.inspection.diagnosis import diagnose
 from paft_plugin.inspection.inspected import INSPECTION_FILE, Inspection, read_inspection
 from paft_plugin.report.arm_tables import arm_table, comparison_table
 from paft_plugin.report.choice import RULE, Choice, choose
-from paft_plugin.report.differences import Difference, number, standard_error
+from paft_plugin.report.differences import Difference, difference, number, standard_error
 from paft_plugin.report.inspection_page import deltas_part, pairs_part, write_inspection_page
 from paft_plugin.report.page import VERDICT_WORDS, render, shown
 from paft_plugin.report.plots import loss_chart, strength_chart, tax_chart
-from paft_plugin.report.remarks import Remark, lint_remarks
+from paft_plugin.report.remarks import Remark, diagnosis_remarks, lint_remarks
 from paft_plugin.report.repeat import how_to_repeat, read_record
 from paft_plugin.report.results import RESULTS, Arm, Results, read_results
 from paft_plugin.report.search_part import search_part
@@ -83,6 +84,7 @@ def report_html(run: Path, results: Results) -> str:
     choice = choose(results)
     inspection = _inspection(run)
     search, lint = search_part(run), lint_remarks(run)
+    diagnosis, no_diagnosis = _diagnosis(run)
     curves = _curves(run)
     name = run.absolute().name
     return render(
@@ -94,7 +96,7 @@ def report_html(run: Path, results: Results) -> str:
         choice=choice,
         rule=RULE,
         tiles=_tiles(choice),
-        facts=_facts(None, lint),
+        facts=_facts(results, choice, diagnosis, lint),
         arms=arm_table(results, choice),
         comparisons=comparison_table(results, choice),
         arm_plots=shown([tax_chart(results, choice)]),
@@ -102,8 +104,8 @@ def report_html(run: Path, results: Results) -> str:
         deltas=None if inspection is None else deltas_part(inspection),
         pairs=None if inspection is None else pairs_part(inspection),
         no_inspection=NO_INSPECTION,
-        diagnosis=None,
-        no_diagnosis="",
+        diagnosis=diagnosis,
+        no_diagnosis=no_diagnosis,
         lint=lint,
         search=search,
         repeat=how_to_repeat(run),
@@ -114,6 +116,14 @@ def report_html(run: Path, results: Results) -> str:
 def _inspection(run: Path) -> Inspection | None:
     folder = run / INSPECTIONS[0]
     return read_inspection(folder) if (folder / INSPECTION_FILE).is_file() else None
+
+
+def _diagnosis(run: Path) -> tuple[list[Remark] | None, str]:
+    """What the diagnosis says, or why there is none."""
+    try:
+        return diagnosis_remarks(diagnose(run)), ""
+    except PaftError as error:
+        return None, f"Not diagnosed: {error}"
 
 
 def _curves(run: Path) -> list[Curve]:
@@ -153,15 +163,32 @@ def _tile(arm: Arm, cost: Difference) -> Tile:
     )
 
 
-def _facts(diagnosis: Sequence[Remark] | None, lint: Sequence[Remark] | None) -> list[str]:
-    """What the checks found, in a line each."""
+def _facts(
+    results: Results, choice: Choice, diagnosis: Sequence[Remark] | None, lint: Sequence[Remark] | None
+) -> list[str]:
+    """What else to know at first sight, in a line each: the paper's first question, and what the checks found."""
     facts = []
-    for what, remarks in (("The diagnosis of the branches", diagnosis), ("The lint of the recipes", lint)):
+    sequential = results.arm("sequential")
+    if sequential is not None and choice.arm is not None and choice.arm is not sequential:
+        changes = [difference(sequential, choice.arm, measure) for measure in results.measures]
+        said = [f"{change.measure.name} {_in_words(change)}" for change in changes if change is not None]
+        facts.append(f"Against sequential training: {', '.join(said)}.")
+    for what, remarks, wrong, lesser in (
+        ("Diagnosis of the branches", diagnosis, "failure signature", "undecided"),
+        ("Lint of the recipes", lint, "error", "to know of"),
+    ):
         if remarks is not None:
             bad = sum(remark.kind == "bad" for remark in remarks)
             others = sum(remark.kind == "plain" for remark in remarks)
-            facts.append(f"{what}: {_count(bad, 'finding')}" + (f", {_count(others, 'warning')}." if others else "."))
+            facts.append(f"{what}: {_count(bad, wrong)}" + (f", {others} {lesser}." if others else "."))
     return facts
+
+
+def _in_words(change: Difference) -> str:
+    if change.verdict == "same":
+        return "no different"
+    error = "" if change.error is None else f" ± {number(change.error)}"
+    return f"{change.verdict} by {number(abs(change.value))}{error}"
 
 
 def _count(number_of: int, what: str) -> str:

@@ -216,7 +216,8 @@ def results_content(scores: Mapping[str, Sequence[float | None]] = SCORES, **cha
         }
 
     measures = [
-        {"name": name, "task": f"my_{name}", "metric": "acc", "filter": "none", "higher_is_better": True} for name in MEASURES
+        {"name": name, "task": f"my_{name}", "metric": "acc", "filter": "none", "higher_is_better": True}
+        for name in MEASURES
     ]
     return {
         "schema": 2, "measures": measures, "skill": "skill", "preference": "preference", "thresholds": ["1e-05", "0.001"],
@@ -262,10 +263,18 @@ def write_run(
 def write_branch(run: Path, branch: str, steps: Sequence[int] = (10, 20, 30, 40)) -> None:
     """Config, log, marker, record and checkpoint of a branch."""
     folder = run / "branches" / branch
-    write_text(run / "configs" / f"{branch}.yml", f"seed: 42\ndatasets:\n  - path: owner/{branch}-data\n    type: chat\n")
+    write_text(
+        run / "configs" / f"{branch}.yml", f"seed: 42\ndatasets:\n  - path: owner/{branch}-data\n    type: chat\n"
+    )
     command = f"$ /opt/env/bin/python3 -m axolotl.cli.main train {run}/configs/{branch}.yml"
     write_text(run / "logs" / f"{branch}.log", f"{command}\nand more\n")
-    ended = {"schema": 1, "name": branch, "fingerprint": "0", "seconds": 1.0, "finished_at": f"2026-01-01T00:00:0{len(branch)}"}
+    ended = {
+        "schema": 1,
+        "name": branch,
+        "fingerprint": "0",
+        "seconds": 1.0,
+        "finished_at": f"2026-01-01T00:00:0{len(branch)}",
+    }
     write_json(run / ".stages" / f"{branch}.json", ended)
     history = [{"step": step, "loss": 2.0 / step + 0.1, "learning_rate": 1e-4} for step in steps]
     write_json(folder / f"checkpoint-{steps[-1]}" / "trainer_state.json", {"log_history": history})
@@ -283,7 +292,9 @@ def write_model(run: Path, arm: str) -> Path:
     folder = run / "models" / arm
     write_text(folder / "mergekit_config.yml", RECIPE_TEXT.format(base=run / "base", run=run))
     write_text(folder / "README.md", f"---\nbase_model: []\n---\n# {arm}\n\nAs mergekit says.\n\n{PROVENANCE}")
-    write_json(folder / "paft.json", {"schema_version": 1, "kind": "fusion", "seed": 42, "versions": {"mergekit": "0.1.5"}})
+    write_json(
+        folder / "paft.json", {"schema_version": 1, "kind": "fusion", "seed": 42, "versions": {"mergekit": "0.1.5"}}
+    )
     write_text(run / "base" / "config.json", json.dumps({"_name_or_path": "owner/base-7b"}))
     write_text(run / "base" / "README.md", "---\nlicense: apache-2.0\n---\n# Base\n")
     return folder

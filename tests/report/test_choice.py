@@ -25,7 +25,9 @@ def results(scores: dict[str, Sequence[float]], items: int = 200, **changes: Any
         counts = dict.fromkeys(names[: len(values)], items)
         return Arm(name, dict(zip(names, values, strict=False)), dict(zip(names, errors, strict=False)), counts)
 
-    whole = Results(MEASURES, "skill", "preference", ("1e-05",), tuple(arm(name, values) for name, values in scores.items()))
+    whole = Results(
+        MEASURES, "skill", "preference", ("1e-05",), tuple(arm(name, values) for name, values in scores.items())
+    )
     return replace(whole, **changes)
 
 
@@ -137,7 +139,9 @@ def test_a_score_of_exactly_one_is_not_certain() -> None:
     assert error == pytest.approx(math.sqrt(101 / 102 * (1 / 102) / 102))
     assert standard_error(replace(whole, items={}), "skill") == 0.0
     assert standard_error(replace(whole, stderr={}, items={}), "skill") is None
-    assert standard_error(replace(whole, scores={"skill": 7.5}), "skill") == 0.0  # no share: nothing is known of its spread
+    assert (
+        standard_error(replace(whole, scores={"skill": 7.5}), "skill") == 0.0
+    )  # no share: nothing is known of its spread
 
 
 def test_a_difference_counts_from_two_standard_errors_on() -> None:
@@ -153,7 +157,13 @@ def test_a_difference_counts_from_two_standard_errors_on() -> None:
 
 
 def test_numbers_read_as_numbers() -> None:
-    assert [number(value) for value in (1.0, -0.0004, 0.1234, -2.5, 12.345)] == ["1.000", "0.000", "0.123", "−2.500", "12.35"]
+    assert [number(value) for value in (1.0, -0.0004, 0.1234, -2.5, 12.345)] == [
+        "1.000",
+        "0.000",
+        "0.123",
+        "−2.500",
+        "12.35",
+    ]
     assert [signed(value) for value in (0.1, -0.1, -0.0001)] == ["+0.100", "−0.100", "+0.000"]
 
 

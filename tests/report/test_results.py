@@ -33,11 +33,17 @@ def test_everything_is_read(tmp_path: Path) -> None:
 
 def test_nulls_are_what_was_not_measured(tmp_path: Path) -> None:
     content = results_content()
-    content["arms"][0] |= {"scores": {"skill": None}, "stderr": None, "n": {"skill": None}, "sparsity": None, "model": None}
+    content["arms"][0] |= {
+        "scores": {"skill": None},
+        "stderr": None,
+        "n": {"skill": None},
+        "sparsity": None,
+        "model": None,
+    }
     results = read_results(write(tmp_path, content | {"skill": None, "preference": None, "thresholds": None}))
     assert results is not None
     arm = results.arms[0]
-    assert not (arm.scores or arm.stderr or arm.items or arm.sparsity or arm.model)
+    assert [dict(arm.scores), dict(arm.stderr), dict(arm.items), dict(arm.sparsity), arm.model] == [{}, {}, {}, {}, ""]
 
 
 def test_no_file_is_no_results(tmp_path: Path) -> None:
