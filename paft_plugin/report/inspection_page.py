@@ -68,7 +68,7 @@ def inspection_html(inspection: Inspection, name: str) -> str:
         title=f"Inspection: {name}",
         brand=f"PAFT inspection · {name}",
         made_by="axolotl paft inspect",
-        sections=[("deltas", "Deltas"), ("pairs", "Interference"), ("about", "About")],
+        sections=[("deltas-section", "Deltas"), ("interference-section", "Interference"), ("about", "About")],
         headline=headline,
         lead=lead,
         inspection=inspection,
