@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -80,7 +81,7 @@ def check_shape(page: Path) -> Outline:
     levels = [level for level, _ in outline.headings]
     assert levels.count(1) == 1
     assert levels[0] == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
     assert len(outline.ids) == len(set(outline.ids))
     assert outline.tables == outline.captions
     for link in outline.links:
