@@ -10,6 +10,8 @@ from paft_plugin.drawing import (
     INK,
     MUTED,
     PAPER,
+    WIDE,
+    WIDTH,
     Missing,
     Plot,
     common_style,
@@ -22,110 +24,93 @@ from paft_plugin.drawing import (
 from paft_plugin.inspection.curves import Curve
 from paft_plugin.report.choice import Choice
 from paft_plugin.report.differences import BAR, number, signed, standard_error
+from paft_plugin.report.labels import Point, label_points
 from paft_plugin.report.results import Arm, Measure, Results
 from paft_plugin.thresholds import threshold_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-Box = tuple[float, float, float, float]
+MANY = 3  # arms close together that still have room for their names
 
 
 @common_style()
 def tax_chart(results: Results, choice: Choice) -> Plot | Missing:
-    """Skill against preference, one point an arm, with bars of two standard errors."""
+    """Skill against preference, one point an arm, with bars of two standard errors; where arms crowd, that part enlarged."""
     name, title = "tax", "What alignment costs"
     if results.skill is None or results.preference is None:
         return Missing(name, title, "The run names no measure of the skill, or none of the preference.")
-    skill, preference = results.measure(results.skill), results.measure(results.preference)
-    arms = [arm for arm in results.arms if {skill.name, preference.name} <= arm.scores.keys()]
-    if len(arms) < 2:
+    goals = results.measure(results.skill), results.measure(results.preference)
+    points = [_point_of(arm, goals) for arm in results.arms if all(goal.name in arm.scores for goal in goals)]
+    if len(points) < 2:
         return Missing(name, title, "Fewer than two arms have been scored on both the skill and the preference.")
-    figure = new_figure(height=3.8)
-    axes = figure.subplots()
-    for arm in arms:
-        _arm_point(axes, arm, skill, preference, is_chosen=choice.arm is not None and arm.name == choice.arm.name)
-    axes.set_xlabel(_axis_label(skill))
-    axes.set_ylabel(_axis_label(preference))
-    axes.margins(0.12)
-    _label_groups(figure, axes, arms, skill.name, preference.name)
+    crowd = _crowd(points, goals)
+    figure = new_figure(WIDE if crowd else WIDTH, 3.8)
+    panels = figure.subplots(1, 2 if crowd else 1, squeeze=False)[0]
+    ringed = choice.arm.name if choice.arm is not None else ""
+    for axes, drawn in zip(panels, (points, crowd), strict=False):
+        for point in drawn:
+            _draw_point(axes, point, is_ringed=point.name == ringed)
+        axes.set_xlabel(_axis_label(goals[0]))
+        axes.set_ylabel(_axis_label(goals[1]))
+        axes.margins(0.14)
+    if crowd:
+        panels[0].indicate_inset(bounds=_bounds(panels[1]), edgecolor=MUTED, linestyle="--", alpha=1)
+        panels[0].set_title("All arms", loc="left")
+        panels[1].set_title("The dashed part, enlarged", loc="left")
+    figure.draw_without_rendering()  # only then is it known where a point lies
+    label_points(panels[0], [point for point in points if point not in crowd], points)
+    if crowd:
+        label_points(panels[1], crowd, crowd)
     return Plot(
         name,
         title,
-        _tax_caption(results, choice, skill, preference),
-        f"Scatter chart of {len(arms)} arms: {skill.name} across, {preference.name} upwards.",
+        _tax_caption(results, choice, *goals),
+        f"Scatter chart of {len(points)} arms: {goals[0].name} across, {goals[1].name} upwards.",
         figure,
+        wide=bool(crowd),
     )
+
+
+def _point_of(arm: Arm, goals: tuple[Measure, Measure]) -> Point:
+    x, y = (arm.scores[goal.name] for goal in goals)
+    dx, dy = (BAR * (standard_error(arm, goal.name) or 0.0) for goal in goals)
+    return Point(arm.name, x, y, dx, dy)
+
+
+def _crowd(points: Sequence[Point], goals: tuple[Measure, Measure]) -> list[Point]:
+    """The arms in the best third of both measures, if they are too many to name there; otherwise none."""
+
+    def is_good(place: int, value: float) -> bool:
+        values = [(point.x, point.y)[place] for point in points]
+        low, high = min(values), max(values)
+        best = high if goals[place].higher_is_better else low
+        return abs(value - best) <= (high - low) / 3
+
+    good = [point for point in points if is_good(0, point.x) and is_good(1, point.y)]
+    return good if MANY <= len(good) < len(points) else []
+
+
+def _bounds(axes: Axes) -> tuple[float, float, float, float]:
+    """Left, bottom, width and height of what `axes` show."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    return left, bottom, right - left, top - bottom
 
 
 def _axis_label(measure: Measure) -> str:
     return f"{measure.name} ({'more' if measure.higher_is_better else 'less'} is better)"
 
 
-def _arm_point(axes: Axes, arm: Arm, skill: Measure, preference: Measure, is_chosen: bool) -> None:
-    style = style_of(arm.name)
-    x, y = arm.scores[skill.name], arm.scores[preference.name]
-    errors = [BAR * (standard_error(arm, measure.name) or 0.0) for measure in (skill, preference)]
-    axes.errorbar(x, y, xerr=errors[0], yerr=errors[1], color=style.colour, linewidth=0.8, alpha=0.6, zorder=2)
-    axes.scatter(x, y, marker=style.marker, s=42, color=style.colour, edgecolors=PAPER, linewidths=0.6, zorder=3)
-    if is_chosen:
-        axes.scatter(x, y, marker="o", s=170, facecolors="none", edgecolors=INK, linewidths=1.2, zorder=4)
-
-
-def _label_groups(figure: Figure, axes: Axes, arms: Sequence[Arm], skill: str, preference: str) -> None:
-    """Name each point; points that lie on each other share one list of names, so that no name covers another."""
-    figure.draw_without_rendering()  # only then is it known where a point lies
-    scale = 72 / figure.dpi
-    groups: list[list[Arm]] = []
-    places = {arm.name: axes.transData.transform((arm.scores[skill], arm.scores[preference])) * scale for arm in arms}
-    for arm in arms:
-        near = next((group for group in groups if math.dist(places[group[0].name], places[arm.name]) < 14), None)
-        groups.append([arm]) if near is None else near.append(arm)
-    left, bottom, right, top = (float(edge) * scale for edge in axes.bbox.extents)
-    taken = [box for arm in arms for box in _mark_boxes(axes, arm, skill, preference, scale)]
-    for group in sorted(groups, key=len, reverse=True):
-        text = "\n".join(arm.name for arm in group)
-        width = max(len(arm.name) for arm in group) * 4.6 + 4
-        height = 9.6 * len(group) + 2
-        x, y = places[group[0].name]
-        candidates = [
-            (dx * (width / 2 + reach), dy * (height / 2 + reach))
-            for reach in (9, 16, 26, 40, 60)
-            for dx, dy in ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1))
-        ]
-        boxes = [_box(x + dx, y + dy, width, height) for dx, dy in candidates]
-        fits = [
-            place
-            for place, box in enumerate(boxes)
-            if left <= box[0] and box[2] <= right and bottom <= box[1] and box[3] <= top
-            and not any(_overlap(box, other) for other in taken)
-        ]  # fmt: skip
-        place = fits[0] if fits else 0
-        taken.append(boxes[place])
-        far = place >= 8
-        axes.annotate(
-            text, (group[0].scores[skill], group[0].scores[preference]), xytext=candidates[place],
-            textcoords="offset points", ha="center", va="center", fontsize=8, linespacing=1.15, color=INK,
-            arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.6} if far else None,
-        )  # fmt: skip
-
-
-def _mark_boxes(axes: Axes, arm: Arm, skill: str, preference: str, scale: float) -> list[Box]:
-    """What a point and its error bars cover, in typographic points."""
-    x, y = arm.scores[skill], arm.scores[preference]
-    dx, dy = (BAR * (standard_error(arm, name) or 0.0) for name in (skill, preference))
-    corners = axes.transData.transform([(x - dx, y), (x + dx, y), (x, y - dy), (x, y + dy), (x, y)]) * scale
-    (x0, y1), (x1, _), (x2, y0), (_, y2), (x, y) = ((float(a), float(b)) for a, b in corners)
-    return [(x0, y1 - 2, x1, y1 + 2), (x2 - 2, y0, x2 + 2, y2), _box(x, y, 12, 12)]
-
-
-def _box(x: float, y: float, width: float, height: float) -> Box:
-    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
-
-
-def _overlap(one: Box, other: Box) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+def _draw_point(axes: Axes, point: Point, is_ringed: bool) -> None:
+    style = style_of(point.name)
+    axes.errorbar(
+        point.x, point.y, xerr=point.dx, yerr=point.dy, color=style.colour, linewidth=0.8, alpha=0.6, zorder=2
+    )
+    axes.scatter(
+        point.x, point.y, marker=style.marker, s=42, color=style.colour, edgecolors=PAPER, linewidths=0.6, zorder=3
+    )
+    if is_ringed:
+        axes.scatter(point.x, point.y, marker="o", s=170, facecolors="none", edgecolors=INK, linewidths=1.2, zorder=4)
 
 
 def _tax_caption(results: Results, choice: Choice, skill: Measure, preference: Measure) -> str:
