@@ -8,6 +8,7 @@ import textwrap
 from itertools import combinations
 from typing import TYPE_CHECKING
 
+from paft_plugin.drawing import COLOURS, SHAPES
 from paft_plugin.files import write_bytes
 from paft_plugin.search.front import pareto_front
 from paft_plugin.search.report import PLOT, Outcome
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind people can tell apart, and a shape for each, for print and everyone else.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-SHAPES = ("o", "s", "^", "D", "v", "P", "X")
 MOST_COLUMNS = 3
 Point = tuple[float, float]
 

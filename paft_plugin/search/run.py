@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from paft_plugin.evaluation.scorer import Scorer
     from paft_plugin.search.model import FusedModel
 
-EXTRA = ("optuna", "matplotlib")
+EXTRA = "optuna"
 LIBRARIES = ("paft-plugin", "optuna", "mergekit", "lm_eval", "transformers", "torch")
 
 
@@ -68,13 +68,13 @@ def run_search(
 
 
 def require_extra() -> None:
-    """Optuna and matplotlib come with the extra.
+    """Optuna comes with the extra.
 
     Raises:
-        PaftError: One of them is not installed.
+        PaftError: It is not installed.
     """
-    if missing := [name for name in EXTRA if find_spec(name) is None]:
-        raise PaftError(f"A search needs {' and '.join(missing)}: pip install 'paft-plugin[search]'.")
+    if find_spec(EXTRA) is None:
+        raise PaftError(f"A search needs {EXTRA}: pip install 'paft-plugin[search]'.")
 
 
 def _search(request: SearchRequest, console: Console) -> Outcome:

@@ -199,7 +199,7 @@ def test_a_number_that_lm_eval_does_not_report_is_said(paft_yml: Write, monkeypa
 
 def test_without_the_extra_it_says_what_to_install(paft_yml: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "find_spec", lambda _: None)
-    with pytest.raises(PaftError, match=r"needs optuna and matplotlib: pip install 'paft-plugin\[search\]'"):
+    with pytest.raises(PaftError, match=r"needs optuna: pip install 'paft-plugin\[search\]'"):
         run_search(search_request(paft_yml()), quiet())
 
 

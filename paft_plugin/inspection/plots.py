@@ -1,0 +1,262 @@
+"""Plots of an inspection: how sparse each delta is and where, how large its entries are, and where two deltas interfere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from paft_plugin.drawing import (
+    MUTED,
+    WIDE,
+    Missing,
+    Plot,
+    common_style,
+    joined,
+    new_figure,
+    plain_number,
+    styles_of,
+    whole_numbers,
+)  # fmt: skip
+from paft_plugin.inspection.inspected import InspectedDelta, InspectedPair, Inspection
+from paft_plugin.inspection.measures import Interference
+from paft_plugin.thresholds import threshold_key, threshold_label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+USUAL_THRESHOLD = 1e-5
+MOST_PAIRS = 4
+MOST_NUMBERS = 80  # cells that still have room for their number
+NARROW_MODEL = 20  # layers; of more, a map takes the whole width
+# On the colours of a map, which are the same in a light and a dark page; so not the page's own ink.
+ON_DARK, ON_LIGHT = "#fafafa", "#101010"
+
+
+def inspection_plots(inspection: Inspection) -> list[Plot | Missing]:
+    """Every plot of an inspection, in the order in which they are read."""
+    return [sparsity_by_layer(inspection), histograms(inspection), interference_map(inspection)]
+
+
+def plotted_threshold(inspection: Inspection) -> float | None:
+    """The threshold that plots use: 1e-5 if it was measured, otherwise the lowest."""
+    if USUAL_THRESHOLD in inspection.thresholds:
+        return USUAL_THRESHOLD
+    return next(iter(inspection.thresholds), None)
+
+
+@common_style()
+def sparsity_by_layer(inspection: Inspection) -> Plot | Missing:
+    """The paper's figure: the sparsity of each layer, a line for each delta."""
+    name, title = "sparsity", "Sparsity by layer"
+    threshold = plotted_threshold(inspection)
+    layered = [delta for delta in inspection.deltas if delta.figures.layers]
+    if threshold is None or not layered:
+        why = "No sparsity threshold was inspected." if threshold is None else "No delta changes a tensor of a layer."
+        return Missing(name, title, why)
+    figure = new_figure()
+    axes = figure.subplots()
+    styles = styles_of([delta.name for delta in layered])
+    for delta in layered:
+        layers = sorted(delta.figures.layers)
+        style = styles[delta.name]
+        axes.plot(
+            layers,
+            [delta.figures.layers[layer].sparsity(threshold) for layer in layers],
+            color=style.colour,
+            marker=style.marker,
+            linestyle=style.line,
+            label=delta.name,
+        )
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlabel("layer")
+    axes.set_ylabel(f"share of entries with |δ| ≤ {threshold_label(threshold)}")
+    whole_numbers(axes.xaxis)
+    figure.legend(loc="outside upper center", ncols=min(len(layered), 4))
+    said = " ".join(_sparsity_said(delta, threshold) for delta in layered)
+    return Plot(
+        name,
+        title,
+        f"A sparse delta is a line near the top. {said}",
+        f"Line chart: sparsity at {threshold_label(threshold)} of each layer of {joined([d.name for d in layered])}.",
+        figure,
+    )
+
+
+def _sparsity_said(delta: InspectedDelta, threshold: float) -> str:
+    shares = {layer: figures.sparsity(threshold) for layer, figures in delta.figures.layers.items()}
+    low, high = (
+        min(shares, key=lambda layer: (shares[layer], layer)),
+        max(shares, key=lambda layer: (shares[layer], -layer)),
+    )
+    total = delta.figures.total.sparsity(threshold)
+    if len(shares) == 1 or shares[high] - shares[low] < 0.01:
+        return f"{delta.name}: {total:.1%} in total, the same in every layer."
+    return f"{delta.name}: {total:.1%} in total, from {shares[low]:.1%} in layer {low} to {shares[high]:.1%} in layer {high}."
+
+
+@common_style()
+def histograms(inspection: Inspection) -> Plot | Missing:
+    """|δ| of every delta on a logarithmic scale, as shares of its entries."""
+    name, title = "histogram", "How large the entries are"
+    drawn = [delta for delta in inspection.deltas if sum(delta.histogram.counts)]
+    if not drawn:
+        return Missing(name, title, "Every entry of every delta is exactly zero, or beyond the histogram's ends.")
+    figure = new_figure()
+    axes = figure.subplots()
+    styles = styles_of([delta.name for delta in drawn])
+    for delta in drawn:
+        histogram, style = delta.histogram, styles[delta.name]
+        shares = [count / delta.figures.total.entries for count in histogram.counts]
+        axes.stairs(
+            shares, histogram.log10_edges, color=style.colour, linestyle=style.line, linewidth=1.6, label=delta.name
+        )
+    low, high = _filled([delta.histogram.log10_edges for delta in drawn], [delta.histogram.counts for delta in drawn])
+    axes.set_xlim(low, high)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_formatter(
+        lambda exponent, _: plain_number(10.0**exponent) if exponent == int(exponent) else ""
+    )
+    whole_numbers(axes.xaxis)
+    threshold = plotted_threshold(inspection)
+    if threshold is not None and threshold > 0 and low < math.log10(threshold) < high:
+        axes.axvline(math.log10(threshold), color=MUTED, linewidth=0.9, linestyle=":")
+        axes.annotate(
+            threshold_label(threshold), (math.log10(threshold), 1), xycoords=("data", "axes fraction"),
+            xytext=(3, -2), textcoords="offset points", va="top", fontsize=8, color=MUTED,
+        )  # fmt: skip
+    axes.set_xlabel("|δ|")
+    axes.set_ylabel("share of entries per bin")
+    figure.legend(loc="outside upper center", ncols=min(len(drawn), 4))
+    return Plot(
+        name,
+        title,
+        "Left of the dotted line an entry counts as zero at that threshold. " * (threshold is not None)
+        + " ".join(_histogram_said(delta) for delta in drawn),
+        f"Histogram of |δ| on a logarithmic scale for {joined([delta.name for delta in drawn])}.",
+        figure,
+    )
+
+
+def _filled(edges: Sequence[Sequence[float]], counts: Sequence[Sequence[int]]) -> tuple[float, float]:
+    """From the first to the last edge of a bin that holds anything worth seeing, one entry in 10⁴."""
+    ends = []
+    for own, held in zip(edges, counts, strict=True):
+        seen = [place for place, count in enumerate(held) if count > 1e-4 * sum(held)]
+        ends += [own[seen[0]], own[seen[-1] + 1]]
+    return min(ends), max(ends)
+
+
+def _histogram_said(delta: InspectedDelta) -> str:
+    total, histogram = delta.figures.total, delta.histogram
+    peak = max(range(len(histogram.counts)), key=lambda place: histogram.counts[place])
+    middle = 10 ** ((histogram.log10_edges[peak] + histogram.log10_edges[peak + 1]) / 2)
+    said = f"{delta.name} has most entries around {plain_number(float(f'{middle:.1g}'))}"
+    if total.zeros:
+        said += f", besides {total.zero_share:.1%} that are exactly 0"
+    if total.top_1_percent is not None:
+        said += f"; its greatest 1 % of entries hold {total.top_1_percent:.0%} of ‖δ‖₁"
+    return said + "."
+
+
+@common_style()
+def interference_map(inspection: Inspection) -> Plot | Missing:
+    """Layer × module: the share of entries that both deltas change, in opposite directions."""
+    name, title = "interference", "Where two branches pull apart"
+    pairs = plotted_pairs(inspection)
+    threshold = plotted_threshold(inspection)
+    if threshold is None or not pairs:
+        why = "No pair of deltas was inspected." if inspection.deltas else "No delta was inspected."
+        return Missing(name, title, why if threshold is not None else "No sparsity threshold was inspected.")
+    layers = sorted({layer for pair in pairs for layer, _ in pair.figures.cells})
+    modules = sorted({module for pair in pairs for _, module in pair.figures.cells})
+    if not layers:
+        return Missing(name, title, "No two deltas change the same tensor of a layer.")
+    grids = [_grid(pair, layers, modules, threshold) for pair in pairs]
+    greatest = max((share for grid in grids for row in grid for share in row if math.isfinite(share)), default=0.0)
+    columns = 2 if len(layers) <= NARROW_MODEL and len(pairs) > 1 else 1
+    rows = math.ceil(len(pairs) / columns)
+    wide = columns == 2 or len(layers) > NARROW_MODEL
+    figure = new_figure(WIDE if wide else WIDE / 2, rows * (0.27 * len(modules) + 0.75) + 0.35)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    with_numbers = len(layers) * len(modules) <= MOST_NUMBERS
+    image: Any = None
+    for panel, pair, grid in zip(axes, pairs, grids, strict=False):
+        image = panel.imshow(
+            grid, cmap="cividis", vmin=0, vmax=greatest or 1.0, aspect="auto", interpolation="none",
+            extent=(layers[0] - 0.5, layers[-1] + 0.5, len(modules) - 0.5, -0.5),
+        )  # fmt: skip
+        _frame(panel, f"{pair.first} and {pair.second}", modules)
+        if with_numbers:
+            _numbers(panel, grid, layers, greatest)
+    for unused in axes[len(pairs) :]:
+        unused.set_visible(False)
+    bar = figure.colorbar(image, ax=axes.tolist(), shrink=0.9, pad=0.015, aspect=18)
+    bar.ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
+    bar.outline.set_visible(False)
+    left_out = len(_candidates(inspection)) - len(pairs)
+    return Plot(
+        name,
+        title,
+        f"Share of entries where both |δ| are above {threshold_label(threshold)} and their signs are opposite; a merge must "
+        f"overrule one branch there. {' '.join(_interference_said(pair, threshold) for pair in pairs)}"
+        + (f" {left_out} more pairs are in the table alone." if left_out > 0 else ""),
+        f"Heat map, layers across and kinds of modules downwards, for {joined([f'{p.first} with {p.second}' for p in pairs])}.",
+        figure,
+        wide=wide,
+    )
+
+
+def plotted_pairs(inspection: Inspection) -> list[InspectedPair]:
+    """The first few of those pairs that a fusion could combine: not an SFT branch with its own twin, if there are others."""
+    return _candidates(inspection)[:MOST_PAIRS]
+
+
+def _candidates(inspection: Inspection) -> list[InspectedPair]:
+    twins = {"sft", "sft-l1"}
+    return [pair for pair in inspection.pairs if not {pair.first, pair.second} <= twins] or list(inspection.pairs)
+
+
+def conflict_share(figures: Interference, threshold: float) -> float:
+    """Entries where both deltas are above the threshold and their signs are opposite, as a share of all entries."""
+    return figures.overlap[threshold_key(threshold)].conflicts / figures.entries
+
+
+def _grid(pair: InspectedPair, layers: list[int], modules: list[str], threshold: float) -> list[list[float]]:
+    """A row for each module, a column for each layer number from the first to the last; NaN where there is no cell."""
+
+    def share(layer: int, module: str) -> float:
+        cell = pair.figures.cell(layer, module)
+        return math.nan if cell is None else conflict_share(cell, threshold)
+
+    return [[share(layer, module) for layer in range(layers[0], layers[-1] + 1)] for module in modules]
+
+
+def _frame(axes: Axes, title: str, modules: list[str]) -> None:
+    axes.set_title(title, loc="left")
+    axes.set_xlabel("layer")
+    axes.set_yticks(range(len(modules)), modules)
+    whole_numbers(axes.xaxis)
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _numbers(axes: Axes, grid: list[list[float]], layers: list[int], greatest: float) -> None:
+    for row, shares in enumerate(grid):
+        for column, share in enumerate(shares):
+            if math.isfinite(share):
+                colour = ON_LIGHT if share > 0.55 * greatest else ON_DARK
+                text = f"{100 * share:.1f}" if share < 0.1 else f"{100 * share:.0f}"
+                axes.text(layers[0] + column, row, text, ha="center", va="center", fontsize=7, color=colour)
+
+
+def _interference_said(pair: InspectedPair, threshold: float) -> str:
+    total = pair.figures.total
+    said = f"{pair.first} and {pair.second}: {conflict_share(total, threshold):.1%} in total"
+    if pair.figures.cells:
+        worst = max(pair.figures.cells, key=lambda cell: (conflict_share(pair.figures.cells[cell], threshold), cell))
+        share = conflict_share(pair.figures.cells[worst], threshold)
+        said += f", at most {share:.1%} in {worst[1]} of layer {worst[0]}"
+    return f"{said}."

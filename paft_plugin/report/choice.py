@@ -1,0 +1,168 @@
+"""Which arm to use, by a rule that is written down, and what it costs.
+
+The rule (`RULE`, shown on the page) asks first for SFT's skill, then for the preference, then for everything else, and never
+takes a difference within two standard errors for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from paft_plugin.drawing import joined
+from paft_plugin.report.differences import Difference, difference, number
+from paft_plugin.report.results import Arm, Measure, Results
+
+SFT_ARMS = ("sft", "sft-l1")
+RULE = (
+    "Take the SFT arm with the best skill as the reference.",
+    "Keep the arms whose skill is not below the reference's by more than 2 standard errors of the difference.",
+    "Of these, take the one with the best preference; arms within 2 standard errors of it are tied with it.",
+    "Of the tied, drop those that are worse than another by more than 2 standard errors in any other measure, unless that "
+    "leaves none.",
+    "Of what is left, name the one with the best preference, then skill, then sum of the other measures, then the sparsest.",
+)
+Kind = Literal["clear", "tied", "trade", "nothing", "one measure", "none"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the rule came to."""
+
+    kind: Kind
+    arm: Arm | None
+    headline: str
+    explanation: str
+    tied: tuple[str, ...] = ()
+    """Other arms that cannot be told from the chosen one."""
+    costs: tuple[Difference, ...] = ()
+    """What the chosen arm gains or loses: skill against the SFT arm, preference against the best, the rest against the base."""
+
+
+def choose(results: Results) -> Choice:
+    """Apply the rule to `results`."""
+    goals = [results.measure(name) for name in (results.skill, results.preference) if name is not None]
+    scored = [arm for arm in results.arms if all(goal.name in arm.scores for goal in goals)]
+    if not goals or not scored:
+        why = "no measure of the skill or the preference is named" if not goals else "no arm has been scored on both"
+        return Choice(
+            "none", None, "No arm can be named", f"In this run {why}: compare the arms in the table yourself."
+        )
+    if len(goals) == 1:
+        return _by_one(results, scored, goals[0])
+    skill, preference = goals
+    reference = _best([arm for arm in scored if arm.name in SFT_ARMS] or scored, [skill])
+    kept = [arm for arm in scored if not _worse(reference, arm, skill)]
+    best = _best(kept, [preference, skill, *results.others])
+    tied = [arm for arm in kept if not _worse(best, arm, preference)]
+    left = [arm for arm in tied if not any(_worse(one, arm, other) for one in tied for other in results.others)] or tied
+    chosen = _best(left, [preference, skill, *results.others])
+    most = _best(scored, [preference, skill])
+    if _is_trade(reference, chosen, most, preference):
+        return _trade(results, scored, reference, most)
+    return _named(results, chosen, [arm.name for arm in left if arm is not chosen], reference, most)
+
+
+def _best(arms: Sequence[Arm], measures: Sequence[Measure]) -> Arm:
+    """The best in the first two measures in turn, then in the sum of the rest, then the sparsest; among equals the first."""
+
+    def gains(arm: Arm) -> tuple[float, ...]:
+        each = [arm.scores.get(m.name, float("-inf")) * (1 if m.higher_is_better else -1) for m in measures]
+        return (*each[:2], sum(each[2:]), *(arm.sparsity[key] for key in sorted(arm.sparsity, key=float)))
+
+    return max(arms, key=gains)
+
+
+def _worse(one: Arm, other: Arm, measure: Measure) -> bool:
+    """Whether `other` is worse than `one` by more than the bar."""
+    found = difference(one, other, measure)
+    return found is not None and found.verdict == "worse"
+
+
+def _is_trade(reference: Arm, chosen: Arm, most: Arm, preference: Measure) -> bool:
+    """Whether what keeps the skill has no more of the preference than SFT alone, although another arm has."""
+    gained = difference(reference, chosen, preference)
+    return (gained is None or gained.verdict == "same") and _worse(most, chosen, preference)
+
+
+def _named(results: Results, chosen: Arm, tied: list[str], reference: Arm, most: Arm) -> Choice:
+    assert results.skill is not None
+    assert results.preference is not None
+    costs = _costs(results, chosen, reference, most)
+    if "base" in (chosen.name, *tied):
+        others = [name for name in (chosen.name, *tied) if name != "base"]
+        return Choice(
+            "nothing",
+            results.arm("base"),
+            "Nothing can be told from the base model",
+            f"Neither in {results.skill} nor in {results.preference} does any arm beat it by more than 2 standard errors"
+            + (f"; {joined(others)} {'is' if len(others) == 1 else 'are'} its equal" if others else "")
+            + ". Score more items, or train longer, before choosing.",
+            tuple(others),
+        )
+    if not tied:
+        return Choice(
+            "clear", chosen, f"Use {chosen.name}", f"{_why(results, reference)} No other arm is its equal.", (), costs
+        )
+    all_of_them = len(tied) + 1 == len(results.arms)
+    explanation = (
+        "All arms are within 2 standard errors of each other, so any will do."
+        if all_of_them
+        else f"{_why(results, reference)} These items show no difference from {joined(tied)}."
+    )
+    return Choice("tied", chosen, f"Use {chosen.name}", explanation, tuple(tied), costs)
+
+
+def _why(results: Results, reference: Arm) -> str:
+    kept = f"the {results.skill} of {reference.name}, the best SFT arm"
+    return f"It has the best {results.preference} of the arms that keep {kept}."
+
+
+def _trade(results: Results, scored: Sequence[Arm], reference: Arm, most: Arm) -> Choice:
+    """No arm has both: name what keeps each, and the nearest to both."""
+    skill, preference = results.measure(str(results.skill)), results.measure(str(results.preference))
+
+    def greatest_loss(arm: Arm) -> float:
+        losses = (difference(reference, arm, skill), difference(most, arm, preference))
+        return max(-loss.gain for loss in losses if loss is not None)
+
+    nearest = min(scored, key=greatest_loss)
+    return Choice(
+        "trade",
+        nearest,
+        f"No arm has both; {nearest.name} is nearest",
+        f"No arm keeps the {skill.name} of {reference.name} ({_score(reference, skill)}) and gains {preference.name}: the "
+        f"most of that has {most.name} ({_score(most, preference)}), at a {skill.name} of {_score(most, skill)}. "
+        f"{nearest.name} gives up least of the better one of both: {_score(nearest, skill)} {skill.name}, "
+        f"{_score(nearest, preference)} {preference.name}.",
+        (),
+        _costs(results, nearest, reference, most),
+    )
+
+
+def _by_one(results: Results, scored: Sequence[Arm], goal: Measure) -> Choice:
+    best = _best(scored, [goal])
+    tied = tuple(arm.name for arm in scored if arm is not best and not _worse(best, arm, goal))
+    said = f"It has the best {goal.name}, {_score(best, goal)}; the run has no measure of "
+    said += "the preference." if results.preference is None else "the skill."
+    if tied:
+        said += f" These items show no difference from {joined(tied)}."
+    base = results.arm("base")
+    costs = [difference(base, best, measure) for measure in results.measures] if base and base is not best else []
+    return Choice(
+        "one measure", best, f"Use {best.name}", said, tied, tuple(found for found in costs if found is not None)
+    )
+
+
+def _costs(results: Results, chosen: Arm, reference: Arm, most: Arm) -> tuple[Difference, ...]:
+    base = results.arm("base")
+    against = [(reference, results.measure(str(results.skill))), (most, results.measure(str(results.preference)))]
+    if base is not None:
+        against += [(base, measure) for measure in results.others]
+    found = [difference(before, chosen, measure) for before, measure in against]
+    return tuple(each for each in found if each is not None)
+
+
+def _score(arm: Arm, measure: Measure) -> str:
+    return number(arm.scores[measure.name])

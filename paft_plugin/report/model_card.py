@@ -1,0 +1,209 @@
+"""The fused model's `README.md`: a model card with the comparison it comes from, its recipe and its provenance."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+from paft_plugin import __version__
+from paft_plugin.drawing import Plot, as_png, joined
+from paft_plugin.errors import PaftError
+from paft_plugin.files import PROOF_FILE, write_bytes, write_text
+from paft_plugin.inspection.inspected import INSPECTION_FILE, read_inspection
+from paft_plugin.inspection.plots import sparsity_by_layer
+from paft_plugin.report.arm_tables import arm_table
+from paft_plugin.report.choice import choose
+from paft_plugin.report.origin import Base, Data, read_base, read_data
+from paft_plugin.report.page import Row, Table
+from paft_plugin.report.repeat import read_record
+from paft_plugin.report.results import RESULTS, Arm, Results, read_results
+
+CARD, PICTURE, RECIPE = "README.md", "sparsity.png", "mergekit_config.yml"
+_HEADER_BASE = re.compile(r"^# base model: (.+)$", re.MULTILINE)  # what `axolotl paft recipe` writes above every recipe
+_PROVENANCE = re.compile(r"^## Provenance\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+
+
+def write_model_cards(run: Path) -> list[Path]:
+    """`write_model_card` for every fused model that the run kept; returns the cards."""
+    results = read_results(run)
+    arms = [] if results is None else [arm.name for arm in results.arms if (run / arm.model / RECIPE).is_file()]
+    return [write_model_card(run, arm) for arm in arms]
+
+
+def write_model_card(run: Path, arm: str) -> Path:
+    """Write `README.md`, and the plot that it shows, into the folder of the fused model `arm`; returns the card.
+
+    What the merge wrote there under `## Provenance` is kept.
+
+    Raises:
+        PaftError: the run has no results or no such arm, or the arm's folder has no recipe.
+    """
+    results = read_results(run)
+    found = None if results is None else results.arm(arm)
+    if results is None or found is None:
+        raise PaftError(f"{run / RESULTS}: no arm {arm!r}. Give the name of a fused arm of a run that has ended.")
+    folder = run / found.model
+    if not found.model or not (folder / RECIPE).is_file():
+        raise PaftError(f"{folder}: no {RECIPE}, so this is no fused model. Give the name of a fused arm.")
+    picture = _picture(run)
+    if isinstance(picture, Plot):
+        write_bytes(folder / PICTURE, as_png(picture))
+    write_text(folder / CARD, card_text(run, results, found, picture))
+    return folder / CARD
+
+
+def card_text(run: Path, results: Results, arm: Arm, picture: Plot | str) -> str:
+    """The card as Markdown.
+
+    Args:
+        run: The run's folder.
+        results: Of that run.
+        arm: The fused arm.
+        picture: The plot of the branches' sparsity, or why there is none.
+    """
+    folder = run / arm.model
+    recipe = (folder / RECIPE).read_text(encoding="utf-8").strip()
+    method, base, data = *_recipe_says(recipe), read_data(run)
+    parts = [
+        f"---\n{_metadata(results, arm, method, base, data, folder).to_yaml()}\n---",
+        f"# {arm.name}",
+        f"{_named(base)} with the deltas of {_branches(arm)} fused into it by {method.upper()}: trained in parallel, then merged "
+        "([PAFT, arXiv 2406.17923](https://arxiv.org/abs/2406.17923)).",
+        "## Results",
+        markdown(arm_table(results, choose(results))),
+        f"{_said(results, arm)} ± one standard error. Alignment tax: what an arm loses on the skill against `sft`. Sparsity: the "
+        "share of a delta's entries with |δ| at or under the threshold.",
+        "## Deltas",
+        f"![{picture.alt}]({PICTURE})\n\n{picture.caption}" if isinstance(picture, Plot) else picture,
+        "## Data",
+        "\n".join(f"- `{each.branch}`: {joined([f'`{path}`' for path in each.paths])}" for each in data)
+        or "The run kept no configs, so the data sets are not known.",
+        "## Recipe",
+        f"mergekit's, with paths as seen from the run's folder:\n\n```yaml\n{recipe}\n```",
+        _provenance(folder),
+        "## Licence",
+        _licence_said(base),
+    ]
+    return _seen_from(run, "\n\n".join(parts) + "\n")
+
+
+def _seen_from(run: Path, text: str) -> str:
+    """`text` with the paths below the run's folder as they are seen from there: a card is for other machines."""
+    for root in sorted({str(run.absolute()), str(run.resolve())}, key=len, reverse=True):
+        text = text.replace(f"{root}/", "")
+    return text
+
+
+def markdown(table: Table) -> str:
+    """A table of the page as Markdown; marked rows in bold."""
+
+    def line(cells: Sequence[str], row: Row | None = None) -> str:
+        mark = "**" if row is not None and row.is_marked else ""
+        return "| " + " | ".join(f"{mark}{cell.replace('|', chr(92) + '|')}{mark}" for cell in cells) + " |"
+
+    return "\n".join(
+        [
+            line([column.heading.replace("\N{NON-BREAKING HYPHEN}", "-") for column in table.columns]),
+            "|" + "|".join("---:" if column.is_number else "---" for column in table.columns) + "|",
+            *(line([cell.text for cell in row.cells], row) for row in table.rows),
+        ]
+    )
+
+
+def _recipe_says(recipe: str) -> tuple[str, Base]:
+    """Merge method and base model of a mergekit recipe."""
+    try:
+        content = yaml.safe_load(recipe)
+    except yaml.YAMLError:
+        content = None
+    content = content if isinstance(content, dict) else {}
+    header = _HEADER_BASE.search(recipe)  # some methods, such as linear, must not name the base anywhere else
+    base = header[1].strip() if header else content.get("base_model")
+    while isinstance(base, dict):  # mergekit's long form: {model: {path: …}}
+        base = base.get("path") or base.get("model")
+    return str(content.get("merge_method", "merging")), read_base(str(base or ""))
+
+
+def _metadata(results: Results, arm: Arm, method: str, base: Base, data: Sequence[Data], folder: Path) -> ModelCardData:
+    is_adapter = (folder / "adapter_config.json").is_file()
+    datasets = list(dict.fromkeys(name for each in data for name in each.hub_names))
+    scored: list[EvalResult] = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=measure.task,
+            dataset_name=measure.task,
+            metric_type=measure.metric,
+            metric_name=measure.name,
+            metric_value=arm.scores[measure.name],
+        )
+        for measure in results.measures
+        if measure.task and measure.metric and measure.name in arm.scores
+    ]
+    licence: dict[str, Any] = dict(base.licence)
+    return ModelCardData(
+        base_model=base.hub_name,
+        datasets=datasets or None,
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=["merge", "mergekit", "paft", method],
+        model_name=arm.name if scored else None,
+        eval_results=scored or None,
+        **licence,
+    )
+
+
+def _named(base: Base) -> str:
+    if base.hub_name is not None:
+        return f"[{base.hub_name}](https://huggingface.co/{base.hub_name})"
+    return (
+        f"The base model `{base.path}` (a local folder that names no model on the hub)" if base.path else "A base model"
+    )
+
+
+def _branches(arm: Arm) -> str:
+    sft = "an SFT branch trained with an L1 penalty on its delta" if arm.name.startswith("paft-") else "an SFT branch"
+    return f"{sft} and a preference branch"
+
+
+def _said(results: Results, arm: Arm) -> str:
+    """What the comparison says of this arm."""
+    choice = choose(results)
+    if choice.arm is arm:
+        return f"This is the arm that the run recommends. {choice.explanation}"
+    if arm.name in choice.tied and choice.arm is not None:
+        return f"The run recommends {choice.arm.name}; its items show no difference between that and this arm."
+    return f"The run's own verdict: {choice.headline[0].lower()}{choice.headline[1:]}. {choice.explanation}"
+
+
+def _picture(run: Path) -> Plot | str:
+    folder = run / "inspection" / "branches"
+    if not (folder / INSPECTION_FILE).is_file():
+        return "The branches were not inspected, so there is no plot of their sparsity."
+    plot = sparsity_by_layer(read_inspection(folder))
+    return plot if isinstance(plot, Plot) else f"No plot of the sparsity: {plot.why}"
+
+
+def _provenance(folder: Path) -> str:
+    """What the merge wrote of its inputs; it alone knows their fingerprints."""
+    card = folder / CARD
+    kept = _PROVENANCE.search(card.read_text(encoding="utf-8")) if card.is_file() else None
+    if kept:
+        return kept[0].strip()
+    record = read_record(folder / PROOF_FILE)
+    versions = ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items())
+    return f"## Provenance\n\nThe merge left no fingerprints of its inputs. {versions or f'paft-plugin {__version__}'}."
+
+
+def _licence_said(base: Base) -> str:
+    stated = base.licence.get("license_name") or base.licence.get("license")
+    if stated:
+        return f"`{stated}`, inherited from the base model. The data sets' own terms come on top."
+    return (
+        "Not stated: neither the base model's card nor its config names a licence. Find out what it is before sharing this "
+        "model, and add it as `license:` at the head of this file."
+    )

@@ -1,0 +1,249 @@
+"""Plots of a run: what its arms trade, and how its branches trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from paft_plugin.drawing import (
+    INK,
+    MUTED,
+    PAPER,
+    WIDE,
+    WIDTH,
+    Missing,
+    Plot,
+    common_style,
+    joined,
+    log_axis,
+    new_figure,
+    plain_number,
+    style_of,
+)  # fmt: skip
+from paft_plugin.inspection.curves import Curve
+from paft_plugin.report.choice import Choice
+from paft_plugin.report.differences import BAR, number, signed, standard_error
+from paft_plugin.report.labels import Point, label_points
+from paft_plugin.report.results import Arm, Measure, Results
+from paft_plugin.thresholds import threshold_label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MANY = 3  # arms close together that still have room for their names
+
+
+@common_style()
+def tax_chart(results: Results, choice: Choice) -> Plot | Missing:
+    """Skill against preference, one point an arm, with bars of two standard errors; where arms crowd, that part enlarged."""
+    name, title = "tax", "What alignment costs"
+    if results.skill is None or results.preference is None:
+        return Missing(name, title, "The run names no measure of the skill, or none of the preference.")
+    goals = results.measure(results.skill), results.measure(results.preference)
+    points = [_point_of(arm, goals) for arm in results.arms if all(goal.name in arm.scores for goal in goals)]
+    if len(points) < 2:
+        return Missing(name, title, "Fewer than two arms have been scored on both the skill and the preference.")
+    crowd = _crowd(points, goals)
+    figure = new_figure(WIDE if crowd else WIDTH, 3.8)
+    panels = figure.subplots(1, 2 if crowd else 1, squeeze=False)[0]
+    ringed = choice.arm.name if choice.arm is not None else ""
+    for axes, drawn in zip(panels, (points, crowd), strict=False):
+        for point in drawn:
+            _draw_point(axes, point, is_ringed=point.name == ringed)
+        axes.set_xlabel(_axis_label(goals[0]))
+        axes.set_ylabel(_axis_label(goals[1]))
+        axes.margins(0.14)
+    if crowd:
+        panels[0].indicate_inset(bounds=_bounds(panels[1]), edgecolor=MUTED, linestyle="--", alpha=1)
+        panels[0].set_title("All arms", loc="left")
+        panels[1].set_title("The dashed part, enlarged", loc="left")
+    figure.draw_without_rendering()  # only then is it known where a point lies
+    label_points(panels[0], [point for point in points if point not in crowd], points)
+    if crowd:
+        label_points(panels[1], crowd, crowd)
+    return Plot(
+        name,
+        title,
+        _tax_caption(results, choice, *goals),
+        f"Scatter chart of {len(points)} arms: {goals[0].name} across, {goals[1].name} upwards.",
+        figure,
+        wide=bool(crowd),
+    )
+
+
+def _point_of(arm: Arm, goals: tuple[Measure, Measure]) -> Point:
+    x, y = (arm.scores[goal.name] for goal in goals)
+    dx, dy = (BAR * (standard_error(arm, goal.name) or 0.0) for goal in goals)
+    return Point(arm.name, x, y, dx, dy)
+
+
+def _crowd(points: Sequence[Point], goals: tuple[Measure, Measure]) -> list[Point]:
+    """The arms in the best third of both measures, if they are too many to name there; otherwise none."""
+
+    def is_good(place: int, value: float) -> bool:
+        values = [(point.x, point.y)[place] for point in points]
+        low, high = min(values), max(values)
+        best = high if goals[place].higher_is_better else low
+        return abs(value - best) <= (high - low) / 3
+
+    good = [point for point in points if is_good(0, point.x) and is_good(1, point.y)]
+    return good if MANY <= len(good) < len(points) else []
+
+
+def _bounds(axes: Axes) -> tuple[float, float, float, float]:
+    """Left, bottom, width and height of what `axes` show."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    return left, bottom, right - left, top - bottom
+
+
+def _axis_label(measure: Measure) -> str:
+    return f"{measure.name} ({'more' if measure.higher_is_better else 'less'} is better)"
+
+
+def _draw_point(axes: Axes, point: Point, is_ringed: bool) -> None:
+    style = style_of(point.name)
+    axes.errorbar(
+        point.x, point.y, xerr=point.dx, yerr=point.dy, color=style.colour, linewidth=0.8, alpha=0.6, zorder=2
+    )
+    axes.scatter(
+        point.x, point.y, marker=style.marker, s=42, color=style.colour, edgecolors=PAPER, linewidths=0.6, zorder=3
+    )
+    if is_ringed:
+        axes.scatter(point.x, point.y, marker="o", s=170, facecolors="none", edgecolors=INK, linewidths=1.2, zorder=4)
+
+
+def _tax_caption(results: Results, choice: Choice, skill: Measure, preference: Measure) -> str:
+    corner = f"{'right' if skill.higher_is_better else 'left'} and {'up' if preference.higher_is_better else 'down'}"
+    said = [f"Best is {corner}; bars are {BAR:g} standard errors each way."]
+    sft, sequential = results.arm("sft"), results.arm("sequential")
+    if sequential is not None and sequential.alignment_tax is not None and sft is not None:
+        said.append(
+            f"Sequential training ends at {_point(sequential, skill, preference)}, an alignment tax of "
+            f"{signed(sequential.alignment_tax)} against sft."
+        )
+    if choice.arm is not None and choice.arm is not sequential:
+        said.append(f"Ringed: {choice.arm.name}, {_point(choice.arm, skill, preference)}.")
+    return " ".join(said)
+
+
+def _point(arm: Arm, skill: Measure, preference: Measure) -> str:
+    known = [(m.name, arm.scores[m.name]) for m in (skill, preference) if m.name in arm.scores]
+    return joined([f"{name} {number(score)}" for name, score in known]) if known else "no score"
+
+
+@common_style()
+def strength_chart(curves: Sequence[Curve], targets: Mapping[str, tuple[str, float]]) -> Plot | Missing:
+    """λ above, sparsity below, over the steps of every branch with a penalty.
+
+    Args:
+        curves: Of any branches.
+        targets: Branch → (threshold, sparsity that it was to end at), where it had a target.
+    """
+    name, title = "strength", "Strength and sparsity over training"
+    penalised = [curve for curve in curves if any(map(math.isfinite, curve.lambda_)) and curve.sparsity]
+    if not penalised:
+        return Missing(name, title, "No branch has a record of λ: none was trained with the penalty.")
+    figure = new_figure(height=3.6)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.6))
+    said = []
+    for curve in penalised:
+        style = style_of(curve.branch)
+        drawn: dict[str, Any] = {"color": style.colour, "marker": style.marker, "linestyle": style.line}
+        above.plot(*_known(curve.steps, curve.lambda_), label=curve.branch, **drawn)
+        for place, (threshold, shares) in enumerate(sorted(curve.sparsity.items(), key=lambda item: float(item[0]))):
+            label = f"{curve.branch}, |δ| ≤ {threshold_label(float(threshold))}"
+            below.plot(*_known(curve.steps, shares), label=label, **{**drawn, "alpha": 1.0 if not place else 0.55})
+        if curve.branch in targets:
+            below.axhline(targets[curve.branch][1], color=MUTED, linewidth=0.9, linestyle=":", zorder=1)
+        said.append(_strength_said(curve, targets.get(curve.branch)))
+    _strength_axis(above, [strength for curve in penalised for strength in curve.lambda_])
+    above.set_ylabel("λ")
+    below.set_ylabel("sparsity")
+    below.set_ylim(-0.02, 1.02)
+    below.set_xlabel("optimizer step")
+    below.legend(loc="best")
+    return Plot(
+        name, title, " ".join(said), "Two line charts over the optimizer steps: λ above, sparsity below.", figure
+    )
+
+
+def _strength_axis(axes: Axes, strengths: Sequence[float]) -> None:
+    """Logarithmic where λ moved over more than a decade and never was 0."""
+    known = [strength for strength in strengths if math.isfinite(strength)]
+    if min(known) > 0 and max(known) > 10 * min(known):
+        log_axis(axes, "y")
+    else:
+        axes.set_ylim(0, 1.5 * max(known) or 1.0)
+        axes.locator_params(axis="y", nbins=4)
+        axes.yaxis.set_major_formatter(plain_number)
+
+
+def _strength_said(curve: Curve, target: tuple[str, float] | None) -> str:
+    steps, strengths = _known(curve.steps, curve.lambda_)
+    threshold = target[0] if target and target[0] in curve.sparsity else min(curve.sparsity, key=float)
+    _, shares = _known(curve.steps, curve.sparsity[threshold])
+    low, high = min(strengths), max(strengths)
+    moved = f"λ stays at {low:.3g}" if low == high else f"λ goes from {strengths[0]:.3g} to {strengths[-1]:.3g}"
+    said = f"{curve.branch}: {moved}"
+    if shares:
+        said += (
+            f" while the sparsity at |δ| ≤ {threshold_label(float(threshold))} goes from {shares[0]:.1%} "
+            f"(step {steps[0]}) to {shares[-1]:.1%} (step {steps[-1]})"
+        )
+    return said + (f"; dotted: its target, {target[1]:.0%}." if target else ".")
+
+
+@common_style()
+def loss_chart(curves: Sequence[Curve]) -> Plot | Missing:
+    """The task loss of SFT with and without the penalty, and what the penalised branch minimises in sum."""
+    name, title = "loss", "Loss with and without the penalty"
+    trained = [
+        curve for curve in curves if curve.branch in ("sft", "sft-l1") and len(_known(curve.steps, curve.loss)[0]) > 1
+    ]
+    if not trained:
+        return Missing(name, title, "Neither a checkpoint nor a log of an SFT branch holds losses.")
+    figure = new_figure()
+    axes = figure.subplots()
+    for curve in trained:
+        style = style_of(curve.branch)
+        label = f"{curve.branch}: task loss"
+        axes.plot(
+            *_known(curve.steps, curve.loss), color=style.colour, marker=style.marker, linestyle=style.line, label=label
+        )
+        total = [
+            loss + strength * norm
+            for loss, strength, norm in zip(curve.loss, curve.lambda_, curve.l1_norm, strict=True)
+        ]
+        if len(_known(curve.steps, total)[0]) > 1 and any(strength > 0 for strength in curve.lambda_):
+            axes.plot(
+                *_known(curve.steps, total),
+                color=style.colour,
+                linestyle=":",
+                linewidth=1.1,
+                label=f"{curve.branch}: with λ‖δ‖₁",
+            )
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss (nats)")
+    axes.legend(loc="best")
+    return Plot(name, title, _loss_said(trained), "Line chart of the training loss over the optimizer steps.", figure)
+
+
+def _loss_said(trained: Sequence[Curve]) -> str:
+    ends = {curve.branch: curve.final_loss for curve in trained if curve.final_loss is not None}
+    over = "over the last fifth of the logged steps"
+    if len(ends) < 2:
+        ((branch, end),) = ends.items()
+        missing = "sft" if branch == "sft-l1" else "sft-l1"
+        return f"The task loss of {branch} ends at {number(end)} {over}; the run has no losses of {missing} to compare it with."
+    change = ends["sft-l1"] - ends["sft"]
+    return (
+        f"With the penalty the task loss ends at {number(ends['sft-l1'])}, without it at {number(ends['sft'])} ({over}): "
+        f"a difference of {signed(change)} nats. One batch's loss varies; the arms' scores judge."
+    )
+
+
+def _known(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], list[float]]:
+    """The steps at which a value was logged, and the values."""
+    pairs = [(step, value) for step, value in zip(steps, values, strict=True) if math.isfinite(value)]
+    return [step for step, _ in pairs], [value for _, value in pairs]

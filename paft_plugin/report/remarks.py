@@ -1,0 +1,108 @@
+"""What checks said of a run, the diagnosis of its branches and the lint of its recipes, as the page shows it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from paft_plugin.drawing import joined
+from paft_plugin.inspection.verdict import Check, Diagnosis, Evidence
+from paft_plugin.report.page import Cell, Column, Row, Table, number_cell
+
+Kind = Literal["bad", "good", "plain"]
+STATES: dict[str, tuple[Kind, str]] = {
+    "found": ("bad", "Found"),
+    "unknown": ("plain", "Cannot be decided"),
+    "clear": ("good", "Not found"),
+}
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One finding, or the news that there is none."""
+
+    kind: Kind
+    label: str
+    """What it is, in two or three words: severity and code, or signature and branches."""
+    said: str
+    evidence: Table | None = None
+    notes: tuple[str, ...] = ()
+    remedies: tuple[str, ...] = ()
+
+
+def diagnosis_remarks(diagnosis: Diagnosis) -> list[Remark]:
+    """Every check: what was found, then what could not be decided, then what is well."""
+    places = list(STATES)
+    checks = sorted(diagnosis.checks, key=lambda check: places.index(check.state))
+    return [_check_remark(check, place) for place, check in enumerate(checks)]
+
+
+def _check_remark(check: Check, place: int) -> Remark:
+    kind, word = STATES[check.state]
+    reason = f": {check.confidence_reason}" if check.confidence_reason else "."
+    return Remark(
+        kind,
+        f"{word}: {check.signature}" + (f" ({joined(check.branches)})" if check.branches else ""),
+        check.message,
+        _evidence_table(check.evidence, place) if check.evidence else None,
+        (f"Confidence {check.confidence}{reason}", *(f"Not looked at: {missing}." for missing in check.missing)),
+        tuple(
+            f"Set {remedy.setting} in {remedy.where} to {remedy.new}"
+            + (f" (it is {remedy.old})" if remedy.old is not None else "")
+            + f": {remedy.reason}"
+            for remedy in check.remedies
+        ),
+    )
+
+
+def _evidence_table(evidence: Sequence[Evidence], place: int) -> Table:
+    return Table(
+        f"evidence-{place}",
+        "Evidence",
+        [
+            Column("What", is_number=False),
+            Column("Value"),
+            Column("Speaks for it", is_number=False),
+            Column("From", is_number=False),
+        ],
+        [
+            Row([Cell(one.what), number_cell(one.value, "{:.3g}"), Cell(_speaks(one)), Cell(one.source)])
+            for one in evidence
+        ],
+    )
+
+
+def _speaks(evidence: Evidence) -> str:
+    if evidence.threshold is None:
+        return "for scale only"
+    side = f"{'≥' if evidence.above else '≤'} {evidence.threshold:.3g}"
+    return f"{'yes' if evidence.speaks_for else 'no'}{', by little' if evidence.close else ''} ({side})"
+
+
+def lint_remarks(run: Path) -> list[Remark] | None:
+    """What the recipes' checks in `run` found, errors first; None if no check was kept there."""
+    files = sorted(run.glob("lint/*/lint.json"))
+    if not files:
+        return None
+    remarks = []
+    for file in files:
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            found = [finding for recipe in content["recipes"] for finding in recipe["findings"]]
+            remarks += [_lint_remark(file.parent.name, finding) for finding in found]
+        except (ValueError, KeyError, TypeError):
+            remarks.append(Remark("bad", f"Unreadable: {file.parent.name}", f"{file.relative_to(run)} is damaged."))
+    return sorted(remarks, key=lambda remark: remark.kind != "bad")
+
+
+def _lint_remark(arm: str, finding: dict[str, Any]) -> Remark:
+    where = f"{finding['where']}: " if finding.get("where") else ""
+    return Remark(
+        "bad" if finding["severity"] == "error" else "plain",
+        f"{arm}: {finding['severity']} {finding['code']} {finding['name']}",
+        f"{where}{finding['message']}",
+        remedies=(str(finding["fix"]),),
+    )

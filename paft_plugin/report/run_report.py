@@ -1,0 +1,195 @@
+"""`report/report.html` of a run: the result first, then the evidence, then how to repeat it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from paft_plugin.errors import PaftError
+from paft_plugin.files import PROOF_FILE, write_text
+from paft_plugin.inspection.curves import Curve, read_curve
+from paft_plugin.inspection.diagnosis import diagnose
+from paft_plugin.inspection.inspected import INSPECTION_FILE, Inspection, read_inspection
+from paft_plugin.report.arm_tables import arm_table, comparison_table
+from paft_plugin.report.choice import RULE, Choice, choose
+from paft_plugin.report.differences import Difference, difference, number, standard_error
+from paft_plugin.report.inspection_page import deltas_part, pairs_part, write_inspection_page
+from paft_plugin.report.page import VERDICT_WORDS, render, shown
+from paft_plugin.report.plots import loss_chart, strength_chart, tax_chart
+from paft_plugin.report.remarks import Remark, diagnosis_remarks, lint_remarks
+from paft_plugin.report.repeat import how_to_repeat, read_record
+from paft_plugin.report.results import RESULTS, Arm, Results, read_results
+from paft_plugin.report.search_part import search_part
+from paft_plugin.thresholds import threshold_key
+
+REPORT = Path("report") / "report.html"
+INSPECTIONS = (Path("inspection") / "branches", Path())
+"""Where a run keeps the inspection of its branches, and where a folder that is nothing but an inspection does."""
+NO_INSPECTION = "The branches were not inspected: axolotl paft inspect does it."
+SECTIONS = (
+    ("result", "Result"),
+    ("arms-section", "Arms"),
+    ("training", "Training"),
+    ("deltas-section", "Deltas"),
+    ("interference-section", "Interference"),
+    ("checks", "Checks"),
+    ("search", "Search"),
+    ("repeat", "Repeat it"),
+)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One measure of the chosen arm, and what that is to the arm that is best at it."""
+
+    name: str
+    value: str
+    error: str
+    """Its standard error; empty if it isn't known."""
+    against: str
+    verdict: str
+
+    @property
+    def word(self) -> str:
+        return VERDICT_WORDS[self.verdict]
+
+
+def write_report(folder: Path) -> Path:
+    """Write the report of the run in `folder`, or of an inspection if that is all it holds; returns the page.
+
+    Raises:
+        PaftError: there is nothing to report on, or what there is cannot be read.
+    """
+    if not folder.is_dir():
+        raise PaftError(f"{folder}: no such folder. Give the output_dir of a run, or a folder with an inspection.")
+    results = read_results(folder)
+    if results is None:
+        inspected = next(
+            (folder / place for place in INSPECTIONS if (folder / place / INSPECTION_FILE).is_file()), None
+        )
+        if inspected is None:
+            raise PaftError(
+                f"{folder}: neither {RESULTS} nor {INSPECTION_FILE} is there, so there is nothing to report on. Give the "
+                "output_dir of a run that has ended, or a folder that `axolotl paft inspect` wrote."
+            )
+        return write_inspection_page(inspected)
+    page = folder / REPORT
+    write_text(page, report_html(folder, results))
+    return page
+
+
+def report_html(run: Path, results: Results) -> str:
+    """The page of the run in `run`."""
+    choice = choose(results)
+    inspection = _inspection(run)
+    search, lint = search_part(run), lint_remarks(run)
+    diagnosis, no_diagnosis = _diagnosis(run)
+    curves = _curves(run)
+    name = run.absolute().name
+    return render(
+        "report.html",
+        title=f"{choice.headline} · {name}",
+        brand=f"PAFT run · {name}",
+        made_by="axolotl paft report",
+        sections=[section for section in SECTIONS if section[0] != "search" or search is not None],
+        choice=choice,
+        rule=RULE,
+        tiles=_tiles(choice),
+        facts=_facts(results, choice, diagnosis, lint),
+        arms=arm_table(results, choice),
+        comparisons=comparison_table(results, choice),
+        arm_plots=shown([tax_chart(results, choice)]),
+        training=shown([strength_chart(curves, _targets(run, curves)), loss_chart(curves)]),
+        deltas=None if inspection is None else deltas_part(inspection),
+        pairs=None if inspection is None else pairs_part(inspection),
+        no_inspection=NO_INSPECTION,
+        diagnosis=diagnosis,
+        no_diagnosis=no_diagnosis,
+        lint=lint,
+        search=search,
+        repeat=how_to_repeat(run),
+        measures=results.measures,
+    )
+
+
+def _inspection(run: Path) -> Inspection | None:
+    folder = run / INSPECTIONS[0]
+    return read_inspection(folder) if (folder / INSPECTION_FILE).is_file() else None
+
+
+def _diagnosis(run: Path) -> tuple[list[Remark] | None, str]:
+    """What the diagnosis says, or why there is none."""
+    try:
+        return diagnosis_remarks(diagnose(run)), ""
+    except PaftError as error:
+        return None, f"Not diagnosed: {error}"
+
+
+def _curves(run: Path) -> list[Curve]:
+    """Of every branch of which anything was logged, the SFT branches first."""
+    names = sorted(
+        (folder.name for folder in run.glob("branches/*") if folder.is_dir()),
+        key=lambda name: (name not in ("sft", "sft-l1"), name),
+    )
+    return [curve for name in names if (curve := read_curve(run, name)) is not None]
+
+
+def _targets(run: Path, curves: Sequence[Curve]) -> dict[str, tuple[str, float]]:
+    """Branch → threshold and sparsity that it was to end at, of those that had a target."""
+    targets = {}
+    for curve in curves:
+        record = read_record(run / "branches" / curve.branch / PROOF_FILE)
+        if isinstance(record.get("target_sparsity"), float) and isinstance(record.get("target_threshold"), float):
+            targets[curve.branch] = (threshold_key(record["target_threshold"]), record["target_sparsity"])
+    return targets
+
+
+def _tiles(choice: Choice) -> list[Tile]:
+    if choice.arm is None:
+        return []
+    return [_tile(choice.arm, cost) for cost in choice.costs]
+
+
+def _tile(arm: Arm, cost: Difference) -> Tile:
+    error = standard_error(arm, cost.measure.name)
+    itself = cost.before == cost.after
+    return Tile(
+        cost.measure.name,
+        number(arm.scores[cost.measure.name]),
+        "" if error is None else number(error),
+        "the best of all arms" if itself else f"{cost} against {cost.before}",
+        "best" if itself else cost.verdict,
+    )
+
+
+def _facts(
+    results: Results, choice: Choice, diagnosis: Sequence[Remark] | None, lint: Sequence[Remark] | None
+) -> list[str]:
+    """What else to know at first sight, in a line each: the paper's first question, and what the checks found."""
+    facts = []
+    sequential = results.arm("sequential")
+    if sequential is not None and choice.arm is not None and choice.arm is not sequential:
+        changes = [difference(sequential, choice.arm, measure) for measure in results.measures]
+        said = [f"{change.measure.name} {_in_words(change)}" for change in changes if change is not None]
+        facts.append(f"Against sequential training: {', '.join(said)}.")
+    for what, remarks, wrong, lesser in (
+        ("Diagnosis of the branches", diagnosis, "failure signature", "undecided"),
+        ("Lint of the recipes", lint, "error", "to know of"),
+    ):
+        if remarks is not None:
+            bad = sum(remark.kind == "bad" for remark in remarks)
+            others = sum(remark.kind == "plain" for remark in remarks)
+            facts.append(f"{what}: {_count(bad, wrong)}" + (f", {others} {lesser}." if others else "."))
+    return facts
+
+
+def _in_words(change: Difference) -> str:
+    if change.verdict == "same":
+        return "no different"
+    error = "" if change.error is None else f" ± {number(change.error)}"
+    return f"{change.verdict} by {number(abs(change.value))}{error}"
+
+
+def _count(number_of: int, what: str) -> str:
+    return f"{number_of or 'no'} {what}{'' if number_of == 1 else 's'}"

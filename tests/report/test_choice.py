@@ -1,0 +1,177 @@
+"""The arm that the report names follows from the rule that it shows, and never from chance."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from paft_plugin.report.choice import choose
+from paft_plugin.report.differences import comparisons, difference, number, signed, standard_error
+from paft_plugin.report.results import Arm, Measure, Results
+
+MEASURES = tuple(Measure(name) for name in ("skill", "preference", "retained"))
+
+
+def results(scores: dict[str, Sequence[float]], items: int = 200, **changes: Any) -> Results:
+    names = [measure.name for measure in MEASURES]
+
+    def arm(name: str, values: Sequence[float]) -> Arm:
+        errors = [math.sqrt(value * (1 - value) / (items - 1)) for value in values]
+        counts = dict.fromkeys(names[: len(values)], items)
+        return Arm(name, dict(zip(names, values, strict=False)), dict(zip(names, errors, strict=False)), counts)
+
+    whole = Results(
+        MEASURES, "skill", "preference", ("1e-05",), tuple(arm(name, values) for name, values in scores.items())
+    )
+    return replace(whole, **changes)
+
+
+CLEAR = {
+    "base": (0.2, 0.2, 1.0),
+    "sft": (0.98, 0.25, 1.0),
+    "dpo": (0.2, 0.97, 0.9),
+    "sequential": (0.6, 0.97, 1.0),
+    "parallel-ties": (0.97, 0.6, 1.0),
+    "paft-ties": (0.97, 0.9, 1.0),
+}
+
+
+def test_the_best_preference_of_the_arms_that_keep_the_skill() -> None:
+    choice = choose(results(CLEAR))
+    assert (choice.kind, choice.arm and choice.arm.name, choice.tied) == ("clear", "paft-ties", ())
+    assert choice.headline == "Use paft-ties"
+    assert [(cost.measure.name, cost.before, cost.verdict) for cost in choice.costs] == [
+        ("skill", "sft", "same"),
+        ("preference", "sequential", "worse"),
+        ("retained", "base", "same"),
+    ]
+
+
+def test_what_is_within_two_standard_errors_is_tied_and_said_to_be() -> None:
+    choice = choose(results(CLEAR | {"paft-linear": (0.98, 0.89, 1.0)}))
+    assert (choice.kind, choice.arm and choice.arm.name, choice.tied) == ("tied", "paft-ties", ("paft-linear",))
+    assert "no difference from paft-linear" in choice.explanation
+
+
+def test_a_tied_arm_that_loses_elsewhere_is_dropped() -> None:
+    choice = choose(results(CLEAR | {"paft-dare_ties": (0.97, 0.91, 0.8)}))
+    assert (choice.arm and choice.arm.name, choice.tied) == ("paft-ties", ())
+
+
+def test_where_no_arm_has_both_it_says_so_and_names_the_nearest() -> None:
+    choice = choose(results({name: CLEAR[name] for name in ("base", "sft", "dpo", "sequential")}))
+    assert (choice.kind, choice.arm and choice.arm.name) == ("trade", "sequential")
+    assert choice.headline == "No arm has both; sequential is nearest"
+    assert "0.980" in choice.explanation
+    assert "0.970" in choice.explanation
+
+
+def test_where_nothing_is_distinguishable_it_says_so() -> None:
+    scores = {name: (0.5 + place / 1000, 0.5, 0.5) for place, name in enumerate(CLEAR)}
+    choice = choose(results(scores))
+    assert (choice.kind, choice.arm and choice.arm.name) == ("nothing", "base")
+    assert choice.headline == "Nothing can be told from the base model"
+    without = choose(results({name: values for name, values in scores.items() if name != "base"}))
+    assert (without.kind, len(without.tied)) == ("tied", len(scores) - 2)
+    assert "any will do" in without.explanation
+
+
+@pytest.mark.parametrize(("role", "best"), [("skill", "sft"), ("preference", "dpo")])
+def test_with_one_measure_named_it_alone_decides(role: str, best: str) -> None:
+    choice = choose(results(CLEAR, items=2000, **{"skill": None, "preference": None, role: role}))
+    assert (choice.kind, choice.arm and choice.arm.name) == ("one measure", best)
+
+
+def test_without_a_measure_or_a_score_no_arm_is_named() -> None:
+    assert choose(results(CLEAR, skill=None, preference=None)).arm is None
+    assert choose(results({"sft": (0.9,), "dpo": (0.1,)})).arm is None
+
+
+def test_among_equals_the_sparsest() -> None:
+    equal = results({"parallel-ties": CLEAR["paft-ties"], "paft-ties": CLEAR["paft-ties"], "sft": CLEAR["sft"]})
+    shares = {"parallel-ties": 0.2, "paft-ties": 0.4, "sft": 0.0}
+    sparse = replace(equal, arms=tuple(replace(arm, sparsity={"1e-05": shares[arm.name]}) for arm in equal.arms))
+    chosen = choose(sparse).arm
+    assert chosen is not None
+    assert chosen.name == "paft-ties"
+
+
+def random_results(seed: int) -> Results:
+    rng = random.Random(seed)
+    names = ["base", "sft", "sft-l1", "dpo", "sequential", "parallel-ties", "paft-ties", "paft-linear"]
+    return results({name: [rng.randint(0, 100) / 100 for _ in MEASURES] for name in names}, items=rng.choice([50, 500]))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_whatever_the_scores(seed: int) -> None:
+    found = random_results(seed)
+    choice = choose(found)
+    assert choice.arm is not None
+
+    # The order of the arms does not matter,
+    assert choose(replace(found, arms=found.arms[::-1])).headline == choice.headline
+    # nor which way a measure counts,
+    turned = tuple(
+        replace(arm, scores={**arm.scores, "preference": 1 - arm.scores["preference"]}) for arm in found.arms
+    )
+    less = (MEASURES[0], replace(MEASURES[1], higher_is_better=False), MEASURES[2])
+    assert choose(replace(found, arms=turned, measures=less)).headline == choice.headline
+    # an arm that is worse in everything changes nothing,
+    worst = Arm("paft-worst", dict.fromkeys(("skill", "preference", "retained"), -1.0))
+    assert choose(replace(found, arms=(*found.arms, worst))).headline == choice.headline
+    # and the skill is kept, unless the headline says that it is not.
+    if choice.kind in ("clear", "tied"):
+        sft = max((found.arm("sft"), found.arm("sft-l1")), key=lambda arm: arm.scores["skill"] if arm else 0)
+        assert sft is not None
+        kept = difference(sft, choice.arm, MEASURES[0])
+        assert kept is not None
+        assert kept.verdict != "worse"
+
+
+def test_a_score_of_exactly_one_is_not_certain() -> None:
+    whole = Arm("sft", {"skill": 1.0}, {"skill": 0.0}, {"skill": 100})
+    error = standard_error(whole, "skill")
+    assert error == pytest.approx(math.sqrt(101 / 102 * (1 / 102) / 102))
+    assert standard_error(replace(whole, items={}), "skill") == 0.0
+    assert standard_error(replace(whole, stderr={}, items={}), "skill") is None
+    assert (
+        standard_error(replace(whole, scores={"skill": 7.5}), "skill") == 0.0
+    )  # no share: nothing is known of its spread
+
+
+def test_a_difference_counts_from_two_standard_errors_on() -> None:
+    def verdict(value: float, higher_is_better: bool = True) -> str:
+        arms = [Arm(name, {"m": score}, {"m": 0.03}) for name, score in (("a", 0.5), ("b", 0.5 + value))]
+        found = difference(arms[0], arms[1], Measure("m", higher_is_better=higher_is_better))
+        assert found is not None
+        assert found.error == pytest.approx(0.03 * math.sqrt(2))
+        return found.verdict
+
+    assert [verdict(value) for value in (0.08, -0.08, 0.09, -0.09)] == ["same", "same", "better", "worse"]
+    assert [verdict(value, higher_is_better=False) for value in (0.09, -0.09)] == ["worse", "better"]
+
+
+def test_numbers_read_as_numbers() -> None:
+    assert [number(value) for value in (1.0, -0.0004, 0.1234, -2.5, 12.345)] == [
+        "1.000",
+        "0.000",
+        "0.123",
+        "−2.500",
+        "12.35",
+    ]
+    assert [signed(value) for value in (0.1, -0.1, -0.0001)] == ["+0.100", "−0.100", "+0.000"]
+
+
+def test_comparisons_are_those_that_the_arms_allow() -> None:
+    asked = comparisons(results(CLEAR), "paft-ties")
+    assert [(one.before, one.after) for one in asked] == [
+        ("sequential", "paft-ties"),
+        ("sft", "sequential"),
+        ("parallel-ties", "paft-ties"),
+    ]
+    assert [found and found.verdict for found in asked[1].differences] == ["worse", "better", "same"]

@@ -1,0 +1,108 @@
+"""The card of a fused model: what huggingface_hub reads of it, and what people do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from paft_plugin.errors import PaftError
+from paft_plugin.report.model_card import write_model_card, write_model_cards
+from paft_plugin.report.origin import is_hub_name, read_base
+from tests.report.runs import PROVENANCE
+
+Run = Callable[..., Path]
+
+
+def test_the_hub_reads_base_tags_data_licence_and_scores(make_run: Run) -> None:
+    run = make_run()
+    (card_file,) = write_model_cards(run)
+    card = ModelCard.load(card_file)
+    data = card.data
+    assert data.base_model == "owner/base-7b"
+    assert data.tags == ["merge", "mergekit", "paft", "ties"]
+    assert data.library_name == "transformers"
+    assert data.license == "apache-2.0"
+    assert data.datasets == ["owner/dpo-data", "owner/sft-data", "owner/sft-l1-data"]
+    assert data.model_name == "paft-ties"
+    assert {result.metric_name: result.metric_value for result in data.eval_results or []} == {
+        "skill": 1.0,
+        "preference": 1.0,
+        "retained": 1.0,
+    }
+    assert ModelCard(str(card)).data.to_dict() == data.to_dict()
+
+
+def test_people_read_table_plot_recipe_and_provenance(make_run: Run) -> None:
+    run = make_run()
+    text = write_model_card(run, "paft-ties").read_text()
+    assert "| **paft-ties** | **1.000 ± 0.005** |" in text
+    assert "| sequential | 0.900 ± 0.021 |" in text
+    assert "![Line chart: sparsity at 1e-5" in text
+    assert (run / "models" / "paft-ties" / "sparsity.png").read_bytes().startswith(b"\x89PNG")
+    assert "merge_method: ties" in text
+    assert PROVENANCE.strip() in text
+    assert "`apache-2.0`, inherited from the base model" in text
+    assert "As mergekit says" not in text
+    assert str(run) not in text  # a card is for other machines
+
+
+def test_again_is_the_same(make_run: Run) -> None:
+    run = make_run()
+    first = write_model_card(run, "paft-ties").read_bytes()
+    assert write_model_card(run, "paft-ties").read_bytes() == first
+
+
+def test_an_unknown_base_licence_or_inspection_is_said_and_not_guessed(make_run: Run) -> None:
+    run = make_run(with_branches=False)
+    for file in ("base/README.md", "base/config.json", "inspection/branches/inspection.json"):
+        (run / file).unlink()
+    (run / "models" / "paft-ties" / "README.md").unlink()
+    card = ModelCard.load(write_model_card(run, "paft-ties"))
+    assert card.data.license is None
+    assert card.data.base_model is None
+    assert card.data.datasets is None
+    for said in (
+        "a local folder that names no model on the hub", "names a licence", "were not inspected", "data sets are not known",
+        "left no fingerprints of its inputs. mergekit 0.1.5.",
+    ):  # fmt: skip
+        assert said in card.text
+
+
+def test_an_adapter_is_for_peft_and_a_method_without_base_keeps_its_base(make_run: Run) -> None:
+    run = make_run()
+    folder = run / "models" / "paft-ties"
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "mergekit_config.yml").write_text(f"# base model: {run}/base\nmerge_method: linear\nmodels: []\n")
+    data = ModelCard.load(write_model_card(run, "paft-ties")).data
+    assert data.library_name == "peft"
+    assert data.base_model == "owner/base-7b"
+    assert data.tags is not None
+    assert data.tags[-1] == "linear"
+
+
+@pytest.mark.parametrize(("arm", "says"), [("nobody", "no arm 'nobody'"), ("sft", "no mergekit_config.yml")])
+def test_only_a_fused_arm_has_a_card(arm: str, says: str, make_run: Run) -> None:
+    with pytest.raises(PaftError, match=says):
+        write_model_card(make_run(), arm)
+
+
+def test_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_hub_name("meta-llama/Llama-3.2-3B")
+    assert not any(map(is_hub_name, ["/models/base", "base", "a/b/c", "./base/x"]))
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert not is_hub_name("models/base")  # a folder here
+    cached = tmp_path / "hub" / "models--Qwen--Qwen2.5-0.5B" / "snapshots" / "0123"
+    assert read_base(str(cached)).hub_name == "Qwen/Qwen2.5-0.5B"
+    assert read_base("mistralai/Mistral-7B-v0.1").hub_name == "mistralai/Mistral-7B-v0.1"
+
+
+def test_a_named_licence_is_inherited_whole(tmp_path: Path) -> None:
+    block = "license: other\nlicense_name: llama3\nlicense_link: LICENSE"
+    (tmp_path / "README.md").write_text(f"---\n{block}\n---\n# Llama\n")
+    assert read_base(str(tmp_path)).licence == {"license": "other", "license_name": "llama3", "license_link": "LICENSE"}
+    (tmp_path / "README.md").write_text("---\n[\n---\n")
+    assert read_base(str(tmp_path)).licence == {}

@@ -1,0 +1,202 @@
+"""Plots say what this run's numbers say, are the same each time, and are left out with a reason where data is missing."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from paft_plugin.drawing import CSS_NAMES, Missing, Plot, as_png, as_svg, style_of, styles_of
+from paft_plugin.inspection.curves import Curve, read_curve
+from paft_plugin.inspection.inspected import Inspection
+from paft_plugin.inspection.plots import (
+    histograms,
+    inspection_plots,
+    interference_map,
+    plotted_pairs,
+    sparsity_by_layer,
+)
+from paft_plugin.report.choice import choose
+from paft_plugin.report.plots import loss_chart, strength_chart, tax_chart
+from paft_plugin.report.results import Results, read_results
+from tests.report.runs import inspect, random_delta, three_deltas, write_branch, write_run
+
+DELTAS = three_deltas()
+
+
+@pytest.fixture(scope="module")
+def inspection() -> Inspection:
+    return inspect(DELTAS)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("plots") / "run")
+
+
+@pytest.fixture(scope="module")
+def results(run: Path) -> Results:
+    found = read_results(run)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def curves(run: Path) -> list[Curve]:
+    return [curve for name in ("sft", "sft-l1", "dpo") if (curve := read_curve(run, name)) is not None]
+
+
+def plot(drawn: Plot | Missing) -> Plot:
+    assert isinstance(drawn, Plot), drawn
+    return drawn
+
+
+def every_plot(inspection: Inspection, results: Results, curves: Sequence[Curve]) -> list[Plot]:
+    return [
+        plot(drawn)
+        for drawn in (
+            *inspection_plots(inspection),
+            tax_chart(results, choose(results)),
+            strength_chart(curves, {"sft-l1": ("1e-05", 0.9)}),
+            loss_chart(curves),
+        )
+    ]
+
+
+def test_the_same_data_gives_the_same_bytes(inspection: Inspection, results: Results, curves: list[Curve]) -> None:
+    once, again = every_plot(inspection, results, curves), every_plot(inspection, results, curves)
+    assert [as_svg(one) for one in once] == [as_svg(one) for one in again]
+    assert [as_png(one) for one in once] == [as_png(one) for one in again]
+    assert b"tEXt" not in as_png(once[0])  # neither a date nor a version
+
+
+def test_svg_takes_the_colours_of_its_page_and_nothing_from_elsewhere(
+    inspection: Inspection, results: Results, curves: list[Curve]
+) -> None:
+    seen: set[str] = set()
+    for one in every_plot(inspection, results, curves):
+        svg = as_svg(one)
+        root = ElementTree.fromstring(svg)  # noqa: S314 - our own
+        assert root.get("role") == "img"
+        assert root.get("aria-label") == one.alt
+        assert not re.findall(r"(?<!xmlns=\")(?<!xmlns:xlink=\")https?://", svg)
+        ids = re.findall(r'\bid="([^"]+)"', svg)
+        assert len(ids) == len(set(ids))
+        assert all(name.startswith(f"{one.name}-") for name in ids)
+        assert set(re.findall(r"(?:url\(|href=\")#([^\")]+)", svg)) <= set(ids)
+        assert not seen & set(ids)  # several plots share a page
+        seen |= set(ids)
+        bare = re.sub(r"var\(--[\w-]+, #[0-9a-f]{6}\)", "", svg)
+        assert not [colour for colour in CSS_NAMES if colour.lower() in bare.lower()]
+
+
+def test_captions_hold_the_numbers_of_the_run(inspection: Inspection, results: Results, curves: list[Curve]) -> None:
+    captions = {one.name: one.caption for one in every_plot(inspection, results, curves)}
+    total = inspection.delta("sft-l1").figures.total
+    assert f"sft-l1: {total.sparsity(1e-5):.1%} in total" in captions["sparsity"]
+    assert f"hold {total.top_1_percent:.0%} of ‖δ‖₁" in captions["histogram"]
+    pair = next(pair for pair in inspection.pairs if (pair.first, pair.second) == ("sft-l1", "dpo"))
+    conflicts = pair.figures.total.overlap["1e-05"].conflicts / pair.figures.total.entries
+    assert f"sft-l1 and dpo: {conflicts:.1%} in total" in captions["interference"]
+    assert "skill 0.900 and preference 0.995, an alignment tax of +0.100" in captions["tax"]
+    assert "Ringed: paft-ties, skill 1.000 and preference 1.000" in captions["tax"]
+    assert "λ goes from 1e-06 to 2.7e-05" in captions["strength"]
+    assert "20.0% (step 10) to 80.0% (step 40); dotted: its target, 90%" in captions["strength"]
+    assert "ends at 0.150, without it at 0.150" in captions["loss"]
+
+
+def test_the_extremes_in_a_caption_are_those_of_the_layers() -> None:
+    uneven = random_delta(5, 1e-3, 0.0)
+    for (layer, _), values in uneven.items():
+        if layer == 2:
+            values.zero_()
+    caption = plot(sparsity_by_layer(inspect({"sft": uneven}))).caption
+    assert "to 100.0% in layer 2." in caption
+
+
+def test_a_sparser_delta_lies_higher(inspection: Inspection) -> None:
+    lines = plot(sparsity_by_layer(inspection)).figure.axes[0].get_lines()
+    heights = {line.get_label(): min(line.get_ydata()) for line in lines}  # type: ignore[arg-type]
+    assert heights["sft-l1"] > max(heights["sft"], heights["dpo"])
+
+
+def test_the_histogram_holds_every_entry(inspection: Inspection) -> None:
+    patches = plot(histograms(inspection)).figure.axes[0].patches
+    assert len(patches) == 3
+    for patch in patches:
+        assert patch.get_data().values.sum() == pytest.approx(1.0)  # type: ignore[attr-defined]
+
+
+def test_the_map_shows_the_pairs_that_a_fusion_could_combine(inspection: Inspection) -> None:
+    assert [(pair.first, pair.second) for pair in plotted_pairs(inspection)] == [("sft", "dpo"), ("sft-l1", "dpo")]
+    twins = inspect({name: DELTAS[name] for name in ("sft", "sft-l1")})
+    assert [(pair.first, pair.second) for pair in plotted_pairs(twins)] == [("sft", "sft-l1")]
+    many = inspect({f"delta-{seed}": random_delta(seed, 1e-3, 0.5, layers=2) for seed in range(4)})
+    drawn = plot(interference_map(many))
+    assert "2 more pairs are in the table alone" in drawn.caption
+    assert len([axes for axes in drawn.figure.axes if axes.get_title("left")]) == 4
+
+
+def test_opposite_deltas_conflict_everywhere_and_equal_ones_nowhere() -> None:
+    dense = random_delta(0, 1.0, 0.0)
+    assert all(bool((values.abs() > 1e-5).all()) for values in dense.values())
+    for sign, share in ((-1, "100.0%"), (1, "0.0%")):
+        pair = inspect({"sft": dense, "dpo": {place: sign * values for place, values in dense.items()}})
+        assert f"sft and dpo: {share} in total" in plot(interference_map(pair)).caption
+
+
+def test_a_large_model_and_odd_names_are_drawn() -> None:
+    deep = inspect({"<b>&": random_delta(0, 1e-3, 0.5, layers=40), "b": random_delta(1, 1e-3, 0.5, layers=40)})
+    for one in map(plot, inspection_plots(deep)):
+        ElementTree.fromstring(as_svg(one))  # noqa: S314
+        assert "<b>" not in as_svg(one)
+    assert plot(interference_map(deep)).wide
+
+
+def test_no_two_series_look_alike() -> None:
+    names = ["sft", "sft-l1", "dpo", "sequential", "parallel-ties", "paft-ties"]
+    assert len({(style.colour, style.marker, style.line) for style in styles_of(names).values()}) == len(names)
+    same = ["delta-a", "delta-b", "delta-c"]
+    assert len({style_of(name) for name in same}) == 1
+    assert len(set(styles_of(same).values())) == len(same)
+
+
+Draw = Callable[[], Plot | Missing]
+
+
+def test_what_is_missing_is_said_in_one_sentence(inspection: Inspection, results: Results, curves: list[Curve]) -> None:
+    zero = {place: values * 0 for place, values in DELTAS["sft"].items()}
+    silent = [replace(curve, loss=(float("nan"),) * len(curve.steps)) for curve in curves]
+    unscored = replace(results, arms=results.arms[:1])
+    nothing = replace(results, skill=None)
+    cases: list[Draw] = [
+        lambda: sparsity_by_layer(replace(inspection, thresholds=())),
+        lambda: sparsity_by_layer(replace(inspection, deltas=())),
+        lambda: histograms(inspect({"sft": zero})),
+        lambda: interference_map(inspect(DELTAS, with_pairs=False)),
+        lambda: interference_map(replace(inspection, thresholds=())),
+        lambda: tax_chart(nothing, choose(nothing)),
+        lambda: tax_chart(unscored, choose(unscored)),
+        lambda: strength_chart(curves[:1], {}),
+        lambda: strength_chart([], {}),
+        lambda: loss_chart(silent),
+        lambda: loss_chart(curves[2:]),
+    ]
+    for draw in cases:
+        drawn = draw()
+        assert isinstance(drawn, Missing)
+        assert drawn.why.endswith(".")
+
+
+def test_one_branch_alone_and_a_constant_strength_are_drawn(tmp_path: Path) -> None:
+    write_branch(tmp_path, "sft")
+    curve = read_curve(tmp_path, "sft")
+    assert curve is not None
+    assert "no losses of sft-l1" in plot(loss_chart([curve])).caption
+    for strength in (0.0, 1e-6):
+        constant = replace(curve, lambda_=(strength,) * 4, l1_norm=(1.0,) * 4, sparsity={"1e-05": (0.5,) * 4})
+        assert f"λ stays at {strength:.3g}" in plot(strength_chart([constant], {})).caption

@@ -1,0 +1,256 @@
+"""The page of a run or of an inspection: whole from any part of a run, the same each time, and safe from what runs are called."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from paft_plugin.cli import paft
+from paft_plugin.errors import PaftError
+from paft_plugin.inspection.inspected import write_inspection
+from paft_plugin.report.repeat import how_to_repeat
+from paft_plugin.report.run_report import write_report
+from tests.report.runs import SCORES, inspect, random_delta, results_content, three_deltas
+
+Run = Callable[..., Path]
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+class Outline(HTMLParser):
+    """Headings, table captions, identifiers and text of a page; notes what is not closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.headings: list[tuple[int, str]] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.tables = self.captions = 0
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+        if "id" in named:
+            self.ids.append(named["id"] or "")
+        self.links += [value for key, value in attrs if key in ("href", "src") and value]
+        self.tables += tag == "table"
+        self.captions += tag == "caption"
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append((int(tag[1]), ""))
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, (tag, self.open)
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "script"} & set(self.open):
+            self.words.append(data)
+        if self.open and re.fullmatch("h[1-6]", self.open[-1]):
+            level, text = self.headings[-1]
+            self.headings[-1] = (level, text + data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+def read(page: Path) -> Outline:
+    outline = Outline()
+    outline.feed(page.read_text(encoding="utf-8"))
+    assert outline.open == []
+    return outline
+
+
+def check_shape(page: Path) -> Outline:
+    """What every page must be, whatever it is about."""
+    outline = read(page)
+    levels = [level for level, _ in outline.headings]
+    assert levels.count(1) == 1
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    assert len(outline.ids) == len(set(outline.ids))
+    assert outline.tables == outline.captions
+    for link in outline.links:
+        assert link.startswith(("#", "data:")), link
+        assert not link.startswith("#") or link[1:] in outline.ids, link
+    assert page.stat().st_size < 3_000_000
+    return outline
+
+
+def test_the_result_comes_first_then_the_evidence_then_how_to_repeat_it(make_run: Run) -> None:
+    page = write_report(make_run())
+    outline = check_shape(page)
+    assert page.name == "report.html"
+    titles = [text for level, text in outline.headings if level < 3]
+    assert titles == ["Use paft-ties", "Arms", "Training", "Deltas", "Interference", "Checks", "Repeat it"]
+    text = outline.text
+    assert (
+        "Against sequential training: skill better by 0.100 ± 0.022, preference no different, retained no different."
+        in text
+    )
+    for arm in SCORES:
+        assert arm in text
+    for said in (
+        "sft-l1: λ goes from 1e-06 to 2.7e-05",
+        "Density <0.5> trims nothing.",
+        "axolotl train configs/sft.yml",
+        "axolotl 0.19.0",
+        "configs/sft.yml 42",
+        "skill is acc of my_skill",
+    ):
+        assert said in text, said
+    assert "Not shown" not in text
+
+
+def test_again_is_the_same_and_a_moved_run_too(make_run: Run, tmp_path: Path) -> None:
+    run = make_run(with_models=False)
+    page = write_report(run)
+    first = page.read_bytes()
+    assert write_report(run).read_bytes() == first
+    moved = tmp_path / "elsewhere" / "run"
+    shutil.copytree(run, moved)
+    assert b"Use paft-ties" in write_report(moved).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("lost", "says"),
+    [
+        ("inspection", "The branches were not inspected"),
+        ("branches", "Not shown: strength and sparsity over training"),
+        ("logs", "holds no logs of stages"),
+        ("lint", "No lint of a recipe was kept"),
+        ("configs", "Repeat it"),
+        (".stages", "axolotl train configs/sft.yml"),
+        ("paft.yml", "Repeat it"),
+        ("models", "Use paft-ties"),
+    ],
+)
+def test_a_lost_part_is_a_sentence_and_never_an_error(lost: str, says: str, make_run: Run) -> None:
+    run = make_run()
+    if (run / lost).is_dir():
+        shutil.rmtree(run / lost)
+    else:
+        (run / lost).unlink()
+    assert says in check_shape(write_report(run)).text
+
+
+def test_results_alone_are_enough(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(results_content()))
+    text = check_shape(write_report(tmp_path)).text
+    assert "Use paft-ties" in text
+    assert text.count("Not shown") == 2
+
+
+@pytest.mark.parametrize("role", ["skill", "preference"])
+def test_without_a_skill_or_a_preference_the_table_is_still_there(role: str, make_run: Run) -> None:
+    text = check_shape(write_report(make_run(results=results_content(**{role: None})))).text
+    assert "Not shown: what alignment costs" in text
+    assert "sequential" in text
+
+
+def test_names_are_text_and_never_markup(make_run: Run) -> None:
+    scores = {("<script>alert(1)</script>" if name == "paft-ties" else name): values for name, values in SCORES.items()}
+    evil = {'<img src="http://x.example/">': random_delta(0, 1e-3, 0.1), **three_deltas()}
+    run = make_run(results=results_content(scores), inspection=inspect(evil), with_models=False)
+    html = write_report(run).read_text()
+    assert "<script>alert" not in html
+    assert "<img src=" not in html
+    assert html.count("<script>") == 1
+    check_shape(write_report(run))
+
+
+def test_missing_scores_are_blanks(make_run: Run) -> None:
+    scores = {**SCORES, "dpo": (None, 1.0, None), "orpo": (None, None, None)}
+    text = check_shape(write_report(make_run(results=results_content(scores)))).text
+    assert "orpo – – –" in text
+
+
+def test_a_damaged_lint_or_search_is_said(make_run: Run) -> None:
+    run = make_run()
+    (run / "lint" / "paft-ties" / "lint.json").write_text("{")
+    (run / "search").mkdir()
+    (run / "search" / "trials.json").write_text("{}")
+    text = check_shape(write_report(run)).text
+    assert "lint/paft-ties/lint.json is damaged" in text
+    assert "search/trials.json is damaged" in text
+
+
+def test_a_search_brings_its_own_plot_and_table(make_run: Run) -> None:
+    run = make_run()
+    trials = [
+        {"number": number, "method": "ties", "options": {"density": 0.25}, "is_default": number == 0, "on_front": number == 1,
+         "scores": {"skill": 0.5 + number / 10, "style": 0.5}, "stderr": {"skill": 0.01, "style": None}}
+        for number in range(3)
+    ]  # fmt: skip
+    content = {"objectives": [{"name": "skill"}, {"name": "style"}], "trials": trials, "start_with": 1}
+    (run / "search").mkdir()
+    (run / "search" / "trials.json").write_text(json.dumps(content))
+    (run / "search" / "front.png").write_bytes(b"\x89PNG")
+    text = check_shape(write_report(run)).text
+    assert "3 trials on validation items, 3 of them scored; nothing beats 1." in text
+    assert "1 start here ties density 0.25 0.600 ± 0.010 0.500" in text
+    assert "iVBORw==" not in text
+    (run / "search" / "front.png").unlink()
+    assert "front.png is not there" in check_shape(write_report(run)).text
+
+
+def test_an_inspection_alone_has_a_page_of_its_own(tmp_path: Path) -> None:
+    inspection = inspect(three_deltas())
+    write_inspection(inspection, tmp_path)
+    page = write_report(tmp_path)
+    assert page == tmp_path / "inspection.html"
+    outline = check_shape(page)
+    assert outline.headings[0] == (1, f"sft-l1 is {inspection.delta('sft-l1').figures.total.sparsity(1e-5):.1%} sparse")
+    assert [text for level, text in outline.headings if level == 2] == ["Deltas", "Interference", "About"]
+
+
+def test_an_inspection_without_pairs_or_deltas_has_a_page_too(tmp_path: Path) -> None:
+    write_inspection(inspect({"paft-ties": random_delta(0, 1e-3, 0.5)}, with_pairs=False), tmp_path)
+    assert "No pair of deltas was inspected." in check_shape(write_report(tmp_path)).text
+    write_inspection(inspect({}), tmp_path)
+    assert "Nothing measured" in check_shape(write_report(tmp_path)).text
+
+
+@pytest.mark.parametrize(("there", "says"), [(True, "nothing to report on"), (False, "no such folder")])
+def test_a_folder_with_nothing_is_one_clear_message(there: bool, says: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    if there:
+        folder.mkdir()
+    with pytest.raises(PaftError, match=says):
+        write_report(folder)
+    outcome = CliRunner().invoke(paft, ["report", str(folder)])
+    assert outcome.exit_code == 2
+    assert says in outcome.output
+    assert "Traceback" not in outcome.output
+
+
+def test_the_command_writes_report_and_cards(make_run: Run) -> None:
+    run = make_run()
+    outcome = CliRunner().invoke(paft, ["report", str(run)])
+    assert outcome.exit_code == 0, outcome.output
+    assert "report.html: open it in a browser" in outcome.output
+    assert "library_name: transformers" in (run / "models" / "paft-ties" / "README.md").read_text()
+
+
+def test_commands_are_those_of_the_logs_as_seen_from_the_run(make_run: Run) -> None:
+    run = make_run()
+    log = run / "logs" / "score it.log"
+    log.write_text(f"$ /usr/bin/python3 -m lm_eval --model_args 'pretrained={run}/base,x=a b' {run}\n$ not this\n")
+    (run / "logs" / "torn.log").write_bytes(b"\xff\xfe")
+    steps = {step.name: step.command for step in how_to_repeat(run).steps}
+    assert steps["score it"] == "python -m lm_eval --model_args 'pretrained=base,x=a b' ."
+    assert list(steps) == ["dpo", "sft", "sft-l1", "score it"]  # as their markers say, then what has none

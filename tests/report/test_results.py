@@ -1,0 +1,76 @@
+"""`results.json` is read whole, or said to be wrong by file, place and remedy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paft_plugin.errors import PaftError
+from paft_plugin.report.results import read_results
+from tests.report.runs import ITEMS, SCORES, results_content
+
+
+def write(folder: Path, content: Any) -> Path:
+    (folder / "results.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder
+
+
+def test_everything_is_read(tmp_path: Path) -> None:
+    results = read_results(write(tmp_path, results_content()))
+    assert results is not None
+    assert {arm.name: tuple(arm.scores.values()) for arm in results.arms} == SCORES
+    assert (results.skill, results.preference, results.thresholds) == ("skill", "preference", ("1e-05", "0.001"))
+    assert [measure.name for measure in results.others] == ["retained"]
+    paft = results.arm("paft-ties")
+    assert paft is not None
+    assert (paft.items["skill"], paft.sparsity["1e-05"], paft.model) == (ITEMS, 0.47, "models/paft-ties")
+    assert results.arm("nobody") is None
+
+
+def test_nulls_are_what_was_not_measured(tmp_path: Path) -> None:
+    content = results_content()
+    content["arms"][0] |= {
+        "scores": {"skill": None},
+        "stderr": None,
+        "n": {"skill": None},
+        "sparsity": None,
+        "model": None,
+    }
+    results = read_results(write(tmp_path, content | {"skill": None, "preference": None, "thresholds": None}))
+    assert results is not None
+    arm = results.arms[0]
+    assert [dict(arm.scores), dict(arm.stderr), dict(arm.items), dict(arm.sparsity), arm.model] == [{}, {}, {}, {}, ""]
+
+
+def test_no_file_is_no_results(tmp_path: Path) -> None:
+    assert read_results(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda _: "{", "not JSON"),
+        (lambda _: [], "schema None"),
+        (lambda content: content | {"schema": 1}, "schema 1, and this version reads 2"),
+        (lambda content: {key: value for key, value in content.items() if key != "arms"}, "lacks 'arms'"),
+        (lambda content: content | {"arms": [{"arm": "x", "scores": {"skill": "good"}}]}, "something unexpected"),
+        (lambda content: content | {"arms": []}, "no arms"),
+        (lambda content: content | {"skill": "wit"}, "skill 'wit' is none of its measures"),
+        (lambda content: content | {"arms": content["arms"][:1] * 2}, "arm 'base' is there twice"),
+    ],
+)
+def test_a_wrong_file_is_one_clear_message(spoil: Callable[[Any], Any], says: str, tmp_path: Path) -> None:
+    with pytest.raises(PaftError) as error:
+        read_results(write(tmp_path, spoil(results_content())))
+    assert says in str(error.value)
+    assert str(tmp_path / "results.json") in str(error.value)
+
+
+def test_all_contradictions_at_once(tmp_path: Path) -> None:
+    with pytest.raises(PaftError) as error:
+        read_results(write(tmp_path, results_content() | {"skill": "wit", "preference": "charm"}))
+    assert len(error.value.problems) == 2
