@@ -7,7 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from paft_plugin.errors import PaftError
@@ -39,7 +39,7 @@ class LocalExecutor:
         """Every stage can run here."""
         return ""
 
-    def has_room(self, stage: Stage) -> bool:
+    def has_room(self, stage: Stage, waiting: Sequence[Stage]) -> bool:
         """Whether a worker is free."""
         return len(self._running) < self.workers
 

@@ -50,10 +50,10 @@ def how_it_ended(code: int) -> str:
     return said + (" (often: out of memory)" if name == "SIGKILL" else "")
 
 
-def failure(name: str, title: str, code: int, log: Path) -> str:
-    """One message for a failed stage: what happened, the end of its log, where the log is, how to go on."""
+def failure(name: str, title: str, why: str, log: Path) -> str:
+    """One message for a failed stage: `why`, as the end of its sentence, the end of its log, where that is, how to go on."""
     last = tail(log)
-    message = f"Stage {name!r} ({title}) {how_it_ended(code)}."
+    message = f"Stage {name!r} ({title}) {why}."
     free = _free(log)
     if any(_DISK_FULL.search(line) for line in last) or free < _NEARLY_FULL:
         message += f" The disk is full: {size(free)} free at {log.parent.parent}."

@@ -74,7 +74,7 @@ class Progress:
         self.running.pop(stage.name, None)
         self._line(f"{'lost':8} {stage.title} ({why}): starts again", "yellow")
 
-    def failed(self, stage: Stage) -> None:
+    def failed(self, stage: Stage, why: str) -> None:
         """A stage failed; the error that follows says more."""
         self.running.pop(stage.name, None)
         self._line(f"{'failed':8} {stage.title}", "red")
