@@ -18,11 +18,12 @@ from rich.console import Console
 
 from paft_plugin.errors import PaftError
 from paft_plugin.pipeline import logs
+from paft_plugin.pipeline.devices import Device
 from paft_plugin.pipeline.local import LocalExecutor
 from paft_plugin.pipeline.markers import read_marker
 from paft_plugin.pipeline.progress import Progress, duration
 from paft_plugin.pipeline.scheduler import run_stages
-from paft_plugin.pipeline.stages import Stage
+from paft_plugin.pipeline.stages import Resources, Stage
 from paft_plugin.pipeline.watch import StageResult
 
 from .tools import PATIENCE, Driver, contents, python, wait_for
@@ -35,7 +36,7 @@ def run(stages: list[Stage], run_dir: Path, workers: int = 2, **others: object) 
     """Run on something that is not a terminal; return the results and what was shown."""
     shown = io.StringIO()
     watcher = Progress(run_dir, Console(file=shown, width=60))
-    results = run_stages(stages, run_dir, LocalExecutor(workers), [watcher], **others)  # type: ignore[arg-type]
+    results = run_stages(stages, run_dir, LocalExecutor(workers=workers), [watcher], **others)  # type: ignore[arg-type]
     return results, shown.getvalue()
 
 
@@ -174,6 +175,33 @@ assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert log.startswith("$ ")
     assert "from print\n" in log
     assert "from a shell\n" in log
+
+
+def test_each_stage_sees_its_own_devices_and_one_that_wants_none_sees_none(run_dir: Path) -> None:
+    say = "(out / 'seen').write_text(os.environ['CUDA_VISIBLE_DEVICES'] + '/' + os.environ['MKL_NUM_THREADS'])\n"
+    stages = [
+        python("sft", say + meet("dpo"), resources=Resources(1)),
+        python("dpo", say + meet("sft"), resources=Resources(1)),
+        python("both", say, needs=("sft",), resources=Resources(2)),
+        python("recipe", say),
+    ]
+    devices = [Device("GPU-1", "GPU 0"), Device("7", "GPU 7")]
+    shown = io.StringIO()
+    watcher = Progress(run_dir, Console(file=shown))
+    executor = LocalExecutor(devices, workers=3, threads=5)
+    run_stages(stages, run_dir, executor, [watcher], variables={"CUDA_VISIBLE_DEVICES": "0,1,2"})
+    seen = {stage.name: (run_dir / "out" / stage.name / "seen").read_text() for stage in stages}
+    assert seen == {"sft": "GPU-1/5", "dpo": "7/5", "both": "GPU-1,7/5", "recipe": "/5"}
+
+
+def test_more_devices_than_there_are_is_an_error_before_anything_starts(run_dir: Path) -> None:
+    stages = [python("a", ""), python("b", "", resources=Resources(2))]
+    with pytest.raises(PaftError, match=r"Stage 'b': it wants 2 devices at once, and this run has 1 device\."):
+        run_stages(stages, run_dir, LocalExecutor([Device("0", "GPU 0")]))
+    assert not run_dir.exists()
+    with pytest.raises(PaftError) as caught:
+        LocalExecutor(workers=0, threads=0, share_device="always")  # type: ignore[arg-type]
+    assert len(caught.value.problems) == 3
 
 
 def test_a_resuming_stage_finds_what_it_left(run_dir: Path) -> None:
