@@ -5,7 +5,7 @@ The rules, which tests/pipeline/test_placement.py holds against random plans:
 - At most `workers` stages run at once.
 - A stage gets as many devices as it wants, empty ones if there are. It joins others on a device only where sharing is allowed,
   all of their estimates are known, and these together stay within the device's memory, less what other people hold and a margin
-  of 10 %. Alone on its device it always may run: an estimate can be wrong, and trying is the user's choice.
+  of 10 %. Alone it always may run: an estimate can be wrong, and trying is the user's choice.
 - The same margin holds for main memory, to which unknown estimates add nothing. Where there are no devices, what a stage would
   take on them counts as main memory.
 - Nobody starves: for each stage that found no room the emptiest devices that it could use are kept free of later stages, and
@@ -110,7 +110,5 @@ def _main_memory_allows(
     machine: Machine, running: Sequence[Placed], wants: Resources, waiting: Sequence[Resources]
 ) -> bool:
     mine = main_memory_of(machine, wants)
-    if not machine.memory or not mine or not running:
-        return True
-    others = [placed.wants for placed in running] + list(waiting)
-    return mine + sum(main_memory_of(machine, each) for each in others) <= machine.memory * (1 - MARGIN)
+    others = sum(main_memory_of(machine, each) for each in [*(placed.wants for placed in running), *waiting])
+    return not (machine.memory and mine and others) or mine + others <= machine.memory * (1 - MARGIN)
