@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from paft_plugin.errors import PaftError
@@ -27,6 +29,7 @@ from paft_plugin.pipeline.stages import Resources, Stage
 from paft_plugin.pipeline.watch import StageResult
 
 from .tools import PATIENCE, Driver, contents, python, wait_for
+from .training_lines import DPO, FIRST, SCORE, START, TRAIN
 
 TIMES = "import time, json\nbegin = time.time_ns()\n"
 RECORD = "(out / 'times.json').write_text(json.dumps([begin, time.time_ns()]))\n"
@@ -293,6 +296,40 @@ def test_a_terminal_shows_running_stages_with_their_log(run_dir: Path) -> None:
     assert looked.is_set()
     assert "Stage a" in screen.getvalue()
     assert "0 of 1 stages through" in screen.getvalue()
+
+
+def test_a_terminal_shows_how_far_trainings_are_within_80_columns(run_dir: Path) -> None:
+    """Two trainings with long titles; what the log says of them is on the screen, and no line is wider than it."""
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80, color_system=None)
+    with Progress(run_dir, console) as progress:
+        for name, log in (("sft-l1", TRAIN + START + FIRST), ("dpo", DPO), ("score", SCORE)):
+            path = run_dir / "logs" / f"{name}.log"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(log)
+            progress.started(dataclasses.replace(python(name, ""), title=f"{name} " + 9 * "long title "), path, "GPU 0")
+        progress.refresh()
+    frame = logs.plain(screen.getvalue()).split("\n")
+    assert "  step 10/120 · loss 0.3016 · λ 0.0001 · sparsity@1e-5 65.6% · 14.0 s left" in frame
+    assert "  step 21/80 · loss 0.6931 · 34.0 s left" in frame
+    rows = [line for line in frame if "GPU 0" in line]
+    assert len(rows) == 3
+    assert all(".log" in row or "logs/" in row for row in rows)
+    assert max(map(cell_len, frame)) <= 80
+
+
+def test_off_a_terminal_a_training_tells_now_and_then(run_dir: Path) -> None:
+    shown = io.StringIO()
+    log = run_dir / "logs" / "sft.log"
+    log.parent.mkdir(parents=True)
+    log.write_text(TRAIN + START + FIRST)
+    seconds = itertools.count()
+    with Progress(run_dir, Console(file=shown), clock=lambda: float(next(seconds))) as progress:
+        progress.started(python("sft", ""), log, "GPU 0")
+        for _ in range(125):
+            progress.refresh()
+    told = [line for line in shown.getvalue().splitlines() if line.startswith("progress")]
+    assert told == 2 * ["progress Stage sft: step 10/120 · loss 0.3016 · λ 0.0001 · sparsity@1e-5 65.6% · 14.0 s left"]
 
 
 def test_plain_text_and_durations() -> None:
