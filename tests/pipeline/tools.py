@@ -38,6 +38,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from paft_plugin.errors import PaftError
 from paft_plugin.pipeline.devices import Device
+from paft_plugin.pipeline.events import EventLog
 from paft_plugin.pipeline.local import LocalExecutor
 from paft_plugin.pipeline.progress import Progress
 from paft_plugin.pipeline.scheduler import run_stages
@@ -50,7 +51,7 @@ stages = [
 devices = [Device(name, f"GPU {name}") for name in described["devices"]]
 try:
     run_dir = Path(described["run_dir"])
-    run_stages(stages, run_dir, LocalExecutor(devices, grace=described["grace"]), [Progress(run_dir)])
+    run_stages(stages, run_dir, LocalExecutor(devices, grace=described["grace"]), [Progress(run_dir), EventLog(run_dir)])
 except KeyboardInterrupt:
     sys.exit(130)
 except PaftError as error:
