@@ -18,21 +18,20 @@ _CAUSES: tuple[tuple[str, str], ...] = (
         "sequence_len.",
     ),
     (
-        r"GatedRepoError|gated repo|(401|403) Client Error|Access to model .* is restricted|Invalid user token",
-        "The Hugging Face hub refused access: accept the model's terms on its page, then log in with `hf auth login`.",
+        r"GatedRepoError|gated repo|gated dataset|(401|403) Client Error|Access to \w+ \S+ is restricted|Invalid user token",
+        "The Hugging Face hub refused access: accept the terms on the model's or data set's page, then log in with "
+        "`hf auth login`.",
     ),
     (
-        r"offline mode is enabled|OfflineModeIsEnabled|LocalEntryNotFoundError|(cannot|couldn't) find .* cached files",
+        r"offline mode is enabled|OfflineModeIsEnabled|LocalEntryNotFoundError|couldn't find (it|them) in the cached files",
         "The hub was needed, and it is switched off or out of reach (HF_HUB_OFFLINE, the network): download the model or "
         "data first with `hf download`, or name a local folder.",
     ),
     (
-        # What axolotl's and TRL's prompt strategies say of rows that lack what they read.
         r"KeyError: ['\"](messages|conversations|chosen|rejected|prompt|question|instruction|output|input|text|label|"
-        r"completion|role|content)['\"]|(Column|column) .*(not found|not in the dataset|doesn't exist)|"
-        r"Column name .* not in",
+        r"completion|role|content)['\"]|Messages is null|Column name .* not in|Column .* doesn't exist",
         "A column of the data set is missing, or named otherwise than the `type` in `datasets:` expects: compare the rows "
-        "with the type, or name the fields (field_messages, message_property_mappings …).",
+        "with the type, or name the fields (field_messages, field_chosen, message_property_mappings …).",
     ),
 )
 _CAUSES_COMPILED = tuple((re.compile(pattern, re.MULTILINE), hint) for pattern, hint in _CAUSES)

@@ -11,8 +11,8 @@ dtype (bf16 and fp16: 2, fp32: 4):
 - optimizer: Adam keeps two numbers like a gradient's; in 8 bit two bytes, but eight for embeddings; others less.
 - activations: T·L·(8 d + 2 k + 4 f)·b, what torch saves for the backward pass of a decoder layer with SwiGLU, RMSNorm and SDPA
   (tests/pipeline/test_memory.py counts it); in half precision the fp32 inputs of norms and adapters on top, 4·d and 2·(3 d + f);
-  eager attention's scores (Korthikanti et al., arXiv 2205.05198, §4). With gradient checkpointing T·L·d·b, the layers' inputs, and
-  one whole layer.
+  eager attention's scores (Korthikanti et al., arXiv 2205.05198, §4). With gradient checkpointing T·L·d·b, the layers' inputs,
+  and one whole layer.
 - logits: T·V·(b + 12), in fp32 12: logits, their fp32 copy, the softmax, the gradient. A reference pass adds T·V·(b + 4).
 - reference: a second model, for full-parameter DPO and KTO.
 - penalty: θ_pre in the model's dtype for full fine-tuning, unless `paft_reference: host`; a row block for LoRA, 64 MiB.

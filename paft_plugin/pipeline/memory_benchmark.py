@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+import paft_plugin.demo
 from paft_plugin.demo.configs import CPU_ONLY
 from paft_plugin.errors import PaftError
 from paft_plugin.figures import Figure, Row, as_json, as_table
@@ -42,7 +43,7 @@ _LORA = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "lora_target_linea
 
 def measure(folder: Path) -> list[Row]:
     """A row for each model and kind: estimate and peak in MB, and their ratio."""
-    demo = _demo_base(folder)
+    demo = Path(paft_plugin.demo.__file__).parent / "base"
     alone = _train(folder / "alone", _config(folder / "alone", demo, KINDS["LoRA SFT"], length=32, batch=1), demo)
     rows = [Row("the process alone", [Figure("peak", alone / 1e6, "MB")])]
     for name, shape in MODELS.items():
@@ -70,13 +71,6 @@ def _row(name: str, estimate: Memory, peak: int, alone: int) -> Row:
 
 def _plain(estimate: Memory) -> float:
     return sum(value for value in vars(estimate).values() if isinstance(value, int | float))
-
-
-def _demo_base(folder: Path) -> Path:
-    from paft_plugin.demo import run
-
-    run._copy_base(folder / "demo")
-    return folder / "demo"
 
 
 def _model(folder: Path, demo: Path, shape: Mapping[str, int]) -> Path:
