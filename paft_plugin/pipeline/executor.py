@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -66,8 +66,8 @@ class Executor(Protocol):
     def check(self, stage: Stage) -> str:
         """Why `stage` can never run here; empty if it can."""
 
-    def has_room(self, stage: Stage) -> bool:
-        """Whether `stage` can start now, beside what runs."""
+    def has_room(self, stage: Stage, waiting: Sequence[Stage]) -> bool:
+        """Whether `stage` can start now, beside what runs, without taking what those before it in the plan are `waiting` for."""
 
     def start(self, job: Job, lock: int) -> Running:
         """Start an attempt; its processes hold the descriptor `lock` (or, elsewhere, what serves the same) while they live."""

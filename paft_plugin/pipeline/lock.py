@@ -12,6 +12,7 @@ from pathlib import Path
 from paft_plugin.errors import PaftError
 
 LOCK = ".lock"
+_GLANCE = 0.3  # seconds: somebody who only looks (`look`) holds the lock for less
 
 
 @contextmanager
@@ -32,19 +33,18 @@ def locked(run_dir: Path, patience: float) -> Iterator[int]:
 
 
 def _acquire(lock: int, run_dir: Path, patience: float) -> None:
-    deadline = time.monotonic() + patience
+    now = time.monotonic()
+    glance, deadline = now + _GLANCE, now + patience
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
-            if not holder.isdecimal():
-                holder = "unknown"  # it is just about to write its number
-            if holder == "unknown" or _alive(int(holder)):
+            holder = _holder(lock)
+            if time.monotonic() > glance and (holder is None or alive(holder)):
                 raise PaftError(
-                    f"Another run (process {holder}) is at work in {run_dir}: wait for it or stop it, or choose "
-                    "another output directory."
+                    f"Another run (process {holder or 'unknown'}) is at work in {run_dir}: wait for it or stop it, or "
+                    "choose another output directory."
                 ) from None
             if time.monotonic() > deadline:
                 raise PaftError(
@@ -54,7 +54,32 @@ def _acquire(lock: int, run_dir: Path, patience: float) -> None:
             time.sleep(0.1)
 
 
-def _alive(pid: int) -> bool:
+def look(run_dir: Path) -> tuple[bool, int | None]:
+    """Whether the run directory is locked, and the process that locked it last, if any. Nothing is written.
+
+    The lock is asked for as a reader would, and let go at once: `locked` tries for longer than that.
+    """
+    try:
+        lock = os.open(run_dir / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False, None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False, _holder(lock)
+    except BlockingIOError:
+        return True, _holder(lock)
+    finally:
+        os.close(lock)
+
+
+def _holder(lock: int) -> int | None:
+    """The process that wrote its number; None while it is just about to."""
+    written = os.pread(lock, 32, 0).decode(errors="replace").strip()
+    return int(written) if written.isdecimal() else None
+
+
+def alive(pid: int) -> bool:
+    """Whether there is such a process on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

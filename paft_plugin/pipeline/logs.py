@@ -7,10 +7,14 @@ import shutil
 import signal
 from pathlib import Path
 
+from paft_plugin.pipeline.causes import hints
+
 TAIL_LINES = 15
+_CAUSE_LINES = 60  # an error's name may stand well above the last of a traceback's lines
 _TAIL_BYTES = 1 << 16
 _NEARLY_FULL = 16 << 20  # bytes: with less, a tool may have failed before it could say so
 _DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded", re.IGNORECASE)
+GO_ON = "Finished stages are kept: when the cause is mended, run the same command again to go on."
 _ESCAPES = re.compile(
     r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles and links
     r"|\x1b\[[0-?]*[ -/]*[@-~]"  # colours and cursor movements
@@ -50,18 +54,23 @@ def how_it_ended(code: int) -> str:
     return said + (" (often: out of memory)" if name == "SIGKILL" else "")
 
 
-def failure(name: str, title: str, code: int, log: Path) -> str:
-    """One message for a failed stage: what happened, the end of its log, where the log is, how to go on."""
-    last = tail(log)
-    message = f"Stage {name!r} ({title}) {how_it_ended(code)}."
-    free = _free(log)
-    if any(_DISK_FULL.search(line) for line in last) or free < _NEARLY_FULL:
-        message += f" The disk is full: {size(free)} free at {log.parent.parent}."
-    shown = "".join(f"\n  | {line}" for line in last) if last else " nothing"
-    return (
-        f"{message}\nLast lines of its log:{shown}\nWhole log: {log}\n"
-        "Finished stages are kept: when the cause is mended, run the same command again to go on."
-    )
+def failure(name: str, title: str, why: str, log: Path) -> str:
+    """One message for a failed stage: `why`, as the end of its sentence, what to do, the end of its log, how to go on."""
+    return f"{told(name, title, why, log)}\n{GO_ON}"
+
+
+def told(name: str, title: str, why: str, log: Path) -> str:
+    """The same without how to go on."""
+    long = tail(log, _CAUSE_LINES)
+    parts = [f"Stage {name!r} ({title}) {why}."]
+    free = shutil.disk_usage(log.parent).free if log.parent.is_dir() else _NEARLY_FULL
+    if any(_DISK_FULL.search(line) for line in long) or free < _NEARLY_FULL:
+        parts[0] += f" The disk is full: {size(free)} free at {log.parent.parent}."
+    parts += hints(long)
+    last = long[-TAIL_LINES:]
+    parts.append("Last lines of its log:" + ("".join(f"\n  | {line}" for line in last) if last else " nothing"))
+    parts.append(f"Whole log: {log}")
+    return "\n".join(parts)
 
 
 def size(count: int) -> str:
@@ -72,7 +81,3 @@ def size(count: int) -> str:
             return f"{amount:.0f} {unit}"
         amount /= 1000
     return f"{amount:.1f} GB"
-
-
-def _free(path: Path) -> int:
-    return shutil.disk_usage(path.parent).free

@@ -182,12 +182,17 @@ class _Run:
             watcher.ended(result)
 
     def _launch(self, interrupts: _Interrupts) -> None:
-        for stage in list(self.pending.values()):
+        waiting: list[Stage] = []
+        for stage in [stage for stage in self.ordered if stage.name in self.pending]:
             if interrupts.count:
                 return
-            if self.results.keys() >= set(stage.needs) and self.executor.has_room(stage):
+            if not self.results.keys() >= set(stage.needs):
+                continue
+            if self.executor.has_room(stage, waiting):
                 del self.pending[stage.name]
                 self._start(stage)
+            else:
+                waiting.append(stage)
 
     def _start(self, stage: Stage) -> None:
         kept = prepare_folder(stage, self.run_dir, self.identities[stage.name].fingerprint)
@@ -228,11 +233,11 @@ class _Run:
     def _failed(self, attempt: _Attempt, ended: Ended) -> str:
         stage = attempt.stage
         log = log_path(self.run_dir, stage.name)
+        lost = f"lost its place {attempt.number} times, at last: {ended.lost}"
+        why = lost if ended.lost else logs.how_it_ended(ended.code)
         for watcher in self.watchers:
-            watcher.failed(stage)
-        if ended.lost:
-            return f"Stage {stage.name!r} ({stage.title}) lost its place {attempt.number} times, at last: {ended.lost}."
-        return logs.failure(stage.name, stage.title, ended.code, log)
+            watcher.failed(stage, why)
+        return logs.failure(stage.name, stage.title, why, log)
 
     def _stop(self, interrupts: _Interrupts) -> None:
         """End what still runs, with all its processes: SIGTERM, after the grace or a second Ctrl-C SIGKILL."""

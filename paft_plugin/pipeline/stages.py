@@ -20,11 +20,12 @@ class Resources:
     """What a stage takes while it runs, as far as it decides where and when it may."""
 
     devices: int = 0
-    """GPUs that it wants to itself, or, where there are none, nothing."""
+    """GPUs that it wants, or, where there are none, nothing."""
     device_memory: int = 0
-    """Bytes that it is estimated to take on each of them; 0: unknown, so that it shares its devices with nobody."""
+    """Bytes that it is estimated to take on each of them; 0: unknown, so that it shares its devices with nobody. Where there
+    are no GPUs, what it takes of the main memory instead."""
     memory: int = 0
-    """Bytes of main memory that it is estimated to take."""
+    """Bytes of main memory that it is estimated to take beside that; 0: unknown, or little."""
 
 
 @dataclass(frozen=True)

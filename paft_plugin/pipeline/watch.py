@@ -43,8 +43,8 @@ class Watcher(Protocol):
     def lost(self, stage: Stage, why: str) -> None:
         """The place where `stage` ran is gone; it will start again."""
 
-    def failed(self, stage: Stage) -> None:
-        """A stage failed; the error that follows says more."""
+    def failed(self, stage: Stage, why: str) -> None:
+        """`stage` failed, in a few words; the error that follows says more."""
 
     def stopping(self) -> None:
         """What still runs is being ended."""

@@ -13,7 +13,7 @@ import pytest
 from paft_plugin.pipeline.local import LocalExecutor
 from paft_plugin.pipeline.markers import read_marker
 from paft_plugin.pipeline.scheduler import run_stages
-from paft_plugin.pipeline.stages import Stage
+from paft_plugin.pipeline.stages import Resources, Stage
 
 from .tools import PATIENCE, Driver, alive, contents, pids_in, python, wait_for
 
@@ -63,6 +63,21 @@ def test_a_signal_ends_the_run_and_all_its_processes(run_dir: Path, driver: Driv
     assert no_longer(pids), "they are gone before the run itself ends"
     assert read_marker(run_dir, "first") is not None
     assert read_marker(run_dir, "a") is None
+
+
+@LINUX
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+def test_two_trainings_on_two_devices_leave_no_process(run_dir: Path, driver: Driver, signum: int) -> None:
+    """With what real ones have below them: a process for each rank, and workers that load data."""
+    train = "(out / 'device').write_text(os.environ['CUDA_VISIBLE_DEVICES'])\n" + POLITE
+    stages = [python(name, train, resources=Resources(devices=1)) for name in ("sft", "dpo")]
+    parent = driver.start(stages, run_dir, devices=("3", "5"))
+    pids = [pid for name in ("sft", "dpo") for pid in pids_in(run_dir / "out" / name, MEMBERS)]
+    driver.pids.update(pids)
+    assert [(run_dir / "out" / name / "device").read_text() for name in ("sft", "dpo")] == ["3", "5"]
+    parent.send_signal(signum)
+    parent.wait(PATIENCE)
+    wait_for(lambda: no_longer(pids), "all of their processes to be gone")
 
 
 @LINUX

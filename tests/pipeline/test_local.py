@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 import os
 import signal
@@ -14,18 +15,21 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from paft_plugin.errors import PaftError
 from paft_plugin.pipeline import logs
+from paft_plugin.pipeline.devices import Device
 from paft_plugin.pipeline.local import LocalExecutor
 from paft_plugin.pipeline.markers import read_marker
 from paft_plugin.pipeline.progress import Progress, duration
 from paft_plugin.pipeline.scheduler import run_stages
-from paft_plugin.pipeline.stages import Stage
+from paft_plugin.pipeline.stages import Resources, Stage
 from paft_plugin.pipeline.watch import StageResult
 
 from .tools import PATIENCE, Driver, contents, python, wait_for
+from .training_lines import DPO, FIRST, SCORE, START, TRAIN
 
 TIMES = "import time, json\nbegin = time.time_ns()\n"
 RECORD = "(out / 'times.json').write_text(json.dumps([begin, time.time_ns()]))\n"
@@ -35,7 +39,7 @@ def run(stages: list[Stage], run_dir: Path, workers: int = 2, **others: object) 
     """Run on something that is not a terminal; return the results and what was shown."""
     shown = io.StringIO()
     watcher = Progress(run_dir, Console(file=shown, width=60))
-    results = run_stages(stages, run_dir, LocalExecutor(workers), [watcher], **others)  # type: ignore[arg-type]
+    results = run_stages(stages, run_dir, LocalExecutor(workers=workers), [watcher], **others)  # type: ignore[arg-type]
     return results, shown.getvalue()
 
 
@@ -176,6 +180,33 @@ assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert "from a shell\n" in log
 
 
+def test_each_stage_sees_its_own_devices_and_one_that_wants_none_sees_none(run_dir: Path) -> None:
+    say = "(out / 'seen').write_text(os.environ['CUDA_VISIBLE_DEVICES'] + '/' + os.environ['MKL_NUM_THREADS'])\n"
+    stages = [
+        python("sft", say + meet("dpo"), resources=Resources(1)),
+        python("dpo", say + meet("sft"), resources=Resources(1)),
+        python("both", say, needs=("sft",), resources=Resources(2)),
+        python("recipe", say),
+    ]
+    devices = [Device("GPU-1", "GPU 0"), Device("7", "GPU 7")]
+    shown = io.StringIO()
+    watcher = Progress(run_dir, Console(file=shown))
+    executor = LocalExecutor(devices, workers=3, threads=5)
+    run_stages(stages, run_dir, executor, [watcher], variables={"CUDA_VISIBLE_DEVICES": "0,1,2"})
+    seen = {stage.name: (run_dir / "out" / stage.name / "seen").read_text() for stage in stages}
+    assert seen == {"sft": "GPU-1/5", "dpo": "7/5", "both": "GPU-1,7/5", "recipe": "/5"}
+
+
+def test_more_devices_than_there_are_is_an_error_before_anything_starts(run_dir: Path) -> None:
+    stages = [python("a", ""), python("b", "", resources=Resources(2))]
+    with pytest.raises(PaftError, match=r"Stage 'b': it wants 2 devices at once, and this run has 1 device\."):
+        run_stages(stages, run_dir, LocalExecutor([Device("0", "GPU 0")]))
+    assert not run_dir.exists()
+    with pytest.raises(PaftError) as caught:
+        LocalExecutor(workers=0, threads=0, share_device="always")  # type: ignore[arg-type]
+    assert len(caught.value.problems) == 3
+
+
 def test_a_resuming_stage_finds_what_it_left(run_dir: Path) -> None:
     code = "steps = out / 'steps'\nsteps.open('a').write('x')\nsys.exit(steps.stat().st_size < 3)"
     stage = python("train", code, resumes=True)
@@ -265,6 +296,40 @@ def test_a_terminal_shows_running_stages_with_their_log(run_dir: Path) -> None:
     assert looked.is_set()
     assert "Stage a" in screen.getvalue()
     assert "0 of 1 stages through" in screen.getvalue()
+
+
+def test_a_terminal_shows_how_far_trainings_are_within_80_columns(run_dir: Path) -> None:
+    """Two trainings with long titles; what the log says of them is on the screen, and no line is wider than it."""
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80, color_system=None)
+    with Progress(run_dir, console) as progress:
+        for name, log in (("sft-l1", TRAIN + START + FIRST), ("dpo", DPO), ("score", SCORE)):
+            path = run_dir / "logs" / f"{name}.log"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(log)
+            progress.started(dataclasses.replace(python(name, ""), title=f"{name} " + 9 * "long title "), path, "GPU 0")
+        progress.refresh()
+    frame = logs.plain(screen.getvalue()).split("\n")
+    assert "  step 10/120 · loss 0.3016 · λ 0.0001 · sparsity@1e-5 65.6% · 14.0 s left" in frame
+    assert "  step 21/80 · loss 0.6931 · 34.0 s left" in frame
+    rows = [line for line in frame if "GPU 0" in line]
+    assert len(rows) == 3
+    assert all(".log" in row or "logs/" in row for row in rows)
+    assert max(map(cell_len, frame)) <= 80
+
+
+def test_off_a_terminal_a_training_tells_now_and_then(run_dir: Path) -> None:
+    shown = io.StringIO()
+    log = run_dir / "logs" / "sft.log"
+    log.parent.mkdir(parents=True)
+    log.write_text(TRAIN + START + FIRST)
+    seconds = itertools.count()
+    with Progress(run_dir, Console(file=shown), clock=lambda: float(next(seconds))) as progress:
+        progress.started(python("sft", ""), log, "GPU 0")
+        for _ in range(125):
+            progress.refresh()
+    told = [line for line in shown.getvalue().splitlines() if line.startswith("progress")]
+    assert told == 2 * ["progress Stage sft: step 10/120 · loss 0.3016 · λ 0.0001 · sparsity@1e-5 65.6% · 14.0 s left"]
 
 
 def test_plain_text_and_durations() -> None:

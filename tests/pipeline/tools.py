@@ -37,15 +37,21 @@ from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from paft_plugin.errors import PaftError
+from paft_plugin.pipeline.devices import Device
+from paft_plugin.pipeline.events import EventLog
 from paft_plugin.pipeline.local import LocalExecutor
 from paft_plugin.pipeline.progress import Progress
 from paft_plugin.pipeline.scheduler import run_stages
-from paft_plugin.pipeline.stages import Stage
+from paft_plugin.pipeline.stages import Resources, Stage
 described = json.loads(Path(sys.argv[1]).read_text())
-stages = [Stage(s["name"], s["name"], tuple(s["command"]), Path(s["folder"]), tuple(s["needs"])) for s in described["stages"]]
+stages = [
+    Stage(s["name"], s["name"], tuple(s["command"]), Path(s["folder"]), tuple(s["needs"]), resources=Resources(s["devices"]))
+    for s in described["stages"]
+]
+devices = [Device(name, f"GPU {name}") for name in described["devices"]]
 try:
     run_dir = Path(described["run_dir"])
-    run_stages(stages, run_dir, LocalExecutor(grace=described["grace"]), [Progress(run_dir)])
+    run_stages(stages, run_dir, LocalExecutor(devices, grace=described["grace"]), [Progress(run_dir), EventLog(run_dir)])
 except KeyboardInterrupt:
     sys.exit(130)
 except PaftError as error:
@@ -106,11 +112,25 @@ class Driver:
         self.pids: set[int] = set()
 
     def start(
-        self, stages: list[Stage], run_dir: Path, grace: float = 5.0, output: int | None = None
+        self,
+        stages: list[Stage],
+        run_dir: Path,
+        grace: float = 5.0,
+        output: int | None = None,
+        devices: tuple[str, ...] = (),
     ) -> subprocess.Popen[bytes]:
-        described = [{"name": s.name, "command": s.command, "folder": str(s.folder), "needs": s.needs} for s in stages]
+        described = [
+            {
+                "name": s.name,
+                "command": s.command,
+                "folder": str(s.folder),
+                "needs": s.needs,
+                "devices": s.resources.devices,
+            }
+            for s in stages
+        ]
         path = self.folder / "run.json"
-        path.write_text(json.dumps({"stages": described, "run_dir": str(run_dir), "grace": grace}))
+        path.write_text(json.dumps({"stages": described, "run_dir": str(run_dir), "grace": grace, "devices": devices}))
         with self.output.open("wb") as file:
             process = subprocess.Popen(
                 [sys.executable, "-u", "-c", DRIVER, str(path)],

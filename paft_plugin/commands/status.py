@@ -1,0 +1,34 @@
+"""`axolotl paft status DIR`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run_dir", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--follow", is_flag=True, help="Go on showing it until the run has ended.")
+@click.option(
+    "--json",
+    "json_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write it there, for machines.",
+)
+def status(run_dir: Path, follow: bool, json_file: Path | None) -> None:
+    """Tell where the run in DIR stands: each stage's state and time, how far trainings are, why one failed.
+
+    For a run under way, from another shell, and for one that has ended, however it did. Only reads.
+    """
+    from rich.console import Console
+
+    from paft_plugin.files import write_json
+    from paft_plugin.pipeline.status import StatusReader, as_json
+    from paft_plugin.pipeline.status_view import show, show_until_ended
+
+    reader, console = StatusReader(run_dir), Console()
+    found = show_until_ended(reader, console) if follow else show(reader.read(), console)
+    if json_file is not None:
+        write_json(json_file, as_json(found))

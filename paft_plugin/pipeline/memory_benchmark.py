@@ -1,0 +1,166 @@
+"""`python -m paft_plugin.pipeline.memory_benchmark`: estimated memory beside the peak of real axolotl runs on the CPU.
+
+Two Llamas with random weights, one heavy in layers and one in vocabulary, each trained for two steps as a LoRA SFT, a full SFT
+and a LoRA DPO branch, on rows that fill `sequence_len`. The peak is that of the training process's resident memory (`ru_maxrss`);
+a run of the demo's small model shows what the process takes by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+import paft_plugin.demo
+from paft_plugin.demo.configs import CPU_ONLY
+from paft_plugin.errors import PaftError
+from paft_plugin.figures import Figure, Row, as_json, as_table
+from paft_plugin.files import write_bytes, write_json, write_text
+from paft_plugin.pipeline.logs import tail
+from paft_plugin.pipeline.memory import Memory, estimate_memory
+
+LENGTH = 256
+MODELS = {
+    "deep": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "vocab_size": 8000},
+    "wide vocabulary": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "vocab_size": 48000},
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "LoRA SFT": {"adapter": "lora"},
+    "full SFT": {},
+    "LoRA DPO": {"adapter": "lora", "rl": "dpo"},
+}
+_LORA = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "lora_target_linear": True}
+
+
+def measure(folder: Path) -> list[Row]:
+    """A row for each model and kind: estimate and peak in MB, and their ratio."""
+    demo = Path(paft_plugin.demo.__file__).parent / "base"
+    alone = _train(folder / "alone", _config(folder / "alone", demo, KINDS["LoRA SFT"], length=32, batch=1), demo)
+    rows = [Row("the process alone", [Figure("peak", alone / 1e6, "MB")])]
+    for name, shape in MODELS.items():
+        base = _model(folder / name.replace(" ", "-"), demo, shape)
+        for kind, keys in KINDS.items():
+            run = folder / f"{base.name}-{kind.replace(' ', '-').lower()}"
+            config = _config(run, base, keys, length=LENGTH, batch=4)
+            estimate = estimate_memory(config, base, cpu=True)
+            rows.append(_row(f"{name}, {kind}", estimate, _train(run, config, demo), alone))
+    return rows
+
+
+def _row(name: str, estimate: Memory, peak: int, alone: int) -> Row:
+    ours = estimate.total - estimate.process * estimate.total / _plain(estimate)
+    return Row(
+        name,
+        [
+            Figure("estimate", estimate.total / 1e6, "MB"),
+            Figure("peak", peak / 1e6, "MB"),
+            Figure("estimate / peak", estimate.total / peak, "", at_least=1.0),
+            Figure("without the process", ours / (peak - alone), ""),
+        ],
+    )
+
+
+def _plain(estimate: Memory) -> float:
+    return sum(value for value in vars(estimate).values() if isinstance(value, int | float))
+
+
+def _model(folder: Path, demo: Path, shape: Mapping[str, int]) -> Path:
+    """A Llama with random weights and the demo's tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    small = json.loads((demo / "config.json").read_text())
+    ids = {key: small[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in small}
+    config = LlamaConfig(**shape, **ids, num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=1024)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for file in demo.iterdir():
+        if "token" in file.name or file.name == "chat_template.jinja":
+            write_bytes(folder / file.name, file.read_bytes())
+    return folder
+
+
+def _config(run: Path, base: Path, keys: Mapping[str, Any], length: int, batch: int) -> dict[str, Any]:
+    kind = "chat_template.default" if "rl" in keys else "chat_template"
+    fields = {"field_messages": "question"} if "rl" in keys else {}
+    return {
+        "base_model": str(base),
+        "chat_template": "tokenizer_default",
+        **keys,
+        **(_LORA if "adapter" in keys else {}),
+        "datasets": [{"path": str(run / "rows.jsonl"), "ds_type": "json", "split": "train", "type": kind, **fields}],
+        "dataset_prepared_path": str(run / "prepared"),
+        "dataset_num_proc": 1,
+        "output_dir": str(run / "out"),
+        "sequence_len": length,
+        "micro_batch_size": batch,
+        "gradient_accumulation_steps": 1,
+        "max_steps": 2,
+        "learning_rate": 1e-4,
+        "optimizer": "adamw_torch",
+        "save_strategy": "no",
+        **({} if "rl" in keys else {"pad_to_sequence_len": True}),
+        **CPU_ONLY,
+    }
+
+
+def _train(run: Path, config: Mapping[str, Any], demo: Path) -> int:
+    """Train as `config` says in a process of its own; returns its peak, in bytes."""
+    write_text(run / "rows.jsonl", _rows(demo, int(config["sequence_len"]), paired="rl" in config))
+    write_text(run / "config.yml", yaml.safe_dump(dict(config)))
+    command = [sys.executable, "-m", "axolotl.cli.main", "train", str(run / "config.yml"), "--launcher", "python"]
+    with (run / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=run, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+    if status != 0:
+        raise PaftError("\n".join([f"A training failed; its log is {run / 'log'}.", *tail(run / "log")]))
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _rows(demo: Path, length: int, paired: bool) -> str:
+    """Rows that nearly fill `length` tokens; the longest that does not exceed it."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(demo)
+    question = [{"role": "user", "content": "1"}]
+    words = next(
+        count
+        for count in range(length, 0, -1)
+        if len(tokenizer.apply_chat_template([*question, _answer(count)], tokenize=True)["input_ids"]) <= length
+    )
+    row = (
+        {"question": question, "chosen": _answer(words), "rejected": _answer(words)}
+        if paired
+        else {"messages": [*question, _answer(words)]}
+    )
+    return "".join(json.dumps(row | {"row": number}) + "\n" for number in range(32))
+
+
+def _answer(words: int) -> dict[str, str]:
+    return {"role": "assistant", "content": " ".join(["1"] * words)}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print the table, and write it as JSON if asked to."""
+    parser = argparse.ArgumentParser(prog="python -m paft_plugin.pipeline.memory_benchmark", description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the figures there, for machines")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(Path(folder))
+    Console().print(as_table(rows))
+    if options.json:
+        packages = ("axolotl", "torch", "transformers", "peft", "trl")
+        write_json(options.json, as_json(rows, packages, {"sequence_len": LENGTH}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The shapes of a base model's weights, without torch: from the headers of its safetensors files, else from its config.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+Shapes = Mapping[str, tuple[int, ...]]
+_LENGTH = 8  # bytes before a safetensors header, its length (github.com/huggingface/safetensors, "Format")
+_MOST = 100_000_000  # bytes: what the format allows a header
+
+
+def read_config(base: Path) -> dict[str, Any]:
+    """The base's config.json, of a multimodal one the part on text; empty if there is none that can be read."""
+    try:
+        content = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    text = content.get("text_config")
+    return text if isinstance(text, dict) else content
+
+
+def weight_shapes(base: Path) -> Shapes:
+    """Name → shape of every weight in the folder `base`; worked out from its config where no weights lie; else empty."""
+    files = sorted(base.glob("*.safetensors"))
+    try:
+        return {name: shape for file in files for name, shape in _header(file)} or _expected(read_config(base))
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def count(shapes: Shapes) -> int:
+    """Parameters in all."""
+    return sum(prod(shape) for shape in shapes.values())
+
+
+def is_linear(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a weight is a linear layer's inside the decoder: what LoRA adapts and quantization packs."""
+    return len(shape) == 2 and name.endswith(".weight") and not is_embedding(name)
+
+
+def is_embedding(name: str) -> bool:
+    """Whether a weight is the input embedding or the output head."""
+    return any(part in name for part in ("embed", "wte", "wpe", "lm_head"))
+
+
+def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    with file.open("rb") as content:
+        length = int.from_bytes(content.read(_LENGTH), "little")
+        if length > _MOST:
+            raise ValueError(f"{file} is no safetensors file")
+        for name, tensor in json.loads(content.read(length)).items():
+            if name != "__metadata__":
+                yield name, tuple(tensor["shape"])
+
+
+def _expected(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """As a Llama-like decoder has them: Llama, Mistral, Qwen2, Gemma … differ by biases and norms alone."""
+    if not config:
+        return {}
+    hidden, inner, vocabulary = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    head = config.get("head_dim") or hidden // config["num_attention_heads"]
+    queries = config["num_attention_heads"] * head
+    keys = (config.get("num_key_value_heads") or config["num_attention_heads"]) * head
+    layer = {
+        "self_attn.q_proj.weight": (queries, hidden),
+        "self_attn.k_proj.weight": (keys, hidden),
+        "self_attn.v_proj.weight": (keys, hidden),
+        "self_attn.o_proj.weight": (hidden, queries),
+        "mlp.gate_proj.weight": (inner, hidden),
+        "mlp.up_proj.weight": (inner, hidden),
+        "mlp.down_proj.weight": (hidden, inner),
+        "input_layernorm.weight": (hidden,),
+        "post_attention_layernorm.weight": (hidden,),
+    }
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
+    for index in range(config["num_hidden_layers"]):
+        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
+    shapes["model.norm.weight"] = (hidden,)
+    if not config.get("tie_word_embeddings"):
+        shapes["lm_head.weight"] = (vocabulary, hidden)
+    return shapes
