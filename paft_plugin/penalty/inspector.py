@@ -26,7 +26,9 @@ logger = logging.getLogger(__name__)
 PREFIX = "paft/inspect"
 TOP = 0.01
 # What PEFT and torch put around the name of the module that is changed.
-WRAPPING = re.compile(r"\.(base_layer|token_adapter|modules_to_save\.[^.]+|trainable_tokens_delta\.[^.]+|weight|bias)\b")
+WRAPPING = re.compile(
+    r"\.(base_layer|token_adapter|modules_to_save\.[^.]+|trainable_tokens_delta\.[^.]+|weight|bias)\b"
+)
 
 
 class Inspector:
