@@ -53,7 +53,10 @@ def _square_of_weight(weight: Tensor) -> float | None:
 
 def _square_of_quantised(layer: Any) -> float | None:
     weight = layer.weight
-    if type(weight).__name__ == "Params4bit" and weight.quant_state is not None:
+    if type(weight).__name__ == "Params4bit":
+        # In evaluation, some CPUs repack the weight in a way that dequantize_4bit misreads.
+        if weight.quant_state is None or getattr(weight.quant_state, "packing_format_for_cpu", False):
+            return None
         from bitsandbytes.functional import dequantize_4bit
 
         return _square(dequantize_4bit(weight.data, weight.quant_state)).item()

@@ -11,8 +11,9 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Sequence
+from copy import copy
 
-from transformers import Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer
 
 from paft_plugin.errors import some
 from paft_plugin.penalty.base_norms import base_square
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "paft/inspect"
 TOP = 0.01
+CONSOLE = (PrinterCallback, ProgressCallback)  # dozens of figures in one line are for nobody to read
 # What PEFT and torch put around the name of the module that is changed.
 WRAPPING = re.compile(
     r"\.(base_layer|token_adapter|modules_to_save\.[^.]+|trainable_tokens_delta\.[^.]+|weight|bias)\b"
@@ -71,12 +73,14 @@ class Inspector:
         figures = self._figures(PREFIX, whole, _sum_if_known(self._base.values()))
         for kind, one in kinds.items():
             figures |= self._figures(f"{PREFIX}/{kind}", one, self._base[kind])
+        loggers = copy(trainer.callback_handler)
+        loggers.callbacks = [one for one in loggers.callbacks if not isinstance(one, CONSOLE)]
         due = control.should_log
-        trainer.callback_handler.on_log(trainer.args, state, control, {**figures, "epoch": state.epoch})
-        control.should_log = due  # the handler takes it for done
+        loggers.on_log(trainer.args, state, control, {**figures, "epoch": state.epoch})
+        control.should_log = due  # which on_log takes for done
         histogram = log_magnitudes(whole)
         if state.is_world_process_zero and histogram is not None:
-            log_histogram(trainer.callback_handler.callbacks, f"{PREFIX}/log10_delta", histogram, state.global_step)
+            log_histogram(loggers.callbacks, f"{PREFIX}/log10_delta", histogram, state.global_step)
 
     def _figures(self, prefix: str, one: Tally, base: float | None) -> dict[str, float]:
         zeros, *small = (count / one.entries for count in one.small.tolist())

@@ -1,6 +1,6 @@
 """What one pass over the entries of a live delta counts and sums, and the measures that follow from it.
 
-Shape letters: `O` rows of δ, `I` columns, `R` rank, `K` thresholds. As in l1.py nothing of size O × I is ever held, and blocks are
+Shape letters: `O` rows of δ, `I` columns, `R` rank, `K` thresholds. As in l1.py nothing of size O × I is held, and blocks are
 summed in fp64. The histogram of |δ| holds exact counts in bins of equal width within each power of two, read off the bits of the
 fp32 number: its exponent and the first bits of its mantissa.
 """
@@ -108,6 +108,8 @@ def top_share(tally: Tally, share: float) -> float:
 
     From the histogram, each entry taken for the middle of its bin: 3 % of it at most.
     """
+    if tally.square == 0:
+        return math.nan
     filled = tally.bins > 0
     counts = tally.bins[filled].double().flip(0)  # from the largest
     edges = bin_edges()
