@@ -28,15 +28,15 @@ class Histogram:
 
 
 def log_magnitudes(tally: Tally) -> Histogram | None:
-    """Of all entries of δ, up to the largest; None if one of them is infinite or no number."""
+    """Of all entries of δ, from the smallest to the largest; None if one of them is infinite or no number."""
     edges = bin_edges()
     first = int(torch.searchsorted(edges, LOWEST))
     counts = torch.cat([tally.bins[:first].sum()[None], tally.bins[first:].view(-1, PER_BIN).sum(1)])
     ends = torch.cat([torch.tensor([LOWEST / 2**0.5], dtype=torch.float64), edges[first::PER_BIN]]).log10()
-    filled = int(counts.nonzero().max()) + 1
-    if not ends[filled].isfinite():
+    low, high = (int(at) for at in counts.nonzero().aminmax())
+    if not ends[high + 1].isfinite():
         return None
-    return Histogram(counts[:filled].tolist(), ends[: filled + 1].tolist())
+    return Histogram(counts[low : high + 1].tolist(), ends[low : high + 2].tolist())
 
 
 def log_histogram(callbacks: Sequence[TrainerCallback], name: str, histogram: Histogram, step: int) -> None:
@@ -63,9 +63,8 @@ def _for_tensorboard(histogram: Histogram) -> dict[str, Any]:
     counts = torch.tensor(histogram.counts, dtype=torch.float64)
     edges = torch.tensor(histogram.edges, dtype=torch.float64)
     middles = (edges[:-1] + edges[1:]) / 2
-    first = int(counts.nonzero().min())
     return {
-        "min": histogram.edges[first],
+        "min": histogram.edges[0],
         "max": histogram.edges[-1],
         "num": counts.sum().item(),
         "sum": (counts * middles).sum().item(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.proto import wandb_internal_pb2
 
 from .conftest import LORA, PLUGIN, axolotl_train
 from .test_plugin import record, succeed
@@ -89,15 +91,38 @@ def test_the_loss_is_as_it_was(events: EventAccumulator) -> None:
     assert [point.step for point in events.Scalars("train/loss")] == list(range(1, STEPS + 1))
 
 
+def wandb_history(path: Path) -> list[dict[str, Any]]:
+    """What was logged into a `.wandb` file: protocol buffers in LevelDB's log format, cut where a block of 32 KiB ends."""
+    content, position, record_bytes, rows = path.read_bytes(), 7, b"", []
+    while position + 7 <= len(content):
+        if (left := 32768 - position % 32768) < 7:
+            position += left
+            continue
+        length, part = struct.unpack("<HB", content[position + 4 : position + 7])
+        record_bytes += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if part in (1, 4):  # whole, or the last of its parts
+            history = wandb_internal_pb2.Record.FromString(record_bytes).history
+            rows.append({"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in history.item})
+            record_bytes = b""
+    return [row for row in rows if row]
+
+
 def test_wandb_has_figures_and_histogram(run: Path, events: EventAccumulator) -> None:
-    (summary,) = (run / "wandb").glob("offline-run-*/files/wandb-summary.json")
-    last = json.loads(summary.read_text())
+    (path,) = (run / "wandb").glob("offline-run-*/*.wandb")
+    rows = wandb_history(path)
+    figures = {row["train/global_step"]: row for row in rows if "train/paft/inspect/max" in row}
+    drawn = {row["train/global_step"]: row for row in rows if f"{HISTOGRAM}/_type" in row}
+    assert list(figures) == list(drawn) == INSPECTED
     for tag in events.Tags()["scalars"]:
         if "paft/inspect" in tag:
-            assert last[tag] == pytest.approx(events.Scalars(tag)[-1].value, rel=1e-6)
-    assert last[HISTOGRAM]["_type"] == "histogram"
-    assert sum(last[HISTOGRAM]["values"]) == len(delta(run))
-    assert math.log10(last["train/paft/inspect/max"]) < last[HISTOGRAM]["bins"][-1]
+            for point in events.Scalars(tag):
+                assert figures[point.step][tag] == pytest.approx(point.value, rel=1e-6)
+    for step, row in drawn.items():
+        assert row[f"{HISTOGRAM}/_type"] == "histogram"
+        assert sum(row[f"{HISTOGRAM}/values"]) == len(delta(run))
+        low, high = row[f"{HISTOGRAM}/bins"][-2:]
+        assert low <= math.log10(figures[step]["train/paft/inspect/max"]) < high
 
 
 def test_mlflow_has_the_figures(run: Path, events: EventAccumulator) -> None:

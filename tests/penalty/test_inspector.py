@@ -251,6 +251,7 @@ def test_a_histogram_holds_every_entry_between_its_edges() -> None:
         assert count == ((logs >= low) & (logs < high)).sum()
     assert histogram.counts[0] == (entries.abs() < LOWEST).sum() >= 100
     assert histogram.counts[-1] > 0
+    assert log_magnitudes(of_entries(torch.full((7,), 1e-3))).counts == [7]
     assert len(log_magnitudes(of_entries(torch.zeros(9))).counts) == 1
     assert log_magnitudes(of_entries(torch.tensor([1.0, math.inf]))) is None
     assert log_magnitudes(of_entries(torch.full((3,), 1e38))).counts[-1] == 3
