@@ -57,6 +57,11 @@ class PAFTArgs(BaseModel):
         min_length=1,
         description="Sparsity is the share of entries with |δ| ≤ threshold; it is logged and recorded for each of these.",
     )
+    paft_inspect_steps: Annotated[int, Field(ge=1, strict=True)] | None = Field(
+        default=None,
+        description="Optimizer steps between two inspections of the delta, each logged by kind of module, with a histogram "
+        "where the logger takes one; the last step is inspected as well. Left out: none.",
+    )
 
     @model_validator(mode="before")
     @classmethod

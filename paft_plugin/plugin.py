@@ -49,6 +49,7 @@ class PAFTPlugin(BasePlugin):
             target_sparsity=cfg.paft_target_sparsity,
             target_threshold=cfg.paft_target_threshold,
             reference=cfg.paft_reference,
+            inspect_steps=cfg.paft_inspect_steps,
         )
         PenaltyInjector(trainer, settings).install()
 

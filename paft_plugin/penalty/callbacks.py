@@ -34,6 +34,7 @@ class PenaltyCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._injector.end_step()
+        self._injector.inspect()
         state.stateful_callbacks[STATE_KEY] = self._injector.state()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

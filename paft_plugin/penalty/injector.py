@@ -19,6 +19,7 @@ from transformers import Trainer
 from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.penalty.callbacks import PenaltyCallback
 from paft_plugin.penalty.find import find_live_deltas, trained_themselves
+from paft_plugin.penalty.inspector import Inspector
 from paft_plugin.penalty.live import LiveDelta, Shrinkable, add_subgradients, gradient_norm, measure
 from paft_plugin.penalty.proximal import step_sizes
 from paft_plugin.penalty.record import Measurement, Record
@@ -52,6 +53,9 @@ class PenaltyInjector:
         if settings.target_sparsity is not None:
             self._steering = Steering(settings.strength, settings.target_sparsity, settings.target_threshold)
         self._strength: Strength = self._steering or Schedule(settings.strength, settings.warmup_ratio)
+        self._inspector: Inspector | None = None
+        if settings.inspect_steps:
+            self._inspector = Inspector(trainer, settings.inspect_steps, settings.all_thresholds)
         self._lambda = 0.0
         self._prepared = 0  # how often the step under way was: once, if all is well
         self._measured: Measurement | None = None
@@ -79,6 +83,9 @@ class PenaltyInjector:
             if "loss" in logs:
                 logs.update(self._metrics())
                 self.record.remember(trainer.state.global_step, self._lambda, self.measure())
+            # The Trainer's last log, while all loggers are still open.
+            if "train_runtime" in logs and self._inspector:
+                self._inspector.after_last_step()
             inner_log(logs, *args, **kwargs)
 
         @wraps(inner_scheduler)
@@ -128,6 +135,8 @@ class PenaltyInjector:
             tensors=[delta.name for delta in self._deltas],
             entries=sum(delta.entries for delta in self._deltas),
         )
+        if self._inspector:
+            self._inspector.begin(self._deltas)
         if self._steering:
             self._steering.begin(self._deltas, self._trainer.lr_scheduler, self._trainer.state.max_steps - step)
         if saved is not None:
@@ -174,6 +183,11 @@ class PenaltyInjector:
                 "just ended instead of once: use a trainer whose training_step ends with backward, as transformers' does"
             )
         self._prepared = 0
+
+    def inspect(self) -> None:
+        """Log what δ looks like, if this step is one of those to be inspected."""
+        if self._inspector:
+            self._inspector.after_step()
 
     def _add_subgradient(self) -> None:
         if not self._lambda and not self._steering:

@@ -54,16 +54,13 @@ def measure_product(A: Tensor, B: Tensor, scale: float, thresholds: Sequence[flo
         scale: s, the adapter's scaling.
         thresholds: K sparsity thresholds on ``|s·BA|``.
     """
-    size = abs(scale)
-    # A scale of 0 makes every entry 0, which no division by it can express.
-    limits = [threshold / size if size else float("inf") for threshold in thresholds]
+    size, limits = abs(scale), unscaled(thresholds, scale)
     if _kernel_takes(A, B):
         norm, small = kernel.measure_product(A, B, limits)
         return L1Pass(norm * size, small)
-    count = _Count(A.device, limits)
-    A = _widened(A)
-    for rows in _blocks(B.shape[0], A.shape[1], A.device):
-        count.add((_widened(B[rows]) @ A).abs_())
+    count = Count(A.device, limits)
+    for block in product_blocks(A, B):
+        count.add(block.abs_())
     return L1Pass(count.norm * size, count.small)
 
 
@@ -100,7 +97,7 @@ def measure_difference(parameter: Tensor, reference: Tensor | None, thresholds: 
     if _kernel_subtracts(parameter, reference):
         flat_reference = None if reference is None else flattened(reference, order)
         return L1Pass(*kernel.measure_difference(flattened(parameter, order), flat_reference, thresholds))
-    count = _Count(parameter.device, thresholds)
+    count = Count(parameter.device, thresholds)
     for _, delta in difference_blocks(parameter, reference, order):
         count.add(delta.abs_())
     return L1Pass(count.norm, count.small)
@@ -118,6 +115,19 @@ def add_subgradient_of_difference(
         return
     for block, delta in difference_blocks(parameter, reference, order):
         flat[block].add_(delta.sign_(), alpha=strength)
+
+
+def product_blocks(A: Tensor, B: Tensor) -> Iterator[Tensor]:
+    """BA, a few rows at a time, ``[rows, I]``: each a new tensor, whose products are exact within `ieee_products`."""
+    A = _widened(A)
+    for rows in _blocks(B.shape[0], A.shape[1], A.device):
+        yield _widened(B[rows]) @ A
+
+
+def unscaled(thresholds: Sequence[float], scale: float) -> list[float]:
+    """What |BA| must not exceed for |s·BA| to be within each threshold."""
+    # A scale of 0 makes every entry 0, which no division by it can express.
+    return [threshold / abs(scale) if scale else float("inf") for threshold in thresholds]
 
 
 def difference_blocks(
@@ -155,7 +165,7 @@ def _widened(tensor: Tensor) -> Tensor:
     return tensor.detach().to(_working_dtype(tensor))
 
 
-class _Count:
+class Count:
     """Sums blocks of magnitudes, without waiting for a GPU."""
 
     def __init__(self, device: torch.device, limits: Sequence[float]) -> None:

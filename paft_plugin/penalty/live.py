@@ -123,7 +123,7 @@ class ExpertsDelta:
         return self.A.device
 
     def measure(self, thresholds: Sequence[float]) -> L1Pass:
-        passes = [measure_product(A, B, self.scale, thresholds) for A, B in self._factors()]
+        passes = [measure_product(A, B, self.scale, thresholds) for A, B in self.factors()]
         return L1Pass(_sum(one.norm for one in passes), _sum(one.small for one in passes))
 
     def sample(self, indices: Tensor) -> Tensor:
@@ -133,12 +133,13 @@ class ExpertsDelta:
         return _entries_of_product(A[expert, :, columns], B[rows, :, expert], self.scale)
 
     def add_subgradient(self, strength: float) -> Tensor:
-        pairs = [subgradient_of_product(A, B, self.scale) for A, B in self._factors()]
+        pairs = [subgradient_of_product(A, B, self.scale) for A, B in self.factors()]
         grad_A = torch.stack([grad for grad, _ in pairs]).reshape(self.A.shape)
         grad_B = torch.stack([grad for _, grad in pairs], dim=-1).reshape(self.B.shape)
         return _add_if_trained(self.A, grad_A, strength) + _add_if_trained(self.B, grad_B, strength)
 
-    def _factors(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def factors(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """A, ``[R, I]``, and B, ``[O, R]``, of each expert, whole."""
         A = whole(self.A).reshape(self.experts, -1, self.A.shape[1])  # [E, R, I]
         B = whole(self.B).reshape(self.B.shape[0], -1, self.experts)  # [O, R, E]
         return zip(A.unbind(0), B.unbind(-1), strict=True)

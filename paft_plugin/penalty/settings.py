@@ -27,6 +27,8 @@ class PenaltySettings:
     """Where the sparsity at `target_threshold` shall end, in (0, 1): a controller moves λ."""
     target_threshold: float = 1e-5
     reference: ReferencePlace = "auto"
+    inspect_steps: int | None = None
+    """Optimizer steps between two inspections of δ; None for none."""
 
     @property
     def all_thresholds(self) -> tuple[float, ...]:

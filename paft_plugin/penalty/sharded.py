@@ -28,9 +28,18 @@ def add_to_gradient(parameter: nn.Parameter, addition: Tensor, strength: float) 
 
 def sum_over_shards(values: Tensor, like: Tensor) -> Tensor:
     """The sum of `values` over the processes that hold other shards of `like`."""
+    return _over_shards(values, like, "sum")
+
+
+def largest_over_shards(values: Tensor, like: Tensor) -> Tensor:
+    """The largest of each of `values` over the processes that hold other shards of `like`."""
+    return _over_shards(values, like, "max")
+
+
+def _over_shards(values: Tensor, like: Tensor, operation: str) -> Tensor:
     if not isinstance(like, DTensor):
         return values
-    placements = [Partial() if isinstance(placement, Shard) else Replicate() for placement in like.placements]
+    placements = [Partial(operation) if isinstance(placement, Shard) else Replicate() for placement in like.placements]
     return DTensor.from_local(values, like.device_mesh, placements, run_check=False).full_tensor()
 
 

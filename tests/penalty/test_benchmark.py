@@ -45,6 +45,7 @@ def test_rows_are_printed_and_written(tmp_path: Path, monkeypatch: pytest.Monkey
     split = {f"penalty in a step, accumulation {cases.ACCUMULATION}"}
     assert rows["lora step"]["timings"].keys() == steps | split
     assert rows["full step"]["timings"].keys() == steps
+    assert rows["inspection"]["timings"].keys() == {"plain step", "inspection"}
     contenders = {"naive", "ours", "ours_without_measure"}
     kept = {f"memory kept: {name}" for name in contenders}
     assert rows["llama-3-8b layer set"]["timings"].keys() == contenders | kept

@@ -35,6 +35,8 @@ ACCUMULATION = 8
 WARM_UP = 4  # rounds until the heap no longer grows
 PROXIMAL = PenaltySettings(1e-6, mode="proximal", l1_on="factors")
 CONTROLLER = PenaltySettings(1e-6, target_sparsity=0.5)
+INSPECT_STEPS = 50  # what the README recommends for paft_inspect_steps
+EVERY_STEP = PenaltySettings(1e-6, inspect_steps=1)
 # For glibc: whatever is freed stays mapped. Otherwise every large tensor is mapped anew, and its first touch costs page faults;
 # which of the two a training process does depends on what it allocated before.
 KEEP_MEMORY = {
@@ -105,6 +107,21 @@ def proximal_step(scale: Scale) -> Row:
 def controller(scale: Scale) -> Row:
     """The penalty's own time when λ is steered."""
     return _own_time("controller", CONTROLLER, scale)
+
+
+def inspection(scale: Scale) -> Row:
+    """What one inspection of a LoRA costs, and what share of a run that is at the recommended interval."""
+    model = random_llama(scale, lora=True)
+    times = time_steps(model, scale, EVERY_STEP)
+    steps = INSPECT_STEPS * median(times.plain)
+    shares = [100 * seconds / steps for seconds in times.inspections]
+    figures = [
+        figure("step without penalty", times.plain, "s"),
+        figure("one inspection", times.inspections, "s"),
+        Figure(f"inspection / {INSPECT_STEPS} steps", median(shares), "%", min(shares), max(shares), at_most=1),
+    ]
+    timings = {"plain step": times.plain, "inspection": times.inspections}
+    return Row("inspection", figures, timings, f"{_size(model)}, LoRA r={RANK} on all linear layers, {_tokens(scale)}")
 
 
 def _own_time(name: str, settings: PenaltySettings, scale: Scale) -> Row:
@@ -232,5 +249,6 @@ ROWS: dict[str, Callable[[Scale], Row]] = {
     "full step": full_step,
     "proximal step": proximal_step,
     "controller": controller,
+    "inspection": inspection,
     "gpu": gpu,
 }

@@ -65,6 +65,8 @@ class StepTimes:
     penalised: list[float] = field(default_factory=list)
     penalty: list[float] = field(default_factory=list)
     passes: list[int] = field(default_factory=list)
+    inspections: list[float] = field(default_factory=list)
+    """Of the steps with a penalty, if they are inspected."""
 
     def timings(self, prefix: str = "") -> dict[str, list[float]]:
         """Every sample, for the JSON."""
@@ -95,6 +97,8 @@ class SwitchedInjector(PenaltyInjector):
         self.on = True
         self.seconds = 0.0
         self.passes = 0
+        self.inspection = 0.0
+        """Seconds of the last one."""
 
     def before_optimizer_step(self) -> None:
         if self.on:
@@ -108,6 +112,12 @@ class SwitchedInjector(PenaltyInjector):
     def end_step(self) -> None:
         if self.on:
             self._timed(super().end_step)
+
+    def inspect(self) -> None:
+        if self.on:
+            start = now()
+            super().inspect()
+            self.inspection = now() - start
 
     def measure(self) -> Measurement:
         return self._timed(super().measure) if self.on else Measurement(0.0, {}, 0)
@@ -145,6 +155,7 @@ class StepClock(TrainerCallback):
             self.times.penalised.append(seconds)
             self.times.penalty.append(injector.seconds)
             self.times.passes.append(injector.passes)
+            self.times.inspections.append(injector.inspection)
         else:
             self.times.plain.append(seconds)
         injector.on = not injector.on if self._alternate else True

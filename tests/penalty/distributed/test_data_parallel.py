@@ -29,6 +29,7 @@ PARALLEL = ("ddp", "fsdp2", "zero1", "zero2")
 # Reentrant checkpointing but under FSDP2; three micro-batches a step.
 STEPWISE = [f"{kind}-{parallel}" for parallel in PARALLEL for kind in ("full", "lora", "saved", "frozen")]
 PROXIMAL = ["full-ddp-proximal", "full-fsdp2-proximal", "frozen-fsdp2-proximal"]
+INSPECTED = [f"{kind}-{parallel}-inspected" for parallel in PARALLEL for kind in ("saved", "frozen")]
 BF16 = ["full-zero1-bf16", "lora-zero2-bf16"]
 # Case → the one that it must end like.
 TWINS = {
@@ -47,7 +48,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     alone = [case for case in sorted(set(TWINS.values())) if "-single" in case]
     # DeepSpeed last: accelerate remembers it in the environment.
-    for options, cases in (([], alone), (launch, [*PROXIMAL, *TWINS, *STEPWISE, *BF16])):
+    spread = sorted([*STEPWISE, *INSPECTED], key=lambda case: PARALLEL.index(case.split("-")[1]))
+    for options, cases in (([], alone), (launch, [*PROXIMAL, *TWINS, *spread, *BF16])):
         command = [sys.executable, *options, str(WORKER), str(directory), *cases]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, env=_environment())
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -93,6 +95,18 @@ class Replay:
 
     def synchronised(self, step: int) -> list[bool]:
         return self._tensors[f"{step}/synchronised"].tolist()
+
+    def deltas(self, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Every δ before `step` or after the last, and θ_pre of each, by the name of what it changes."""
+        with torch.no_grad():
+            for name, value in self.at(step).items():
+                self.parameters()[name].copy_(value)
+        layers = {name: one for name, one in self._model.named_modules() if isinstance(one, LoraLayer)}
+        deltas = {name: one.get_delta_weight("default").detach() for name, one in layers.items()}
+        bases = {name: one.get_base_layer().weight.detach() for name, one in layers.items()}
+        themselves = {name: p.detach() for name, p in self.parameters().items() if "lora_" not in name}
+        deltas |= {name: value - self._base[name] for name, value in themselves.items()}
+        return deltas, bases | {name: self._base[name] for name in themselves}
 
     def by_hand(self, step: int, strength: float) -> dict[str, Tensor]:
         """The gradient of the mean loss over all rows of a step, and of λ‖δ‖₁ through every whole δ."""
@@ -184,3 +198,25 @@ def test_a_steered_or_resumed_run_measures_what_its_twin_does(case: str, runs: P
     assert [point["lambda"] for point in one["history"]] == pytest.approx(
         [point["lambda"] for point in twin["history"]], rel=1e-3
     )
+
+
+@pytest.mark.parametrize("case", INSPECTED)
+def test_an_inspection_sees_the_whole_delta_whatever_spreads_it(case: str, runs: Path) -> None:
+    """The first process logs, after the third step and the last; figures of the parameters as recorded."""
+    replay = Replay(runs, case)
+    assert [(runs / case / f"figures-{step}.json").exists() for step in range(1, 5)] == [False, False, True, True]
+    for step in (3, 4):
+        figures = json.loads((runs / case / f"figures-{step}.json").read_text())
+        deltas, bases = replay.deltas(step)
+        for kind in (None, "up_proj", "o_proj", "norm", "lm_head"):
+            names = [name for name in deltas if kind in (None, *name.split("."))]
+            if not names:
+                assert f"paft/inspect/{kind}/l1_norm" not in figures
+                continue
+            entries = torch.cat([deltas[name].flatten() for name in names]).abs()
+            base = torch.cat([bases[name].flatten() for name in names]).norm()
+            prefix = f"paft/inspect/{kind}" if kind else "paft/inspect"
+            expected = {"l1_norm": entries.sum(), "l2_norm": entries.norm(), "max": entries.max()}
+            expected |= {"relative_l2": entries.norm() / base, "zeros": (entries == 0).double().mean()}
+            for name, value in expected.items():
+                assert figures[f"{prefix}/{name}"] == pytest.approx(value.item(), rel=1e-4), (step, prefix, name)

@@ -4,11 +4,12 @@
 
 A case is KIND-PARALLEL, and perhaps -WAY. KIND is lora, full, saved (LoRA and modules_to_save) or frozen (full, but for some
 parameters); PARALLEL is single, ddp, fsdp2, zero1 or zero2; WAY is proximal, target (steered to a sparsity), resumed (stopped
-after two steps and resumed from its checkpoint) or bf16.
+after two steps and resumed from its checkpoint), inspected (every three steps) or bf16.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -38,6 +39,7 @@ STOPPED = 2
 SETTINGS = {
     "proximal": PenaltySettings(STRENGTH, mode="proximal"),
     "target": PenaltySettings(1e-3, target_sparsity=0.5),
+    "inspected": PenaltySettings(STRENGTH, inspect_steps=3),
     "bf16": PenaltySettings(LARGE_STRENGTH),
 }
 
@@ -125,6 +127,14 @@ def deepspeed_config(stage: int) -> dict[str, Any]:
         "bf16": {"enabled": "auto"},
         **dict.fromkeys(auto, "auto"),
     }
+
+
+class Logger(TrainerCallback):
+    """Writes down what loggers are given of inspections, as the process that logs."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if state.is_world_process_zero and "paft/inspect/l1_norm" in logs:
+            (Path(args.output_dir) / f"figures-{state.global_step}.json").write_text(json.dumps(logs))
 
 
 class Recorder:
@@ -216,6 +226,7 @@ def make_trainer(case: str, directory: Path) -> tuple[Trainer, Recorder]:
     injector = PenaltyInjector(trainer, SETTINGS.get(way or "", PenaltySettings(STRENGTH)))
     recorder = Recorder(trainer, injector)
     injector.install()
+    trainer.add_callback(Logger())
     return trainer, recorder
 
 
