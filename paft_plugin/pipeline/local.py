@@ -57,10 +57,11 @@ class GuardedCommand:
     """A stage's command and the guard that holds it; `release` is called with it once it has ended."""
 
     where = ""
+    # By path and isolated (-I -S): nothing in the working directory or the environment can get into the guard's way.
+    guard: tuple[str, ...] = (sys.executable, "-I", "-S", _GUARD)
 
     def __init__(self, job: Job, grace: float, lock: int, release: Callable[[GuardedCommand], None]) -> None:
-        # By path and isolated (-I -S): nothing in the working directory or the environment can get into the guard's way.
-        guarded = [sys.executable, "-I", "-S", _GUARD, str(lock), str(grace), *job.stage.command]
+        guarded = [*self.guard, str(lock), str(grace), *job.stage.command]
         self._release = release
         with job.log.open("ab" if job.append else "wb") as output:
             output.write(f"$ {shlex.join(job.stage.command)}\n".encode())
