@@ -105,10 +105,12 @@ class RayExecutor:
 
         Raises `PaftError` when the node cannot run it, or when the stage would itself start tasks of Ray.
         """
-        _refuse_ray_in_ray(job)
+        refuse_ray_in_ray(job)
         self._look_at_nodes(job)
         group = self._reserved.pop(job.stage.name)
-        running = RemoteAttempt(self._ray, job, self.grace, self._place(group), self._wanted[job.stage.name], self._release)
+        running = RemoteAttempt(
+            self._ray, job, self.grace, self._place(group), self._wanted[job.stage.name], self._release
+        )
         self._running.add(running)
         return running
 
@@ -125,7 +127,7 @@ class RayExecutor:
     def _reservation(self, group: Any) -> dict[str, Any]:
         from ray.util import placement_group_table
 
-        return placement_group_table(group)  # type: ignore[no-any-return]
+        return placement_group_table(group)
 
     def _place(self, group: Any) -> Place:
         ids = self._reservation(group)["bundles_to_node_id"].values()
@@ -232,7 +234,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", 1)[0]
 
 
-def _refuse_ray_in_ray(job: Job) -> None:
+def refuse_ray_in_ray(job: Job) -> None:
     """A config with `use_ray` would wait for the GPUs that its own stage holds, and its workers would outlive the guard."""
     configs = (absolute(job.run_dir, path) for path in job.stage.inputs if path.suffix in (".yml", ".yaml"))
     asking = [str(config) for config in configs if _uses_ray(config)]

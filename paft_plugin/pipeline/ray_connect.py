@@ -114,7 +114,9 @@ def alive_nodes() -> list[Node]:
     """The nodes that the cluster has now."""
     ray = import_ray()
     return [
-        Node(each["NodeID"], each["NodeManagerAddress"], each.get("Resources", {})) for each in ray.nodes() if each["Alive"]
+        Node(each["NodeID"], each["NodeManagerAddress"], each.get("Resources", {}))
+        for each in ray.nodes()
+        if each["Alive"]
     ]
 
 
@@ -135,7 +137,7 @@ def check_nodes(nodes: Sequence[Node], run_dir: Path) -> None:
     finally:
         Path(probe).unlink()
         os.close(handle)
-    raise_if_any([problem for node, found in facts for problem in _problems(node, found, run_dir)])
+    raise_if_any([problem for node, found in facts for problem in problems(node, found, run_dir)])
 
 
 def _ask(nodes: Sequence[Node], probe: str, text: str) -> list[tuple[Node, dict[str, str]]]:
@@ -146,9 +148,7 @@ def _ask(nodes: Sequence[Node], probe: str, text: str) -> list[tuple[Node, dict[
     register_pickle_by_value(ray_probe)  # a node without paft-plugin is to say so, not to fail
     try:
         task = ray.remote(num_cpus=0, max_retries=0)(ray_probe.look_around)
-        asked = {
-            task.options(scheduling_strategy=On(node.id, soft=False)).remote(probe, text): node for node in nodes
-        }
+        asked = {task.options(scheduling_strategy=On(node.id, soft=False)).remote(probe, text): node for node in nodes}
     finally:
         unregister_pickle_by_value(ray_probe)
     _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER)
@@ -163,7 +163,7 @@ def _ask(nodes: Sequence[Node], probe: str, text: str) -> list[tuple[Node, dict[
     return answers
 
 
-def _problems(node: Node, facts: Mapping[str, str], run_dir: Path) -> list[str]:
+def problems(node: Node, facts: Mapping[str, str], run_dir: Path) -> list[str]:
     where = f"node {node.address} of the Ray cluster"
     problems = []
     if facts["run_dir"]:
@@ -178,7 +178,9 @@ def _problems(node: Node, facts: Mapping[str, str], run_dir: Path) -> list[str]:
         )
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     if facts["python"] != python:
-        problems.append(f"On {where}, Ray's Python is {facts['python']}, here it is {python}: they have to be the same.")
+        problems.append(
+            f"On {where}, Ray's Python is {facts['python']}, here it is {python}: they have to be the same."
+        )
     if not facts["paft"]:
         problems.append(
             f"paft-plugin is not installed on {where}, in Ray's Python there ({facts['executable']}): install what is "

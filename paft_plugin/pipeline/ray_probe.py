@@ -1,10 +1,13 @@
-"""What a cluster's node is asked before a stage may run there; sent to it as it stands here, since the node may have none of it."""
+"""What a node of a cluster is asked before a stage may run there; sent to it whole, since it may have none of our code."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
 import sys
+
+VERSION = "import paft_plugin; print(paft_plugin.__version__)"
 
 
 def look_around(probe: str, text: str) -> dict[str, str]:
@@ -18,14 +21,12 @@ def look_around(probe: str, text: str) -> dict[str, str]:
         `python` and `paft` (their versions, the latter empty when not installed), `executable`, `run_dir` (empty when the
         node sees it and may write, else why not), `locks` (`yes` when the driver's lock is felt here).
     """
-    try:
-        from paft_plugin import __version__
-    except ImportError:
-        __version__ = ""
+    # In a process as a stage's command is one: in this one Ray has put the driver's working directory first in `sys.path`.
+    asked = subprocess.run([sys.executable, "-c", VERSION], capture_output=True, text=True, cwd="/")
     facts = {
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "executable": sys.executable,
-        "paft": __version__,
+        "paft": asked.stdout.strip() if asked.returncode == 0 else "",
         "run_dir": "",
         "locks": "",
     }

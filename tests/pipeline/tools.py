@@ -39,13 +39,16 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from paft_plugin.errors import PaftError
 from paft_plugin.pipeline.local import LocalExecutor
 from paft_plugin.pipeline.progress import Progress
+from paft_plugin.pipeline.ray_cluster import RayExecutor
 from paft_plugin.pipeline.scheduler import run_stages
 from paft_plugin.pipeline.stages import Stage
 described = json.loads(Path(sys.argv[1]).read_text())
 stages = [Stage(s["name"], s["name"], tuple(s["command"]), Path(s["folder"]), tuple(s["needs"])) for s in described["stages"]]
 try:
     run_dir = Path(described["run_dir"])
-    run_stages(stages, run_dir, LocalExecutor(grace=described["grace"]), [Progress(run_dir)])
+    grace, address = described["grace"], described["address"]
+    executor = RayExecutor(address, grace) if address else LocalExecutor(grace=grace)
+    run_stages(stages, run_dir, executor, [Progress(run_dir)])
 except KeyboardInterrupt:
     sys.exit(130)
 except PaftError as error:
@@ -98,10 +101,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 class Driver:
-    """Starts runs in processes of their own and lets none of their processes outlive the test."""
+    """Starts runs in processes of their own and lets none of their processes outlive the test.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    With an `address` they run on the Ray cluster there.
+    """
+
+    def __init__(self, folder: Path, address: str = "") -> None:
+        self.folder, self.address = folder, address
         self.started: list[subprocess.Popen[bytes]] = []
         self.pids: set[int] = set()
 
@@ -110,7 +116,8 @@ class Driver:
     ) -> subprocess.Popen[bytes]:
         described = [{"name": s.name, "command": s.command, "folder": str(s.folder), "needs": s.needs} for s in stages]
         path = self.folder / "run.json"
-        path.write_text(json.dumps({"stages": described, "run_dir": str(run_dir), "grace": grace}))
+        run = {"stages": described, "run_dir": str(run_dir), "grace": grace, "address": self.address}
+        path.write_text(json.dumps(run))
         with self.output.open("wb") as file:
             process = subprocess.Popen(
                 [sys.executable, "-u", "-c", DRIVER, str(path)],
