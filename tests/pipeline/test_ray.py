@@ -224,9 +224,7 @@ def test_a_killed_driver_leaves_no_orphan_and_the_next_run_waits_for_them(
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_and_all_its_processes(
-    run_dir: Path, ray_driver: Driver, signum: int
-) -> None:
+def test_a_signal_ends_the_run_and_all_its_processes(run_dir: Path, ray_driver: Driver, signum: int) -> None:
     pids = family(ray_driver, run_dir, POLITE)
     parent = ray_driver.started[0]
     parent.send_signal(signum)
