@@ -10,12 +10,16 @@ import click
 
 from paft_plugin import __version__
 from paft_plugin.commands.demo import demo
+from paft_plugin.commands.diagnose import diagnose
 from paft_plugin.commands.exits import BAD_INPUT, INTERRUPTED
+from paft_plugin.commands.inspect import inspect
 from paft_plugin.commands.lint import lint
 from paft_plugin.commands.merge import merge
 from paft_plugin.commands.recipe import recipe
+from paft_plugin.commands.report import report
 from paft_plugin.commands.run import run
 from paft_plugin.commands.search import search
+from paft_plugin.commands.status import status
 from paft_plugin.errors import PaftError
 
 
@@ -49,7 +53,7 @@ def paft(debug: bool) -> None:
     """PAFT: sparse SFT and preference training in parallel from one base model, then fusion (arXiv 2406.17923)."""
 
 
-for command in (demo, run, recipe, lint, merge, search):
+for command in (demo, run, status, recipe, lint, merge, search, inspect, diagnose, report):
     paft.add_command(command)
 
 

@@ -1,4 +1,4 @@
-"""Runs one command and takes all of its processes down with itself: `python guard.py LOCK_FD GRACE COMMAND…`.
+"""Runs one command and takes all of its processes down with itself: `python guard.py [apart] LOCK_FD GRACE COMMAND…`.
 
 Standard input is a lifeline: its other end is held by the executor alone, so it ends even when the executor is killed
 with SIGKILL. At its end, or at STOP on it, every process under this one gets SIGTERM and, after GRACE seconds, SIGKILL;
@@ -8,6 +8,9 @@ directory stays locked.
 `PR_SET_PDEATHSIG` alone would not do: it is cleared on fork, so data-loading workers would live on. On Linux the guard is
 a *subreaper* instead: whatever is orphaned below it, in whatever session, becomes its child. Elsewhere it reaches the
 command's process group. Standard library only, and run by path: it must start fast and must not depend on any package.
+
+With `apart` the guard is a grandchild of whoever starts it, with a process in between that only waits and ends as it does. Ray
+sends SIGKILL to the children of a worker that it ends (not to theirs); a guard that it hit could end nothing any more.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from typing import NamedTuple, NoReturn
 
 LIFELINE = 0
 STOP, KILL = b"s", b"k"  # what the executor may write on it
+APART = "apart"
 KILL_EVERY = 0.05  # seconds between two rounds of SIGKILL: a process may fork while we look
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -174,8 +178,17 @@ def _end_like(status: int) -> NoReturn:
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
+def _go_apart() -> None:
+    """Go on in a child; this process waits and ends as that one does."""
+    if child := os.fork():
+        _end_like(os.waitpid(child, 0)[1])
+
+
 def main(arguments: list[str]) -> NoReturn:
-    """Run the command of `LOCK_FD GRACE COMMAND…` (grace in seconds) and end as it does."""
+    """Run the command of `[apart] LOCK_FD GRACE COMMAND…` (grace in seconds) and end as it does."""
+    if arguments[0] == APART:
+        arguments = arguments[1:]
+        _go_apart()
     lock, grace, command = int(arguments[0]), float(arguments[1]), arguments[2:]
     wakeup, alarm = os.pipe()
     for end in (wakeup, alarm):

@@ -103,6 +103,9 @@ def _names(devices: Sequence[Device]) -> str:
 class GuardedCommand:
     """A stage's command and the guard that holds it; `release` is called with it once it has ended."""
 
+    # By path and isolated (-I -S): nothing in the working directory or the environment can get into the guard's way.
+    guard: tuple[str, ...] = (sys.executable, "-I", "-S", _GUARD)
+
     def __init__(
         self,
         job: Job,
@@ -112,8 +115,7 @@ class GuardedCommand:
         lock: int,
         release: Callable[[GuardedCommand], None],
     ) -> None:
-        # By path and isolated (-I -S): nothing in the working directory or the environment can get into the guard's way.
-        guarded = [sys.executable, "-I", "-S", _GUARD, str(lock), str(grace), *job.stage.command]
+        guarded = [*self.guard, str(lock), str(grace), *job.stage.command]
         self.where, self._release = where, release
         with job.log.open("ab" if job.append else "wb") as output:
             output.write(f"$ {shlex.join(job.stage.command)}\n".encode())

@@ -13,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from paft_plugin.pipeline.config import ExecutorConfig, read_config
+from paft_plugin.pipeline.devices import choose_devices, find_devices
+from paft_plugin.pipeline.events import EventLog
 from paft_plugin.pipeline.executor import Executor
 from paft_plugin.pipeline.given import given_files, write_files
 from paft_plugin.pipeline.identity import identities
@@ -48,7 +50,7 @@ def run_pipeline(file: Path, console: Console, *, arms: Sequence[str] = (), sequ
         stages,
         setup.run_dir,
         make_executor(setup.config.executor),
-        [Progress(setup.run_dir, console)],
+        [Progress(setup.run_dir, console), EventLog(setup.run_dir)],
         prepare=lambda: write_files(files),
         variables=variables(setup),
     )
@@ -86,8 +88,18 @@ def open_setup(file: Path, arms: Sequence[str], sequential: bool) -> Setup:
 
 
 def make_executor(config: ExecutorConfig) -> Executor:
-    """Where a run's stages run."""
-    return LocalExecutor(config.workers)
+    """Where a run's stages run.
+
+    Raises:
+        PaftError: GPUs that are not there, a cluster that is not, the extra `ray` is not installed.
+    """
+    if config.kind == "ray":
+        from paft_plugin.pipeline.ray_cluster import RayExecutor
+
+        return RayExecutor(config.address)
+    found = find_devices()
+    devices = found if config.devices == "auto" else choose_devices(config.devices, found)
+    return LocalExecutor(devices, workers=config.workers, threads=config.threads, share_device=config.share_device)
 
 
 def variables(setup: Setup) -> dict[str, str]:

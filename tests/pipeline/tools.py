@@ -41,6 +41,7 @@ from paft_plugin.pipeline.devices import Device
 from paft_plugin.pipeline.events import EventLog
 from paft_plugin.pipeline.local import LocalExecutor
 from paft_plugin.pipeline.progress import Progress
+from paft_plugin.pipeline.ray_cluster import RayExecutor
 from paft_plugin.pipeline.scheduler import run_stages
 from paft_plugin.pipeline.stages import Resources, Stage
 described = json.loads(Path(sys.argv[1]).read_text())
@@ -51,7 +52,9 @@ stages = [
 devices = [Device(name, f"GPU {name}") for name in described["devices"]]
 try:
     run_dir = Path(described["run_dir"])
-    run_stages(stages, run_dir, LocalExecutor(devices, grace=described["grace"]), [Progress(run_dir), EventLog(run_dir)])
+    grace, address = described["grace"], described["address"]
+    executor = RayExecutor(address, grace) if address else LocalExecutor(devices, grace=grace)
+    run_stages(stages, run_dir, executor, [Progress(run_dir), EventLog(run_dir)])
 except KeyboardInterrupt:
     sys.exit(130)
 except PaftError as error:
@@ -104,10 +107,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 class Driver:
-    """Starts runs in processes of their own and lets none of their processes outlive the test."""
+    """Starts runs in processes of their own and lets none of their processes outlive the test.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    With an `address` they run on the Ray cluster there.
+    """
+
+    def __init__(self, folder: Path, address: str = "") -> None:
+        self.folder, self.address = folder, address
         self.started: list[subprocess.Popen[bytes]] = []
         self.pids: set[int] = set()
 
@@ -130,7 +136,8 @@ class Driver:
             for s in stages
         ]
         path = self.folder / "run.json"
-        path.write_text(json.dumps({"stages": described, "run_dir": str(run_dir), "grace": grace, "devices": devices}))
+        run = {"stages": described, "run_dir": str(run_dir), "grace": grace, "devices": devices, "address": self.address}
+        path.write_text(json.dumps(run))
         with self.output.open("wb") as file:
             process = subprocess.Popen(
                 [sys.executable, "-u", "-c", DRIVER, str(path)],
