@@ -1,0 +1,54 @@
+"""A process that looks at the configs of a run through axolotl's eyes: `python -m paft_plugin.pipeline.preflight.probe REQUEST`.
+
+A process of its own, because axolotl may open the GPU, and its plugins and patches stay for good; and one for all branches,
+because it takes seconds to import: each branch is looked at in a fork.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import sys
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from paft_plugin.files import write_json
+
+
+def main(request: Path) -> None:
+    """Answer every question in the file `request`, each in a file beside it."""
+    import axolotl.cli.config
+    import axolotl.prompt_strategies.dpo
+    import axolotl.utils.data.sft
+    import datasets
+
+    logging.disable(logging.WARNING)
+    datasets.disable_progress_bars()
+    questions = json.loads(request.read_text(encoding="utf-8"))
+    fork = multiprocessing.get_context("fork")
+    children = [fork.Process(target=_answer, args=(question, request.parent)) for question in questions]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+
+
+def _answer(question: dict[str, Any], folder: Path) -> None:
+    from paft_plugin.pipeline.preflight.view import Answer, view
+
+    os.chdir(folder)  # whatever a plugin writes beside itself
+    try:
+        answer = view(question["content"], question["where"], folder / question["name"], question["here"])
+    except Exception:  # noqa: BLE001 (said to the parent, which says it to the user)
+        last = traceback.format_exc().strip().splitlines()[-1]
+        traceback.print_exc()
+        answer = Answer(problems=[f"{question['where']}: axolotl cannot look at this config: {last}"])
+    write_json(folder / f"{question['name']}.json", asdict(answer))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
