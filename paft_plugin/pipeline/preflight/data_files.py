@@ -62,7 +62,9 @@ def read_sample(entry: Mapping[str, Any], files: list[Path]) -> Sample:
         try:
             _read(file, file_type(entry, str(entry.get("path") or file)), sample)
         except OSError as error:
-            sample.problems.append(f"{file}: cannot be read ({error.strerror or error}). Check the path and its rights.")
+            sample.problems.append(
+                f"{file}: cannot be read ({error.strerror or error}). Check the path and its rights."
+            )
     sample.problems += _mixed_kinds(sample.rows)
     return sample
 

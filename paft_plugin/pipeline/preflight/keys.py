@@ -27,7 +27,11 @@ def unknown_keys(schema: type[BaseModel], content: Mapping[str, Any], where: str
         if close:
             findings.add([f"{where}: {path}: axolotl has no such key and would drop it. Did you mean {close[0]}?"])
         else:
-            findings.add(warnings=[f"{where}: {path}: axolotl has no such key and drops it. Remove it if it was to do something."])
+            findings.add(
+                warnings=[
+                    f"{where}: {path}: axolotl has no such key and drops it. Remove it if it was to do something."
+                ]
+            )
     return findings
 
 
@@ -78,7 +82,11 @@ def _alternatives(kind: Any) -> tuple[list[type[BaseModel]], list[Any], bool]:
         return _alternatives(inner[0])
     if origin in (Union, types.UnionType):
         parts = [_alternatives(each) for each in inner]
-        return [m for part in parts for m in part[0]], [i for part in parts for i in part[1]], any(part[2] for part in parts)
+        return (
+            [m for part in parts for m in part[0]],
+            [i for part in parts for i in part[1]],
+            any(part[2] for part in parts),
+        )
     if origin is list:
         return [], list(inner), False
     return [], [], origin is dict or kind in (dict, Any)

@@ -114,7 +114,9 @@ def _preference(cfg: Any, tokenizer: Any, index: int, rows: Sequence[Row], what:
     try:
         transform = _transform(cfg, tokenizer, index)
     except Exception as error:  # noqa: BLE001
-        shape.problems.append(f"{what}: axolotl cannot use this type with rl: {_rl(cfg)} ({_said(error)}). {_types(cfg)}")
+        shape.problems.append(
+            f"{what}: axolotl cannot use this type with rl: {_rl(cfg)} ({_said(error)}). {_types(cfg)}"
+        )
         return shape
     made: list[tuple[Row, dict[str, Any]]] = []
     for row, filled in zip(rows, _filled([row.content for row in rows]), strict=True):
@@ -223,7 +225,9 @@ def preference_advice(cfg: Any, row: Mapping[str, Any]) -> str:
     """How a row could be read under the config's `rl`, judging by its fields."""
     rl = _rl(cfg)
     if rl == "kto":
-        return "KTO wants a prompt, a completion and a label; see its types chatml.* and llama3.*, or user-defined fields."
+        return (
+            "KTO wants a prompt, a completion and a label; see its types chatml.* and llama3.*, or user-defined fields."
+        )
     if not {"chosen", "rejected"} <= row.keys():
         return "The row should have chosen and rejected, or its `type` name the fields (field_chosen, field_rejected)."
     whole = all(_is_conversation(row[key]) and len(row[key]) > 1 for key in ("chosen", "rejected"))
@@ -237,7 +241,9 @@ def preference_advice(cfg: Any, row: Mapping[str, Any]) -> str:
     conversation = next((key for key in row if key not in ("chosen", "rejected") and _is_conversation(row[key])), None)
     if conversation:
         return f"This row looks like type: chat_template.default, field_messages: {conversation}."
-    prompt = next((key for key in ("prompt", "question", "instruction", "input") if isinstance(row.get(key), str)), None)
+    prompt = next(
+        (key for key in ("prompt", "question", "instruction", "input") if isinstance(row.get(key), str)), None
+    )
     if prompt:
         return f"This row looks like type: chat_template.default, field_messages: {prompt}."
     return "This row looks like type: chat_template.argilla_chat." if whole else ""
@@ -281,7 +287,9 @@ def _lengths(cfg: Any, lengths: list[int], what: str, shape: Shape) -> None:
     elif strategy == "drop" and len(long) == len(lengths):
         shape.problems.append(f"{what}: {share}, so axolotl would drop them all. {remedy}.")
     elif strategy == "drop" and 10 * len(long) > len(lengths):
-        shape.warnings.append(f"{what}: {share}; axolotl drops such rows. {remedy}, or set excess_length_strategy: truncate.")
+        shape.warnings.append(
+            f"{what}: {share}; axolotl drops such rows. {remedy}, or set excess_length_strategy: truncate."
+        )
 
 
 def _unreadable(what: str, row: Row, error: Exception, advice: str) -> str:
@@ -302,4 +310,3 @@ def common_ending(texts: Sequence[str]) -> str:
     ending = os.path.commonprefix([text[::-1] for text in texts])[::-1]
     starts = [place for mark in "\n<[" if (place := ending.find(mark)) >= 0]
     return ending[min(starts) :] if starts else ""
-

@@ -63,7 +63,9 @@ def view(content: dict[str, Any], where: str, tokenizer_folder: Path, here: bool
     cfg = _validated(content, where, here, answer)
     if cfg is None:
         return answer
-    answer.precision = _precision(cfg) if here else {key: str(content.get(key)) for key in ("bf16", "fp16", "load_in_4bit")}
+    answer.precision = (
+        _precision(cfg) if here else {key: str(content.get(key)) for key in ("bf16", "fp16", "load_in_4bit")}
+    )
     tokenizer = _tokenizer(cfg, where, answer)
     if tokenizer is None:
         return answer
@@ -155,8 +157,8 @@ def _rendered(cfg: Any, tokenizer: Any, where: str, answer: Answer) -> str | Non
         if not isinstance(entry.type, str) or "chat_template" not in entry.type:
             continue
         try:
-            # Preference strategies take the data set's template only where axolotl's schema has that key, as here.
-            template = get_chat_template_from_config(cfg=cfg, ds_cfg=entry, tokenizer=tokenizer)
+            # Preference strategies do not look at a data set's own chat_template.
+            template = get_chat_template_from_config(cfg=cfg, ds_cfg=None if cfg.rl else entry, tokenizer=tokenizer)
             text = tokenizer.apply_chat_template(CONVERSATION, chat_template=template, tokenize=False)
         except Exception as error:  # noqa: BLE001 (templates raise what they like)
             answer.problems.append(
