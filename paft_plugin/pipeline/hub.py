@@ -47,7 +47,7 @@ def access(name: str, kind: Kind = "model", timeout: float = TIMEOUT) -> Finding
     except RepositoryNotFoundError:
         return Findings(
             [
-                f"There is no {what} on the hub, or it is private and you are not logged in. Check the name, or run `hf auth login`."
+                f"There is no {what} on the hub, or it is private. Check the name, or run `hf auth login`."
             ]
         )
     except OfflineModeIsEnabled:

@@ -151,7 +151,7 @@ def _compare_tokenizers(setup: Setup, answers: Mapping[str, Answer], folder: Pat
     present = [(name, one) for name, one in read_ones.items() if one is not None]
     for index, (first, one) in enumerate(present):
         for second, other in present[index + 1 :]:
-            _compare_two(base, one, other, setup.branches[first].where, setup.branches[second].where, findings)
+            _compare_two(one, other, setup.branches[first].where, setup.branches[second].where, findings)
             clash = conflicts(base, one, other)
             findings.add(
                 problem.replace(str(folder / first), setup.branches[first].where).replace(
@@ -161,7 +161,7 @@ def _compare_tokenizers(setup: Setup, answers: Mapping[str, Answer], folder: Pat
             )
 
 
-def _compare_two(base: Any, one: Any, other: Any, first: str, second: str, findings: Findings) -> None:
+def _compare_two(one: Any, other: Any, first: str, second: str, findings: Findings) -> None:
     """Special tokens that differ between two branches."""
     keys = [key for key in ("bos_token", "eos_token") if one.special.get(key) != other.special.get(key)]
     if keys:

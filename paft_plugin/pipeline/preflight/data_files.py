@@ -93,7 +93,7 @@ def _read_json(file: Path, sample: Sample) -> None:
     if first.startswith(b"["):
         _read_array(file, sample)
     else:
-        _ends(file, _lines(file, sample), sample)
+        _ends(_lines(file, sample), sample)
 
 
 def _lines(file: Path, sample: Sample) -> Iterator[Row]:
@@ -145,14 +145,14 @@ def _read_array(file: Path, sample: Sample) -> None:
     if strange:
         sample.problems.append(f"{file}, row {strange[0]}: is no JSON object. Write a list of objects.")
         return
-    _ends(file, (Row(f"{file}, row {number}", row) for number, row in enumerate(content, 1)), sample)
+    _ends((Row(f"{file}, row {number}", row) for number, row in enumerate(content, 1)), sample)
 
 
 def _read_csv(file: Path, sample: Sample) -> None:
     try:
         with file.open(encoding="utf-8", newline="") as opened:
             reader = csv.DictReader(opened)
-            _ends(file, (Row(f"{file}, line {reader.line_num}", dict(row)) for row in reader), sample)
+            _ends((Row(f"{file}, line {reader.line_num}", dict(row)) for row in reader), sample)
     except (csv.Error, UnicodeDecodeError) as error:
         sample.problems.append(f"{file}: no valid CSV in UTF-8 ({error}). Save it again.")
 
@@ -161,7 +161,7 @@ def _read_text(file: Path, sample: Sample) -> None:
     try:
         with file.open(encoding="utf-8") as opened:
             lines = enumerate(opened, 1)
-            _ends(file, (Row(f"{file}, line {n}", {"text": line.rstrip("\n")}) for n, line in lines), sample)
+            _ends((Row(f"{file}, line {n}", {"text": line.rstrip("\n")}) for n, line in lines), sample)
     except UnicodeDecodeError as error:
         sample.problems.append(f"{file}: is not UTF-8 ({error}). Save it again.")
 
@@ -174,17 +174,18 @@ def _read_parquet(file: Path, sample: Sample) -> None:
         opened = pyarrow.parquet.ParquetFile(file)
         first = next(opened.iter_batches(FIRST), None)
         head = first.to_pylist() if first is not None else []
-        last = opened.read_row_group(opened.num_row_groups - 1).slice(-LAST) if opened.num_row_groups else None
+        last = _last_rows(opened.read_row_group(opened.num_row_groups - 1)) if opened.num_row_groups else None
     except pyarrow.ArrowException as error:
         sample.problems.append(f"{file}: no valid Parquet ({error}). Save it again.")
         return
     count = opened.metadata.num_rows
-    if last is not None and count > FIRST:
-        tail = last.slice(max(0, last.num_rows - LAST)).to_pylist()[-(count - FIRST) :]
-    else:
-        tail = []
+    tail = last.to_pylist()[-(count - FIRST) :] if last is not None and count > FIRST else []
     numbered = [*enumerate(head, 1), *enumerate(tail, count - len(tail) + 1)]
     sample.rows += [Row(f"{file}, row {number}", row) for number, row in numbered]
+
+
+def _last_rows(table: Any) -> Any:
+    return table.slice(max(0, table.num_rows - LAST))
 
 
 def _read_saved(folder: Path, sample: Sample) -> None:
@@ -193,7 +194,7 @@ def _read_saved(folder: Path, sample: Sample) -> None:
 
     try:
         saved = load_from_disk(str(folder))
-    except Exception as error:  # noqa: BLE001 (datasets raises all kinds)
+    except Exception as error:  # datasets raises all kinds
         sample.problems.append(f"{folder}: `datasets` cannot load it ({error}). Save it again.")
         return
     found = next(iter(saved.values())) if isinstance(saved, DatasetDict) else saved
@@ -203,7 +204,7 @@ def _read_saved(folder: Path, sample: Sample) -> None:
     sample.rows += [Row(f"{folder}, row {index + 1}", found[index]) for index in indices]
 
 
-def _ends(file: Path, rows: Iterator[Row], sample: Sample) -> None:
+def _ends(rows: Iterator[Row], sample: Sample) -> None:
     """Keep the first and last of `rows`; all of them are read."""
     first: list[Row] = []
     last: deque[Row] = deque(maxlen=LAST)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import operator
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -70,7 +72,7 @@ def _unknown(kind: Any, value: Any, path: str) -> Iterator[tuple[str, list[str]]
                 yield from _unknown(_union(models, str(key)), content, place)
     elif isinstance(value, list) and items:
         for index, content in enumerate(value):
-            yield from _unknown(Union[tuple(items)], content, f"{path}[{index}]")
+            yield from _unknown(_either(items), content, f"{path}[{index}]")
 
 
 def _alternatives(kind: Any) -> tuple[list[type[BaseModel]], list[Any], bool]:
@@ -105,4 +107,8 @@ def _names(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
 
 def _union(models: list[type[BaseModel]], key: str) -> Any:
     found = [field.annotation for model in models for name, field in _names(model) if name == key]
-    return Union[tuple(found)] if len(found) > 1 else found[0]
+    return _either(found)
+
+
+def _either(kinds: list[Any]) -> Any:
+    return functools.reduce(operator.or_, kinds)

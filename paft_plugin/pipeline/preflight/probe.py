@@ -6,6 +6,7 @@ because it takes seconds to import: each branch is looked at in a fork.
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import multiprocessing
@@ -21,10 +22,11 @@ from paft_plugin.files import write_json
 
 def main(request: Path) -> None:
     """Answer every question in the file `request`, each in a file beside it."""
-    import axolotl.cli.config
-    import axolotl.prompt_strategies.dpo
-    import axolotl.utils.data.sft
     import datasets
+
+    # What every branch needs is imported once, before the forks.
+    for module in ("axolotl.cli.config", "axolotl.utils.data.sft", "axolotl.utils.data.rl"):
+        importlib.import_module(module)
 
     logging.disable(logging.WARNING)
     datasets.disable_progress_bars()
@@ -43,7 +45,7 @@ def _answer(question: dict[str, Any], folder: Path) -> None:
     os.chdir(folder)  # whatever a plugin writes beside itself
     try:
         answer = view(question["content"], question["where"], folder / question["name"], question["here"])
-    except Exception:  # noqa: BLE001 (said to the parent, which says it to the user)
+    except Exception:  # said to the parent, which says it to the user
         last = traceback.format_exc().strip().splitlines()[-1]
         traceback.print_exc()
         answer = Answer(problems=[f"{question['where']}: axolotl cannot look at this config: {last}"])

@@ -49,11 +49,11 @@ def _sft(cfg: Any, tokenizer: Any, index: int, rows: Sequence[Row], what: str) -
         return shape
     try:
         tokenised = _tokenised(cfg, tokenizer, entry, [row.content for row in rows])
-    except Exception:  # noqa: BLE001 (a strategy raises whatever it likes): which rows is it?
+    except Exception:  # a strategy raises whatever it likes: which rows is it?
         for row in rows:
             try:
                 _tokenised(cfg, tokenizer, entry, [row.content])
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 shape.problems.append(_unreadable(what, row, error, sft_advice(row.content)))
             if len(shape.problems) == MOST_MESSAGES:
                 break
@@ -113,7 +113,7 @@ def _preference(cfg: Any, tokenizer: Any, index: int, rows: Sequence[Row], what:
     shape = Shape()
     try:
         transform = _transform(cfg, tokenizer, index)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         shape.problems.append(
             f"{what}: axolotl cannot use this type with rl: {_rl(cfg)} ({_said(error)}). {_types(cfg)}"
         )
@@ -122,7 +122,7 @@ def _preference(cfg: Any, tokenizer: Any, index: int, rows: Sequence[Row], what:
     for row, filled in zip(rows, _filled([row.content for row in rows]), strict=True):
         try:
             result = transform(dict(filled))
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             if len(shape.problems) < MOST_MESSAGES:
                 shape.problems.append(_unreadable(what, row, error, preference_advice(cfg, row.content)))
             continue
@@ -197,7 +197,7 @@ def _label(cfg: Any, row: Row, result: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _same(cfg: Any, row: Row, result: Mapping[str, Any]) -> str | None:
+def _same(_cfg: Any, row: Row, result: Mapping[str, Any]) -> str | None:
     if "chosen" in result and result["chosen"] == result.get("rejected"):
         return f"{row.place}: chosen and rejected are the same, which teaches nothing. Drop such rows."
     return None

@@ -30,7 +30,7 @@ def check_penalty(branch: Branch) -> Findings:
         if keys:
             findings.add(
                 [
-                    f"{branch.where}: {some(keys)}: the penalty belongs to the SFT branch, and axolotl would drop this in silence. "
+                    f"{branch.where}: {some(keys)}: the penalty belongs to the SFT branch, and axolotl drops this in silence. "
                     "Remove it here."
                 ]
             )

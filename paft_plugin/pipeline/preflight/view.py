@@ -92,7 +92,7 @@ def _schema(content: Mapping[str, Any], where: str, answer: Answer) -> type[Base
     for name in content.get("plugins") or []:
         try:
             load_plugin(name)
-        except Exception as error:  # noqa: BLE001 (whatever an import raises)
+        except Exception as error:  # whatever an import raises
             answer.problems.append(
                 f"{where}: plugins: {name} cannot be loaded ({error}), and axolotl would train without it. Install it, or "
                 "remove it here."
@@ -117,7 +117,7 @@ def _validated(content: Mapping[str, Any], where: str, here: bool, answer: Answe
     except ValidationError as error:
         answer.problems += [f"{where}: {line}" for fault in error.errors() for line in _lines(dict(fault))]
         return None
-    except Exception as error:  # noqa: BLE001 (axolotl's validators raise all kinds)
+    except Exception as error:  # axolotl's validators raise all kinds
         answer.problems.append(f"{where}: axolotl refuses this config: {' '.join(str(error).split())}")
         return None
     cfg.dataset_num_proc = None  # in this process
@@ -143,7 +143,7 @@ def _tokenizer(cfg: Any, where: str, answer: Answer) -> Any:
 
     try:
         return load_tokenizer(cfg)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         answer.problems.append(f"{where}: axolotl cannot load the tokenizer: {' '.join(str(error).split())}")
     return None
 
@@ -160,7 +160,7 @@ def _rendered(cfg: Any, tokenizer: Any, where: str, answer: Answer) -> str | Non
             # Preference strategies do not look at a data set's own chat_template.
             template = get_chat_template_from_config(cfg=cfg, ds_cfg=None if cfg.rl else entry, tokenizer=tokenizer)
             text = tokenizer.apply_chat_template(CONVERSATION, chat_template=template, tokenize=False)
-        except Exception as error:  # noqa: BLE001 (templates raise what they like)
+        except Exception as error:  # templates raise what they like
             answer.problems.append(
                 f"{where}: datasets[{index}]: the chat template cannot be used ({' '.join(str(error).split())}). Name one that "
                 "exists, such as chat_template: chatml, or give chat_template_jinja."
