@@ -45,11 +45,7 @@ def access(name: str, kind: Kind = "model", timeout: float = TIMEOUT) -> Finding
     except GatedRepoError:
         return Findings([f"The {what} is gated, and you may not read it. {_accept(name, kind)}"])
     except RepositoryNotFoundError:
-        return Findings(
-            [
-                f"There is no {what} on the hub, or it is private. Check the name, or run `hf auth login`."
-            ]
-        )
+        return Findings([f"There is no {what} on the hub, or it is private. Check the name, or run `hf auth login`."])
     except OfflineModeIsEnabled:
         return Findings(warnings=[f"The {what} could not be checked: HF_HUB_OFFLINE is set."])
     except HfHubHTTPError as error:
