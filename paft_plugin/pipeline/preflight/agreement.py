@@ -13,7 +13,7 @@ from paft_plugin.pipeline.branches import Branch
 from paft_plugin.pipeline.setup import Setup
 
 if TYPE_CHECKING:
-    from paft_plugin.pipeline.preflight.view import Answer
+    from paft_plugin.pipeline.preflight.answer import Answer
 
 
 def same_base(setup: Setup, branch: Branch) -> Findings:

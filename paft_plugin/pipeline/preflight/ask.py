@@ -2,75 +2,86 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from paft_plugin.errors import PaftError
 from paft_plugin.files import write_json
-from paft_plugin.pipeline.branches import Branch, write_config
+from paft_plugin.pipeline.branches import Branch
 from paft_plugin.pipeline.logs import tail
-from paft_plugin.pipeline.preflight.view import Answer
+from paft_plugin.pipeline.preflight.answer import Answer
 from paft_plugin.pipeline.setup import Setup
-from paft_plugin.schema import read_yaml
 
 PATIENCE = 600.0  # seconds; a plugin that hangs on import is all that this is for
 
 
-def ask(setup: Setup, branches: Sequence[Branch], folder: Path) -> dict[str, Answer]:
-    """What axolotl makes of each branch.
+class Probe:
+    """A probe at work."""
+
+    def __init__(self, process: subprocess.Popen[bytes], branches: Sequence[Branch], folder: Path) -> None:
+        self.process = process
+        self.branches = branches
+        self.folder = folder
+
+    def answers(self) -> dict[str, Answer]:
+        """What axolotl makes of each branch; waits for it."""
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        return {branch.name: self._answer(branch) for branch in self.branches}
+
+    def _answer(self, branch: Branch) -> Answer:
+        try:
+            return Answer(**json.loads((self.folder / f"{branch.name}.json").read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            lines = tail(self.folder / "log")
+            said = "\n".join(["It said:", *lines]) if lines else "It said nothing."
+            return Answer([f"{branch.where}: axolotl failed while looking at this config. {said}"])
+
+
+@contextlib.contextmanager
+def asked(setup: Setup, branches: Sequence[Branch], folder: Path) -> Iterator[Probe]:
+    """Ask what axolotl makes of each branch; no process is left behind.
 
     Args:
         setup: The run.
         branches: Those with a config.
         folder: A temporary one: gets requests, answers, and each branch's tokenizer in a folder of its name.
-
-    Raises:
-        PaftError: The probe failed; holds the end of what it said.
     """
-    questions = [_question(setup, branch, folder) for branch in branches]
-    write_json(folder / "request.json", questions)
-    log = folder / "log"
+    write_json(folder / "request.json", [_question(setup, branch, folder) for branch in branches])
     devices = {"CUDA_VISIBLE_DEVICES": ""} if setup.config.executor.devices == [] else {}
-    with log.open("wb") as output:
-        try:
-            subprocess.run(
-                [sys.executable, "-m", "paft_plugin.pipeline.preflight.probe", str(folder / "request.json")],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "AXOLOTL_DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false", **devices},
-                timeout=PATIENCE,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise PaftError(f"axolotl did not finish looking at the configs in {PATIENCE:.0f} s. {_end(log)}") from None
-    return {branch.name: _answer(branch, folder, log) for branch in branches}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "paft_plugin.pipeline.preflight.probe", str(folder / "request.json")],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "AXOLOTL_DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false", **devices},
+        )
+    try:
+        yield Probe(process, branches, folder)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _question(setup: Setup, branch: Branch, folder: Path) -> dict[str, object]:
-    file = folder / f"{branch.name}.yml"
-    write_config(branch, str(setup.base), folder, file)  # the very config that the run will write, but for its folders
-    content = read_yaml(file, "")
+    """The config as the run will write it, but for its folders."""
+    work = folder / f"{branch.name}-output"
+    content = {
+        **branch.content,
+        "base_model": str(setup.base),
+        "output_dir": str(work),
+        "dataset_prepared_path": str(work / "prepared"),
+    }
     return {
         "name": branch.name,
         "where": branch.where,
         "content": content,
         "here": setup.config.executor.kind == "local",
     }
-
-
-def _answer(branch: Branch, folder: Path, log: Path) -> Answer:
-    file = folder / f"{branch.name}.json"
-    try:
-        return Answer(**json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return Answer([f"{branch.where}: axolotl failed while looking at this config. {_end(log)}"])
-
-
-def _end(log: Path) -> str:
-    lines = tail(log)
-    return "\n".join(["It said:", *lines]) if lines else "It said nothing."

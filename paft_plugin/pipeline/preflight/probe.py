@@ -40,7 +40,8 @@ def main(request: Path) -> None:
 
 
 def _answer(question: dict[str, Any], folder: Path) -> None:
-    from paft_plugin.pipeline.preflight.view import Answer, view
+    from paft_plugin.pipeline.preflight.answer import Answer
+    from paft_plugin.pipeline.preflight.view import view
 
     os.chdir(folder)  # whatever a plugin writes beside itself
     try:

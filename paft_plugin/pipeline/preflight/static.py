@@ -56,13 +56,14 @@ def check_penalty(branch: Branch) -> Findings:
     return findings
 
 
-def check_resume(branch: Branch) -> list[str]:
+def check_resume(branch: Branch) -> Findings:
     """Why a training that is killed would start again, as warnings."""
     content = branch.content
     reason = _no_checkpoint(content)
     if reason is None:
-        return []
-    return [f"{branch.where}: {reason}, so a training that is killed starts again from the beginning. {_REMEDY}"]
+        return Findings()
+    again = "so a training that is killed starts again from the beginning"
+    return Findings(warnings=[f"{branch.where}: {reason}, {again}. {_REMEDY}"])
 
 
 _REMEDY = "Set save_steps (or saves_per_epoch) and save_total_limit: 2 to have it go on."

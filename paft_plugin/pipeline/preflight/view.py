@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from paft_plugin.pipeline.preflight.answer import Answer
 from paft_plugin.pipeline.preflight.data_files import local_files, read_sample
 from paft_plugin.pipeline.preflight.keys import dropped_keys, unknown_keys
 from paft_plugin.pipeline.preflight.shape import common_ending, shape_of
@@ -23,26 +23,6 @@ CONVERSATION = [
     {"role": "user", "content": "And another?"},
     {"role": "assistant", "content": "11"},
 ]
-
-
-@dataclass
-class Answer:
-    """What was found out about one branch."""
-
-    problems: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    precision: dict[str, str] = field(default_factory=dict)
-    """`compute` and `weights`, such as bf16 and 4 bits; empty if the config is not valid."""
-    rendered: str | None = None
-    """A small conversation in the chat template that the data are read with; None if they are read without one."""
-    ending: str = ""
-    """What comes right before an answer in the branch's rows; empty if unknown."""
-    tokenizer_saved: bool = False
-
-    def add(self, found: Any) -> None:
-        """Take over problems and warnings."""
-        self.problems += found.problems
-        self.warnings += found.warnings
 
 
 def view(content: dict[str, Any], where: str, tokenizer_folder: Path, here: bool) -> Answer:
