@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from paft_plugin.files import write_json
@@ -55,19 +55,24 @@ def asked(setup: Setup, branches: Sequence[Branch], folder: Path) -> Iterator[Pr
     """
     write_json(folder / "request.json", [_question(setup, branch, folder) for branch in branches])
     devices = {"CUDA_VISIBLE_DEVICES": ""} if setup.config.executor.devices == [] else {}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "paft_plugin.pipeline.preflight.probe", str(folder / "request.json")],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "AXOLOTL_DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false", **devices},
-        )
+    process = start(folder / "request.json", folder / "log", devices)
     try:
         yield Probe(process, branches, folder)
     finally:
         process.kill()
         process.wait()
+
+
+def start(request: Path, log: Path, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a probe, which answers beside `request`."""
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "paft_plugin.pipeline.preflight.probe", str(request)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "AXOLOTL_DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false", **variables},
+        )
 
 
 def _question(setup: Setup, branch: Branch, folder: Path) -> dict[str, object]:

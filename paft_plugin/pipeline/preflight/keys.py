@@ -18,21 +18,28 @@ CLOSE = 0.8
 """How alike a key and one that exists must be, 0 to 1, for the key to be a slip of the pen."""
 
 
-def unknown_keys(schema: type[BaseModel], content: Mapping[str, Any], where: str) -> Findings:
+def unknown_keys(schema: type[BaseModel], content: Mapping[str, Any], where: str, said: Sequence[str]) -> Findings:
     """Keys that `schema` does not know, at any depth.
 
     One that is close to a known key is a mistake; another one may be meant for somebody else, such as a YAML anchor.
+
+    Args:
+        schema: axolotl's, with the plugins' keys.
+        content: The config as the user wrote it.
+        where: For messages.
+        said: Problems that are known already: a plugin may have refused its own misspelt keys, and knows better what was meant.
     """
     findings = Findings()
     for path, names in _unknown(schema, content, ""):
+        start = f"{where}: {path}: "
+        if any(problem.startswith(start) for problem in said):
+            continue
         close = difflib.get_close_matches(path.rpartition(".")[2], names, n=1, cutoff=CLOSE)
         if close:
-            findings.add([f"{where}: {path}: axolotl has no such key and would drop it. Did you mean {close[0]}?"])
+            findings.add([f"{start}axolotl has no such key and would drop it. Did you mean {close[0]}?"])
         else:
             findings.add(
-                warnings=[
-                    f"{where}: {path}: axolotl has no such key and drops it. Remove it if it was to do something."
-                ]
+                warnings=[f"{start}axolotl has no such key and drops it. Remove it if it was to do something."]
             )
     return findings
 

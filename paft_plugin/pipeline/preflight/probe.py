@@ -22,15 +22,11 @@ from paft_plugin.files import write_json
 
 def main(request: Path) -> None:
     """Answer every question in the file `request`, each in a file beside it."""
-    import datasets
-
+    questions = json.loads(request.read_text(encoding="utf-8"))
     # What every branch needs is imported once, before the forks.
-    for module in ("axolotl.cli.config", "axolotl.utils.data.sft", "axolotl.utils.data.rl"):
+    for module in ("axolotl.cli.config", "axolotl.utils.data.sft", "axolotl.utils.data.rl") if questions else ():
         importlib.import_module(module)
 
-    logging.disable(logging.WARNING)
-    datasets.disable_progress_bars()
-    questions = json.loads(request.read_text(encoding="utf-8"))
     fork = multiprocessing.get_context("fork")
     children = [fork.Process(target=_answer, args=(question, request.parent)) for question in questions]
     for child in children:
@@ -40,9 +36,13 @@ def main(request: Path) -> None:
 
 
 def _answer(question: dict[str, Any], folder: Path) -> None:
+    import datasets
+
     from paft_plugin.pipeline.preflight.answer import Answer
     from paft_plugin.pipeline.preflight.view import view
 
+    logging.disable(logging.WARNING)
+    datasets.disable_progress_bars()
     os.chdir(folder)  # whatever a plugin writes beside itself
     try:
         answer = view(question["content"], question["where"], folder / question["name"], question["here"])

@@ -36,11 +36,10 @@ def view(content: dict[str, Any], where: str, tokenizer_folder: Path, here: bool
     """
     answer = Answer()
     schema = _schema(content, where, answer)
-    answer.add(unknown_keys(schema, content, where))
     samples = _samples(content, where, answer)
-    if any(problem.startswith(f"{where}: plugins") for problem in answer.problems):
-        return answer
-    cfg = _validated(content, where, here, answer)
+    cfg = _validated(content, where, here, answer) if schema else None
+    if schema:
+        answer.add(unknown_keys(schema, content, where, answer.problems))
     if cfg is None:
         return answer
     answer.precision = (
@@ -62,8 +61,8 @@ def view(content: dict[str, Any], where: str, tokenizer_folder: Path, here: bool
     return answer
 
 
-def _schema(content: Mapping[str, Any], where: str, answer: Answer) -> type[BaseModel]:
-    """axolotl's schema with the plugins' keys. A plugin that cannot be imported is a problem: axolotl would go on without it."""
+def _schema(content: Mapping[str, Any], where: str, answer: Answer) -> type[BaseModel] | None:
+    """axolotl's schema with the plugins' keys. None, and a problem, if one cannot be imported: axolotl would go on without."""
     from axolotl.cli.config import prepare_plugins
     from axolotl.integrations.base import load_plugin
     from axolotl.integrations.config import merge_input_args
@@ -77,8 +76,9 @@ def _schema(content: Mapping[str, Any], where: str, answer: Answer) -> type[Base
                 f"{where}: plugins: {name} cannot be loaded ({error}), and axolotl would train without it. Install it, or "
                 "remove it here."
             )
-    if not answer.problems:
-        prepare_plugins(DictDefault(copy.deepcopy(dict(content))))
+    if answer.problems:
+        return None
+    prepare_plugins(DictDefault(copy.deepcopy(dict(content))))
     return merge_input_args()[1]
 
 
