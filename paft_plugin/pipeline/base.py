@@ -29,15 +29,20 @@ def base_folder(config: PaftConfig, download: bool) -> Path:
     return folder
 
 
-def _cached(name: str, download: bool) -> Path:
-    from huggingface_hub.errors import LocalEntryNotFoundError
+def cached_folder(name: str) -> Path | None:
+    """Where the hub's cache has what was fetched of a model, whole or not; None if nothing."""
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(_snapshot(name, local_files_only=True))
-        if _complete(folder):
-            return folder
-    except LocalEntryNotFoundError:
-        pass
+        return Path(_snapshot(name, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def _cached(name: str, download: bool) -> Path:
+    folder = cached_folder(name)
+    if folder is not None and _complete(folder):
+        return folder
     if not download:
         raise PaftError(
             f"base: {name} is not in the local cache. Fetch it with `hf download {name}`, or start the run."

@@ -34,6 +34,8 @@ class Sample:
     rows: list[Row] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    count: int = 0
+    """How many rows there are, or of a very large file how many were read."""
 
 
 def file_type(entry: Mapping[str, Any], name: str) -> str:
@@ -179,6 +181,7 @@ def _read_parquet(file: Path, sample: Sample) -> None:
         sample.problems.append(f"{file}: no valid Parquet ({error}). Save it again.")
         return
     count = opened.metadata.num_rows
+    sample.count += count
     tail = last.to_pylist()[-(count - FIRST) :] if last is not None and count > FIRST else []
     numbered = [*enumerate(head, 1), *enumerate(tail, count - len(tail) + 1)]
     sample.rows += [Row(f"{file}, row {number}", row) for number, row in numbered]
@@ -199,6 +202,7 @@ def _read_saved(folder: Path, sample: Sample) -> None:
         return
     found = next(iter(saved.values())) if isinstance(saved, DatasetDict) else saved
     indices = dict.fromkeys([*range(min(FIRST, len(found))), *range(max(0, len(found) - LAST), len(found))])
+    sample.count += len(found)
     if not indices:
         sample.problems.append(f"{folder}: has no rows. Give a data set with rows.")
     sample.rows += [Row(f"{folder}, row {index + 1}", found[index]) for index in indices]
@@ -213,6 +217,7 @@ def _ends(rows: Iterator[Row], sample: Sample) -> None:
         if problem := _other_kind(row, kinds):
             sample.problems.append(problem)
             break
+        sample.count += 1
         (first if len(first) < FIRST else last).append(row)
     sample.rows += [*first, *last]
 

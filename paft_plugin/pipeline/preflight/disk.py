@@ -56,7 +56,7 @@ def needed_bytes(setup: Setup) -> int:
     Raises:
         PaftError: The base's weights cannot be read.
     """
-    weights = list(_shapes(setup.base))
+    weights = list(shapes(setup.base))
     model = sum(count for _, _, count in weights)
     trainings = [setup.branches[name] for name in setup.needed if setup.branches[name].trained is None]
     if SEQUENTIAL in setup.arms:
@@ -81,7 +81,7 @@ def _training(branch: Branch, weights: list[tuple[str, list[int], int]], model: 
     return own + checkpoint * int(content.get("save_total_limit") or CHECKPOINTS)
 
 
-def _shapes(base: Path) -> Iterator[tuple[str, list[int], int]]:
+def shapes(base: Path) -> Iterator[tuple[str, list[int], int]]:
     """Name, shape and bytes of each tensor, from the headers of safetensors files."""
     for file in sorted(base.glob("*.safetensors")):
         try:

@@ -87,7 +87,7 @@ def _tokenised(cfg: Any, tokenizer: Any, entry: Any, rows: list[dict[str, Any]])
 def sft_advice(row: Mapping[str, Any]) -> str:
     """How a row could be read, judging by its fields."""
     for name, value in row.items():
-        if _is_conversation(value):
+        if is_conversation(value):
             keys = list(value[0])
             lines = ["type: chat_template", *([f"field_messages: {name}"] if name != "messages" else [])]
             role = next((key for key in ("role", "from", "speaker") if key in keys), None)
@@ -102,7 +102,8 @@ def sft_advice(row: Mapping[str, Any]) -> str:
     return ""
 
 
-def _is_conversation(value: Any) -> bool:
+def is_conversation(value: Any) -> bool:
+    """A list of messages."""
     return isinstance(value, list) and bool(value) and all(isinstance(message, Mapping) for message in value)
 
 
@@ -181,7 +182,7 @@ def _texts(cfg: Any, row: Row, result: Mapping[str, Any]) -> str | None:
 def _literal(cfg: Any, row: Row, result: Mapping[str, Any]) -> str | None:
     """A strategy that formats a list into its text writes Python brackets and quotes that the model would learn."""
     for name, value in row.content.items():
-        if _is_conversation(value):
+        if is_conversation(value):
             for key in ("prompt", "chosen", "rejected", "completion"):
                 if str(value) in str(result.get(key)):
                     return (
@@ -230,7 +231,7 @@ def preference_advice(cfg: Any, row: Mapping[str, Any]) -> str:
         )
     if not {"chosen", "rejected"} <= row.keys():
         return "The row should have chosen and rejected, or its `type` name the fields (field_chosen, field_rejected)."
-    whole = all(_is_conversation(row[key]) and len(row[key]) > 1 for key in ("chosen", "rejected"))
+    whole = all(is_conversation(row[key]) and len(row[key]) > 1 for key in ("chosen", "rejected"))
     if rl == "orpo":
         if whole:
             return "This row looks like type: chat_template.argilla."
@@ -238,7 +239,7 @@ def preference_advice(cfg: Any, row: Mapping[str, Any]) -> str:
             "ORPO's type chat_template.argilla wants whole conversations in chosen and rejected: a list of the user's and the "
             "assistant's messages each, {role: …, content: …}."
         )
-    conversation = next((key for key in row if key not in ("chosen", "rejected") and _is_conversation(row[key])), None)
+    conversation = next((key for key in row if key not in ("chosen", "rejected") and is_conversation(row[key])), None)
     if conversation:
         return f"This row looks like type: chat_template.default, field_messages: {conversation}."
     prompt = next(
