@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paft_plugin import __version__
+from paft_plugin.commands.init import init
 from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.fusion.methods import MEANINGS, METHODS, extra_names
 
@@ -302,6 +303,9 @@ def search(config: Path, trials: int | None, timeout: float | None) -> None:
 
     outcome = run_search(config, Console(), trials=trials, timeout=timeout)
     click.echo(f"Everything is in {outcome.folder}: README.md explains it, front.png shows it.")
+
+
+paft.add_command(init)
 
 
 if __name__ == "__main__":

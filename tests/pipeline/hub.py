@@ -35,7 +35,7 @@ class FakeHub:
                 if self.command != "HEAD":
                     self.wfile.write(body)
 
-            do_GET = do_HEAD = _answer
+            do_GET = do_HEAD = _answer  # noqa: N815
 
             def log_message(self, *_: Any) -> None:
                 pass

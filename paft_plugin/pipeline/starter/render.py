@@ -20,13 +20,22 @@ class Line:
     why: str = ""
 
 
-Section = Sequence[Line]
+Section = Sequence[Line | str]
+"""Lines, or text that is one already."""
 
 
 def render(title: str, sections: Sequence[Section]) -> str:
     """A whole file: a comment with `title`, then the sections with a blank line between them."""
     head = "".join(f"# {line}\n" for line in title.splitlines())
-    return head + "\n" + "\n".join("".join(_line(line) for line in section) for section in sections if section)
+    return (
+        head
+        + "\n"
+        + "\n".join(
+            "".join(line if isinstance(line, str) else _line(line) for line in section)
+            for section in sections
+            if section
+        )
+    )
 
 
 def _line(line: Line, indent: str = "") -> str:

@@ -47,7 +47,9 @@ def read_sft(data: str) -> Reading:
         return _chat(sample, common, name, row[name][0])
     if {"instruction", "output"} <= row.keys():
         texts = [[str(row.content.get(key) or "") for key in ("instruction", "input", "output")] for row in sample.rows]
-        return Reading({**common, "type": "alpaca"}, {"type": "rows have instruction and output"}, True, texts, sample.count)
+        return Reading(
+            {**common, "type": "alpaca"}, {"type": "rows have instruction and output"}, True, texts, sample.count
+        )
     raise PaftError(
         f"--sft-data: {data}: its rows have the fields {', '.join(row)}. `axolotl paft init` knows a list of messages, and "
         f"instruction with output. {sft_advice(row)} Bring them into one of these shapes, or write the config by hand."
@@ -76,7 +78,11 @@ def read_preference(data: str, rl: str) -> Reading:
     """
     sample = _sample(data, "--preference-data")
     if sample is None:
-        entry = {"path": data, "split": "train", **_pairs(rl, {"prompt": "", "chosen": _PAIR, "rejected": _PAIR}, data)[0]}
+        entry = {
+            "path": data,
+            "split": "train",
+            **_pairs(rl, {"prompt": "", "chosen": _PAIR, "rejected": _PAIR}, data)[0],
+        }
         return Reading(entry, {"type": "not looked at, since it is on the hub: check type, fields and split", **_SPLIT})
     entry, why = _pairs(rl, sample.rows[0].content, data)
     common = _entry(data)
@@ -111,7 +117,9 @@ def _pairs(rl: str, row: Mapping[str, Any], data: str) -> tuple[dict[str, Any], 
     if prompt is not None:
         return {"type": "chat_template.default", "field_messages": prompt}, f"the prompt is in {prompt}"
     if whole:
-        return {"type": "chat_template.argilla_chat"}, "chosen and rejected hold whole conversations, and the prompt in them"
+        return {
+            "type": "chat_template.argilla_chat"
+        }, "chosen and rejected hold whole conversations, and the prompt in them"
     raise PaftError(
         f"--preference-data: {data}: its rows have the fields {', '.join(row)}; none of them is the prompt. Name it prompt."
     )
@@ -156,5 +164,7 @@ def _sample(data: str, option: str) -> Sample | None:
         return None
     sample = read_sample(entry, files)
     if sample.problems or not sample.rows:
-        raise PaftError([f"{option}: {problem}" for problem in sample.problems or [f"{data}: no rows can be looked at."]])
+        raise PaftError(
+            [f"{option}: {problem}" for problem in sample.problems or [f"{data}: no rows can be looked at."]]
+        )
     return sample
