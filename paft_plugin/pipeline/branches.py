@@ -165,7 +165,14 @@ def _found(name: Any, folders: list[Path]) -> Any:
     if not isinstance(name, str):
         return name
     places = (folder / Path(name).expanduser() for folder in folders)
-    return next((str(place.resolve()) for place in places if place.exists()), name)
+    return next((str(place.resolve()) for place in places if _exists(place)), name)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a whole template is longer than any file's name
+        return False
 
 
 def preference_name(branch: Branch) -> str:

@@ -1,0 +1,189 @@
+"""What the branches of one run must share: base, tokenizer, chat template, precision."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paft_plugin.deltas.findings import Findings
+from paft_plugin.errors import PaftError
+from paft_plugin.pipeline.branches import Branch
+from paft_plugin.pipeline.setup import Setup
+
+if TYPE_CHECKING:
+    from paft_plugin.pipeline.preflight.answer import Answer
+
+
+def same_base(setup: Setup, branch: Branch) -> Findings:
+    """Whether a config that names a base model names the run's; and keys that would make another model of it."""
+    findings = Findings()
+    said = branch.content.get("base_model")
+    if said is not None and not _is_base(setup, str(said)):
+        findings.add(
+            [
+                f"{branch.where}: base_model: {said} is not the base of {setup.file}, {setup.config.base}. Both branches start "
+                "from that one: remove the key here, or correct `base:` there."
+            ]
+        )
+    for key in ("base_model_config", "revision_of_model"):
+        value = branch.content.get(key)
+        if value and not (key == "base_model_config" and _is_base(setup, str(value))):
+            findings.add(
+                warnings=[
+                    f"{branch.where}: {key}: {value} is about a base that is not the run's folder {setup.base}. It does not "
+                    "matter if that holds the same; otherwise remove the key."
+                ]
+            )
+    return findings
+
+
+def _is_base(setup: Setup, said: str) -> bool:
+    """The same folder, the same content, or the same hub name."""
+    from paft_plugin.deltas.store import open_model, read_json, same_content
+
+    if said == setup.config.base:
+        return True
+    there = Path(said)
+    if there.is_dir():
+        if there.resolve() == setup.base.resolve():
+            return True
+        try:
+            return same_content(open_model(setup.base), open_model(there))
+        except PaftError:
+            return False
+    if setup.config.base_is_remote:
+        return said.lower() == setup.config.base.lower()
+    # A folder that was downloaded from the hub: it is called so, lies in the hub's cache, or says so itself.
+    try:
+        own = str(read_json(setup.base / "config.json").get("_name_or_path") or "")
+    except PaftError:
+        own = ""
+    names = {setup.base.name, Path(own).name, *(part.rpartition("--")[2] for part in setup.base.parts)}
+    return Path(said).name.lower() in {name.lower() for name in names}
+
+
+def agree(setup: Setup, answers: Mapping[str, Answer], tokenizers: Path) -> Findings:
+    """Compare what axolotl makes of the branches.
+
+    Args:
+        setup: The run.
+        answers: Of the probe, by branch.
+        tokenizers: Folder with a tokenizer for each branch.
+    """
+    findings = Findings()
+    names = {name: setup.branches[name].where for name in answers}
+    _compare_tokenizers(setup, answers, tokenizers, findings)
+    rendered = {name: answer.rendered for name, answer in answers.items() if answer.rendered is not None}
+    if first := _two(rendered):
+        one, other = first
+        findings.add(
+            [
+                f"{names[one]} and {names[other]} are trained with different chat templates: a small conversation begins "
+                f"{_difference(rendered[one], rendered[other])} A fused model would know half of each: set the same "
+                "chat_template in both."
+            ]
+        )
+    endings = {name: answer.ending for name, answer in answers.items() if answer.ending}
+    if not first and (second := _two(endings)):
+        one, other = second
+        findings.add(
+            warnings=[
+                f"{names[one]} and {names[other]} lead over to an answer differently, with {endings[one]!r} and "
+                f"{endings[other]!r}. It matters: a fused model is prompted in one way. Give both the same chat template, or a "
+                "data set type that writes the same."
+            ]
+        )
+    _compare_precision(answers, names, findings)
+    return findings
+
+
+def _two(values: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The first two names whose values differ."""
+    items = list(values.items())
+    return next(((items[0][0], name) for name, value in items[1:] if value != items[0][1]), None)
+
+
+def _difference(one: str, other: str) -> str:
+    """The first place at which two texts differ, for a person."""
+    start = max(0, len(os.path.commonprefix([one, other])) - 10)
+    return f"{one[start : start + 40]!r} in the one and {other[start : start + 40]!r} in the other."
+
+
+def _compare_tokenizers(setup: Setup, answers: Mapping[str, Answer], folder: Path, findings: Findings) -> None:
+    """What `deltas` says about branches after the training, before it. The chat template is looked at elsewhere."""
+    from paft_plugin.deltas.tokenizer import Tokenizer, compare, conflicts, read_tokenizer
+
+    def read(where: Path) -> Tokenizer | None:
+        try:
+            return read_tokenizer(where)
+        except PaftError as error:
+            findings.add(error.problems)
+        return None
+
+    base, read_ones = read(setup.base), {}
+    for name, answer in answers.items():
+        if not answer.tokenizer_saved:
+            continue
+        read_ones[name] = one = read(folder / name)
+        if base is None or one is None:
+            continue
+        where = setup.branches[name].where
+        compared = compare(base, one)
+        findings.add([problem.replace(str(folder / name), where) for problem in compared.problems])
+        if one.tokens and (new := sorted(one.tokens.keys() - base.tokens.keys())):
+            words = ", ".join(repr(one.tokens[token_id]) for token_id in new[:3])
+            findings.add(
+                [
+                    f"{where}: its tokenizer gets {len(new)} tokens that the base's does not have ({words}), so that its "
+                    "embeddings are resized and it no longer fits the base. Use tokens of the base's vocabulary in "
+                    "special_tokens and tokens, and a chat_template of plain text such as alpaca."
+                ]
+            )
+        elif one.special.get("eos_token") != base.special.get("eos_token"):
+            findings.add(
+                warnings=[
+                    f"{where}: it learns to end with {one.special.get('eos_token')!r}, the base's EOS token is "
+                    f"{base.special.get('eos_token')!r}. It matters: a fused model gets the base's tokenizer, and may not stop."
+                ]
+            )
+    present = [(name, one) for name, one in read_ones.items() if one is not None]
+    for index, (first, one) in enumerate(present):
+        for second, other in present[index + 1 :]:
+            _compare_two(one, other, setup.branches[first].where, setup.branches[second].where, findings)
+            clash = conflicts(base, one, other)
+            findings.add(
+                problem.replace(str(folder / first), setup.branches[first].where).replace(
+                    str(folder / second), setup.branches[second].where
+                )
+                for problem in clash
+            )
+
+
+def _compare_two(one: Any, other: Any, first: str, second: str, findings: Findings) -> None:
+    """Special tokens that differ between two branches."""
+    keys = [key for key in ("bos_token", "eos_token") if one.special.get(key) != other.special.get(key)]
+    if keys:
+        shown = ", ".join(f"{key} {one.special.get(key)!r} and {other.special.get(key)!r}" for key in keys)
+        findings.add(
+            [
+                f"{first} and {second} are trained with different special tokens ({shown}): a fused model would not know when "
+                "to stop. Set the same special_tokens in both."
+            ]
+        )
+
+
+def _compare_precision(answers: Mapping[str, Answer], names: Mapping[str, str], findings: Findings) -> None:
+    """Different precisions are no failure: both deltas are added to the same base. But they are not alike, so it is said."""
+    for key, what in (("compute", "compute in"), ("weights", "keep the base's weights in")):
+        values = {name: answer.precision[key] for name, answer in answers.items() if key in answer.precision}
+        if pair := _two(values):
+            one, other = pair
+            findings.add(
+                warnings=[
+                    f"{names[one]} and {names[other]} {what} different precisions ({values[one]} and {values[other]}). A delta "
+                    "also makes up for the rounding that it was trained under, which fusion does not see: choose one for both "
+                    "if memory allows."
+                ]
+            )

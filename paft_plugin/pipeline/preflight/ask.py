@@ -1,0 +1,92 @@
+"""Asks the probe about every branch, in one process beside this one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from paft_plugin.files import write_json
+from paft_plugin.pipeline.branches import Branch
+from paft_plugin.pipeline.logs import tail
+from paft_plugin.pipeline.preflight.answer import Answer
+from paft_plugin.pipeline.setup import Setup
+
+PATIENCE = 600.0  # seconds; a plugin that hangs on import is all that this is for
+
+
+class Probe:
+    """A probe at work."""
+
+    def __init__(self, process: subprocess.Popen[bytes], branches: Sequence[Branch], folder: Path) -> None:
+        self.process = process
+        self.branches = branches
+        self.folder = folder
+
+    def answers(self) -> dict[str, Answer]:
+        """What axolotl makes of each branch; waits for it."""
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        return {branch.name: self._answer(branch) for branch in self.branches}
+
+    def _answer(self, branch: Branch) -> Answer:
+        try:
+            return Answer(**json.loads((self.folder / f"{branch.name}.json").read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            lines = tail(self.folder / "log")
+            said = "\n".join(["It said:", *lines]) if lines else "It said nothing."
+            return Answer([f"{branch.where}: axolotl failed while looking at this config. {said}"])
+
+
+@contextlib.contextmanager
+def asked(setup: Setup, branches: Sequence[Branch], folder: Path) -> Iterator[Probe]:
+    """Ask what axolotl makes of each branch; no process is left behind.
+
+    Args:
+        setup: The run.
+        branches: Those with a config.
+        folder: A temporary one: gets requests, answers, and each branch's tokenizer in a folder of its name.
+    """
+    write_json(folder / "request.json", [_question(setup, branch, folder) for branch in branches])
+    devices = {"CUDA_VISIBLE_DEVICES": ""} if setup.config.executor.devices == [] else {}
+    process = start(folder / "request.json", folder / "log", devices)
+    try:
+        yield Probe(process, branches, folder)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def start(request: Path, log: Path, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a probe, which answers beside `request`."""
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "paft_plugin.pipeline.preflight.probe", str(request)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "AXOLOTL_DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false", **variables},
+        )
+
+
+def _question(setup: Setup, branch: Branch, folder: Path) -> dict[str, object]:
+    """The config as the run will write it, but for its folders."""
+    work = folder / f"{branch.name}-output"
+    content = {
+        **branch.content,
+        "base_model": str(setup.base),
+        "output_dir": str(work),
+        "dataset_prepared_path": str(work / "prepared"),
+    }
+    return {
+        "name": branch.name,
+        "where": branch.where,
+        "content": content,
+        "here": setup.config.executor.kind == "local",
+    }

@@ -1,0 +1,62 @@
+"""Everything that is looked at before a run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from paft_plugin.deltas.findings import Findings
+from paft_plugin.pipeline.branches import Branch
+from paft_plugin.pipeline.preflight.agreement import agree, same_base
+from paft_plugin.pipeline.preflight.ask import asked
+from paft_plugin.pipeline.preflight.disk import check_disk
+from paft_plugin.pipeline.preflight.remote import remote_data
+from paft_plugin.pipeline.preflight.static import check_penalty, check_resume, check_trained
+from paft_plugin.pipeline.setup import DENSE, SPARSE, Setup
+
+Check = Callable[[Setup], Findings]
+"""A further check, such as the evaluation room's."""
+
+
+def preflight(setup: Setup, checks: Sequence[Check] = ()) -> Findings:
+    """All that would fail, or surprise, later in a run; starts no training and writes nothing into its folder.
+
+    Args:
+        setup: The run, its base model in a folder.
+        checks: Further ones.
+    """
+    findings = Findings()
+    wanted = [setup.branches[name] for name in setup.needed]
+    configured = _once([branch for branch in wanted if branch.trained is None])
+    with tempfile.TemporaryDirectory(prefix="paft-preflight-") as name:
+        folder = Path(name).resolve()
+        with asked(setup, configured, folder) as probe:  # which takes seconds: the rest is done meanwhile
+            for found in _without_axolotl(setup, wanted, configured):
+                findings.add(found.problems, found.warnings)
+            answers = probe.answers()
+        for answer in answers.values():
+            findings.add(answer.problems, answer.warnings)
+        agreed = agree(setup, answers, folder)
+        findings.add(agreed.problems, agreed.warnings)
+    for check in (check_disk, *checks):
+        found = check(setup)
+        findings.add(found.problems, found.warnings)
+    return findings
+
+
+def _without_axolotl(setup: Setup, wanted: list[Branch], configured: list[Branch]) -> Iterator[Findings]:
+    for branch in configured:
+        yield same_base(setup, branch)
+        yield check_penalty(branch)
+        yield check_resume(branch)
+        yield remote_data(branch)
+    for branch in wanted:
+        if branch.trained is not None:
+            yield check_trained(setup, branch)
+
+
+def _once(branches: list[Branch]) -> list[Branch]:
+    """Without the dense twin where its sparse one is there: it is the same config, less the plugin."""
+    names = [branch.name for branch in branches]
+    return [branch for branch in branches if not (branch.name == DENSE and SPARSE in names)]

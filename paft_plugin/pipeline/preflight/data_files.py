@@ -1,0 +1,252 @@
+"""Local data files, looked into: their first and last rows, and all that would keep `datasets` from reading them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FIRST, LAST = 64, 16
+"""Rows that are looked at, at either end of a file."""
+MOST_BYTES = 64 << 20
+"""Of a text file, what is parsed before its last rows are looked for from its end."""
+_TAIL_BYTES = 1 << 20
+_TYPES = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".txt": "text"}
+SUFFIXES = (".json", ".jsonl", ".ndjson", *_TYPES)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row and where it is, such as `sft.jsonl, line 3`."""
+
+    place: str
+    content: dict[str, Any]
+
+
+@dataclass
+class Sample:
+    """The rows at both ends of some files, and why some could not be read."""
+
+    rows: list[Row] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    count: int = 0
+    """How many rows there are, or of a very large file how many were read."""
+
+
+def file_type(entry: Mapping[str, Any], name: str) -> str:
+    """How axolotl reads a file of a data set: by `ds_type`, else by what is in its name, else as JSON."""
+    return str(entry.get("ds_type") or next((kind for suffix, kind in _TYPES.items() if suffix in name), "json"))
+
+
+def local_files(entry: Mapping[str, Any]) -> list[Path]:
+    """The files of a data set that are on this disk; a folder that `datasets` saved counts as one."""
+    path = Path(str(entry.get("path") or ""))
+    named = entry.get("data_files") or []
+    files = [Path(name) for name in ([named] if isinstance(named, str) else named)]
+    if path.is_file():
+        return [path]
+    if files:
+        return [path / file if path.is_dir() and not file.exists() else file for file in files]
+    if not path.is_dir() or (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        return [path] if path.exists() else []
+    return sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
+
+
+def read_sample(entry: Mapping[str, Any], files: list[Path]) -> Sample:
+    """Look into `files` of one data set."""
+    sample = Sample()
+    for file in files:
+        try:
+            _read(file, file_type(entry, str(entry.get("path") or file)), sample)
+        except OSError as error:
+            sample.problems.append(
+                f"{file}: cannot be read ({error.strerror or error}). Check the path and its rights."
+            )
+    sample.problems += _mixed_kinds(sample.rows)
+    return sample
+
+
+def _read(file: Path, kind: str, sample: Sample) -> None:
+    if file.is_dir():
+        _read_saved(file, sample)
+    elif not file.exists():
+        sample.problems.append(f"{file}: no such file. Check the path.")
+    elif not file.stat().st_size:
+        sample.problems.append(f"{file}: is empty. Give a file with rows.")
+    elif file.suffix in (".gz", ".zst", ".xz", ".bz2", ".zip"):
+        sample.warnings.append(f"{file}: is compressed, so its rows are not looked at before training.")
+    elif kind in _READERS:
+        before = len(sample.rows), len(sample.problems)
+        _READERS[kind](file, sample)
+        if before == (len(sample.rows), len(sample.problems)):
+            sample.problems.append(f"{file}: has no rows. Give a file with rows.")
+    else:
+        sample.warnings.append(f"{file}: ds_type: {kind} is not looked into before training.")
+
+
+def _read_json(file: Path, sample: Sample) -> None:
+    with file.open("rb") as opened:
+        first = next((line for line in opened if line.strip()), b"").lstrip()
+    if first.startswith(b"["):
+        _read_array(file, sample)
+    else:
+        _ends(_lines(file, sample), sample)
+
+
+def _lines(file: Path, sample: Sample) -> Iterator[Row]:
+    """The rows of a file of JSON lines; of a large one the beginning and the end."""
+    read = 0
+    with file.open("rb") as opened:
+        for number, line in enumerate(opened, 1):
+            read += len(line)
+            if line.strip():
+                row = _line(f"{file}, line {number}", line, sample)
+                if row is None:
+                    return
+                yield row
+            if read > MOST_BYTES:
+                break
+        size = file.stat().st_size
+        if read >= size:
+            return
+        opened.seek(max(read, size - _TAIL_BYTES))
+        last = opened.read().split(b"\n")[1:]
+        for number, line in enumerate(last):
+            if line.strip():
+                row = _line(f"{file}, line {number - len(last)} from the end", line, sample)
+                if row is None:
+                    return
+                yield row
+
+
+def _line(place: str, line: bytes, sample: Sample) -> Row | None:
+    """One row; None, and a problem, if it is none."""
+    try:
+        content = json.loads(line)
+    except (ValueError, UnicodeDecodeError) as error:
+        sample.problems.append(f"{place}: no valid JSON ({error}). Write one JSON object a line.")
+        return None
+    if not isinstance(content, dict):
+        sample.problems.append(f"{place}: is no JSON object. Write one object with the row's fields a line.")
+        return None
+    return Row(place, content)
+
+
+def _read_array(file: Path, sample: Sample) -> None:
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, UnicodeDecodeError) as error:
+        sample.problems.append(f"{file}: no valid JSON ({error}). Write a list of objects, or one object a line.")
+        return
+    strange = [number for number, row in enumerate(content, 1) if not isinstance(row, dict)]
+    if strange:
+        sample.problems.append(f"{file}, row {strange[0]}: is no JSON object. Write a list of objects.")
+        return
+    _ends((Row(f"{file}, row {number}", row) for number, row in enumerate(content, 1)), sample)
+
+
+def _read_csv(file: Path, sample: Sample) -> None:
+    try:
+        with file.open(encoding="utf-8", newline="") as opened:
+            reader = csv.DictReader(opened)
+            _ends((Row(f"{file}, line {reader.line_num}", dict(row)) for row in reader), sample)
+    except (csv.Error, UnicodeDecodeError) as error:
+        sample.problems.append(f"{file}: no valid CSV in UTF-8 ({error}). Save it again.")
+
+
+def _read_text(file: Path, sample: Sample) -> None:
+    try:
+        with file.open(encoding="utf-8") as opened:
+            lines = enumerate(opened, 1)
+            _ends((Row(f"{file}, line {n}", {"text": line.rstrip("\n")}) for n, line in lines), sample)
+    except UnicodeDecodeError as error:
+        sample.problems.append(f"{file}: is not UTF-8 ({error}). Save it again.")
+
+
+def _read_parquet(file: Path, sample: Sample) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        opened = pyarrow.parquet.ParquetFile(file)
+        first = next(opened.iter_batches(FIRST), None)
+        head = first.to_pylist() if first is not None else []
+        last = _last_rows(opened.read_row_group(opened.num_row_groups - 1)) if opened.num_row_groups else None
+    except pyarrow.ArrowException as error:
+        sample.problems.append(f"{file}: no valid Parquet ({error}). Save it again.")
+        return
+    count = opened.metadata.num_rows
+    sample.count += count
+    tail = last.to_pylist()[-(count - FIRST) :] if last is not None and count > FIRST else []
+    numbered = [*enumerate(head, 1), *enumerate(tail, count - len(tail) + 1)]
+    sample.rows += [Row(f"{file}, row {number}", row) for number, row in numbered]
+
+
+def _last_rows(table: Any) -> Any:
+    return table.slice(max(0, table.num_rows - LAST))
+
+
+def _read_saved(folder: Path, sample: Sample) -> None:
+    """A folder from `Dataset.save_to_disk`."""
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        saved = load_from_disk(str(folder))
+    except Exception as error:  # datasets raises all kinds
+        sample.problems.append(f"{folder}: `datasets` cannot load it ({error}). Save it again.")
+        return
+    found = next(iter(saved.values())) if isinstance(saved, DatasetDict) else saved
+    indices = dict.fromkeys([*range(min(FIRST, len(found))), *range(max(0, len(found) - LAST), len(found))])
+    sample.count += len(found)
+    if not indices:
+        sample.problems.append(f"{folder}: has no rows. Give a data set with rows.")
+    sample.rows += [Row(f"{folder}, row {index + 1}", found[index]) for index in indices]
+
+
+def _ends(rows: Iterator[Row], sample: Sample) -> None:
+    """Keep the first and last of `rows`; all of them are read."""
+    first: list[Row] = []
+    last: deque[Row] = deque(maxlen=LAST)
+    kinds: dict[str, tuple[str, str]] = {}
+    for row in rows:
+        if problem := _other_kind(row, kinds):
+            sample.problems.append(problem)
+            break
+        sample.count += 1
+        (first if len(first) < FIRST else last).append(row)
+    sample.rows += [*first, *last]
+
+
+def _other_kind(row: Row, kinds: dict[str, tuple[str, str]]) -> str | None:
+    """A problem if a field of `row` holds another kind of thing than in an earlier row; `kinds` is brought up to date."""
+    for name, value in row.content.items():
+        if value is None:
+            continue
+        kind, place = kinds.setdefault(name, (_kind(value), row.place))
+        if kind != _kind(value):
+            return (
+                f"{row.place}: {name} is {_kind(value)}, but {kind} in {place}. A column holds one kind of thing: "
+                "`datasets` refuses the file. Write all rows alike."
+            )
+    return None
+
+
+def _mixed_kinds(rows: list[Row]) -> list[str]:
+    """The same across files."""
+    kinds: dict[str, tuple[str, str]] = {}
+    return list(filter(None, (_other_kind(row, kinds) for row in rows)))[:1]
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    kinds = ((str, "text"), (list, "a list"), (dict, "an object"), ((int, float), "a number"))
+    return next((name for kind, name in kinds if isinstance(value, kind)), type(value).__name__)
+
+
+_READERS = {"json": _read_json, "csv": _read_csv, "text": _read_text, "parquet": _read_parquet}

@@ -1,0 +1,313 @@
+"""Whether rows have the shape that a strategy wants: axolotl's own strategy is run on them. Needs axolotl; runs in the probe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from paft_plugin.pipeline.preflight.data_files import Row
+
+IGNORED = -100
+MOST_MESSAGES = 2
+"""Of one kind about one data set: a file that is wrong throughout should not fill the screen."""
+TEXTS = ("prompt", "chosen", "rejected", "completion", "messages")
+"""The columns that TRL looks at to tell texts from conversations."""
+
+
+@dataclass
+class Shape:
+    """What came of some rows."""
+
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+    """What comes before each answer, as text."""
+
+
+def shape_of(cfg: Any, tokenizer: Any, index: int, rows: Sequence[Row], where: str) -> Shape:
+    """Run the strategy of `datasets[index]` of a validated config on `rows`."""
+    what = f"{where}: datasets[{index}] (type: {_type_name(cfg.datasets[index].type)})"
+    if cfg.rl:
+        return _preference(cfg, tokenizer, index, rows, what)
+    return _sft(cfg, tokenizer, index, rows, what)
+
+
+def _type_name(kind: Any) -> str:
+    return kind if isinstance(kind, str) else "user-defined" if kind else "none"
+
+
+# --- SFT ----------------------------------------------------------------------------------------------------------------
+
+
+def _sft(cfg: Any, tokenizer: Any, index: int, rows: Sequence[Row], what: str) -> Shape:
+    shape = Shape()
+    entry = cfg.datasets[index]
+    if not entry.type:
+        shape.problems.append(f"{what}: `type` is missing. Say how a row is read: chat_template, alpaca …")
+        return shape
+    try:
+        tokenised = _tokenised(cfg, tokenizer, entry, [row.content for row in rows])
+    except Exception:  # a strategy raises whatever it likes: which rows is it?
+        for row in rows:
+            try:
+                _tokenised(cfg, tokenizer, entry, [row.content])
+            except Exception as error:
+                shape.problems.append(_unreadable(what, row, error, sft_advice(row.content)))
+            if len(shape.problems) == MOST_MESSAGES:
+                break
+        return shape
+    untrained = []
+    for row, tokens in zip(rows, tokenised, strict=False):
+        start = next((place for place, label in enumerate(tokens["labels"]) if label != IGNORED), None)
+        if start is None:
+            untrained.append(row)
+        elif start:
+            shape.prompts.append(tokenizer.decode(tokens["input_ids"][:start]))
+    if untrained:
+        shape.problems.append(
+            f"{what}: {untrained[0].place}: no token of this row would be trained ({len(untrained)} of {len(tokenised)} rows "
+            f"looked at). Is there an answer, and is its role among roles_to_train? {sft_advice(untrained[0].content)}".rstrip()
+        )
+    _lengths(cfg, [len(tokens["input_ids"]) for tokens in tokenised], what, shape)
+    return shape
+
+
+def _tokenised(cfg: Any, tokenizer: Any, entry: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    from axolotl.utils.data.sft import _parse_dataset_type
+    from axolotl.utils.data.wrappers import get_dataset_wrapper
+    from datasets import Dataset
+
+    kind, style = _parse_dataset_type(entry.type)
+    wrapped, _ = get_dataset_wrapper(entry, tokenizer, cfg, kind, Dataset.from_list(_filled(rows)), style)
+    return list(wrapped)
+
+
+def sft_advice(row: Mapping[str, Any]) -> str:
+    """How a row could be read, judging by its fields."""
+    for name, value in row.items():
+        if is_conversation(value):
+            keys = list(value[0])
+            lines = ["type: chat_template", *([f"field_messages: {name}"] if name != "messages" else [])]
+            role = next((key for key in ("role", "from", "speaker") if key in keys), None)
+            content = next((key for key in ("content", "value", "text") if key in keys), None)
+            if role and content and (role, content) != ("role", "content"):
+                lines.append(f"message_property_mappings: {{role: {role}, content: {content}}}")
+            return f"This row looks like {', '.join(lines)}."
+    if {"instruction", "output"} <= row.keys():
+        return "This row looks like type: alpaca."
+    if "text" in row:
+        return "This row looks like type: completion."
+    return ""
+
+
+def is_conversation(value: Any) -> bool:
+    """A list of messages."""
+    return isinstance(value, list) and bool(value) and all(isinstance(message, Mapping) for message in value)
+
+
+# --- preferences --------------------------------------------------------------------------------------------------------
+
+
+def _preference(cfg: Any, tokenizer: Any, index: int, rows: Sequence[Row], what: str) -> Shape:
+    shape = Shape()
+    try:
+        transform = _transform(cfg, tokenizer, index)
+    except Exception as error:
+        shape.problems.append(
+            f"{what}: axolotl cannot use this type with rl: {_rl(cfg)} ({_said(error)}). {_types(cfg)}"
+        )
+        return shape
+    made: list[tuple[Row, dict[str, Any]]] = []
+    for row, filled in zip(rows, _filled([row.content for row in rows]), strict=True):
+        try:
+            result = transform(dict(filled))
+        except Exception as error:
+            if len(shape.problems) < MOST_MESSAGES:
+                shape.problems.append(_unreadable(what, row, error, preference_advice(cfg, row.content)))
+            continue
+        made.append((row, result))
+    for check in (_texts, _literal, _label, _same):
+        found = [problem for row, result in made if (problem := check(cfg, row, result))]
+        target = shape.warnings if check is _same else shape.problems
+        target += [f"{what}: {problem}" for problem in found[:MOST_MESSAGES]]
+    if not shape.problems:
+        _columns(cfg, tokenizer, made, what, shape)
+        shape.prompts = [result["prompt"] for _, result in made]
+        answers = ("completion",) if _rl(cfg) == "kto" else ("chosen", "rejected")
+        lengths = [max(_count(tokenizer, result["prompt"] + result[key]) for key in answers) for _, result in made]
+        _lengths(cfg, lengths, what, shape)
+    return shape
+
+
+def _transform(cfg: Any, tokenizer: Any, index: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """axolotl's function from a row to texts, as `axolotl.utils.data.rl` maps it over a data set."""
+    import inspect
+
+    from axolotl.prompt_strategies.dpo import load as load_dpo
+    from axolotl.prompt_strategies.kto import load as load_kto
+    from axolotl.prompt_strategies.orpo import load as load_orpo
+
+    kind = cfg.datasets[index].type
+    if not kind:  # rows are prompt, chosen and rejected already
+        return lambda row: row
+    name = kind if isinstance(kind, str) else "user_defined.default"
+    made = {"orpo": load_orpo, "kto": load_kto}.get(_rl(cfg), load_dpo)(name, cfg, dataset_idx=index)
+    if made is None:
+        raise ValueError("there is no such strategy")
+    function, options = made if isinstance(made, tuple) else (made, {})
+    extra = {"tokenizer": tokenizer} if "tokenizer" in inspect.signature(function).parameters else {}
+
+    def transform(row: dict[str, Any]) -> dict[str, Any]:
+        before = dict(row)
+        result = function(row, **extra)
+        removed = before if options.get("remove_columns") == "__all__" else options.get("remove_columns") or ()
+        return {**{key: value for key, value in before.items() if key not in removed}, **result}
+
+    return transform
+
+
+def _texts(cfg: Any, row: Row, result: Mapping[str, Any]) -> str | None:
+    wanted = ("prompt", "completion") if _rl(cfg) == "kto" else ("prompt", "chosen", "rejected")
+    for key in wanted:
+        if not isinstance(result.get(key), str):
+            kind = "missing" if result.get(key) is None else f"no text but a {type(result[key]).__name__}"
+            return f"{row.place}: {key} is {kind}. {preference_advice(cfg, row.content)}".rstrip()
+        if not result[key]:
+            return f"{row.place}: {key} comes out empty, at which axolotl stops. Drop the row, or give it a text."
+    return None
+
+
+def _literal(cfg: Any, row: Row, result: Mapping[str, Any]) -> str | None:
+    """A strategy that formats a list into its text writes Python brackets and quotes that the model would learn."""
+    for name, value in row.content.items():
+        if is_conversation(value):
+            for key in ("prompt", "chosen", "rejected", "completion"):
+                if str(value) in str(result.get(key)):
+                    return (
+                        f"{row.place}: {name} holds messages, and this type writes them into {key} as Python text, brackets "
+                        f"and all. {preference_advice(cfg, row.content)}"
+                    )
+    return None
+
+
+def _label(cfg: Any, row: Row, result: Mapping[str, Any]) -> str | None:
+    if _rl(cfg) == "kto" and not isinstance(result.get("label"), bool):
+        return f"{row.place}: label is {result.get('label')!r}. KTO wants true (wanted) or false (unwanted)."
+    return None
+
+
+def _same(_cfg: Any, row: Row, result: Mapping[str, Any]) -> str | None:
+    if "chosen" in result and result["chosen"] == result.get("rejected"):
+        return f"{row.place}: chosen and rejected are the same, which teaches nothing. Drop such rows."
+    return None
+
+
+def _columns(cfg: Any, tokenizer: Any, made: list[tuple[Row, dict[str, Any]]], what: str, shape: Shape) -> None:
+    """TRL takes the type of one arbitrary column of a set for that of all: which one depends on Python's hash seed."""
+    lists = [key for key in TEXTS if made and not isinstance(made[0][1].get(key, ""), str)]
+    if not lists:
+        return
+    column = lists[0]
+    if _rl(cfg) == "orpo":
+        shape.problems.append(
+            f"{what}: the rows have a column {column!r} beside chosen and rejected, at which TRL's ORPO trainer stops in some "
+            "runs and not in others. Rename or remove it in the data."
+        )
+    elif _rl(cfg) != "kto" and not made[0][1]["chosen"].endswith(str(tokenizer.eos_token)):
+        shape.warnings.append(
+            f"{what}: the rows have a column {column!r} beside chosen and rejected, so that whether TRL ends an answer with "
+            "its EOS token differs from run to run. Rename or remove it in the data."
+        )
+
+
+def preference_advice(cfg: Any, row: Mapping[str, Any]) -> str:
+    """How a row could be read under the config's `rl`, judging by its fields."""
+    rl = _rl(cfg)
+    if rl == "kto":
+        return (
+            "KTO wants a prompt, a completion and a label; see its types chatml.* and llama3.*, or user-defined fields."
+        )
+    if not {"chosen", "rejected"} <= row.keys():
+        return "The row should have chosen and rejected, or its `type` name the fields (field_chosen, field_rejected)."
+    whole = all(is_conversation(row[key]) and len(row[key]) > 1 for key in ("chosen", "rejected"))
+    if rl == "orpo":
+        if whole:
+            return "This row looks like type: chat_template.argilla."
+        return (
+            "ORPO's type chat_template.argilla wants whole conversations in chosen and rejected: a list of the user's and the "
+            "assistant's messages each, {role: …, content: …}."
+        )
+    conversation = next((key for key in row if key not in ("chosen", "rejected") and is_conversation(row[key])), None)
+    if conversation:
+        return f"This row looks like type: chat_template.default, field_messages: {conversation}."
+    prompt = next(
+        (key for key in ("prompt", "question", "instruction", "input") if isinstance(row.get(key), str)), None
+    )
+    if prompt:
+        return f"This row looks like type: chat_template.default, field_messages: {prompt}."
+    return "This row looks like type: chat_template.argilla_chat." if whole else ""
+
+
+def _types(cfg: Any) -> str:
+    if _rl(cfg) == "orpo":
+        return "Use type: chat_template.argilla."
+    if _rl(cfg) == "kto":
+        return "Use chatml.ultra, llama3.ultra or the like, or user-defined fields."
+    return "Use type: chat_template.default, chatml.…, llama3.… or user-defined fields."
+
+
+# --- both ---------------------------------------------------------------------------------------------------------------
+
+
+def _rl(cfg: Any) -> str:
+    return str(getattr(cfg.rl, "value", cfg.rl))
+
+
+def _filled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`datasets` gives every row every column."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return [{name: row.get(name) for name in names} for row in rows]
+
+
+def _count(tokenizer: Any, text: str) -> int:
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _lengths(cfg: Any, lengths: list[int], what: str, shape: Shape) -> None:
+    """Rows that do not fit are dropped before training, unless the config says otherwise."""
+    strategy = str(cfg.excess_length_strategy or "drop").lower()
+    long = [length for length in lengths if length > cfg.sequence_len]
+    if not long:
+        return
+    share = f"{len(long)} of {len(lengths)} rows looked at have more than sequence_len: {cfg.sequence_len} tokens"
+    remedy = f"Raise sequence_len (the longest has {max(long)})"
+    if strategy == "raise":
+        shape.problems.append(f"{what}: {share}, at which excess_length_strategy: raise stops. {remedy}, or drop them.")
+    elif strategy == "drop" and len(long) == len(lengths):
+        shape.problems.append(f"{what}: {share}, so axolotl would drop them all. {remedy}.")
+    elif strategy == "drop" and 10 * len(long) > len(lengths):
+        shape.warnings.append(
+            f"{what}: {share}; axolotl drops such rows. {remedy}, or set excess_length_strategy: truncate."
+        )
+
+
+def _unreadable(what: str, row: Row, error: Exception, advice: str) -> str:
+    fields = ", ".join(row.content) or "none"
+    return f"{what}: {row.place}: axolotl cannot read this row ({_said(error)}); its fields are {fields}. {advice}".rstrip()
+
+
+def _said(error: Exception) -> str:
+    """An exception in few words; a bare KeyError names only its key."""
+    text = " ".join(str(error).split())[:200]
+    return f"no {text}" if isinstance(error, KeyError) else text or type(error).__name__
+
+
+def common_ending(texts: Sequence[str]) -> str:
+    """What all prompts end with: how a strategy leads over to an answer, from its first line break or marker on."""
+    if len(set(texts)) < 2:
+        return ""
+    ending = os.path.commonprefix([text[::-1] for text in texts])[::-1]
+    starts = [place for mark in "\n<[" if (place := ending.find(mark)) >= 0]
+    return ending[min(starts) :] if starts else ""

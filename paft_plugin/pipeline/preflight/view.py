@@ -1,0 +1,181 @@
+"""What axolotl makes of one config: validation, precision, tokenizer, chat template, rows. Needs axolotl; runs in the probe.
+
+Each step adds what is wrong to the answer; the ones that can still be taken are taken, so that all of it is said at once.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from paft_plugin.pipeline.preflight.answer import Answer
+from paft_plugin.pipeline.preflight.data_files import local_files, read_sample
+from paft_plugin.pipeline.preflight.keys import dropped_keys, unknown_keys
+from paft_plugin.pipeline.preflight.shape import common_ending, shape_of
+
+CONVERSATION = [
+    {"role": "user", "content": "Name a prime."},
+    {"role": "assistant", "content": "7"},
+    {"role": "user", "content": "And another?"},
+    {"role": "assistant", "content": "11"},
+]
+
+
+def view(content: dict[str, Any], where: str, tokenizer_folder: Path, here: bool) -> Answer:
+    """Everything about one config.
+
+    Args:
+        content: The config as axolotl will get it.
+        where: For messages.
+        tokenizer_folder: Gets the tokenizer as the branch would be trained with it.
+        here: Whether it will be trained on this machine, so that this machine's GPU counts.
+    """
+    answer = Answer()
+    schema = _schema(content, where, answer)
+    samples = _samples(content, where, answer)
+    cfg = _validated(content, where, here, answer) if schema else None
+    if schema:
+        answer.add(unknown_keys(schema, content, where, answer.problems))
+    if cfg is None:
+        return answer
+    answer.precision = (
+        _precision(cfg) if here else {key: str(content.get(key)) for key in ("bf16", "fp16", "load_in_4bit")}
+    )
+    tokenizer = _tokenizer(cfg, where, answer)
+    if tokenizer is None:
+        return answer
+    tokenizer.save_pretrained(tokenizer_folder)
+    answer.tokenizer_saved = True
+    answer.rendered = _rendered(cfg, tokenizer, where, answer)
+    prompts: list[str] = []
+    for index, sample in samples.items():
+        if sample.rows and not sample.problems:
+            shape = shape_of(cfg, tokenizer, index, sample.rows, where)
+            answer.add(shape)
+            prompts += shape.prompts
+    answer.ending = common_ending(prompts)
+    return answer
+
+
+def _schema(content: Mapping[str, Any], where: str, answer: Answer) -> type[BaseModel] | None:
+    """axolotl's schema with the plugins' keys. None, and a problem, if one cannot be imported: axolotl would go on without."""
+    from axolotl.cli.config import prepare_plugins
+    from axolotl.integrations.base import load_plugin
+    from axolotl.integrations.config import merge_input_args
+    from axolotl.utils.dict import DictDefault
+
+    for name in content.get("plugins") or []:
+        try:
+            load_plugin(name)
+        except Exception as error:  # whatever an import raises
+            answer.problems.append(
+                f"{where}: plugins: {name} cannot be loaded ({error}), and axolotl would train without it. Install it, or "
+                "remove it here."
+            )
+    if answer.problems:
+        return None
+    prepare_plugins(DictDefault(copy.deepcopy(dict(content))))
+    return merge_input_args()[1]
+
+
+def _validated(content: Mapping[str, Any], where: str, here: bool, answer: Answer) -> Any:
+    """The config as `axolotl train` would see it; None if it is not valid."""
+    from axolotl.cli.config import gpu_capabilities
+    from axolotl.utils.config import normalize_cfg_datasets, normalize_config, validate_config
+    from axolotl.utils.dict import DictDefault
+
+    raw = DictDefault(copy.deepcopy(dict(content)))
+    machine = gpu_capabilities() if here else (None, None)
+    try:
+        cfg = validate_config(raw, *machine)
+        normalize_config(cfg)
+        normalize_cfg_datasets(cfg)
+    except ValidationError as error:
+        answer.problems += [f"{where}: {line}" for fault in error.errors() for line in _lines(dict(fault))]
+        return None
+    except Exception as error:  # axolotl's validators raise all kinds
+        answer.problems.append(f"{where}: axolotl refuses this config: {' '.join(str(error).split())}")
+        return None
+    cfg.dataset_num_proc = None  # in this process
+    return cfg
+
+
+def _lines(fault: dict[str, Any]) -> list[str]:
+    """One of pydantic's errors in axolotl's words; a plugin of ours may say several things at once."""
+    place = ".".join(str(part) for part in fault["loc"])
+    text = str(fault["msg"]).removeprefix("Value error, ")
+    return [f"{place}: {line}" if place else line for line in text.splitlines() if line.strip()]
+
+
+def _precision(cfg: Any) -> dict[str, str]:
+    """What is computed in, and how the base's weights are kept."""
+    compute = str(cfg.torch_dtype).removeprefix("torch.")
+    weights = "4 bits" if cfg.load_in_4bit else "8 bits" if cfg.load_in_8bit else "whole"
+    return {"compute": compute, "weights": weights}
+
+
+def _tokenizer(cfg: Any, where: str, answer: Answer) -> Any:
+    from axolotl.loaders import load_tokenizer
+
+    try:
+        return load_tokenizer(cfg)
+    except Exception as error:
+        answer.problems.append(f"{where}: axolotl cannot load the tokenizer: {' '.join(str(error).split())}")
+    return None
+
+
+def _rendered(cfg: Any, tokenizer: Any, where: str, answer: Answer) -> str | None:
+    """A conversation as the data's chat templates put it; a problem if there are several, or if one cannot be used."""
+    from axolotl.utils.chat_templates import get_chat_template_from_config
+
+    texts: dict[str, int] = {}
+    for index, entry in enumerate(cfg.datasets or []):
+        if not isinstance(entry.type, str) or "chat_template" not in entry.type:
+            continue
+        try:
+            # Preference strategies do not look at a data set's own chat_template.
+            template = get_chat_template_from_config(cfg=cfg, ds_cfg=None if cfg.rl else entry, tokenizer=tokenizer)
+            text = tokenizer.apply_chat_template(CONVERSATION, chat_template=template, tokenize=False)
+        except Exception as error:  # templates raise what they like
+            answer.problems.append(
+                f"{where}: datasets[{index}]: the chat template cannot be used ({' '.join(str(error).split())}). Name one that "
+                "exists, such as chat_template: chatml, or give chat_template_jinja."
+            )
+            continue
+        texts.setdefault(text, index)
+    if len(texts) > 1:
+        first, second = list(texts.values())[:2]
+        answer.warnings.append(
+            f"{where}: datasets[{first}] and datasets[{second}] are read with different chat templates. It matters if the "
+            "model is to be prompted in one of them: set chat_template once, for the whole config."
+        )
+    return next(iter(texts), None)
+
+
+def _samples(content: Mapping[str, Any], where: str, answer: Answer) -> dict[int, Any]:
+    """Rows of every data set that is on this disk, by its index."""
+    datasets = content.get("datasets") or []
+    entries = [entry if isinstance(entry, dict) else {"path": entry} for entry in datasets]
+    rl = str(content.get("rl") or "")
+    if known := _entry_model(rl):
+        answer.problems += dropped_keys(entries, known, rl, where)
+    samples = {}
+    for index, entry in enumerate(entries):
+        files = local_files(entry)
+        if files:
+            sample = read_sample(entry, files)
+            answer.problems += [f"{where}: datasets[{index}]: {problem}" for problem in sample.problems]
+            answer.warnings += [f"{where}: datasets[{index}]: {warning}" for warning in sample.warnings]
+            samples[index] = sample
+    return samples
+
+
+def _entry_model(rl: str) -> type[BaseModel] | None:
+    """What axolotl turns a data set into before it looks at it, where that knows less than its schema."""
+    from axolotl.utils.schemas.datasets import DPODataset, KTODataset
+
+    return {"dpo": DPODataset, "ipo": DPODataset, "simpo": DPODataset, "kto": KTODataset}.get(rl)

@@ -1,0 +1,122 @@
+"""The demo's base model, data and configs, to plant one mistake in; and a probe that forks instead of importing anew."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from paft_plugin.deltas.findings import Findings
+from paft_plugin.demo import configs, data
+from paft_plugin.files import write_bytes
+from paft_plugin.pipeline.config import read_config
+from paft_plugin.pipeline.preflight import ask, preflight, probe
+from paft_plugin.pipeline.setup import Setup, resolve
+
+Content = dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `base`, `data` and `configs`."""
+    folder = tmp_path_factory.mktemp("a demo + its data")
+    for shipped in resources.files("paft_plugin.demo").joinpath("base").iterdir():
+        write_bytes(folder / "base" / shipped.name, shipped.read_bytes())
+    data.write_data(folder / "data", 42, sft_rows=96, preference_rows=96, items=8)
+    configs.write_configs(folder, configs.QUICK)
+    return folder
+
+
+class Forked:
+    """A probe as a fork of this process, in which axolotl is imported but once."""
+
+    def __init__(self, request: Path, log: Path, variables: Mapping[str, str]) -> None:
+        self.process = multiprocessing.get_context("fork").Process(target=self._run, args=(request, log, variables))
+        self.process.start()
+
+    @staticmethod
+    def _run(request: Path, log: Path, variables: Mapping[str, str]) -> None:
+        os.environ.update(variables)
+        with log.open("wb") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+        probe.main(request)
+
+    def wait(self, timeout: float | None = None) -> None:
+        self.process.join(timeout)
+
+    def kill(self) -> None:
+        self.process.kill()
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever asks the probe asks a fork."""
+    import axolotl.cli.config
+    import axolotl.utils.data.rl
+    import axolotl.utils.data.sft  # noqa: F401
+
+    monkeypatch.setattr(ask, "start", Forked)
+
+
+class Room:
+    """Writes a `paft.yml` whose configs are the demo's, changed."""
+
+    def __init__(self, folder: Path, demo: Path) -> None:
+        self.folder = folder
+        self.demo = demo
+
+    def config(self, name: str, changes: Mapping[str, Any]) -> Content:
+        content: Content = yaml.safe_load((self.demo / "configs" / f"{name}.yml").read_text(encoding="utf-8"))
+        content |= {"save_strategy": None, "save_steps": 40, **changes}
+        return {key: value for key, value in content.items() if value is not None}
+
+    def setup(
+        self,
+        sft: Mapping[str, Any] | None = None,
+        preference: Mapping[str, Any] | None = None,
+        rl: str = "dpo",
+        **paft: Any,
+    ) -> Setup:
+        for file, name, changes in (("sft.yml", "sft-l1", sft), ("preference.yml", rl, preference)):
+            (self.folder / file).write_text(yaml.safe_dump(self.config(name, changes or {})), encoding="utf-8")
+        content = {
+            "base": str(self.demo / "base"),
+            "sft": "sft.yml",
+            "preference": "preference.yml",
+            "output_dir": "run",
+            **paft,
+        }
+        file = self.folder / "paft.yml"
+        file.write_text(yaml.safe_dump(content), encoding="utf-8")
+        config = read_config(file)
+        return resolve(config, file, Path(config.base))
+
+    def data(self, name: str, rows: list[Any], **entry: Any) -> list[Content]:
+        """`datasets:` with one file of `rows`."""
+        import json
+
+        file = self.folder / name
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return [{"path": str(file), "ds_type": "json", "split": "train", **entry}]
+
+
+@pytest.fixture
+def room(tmp_path: Path, demo: Path) -> Room:
+    return Room(tmp_path, demo)
+
+
+@pytest.fixture
+def check(room: Room, forked: None) -> Callable[..., Findings]:  # noqa: ARG001
+    """`check(sft={…}, preference={…}, rl=…, **paft)`: the preflight of the demo with these changes."""
+
+    def run(**changes: Any) -> Findings:
+        return preflight(room.setup(**changes))
+
+    return run

@@ -1,0 +1,208 @@
+"""Each mistake planted once is found, all at once, and a healthy set-up has none."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paft_plugin.deltas.findings import Findings
+from paft_plugin.pipeline.preflight import preflight
+
+from .conftest import Room
+
+Preflight = Callable[..., Findings]
+PLUGIN = "paft_plugin.PAFTPlugin"
+TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+
+
+def one(problems: list[str], *words: str) -> None:
+    """There is one problem, and it holds `words`."""
+    assert len(problems) == 1, problems
+    for word in words:
+        assert word in problems[0]
+
+
+@pytest.mark.parametrize("rl", ["dpo", "orpo"])
+def test_nothing_is_said_of_a_healthy_setup(check: Preflight, rl: str) -> None:
+    assert check(rl=rl, sequential=True) == Findings()
+
+
+def test_everything_is_said_at_once(check: Preflight, room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    full(monkeypatch)
+    other = room.data("other.jsonl", [{"prompt": "a", "response": "b"}], type="chat_template")
+    found = check(
+        sft={"datasets": other, "learning_rat": 1e-4, "base_model": "some/other"},
+        preference={
+            "paft_l1_lambda": 1e-4,
+            "lora_alpha": "many",
+            "datasets": [{"path": "gone.jsonl", "type": "chatml.ultra"}],
+        },
+    )
+    for words in (
+        "base_model: some/other",
+        "learning_rat: axolotl has no such key",
+        "axolotl cannot read this row",
+        "paft_l1_lambda: the penalty belongs to the SFT branch",
+        "lora_alpha: Input should be a valid integer",
+        "gone.jsonl: no such file",
+        "free. Make room",
+    ):
+        assert [words in problem for problem in found.problems].count(True) == 1, (words, found.problems)
+    assert len(found.problems) == 7
+
+
+# --- what branches share ------------------------------------------------------------------------------------------------
+
+
+def test_other_base(check: Preflight, demo: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(demo / "base", tmp_path / "copy")
+    assert check(sft={"base_model": str(copy)}).problems == []  # the same content
+    weights = copy / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    one(check(sft={"base_model": str(copy)}).problems, "sft.yml: base_model:", "is not the base of")
+
+
+def test_new_tokens(check: Preflight) -> None:
+    new = {"tokens": ["<new>"], "lora_modules_to_save": ["embed_tokens", "lm_head"]}
+    one(check(preference=new).problems, "preference.yml", "'<new>'", "embeddings are resized")
+    found = check(sft={"special_tokens": {"pad_token": "<padding>"}})
+    one(found.problems, "sft.yml", "'<padding>'")
+
+
+def test_other_special_tokens(check: Preflight, demo: Path) -> None:
+    from transformers import AutoTokenizer
+
+    word = AutoTokenizer.from_pretrained(demo / "base").convert_ids_to_tokens(5)
+    special, template = check(sft={"special_tokens": {"eos_token": word}}).problems
+    assert "different special tokens (eos_token" in special
+    assert "different chat templates" in template  # it writes the EOS token
+
+
+@pytest.mark.parametrize("place", ["config", "dataset"])
+def test_other_chat_template(check: Preflight, room: Room, place: str) -> None:
+    keys: dict[str, Any] = {"chat_template": "jinja", "chat_template_jinja": TEMPLATE}
+    sft = room.config("sft-l1", {})
+    changes = keys if place == "config" else {"datasets": [{**sft["datasets"][0], **keys}]}
+    one(check(sft=changes).problems, "different chat templates", "sft.yml", "preference.yml")
+
+
+def test_same_text_from_another_template_is_the_same_template(check: Preflight, demo: Path) -> None:
+    own = (demo / "base" / "chat_template.jinja").read_text(encoding="utf-8")
+    assert check(sft={"chat_template": "jinja", "chat_template_jinja": own + "{# the same #}"}) == Findings()
+
+
+def test_a_preference_type_with_its_own_format(check: Preflight, room: Room) -> None:
+    rows = [{"prompt": f"Sort {n}.", "chosen": "Sure: 1", "rejected": "2"} for n in range(20)]
+    data = room.data("pairs.jsonl", rows, type="chatml.prompt_pairs")
+    found = check(preference={"datasets": data, "sequence_len": 128})
+    assert found.problems == []
+    one(found.warnings, "lead over to an answer differently", "<|im_start|>assistant")
+
+
+def test_other_precision_is_a_warning(check: Preflight) -> None:
+    found = check(sft={"adapter": "qlora", "load_in_4bit": True})
+    assert found.problems == []
+    one(found.warnings, "different precisions (4 bits and whole)")
+
+
+# --- the penalty --------------------------------------------------------------------------------------------------------
+
+
+def test_penalty_is_missing(check: Preflight) -> None:
+    one(check(sft={"plugins": None, "paft_l1_lambda": None}).problems, "the SFT branch has no penalty")
+    one(check(sft={"plugins": None}).problems, "paft_l1_lambda", f"`- {PLUGIN}`")
+    one(check(sft={"paft_l1_lambda": None}).problems, "paft_l1_lambda is not set")
+
+
+def test_penalty_that_only_measures(check: Preflight) -> None:
+    found = check(sft={"paft_l1_lambda": 0})
+    assert found.problems == []
+    one(found.warnings, "only measures")
+
+
+def test_penalty_on_the_preference_branch(check: Preflight) -> None:
+    one(check(preference={"paft_l1_lambda": 1e-4}).problems, "belongs to the SFT branch")
+    one(check(preference={"plugins": [PLUGIN], "paft_l1_lambda": 1e-4}).problems, "belongs to the SFT branch")
+
+
+# --- axolotl's own validation -------------------------------------------------------------------------------------------
+
+
+def test_what_axolotl_refuses(check: Preflight) -> None:
+    found = check(sft={"sequence_len": "long"}, preference={"sample_packing": True})
+    assert any("sft.yml: sequence_len:" in problem for problem in found.problems)
+    assert any("preference.yml" in problem and "sample_packing" in problem for problem in found.problems)
+
+
+def test_unknown_keys(check: Preflight, room: Room) -> None:
+    one(check(sft={"lora_alhpa": 8}).problems, "lora_alhpa: axolotl has no such key", "Did you mean lora_alpha?")
+    one(check(sft={"paft_l1_lamda": 1e-4}).problems, "paft_l1_lamda", "paft_l1_lambda")
+    entry = {**room.config("sft-l1", {})["datasets"][0], "field_mesages": "messages"}
+    one(check(sft={"datasets": [entry]}).problems, "datasets[0].field_mesages", "field_messages")
+    found = check(sft={"x-shared": 1})
+    assert found.problems == []
+    one(found.warnings, "x-shared")
+
+
+def test_a_key_that_a_strategy_drops(check: Preflight, room: Room) -> None:
+    entry = {**room.config("dpo", {})["datasets"][0], "roles": {"user": ["user"]}}
+    one(check(preference={"datasets": [entry]}).problems, "datasets[0].roles: axolotl drops this key under rl: dpo")
+
+
+def test_a_plugin_that_cannot_be_imported(check: Preflight) -> None:
+    one(check(sft={"plugins": [PLUGIN, "no_such.Plugin"]}).problems, "no_such.Plugin cannot be loaded")
+
+
+# --- restart, disk, further checks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"save_strategy": "no", "save_steps": None},
+        {"save_only_model": True},
+        {"auto_resume_from_checkpoints": False},
+        {"save_steps": 500, "max_steps": 100},
+        {"save_steps": None, "max_steps": None, "num_epochs": 1},
+    ],
+)
+def test_trainings_that_start_again(check: Preflight, changes: dict[str, Any]) -> None:
+    found = check(sft=changes)
+    assert found.problems == []
+    one(found.warnings, "sft.yml", "starts again from the beginning", "save_steps")
+
+
+def full(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 10**6, 10**6))
+
+
+def test_full_disk(check: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:
+    full(monkeypatch)
+    one(check().problems, "output_dir", "1 MB free. Make room")
+
+
+@pytest.mark.usefixtures("forked")
+def test_further_checks(room: Room) -> None:
+    assert preflight(room.setup(), [lambda setup: Findings([f"{setup.file}: no."])]).problems == [
+        f"{room.folder}/paft.yml: no."
+    ]
+
+
+def test_trained_branches(check: Preflight, tmp_path: Path) -> None:
+    (tmp_path / "done").mkdir()
+    found = check(compare={"done": {"trained": "done"}})
+    one(found.problems, "done")
+
+
+@pytest.mark.slow
+def test_the_probe_as_a_process_of_its_own(room: Room) -> None:
+    found = preflight(room.setup(sft={"learning_rat": 1}))
+    one(found.problems, "learning_rat")
