@@ -10,14 +10,16 @@ import click
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 def report(folder: Path) -> None:
-    """Write the report of the run in DIR, one HTML file that needs no network: which arm to use and what it costs, the
+    """Gather what the run in DIR came to (results.json, README.md) and write its report: one HTML file that needs no network: which arm to use and what it costs, the
     evidence, and how to repeat it; and the model card (README.md) of each fused model.
 
     Of a folder that holds an inspection alone, it writes the page of that.
     """
+    from paft_plugin.report.collect import write_results
     from paft_plugin.report.model_card import write_model_cards
     from paft_plugin.report.run_report import write_report
 
+    write_results(folder)
     page = write_report(folder)
     for card in write_model_cards(folder):
         click.echo(f"Wrote {card}.")

@@ -181,7 +181,9 @@ class ExecutorConfig(BaseModel):
     share_device: Literal["auto", "never"] = Field(
         default="auto", description="local: two branches on one GPU at once, if their estimated memory fits."
     )
-    address: str | None = Field(default=None, description="ray: the cluster's address. [the one that Ray finds]")
+    address: str = Field(
+        default="auto", description="ray: HOST:PORT of the cluster's head; auto: the one that Ray finds."
+    )
 
     @model_validator(mode="after")
     def _of_its_kind(self) -> ExecutorConfig:

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from paft_plugin.errors import raise_if_any
+from paft_plugin.pipeline.base import base_folder
 from paft_plugin.pipeline.config import ExecutorConfig, read_config
 from paft_plugin.pipeline.devices import choose_devices, find_devices
 from paft_plugin.pipeline.events import EventLog
@@ -21,10 +23,12 @@ from paft_plugin.pipeline.identity import identities
 from paft_plugin.pipeline.local import LocalExecutor
 from paft_plugin.pipeline.markers import outdated
 from paft_plugin.pipeline.plan import make_stages, readable
+from paft_plugin.pipeline.preflight import preflight
+from paft_plugin.pipeline.preflight.disk import needed_bytes
 from paft_plugin.pipeline.progress import Progress
 from paft_plugin.pipeline.scheduler import run_stages
 from paft_plugin.pipeline.setup import Setup, resolve
-from paft_plugin.pipeline.stages import in_order
+from paft_plugin.pipeline.stages import Stage, in_order
 
 
 def run_pipeline(file: Path, console: Console, *, arms: Sequence[str] = (), sequential: bool = False) -> Setup:
@@ -43,17 +47,21 @@ def run_pipeline(file: Path, console: Console, *, arms: Sequence[str] = (), sequ
         PaftError: All that is wrong with the file and what it names; a stage that failed, with the end of its log.
         KeyboardInterrupt: After Ctrl-C, once no process of the run is left.
     """
-    setup = open_setup(file, arms, sequential)
+    setup = open_setup(file, arms, sequential, download=True)
     stages = make_stages(setup)
     files = given_files(setup, stages)
+    executor = make_executor(setup.config.executor)
+    check(setup, stages, files, console)
     run_stages(
         stages,
         setup.run_dir,
-        make_executor(setup.config.executor),
+        executor,
         [Progress(setup.run_dir, console), EventLog(setup.run_dir)],
         prepare=lambda: write_files(files),
         variables=variables(setup),
+        needed_bytes=needed_bytes(setup),
     )
+    show_results(setup.run_dir, console)
     return setup
 
 
@@ -63,7 +71,7 @@ def show_plan(file: Path, console: Console, *, arms: Sequence[str] = (), sequent
     Raises:
         PaftError: All that is wrong with the file and what it names.
     """
-    setup = open_setup(file, arms, sequential)
+    setup = open_setup(file, arms, sequential, download=False)
     stages = in_order(make_stages(setup), setup.run_dir)
     reasons = outdated(stages, setup.run_dir, identities(stages, setup.run_dir, given_files(setup, stages)))
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
@@ -81,10 +89,39 @@ def show_plan(file: Path, console: Console, *, arms: Sequence[str] = (), sequent
             console.print(f"# {stage.title}\n{command}", soft_wrap=True, highlight=False, markup=False)
 
 
-def open_setup(file: Path, arms: Sequence[str], sequential: bool) -> Setup:
-    """Read a `paft.yml` and everything that it names."""
+def open_setup(file: Path, arms: Sequence[str] = (), sequential: bool = False, *, download: bool = False) -> Setup:
+    """Read a `paft.yml` and everything that it names; a base on the hub is downloaded if that is allowed."""
     config = read_config(file)
-    return resolve(config, file, Path(config.base), arms, sequential)
+    return resolve(config, file, base_folder(config, download), arms, sequential)
+
+
+def check(setup: Setup, stages: Sequence[Stage], files: dict[Path, str], console: Console) -> None:
+    """Preflight: what would fail hours later fails now, and what will surprise is said. Nothing to run, nothing to check.
+
+    Raises:
+        PaftError: All that is wrong.
+    """
+    ordered = in_order(stages, setup.run_dir)
+    if not outdated(ordered, setup.run_dir, identities(ordered, setup.run_dir, files)):
+        return
+    findings = preflight(setup)
+    raise_if_any(findings.problems)
+    notes = [note for name in setup.needed for note in setup.branches[name].notes]
+    for warning in dict.fromkeys([*findings.warnings, *notes]):
+        console.print(Text(f"Warning: {warning}", style="yellow"), soft_wrap=True, highlight=False)
+
+
+def show_results(run_dir: Path, console: Console) -> None:
+    """The table of all arms, and where to read on."""
+    from paft_plugin.report.collect import collect
+    from paft_plugin.report.run_file import read_run
+    from paft_plugin.report.run_report import REPORT
+    from paft_plugin.report.table import terminal_table
+
+    run = read_run(run_dir)
+    assert run is not None, "the run itself wrote it"
+    console.print(terminal_table(collect(run_dir, run), console.width))
+    console.print(Text(f"Read on in {run_dir / REPORT}"), soft_wrap=True, highlight=False)
 
 
 def make_executor(config: ExecutorConfig) -> Executor:

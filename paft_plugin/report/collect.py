@@ -2,74 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from paft_plugin.deltas.store import read_json
-from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.arms import BASE_ARM, ArmResult, Comparison
 from paft_plugin.evaluation.scores import read_scores
+from paft_plugin.files import write_json, write_text
 from paft_plugin.inspection.inspected import INSPECTION_FILE, InspectedDelta, read_inspection
+from paft_plugin.report.readme import render_readme
+from paft_plugin.report.run_file import RunFile, read_run
+from paft_plugin.report.table import results_content
 from paft_plugin.thresholds import threshold_key
 
-RUN_FILE = Path("configs") / "run.json"
-SCHEMA = 1
 INSPECTIONS = (Path("inspection") / "branches", Path("inspection") / "fused")
 
 
-@dataclass(frozen=True)
-class Step:
-    """One stage, as a person in the run's folder would do it by hand."""
-
-    name: str
-    title: str
-    command: Sequence[str]
-
-
-@dataclass(frozen=True)
-class RunFile:
-    """`configs/run.json`, which the pipeline writes before any stage starts."""
-
-    description: str
-    """What the user says of it, in Markdown; may be empty."""
-    base: str
-    branches: frozenset[str]
-    """Arms that are one branch each."""
-    skill: str | None
-    preference: str | None
-    thresholds: Sequence[float]
-    arms: Mapping[str, str]
-    """Arm → folder of its model, relative to the run's where it lies in it; in the order of the table."""
-    fused: Mapping[str, Sequence[str]]
-    """Fused arm → the branches that it is made from."""
-    steps: Sequence[Step]
-
-
-def read_run(run_dir: Path) -> RunFile | None:
-    """What the run in `run_dir` is made of; None where there is no run.
+def write_results(run_dir: Path) -> None:
+    """Write `results.json` and `README.md` of the run in `run_dir`; of a folder that is no run, nothing.
 
     Raises:
-        PaftError: `run.json` is damaged or of another version.
+        PaftError: What the run left cannot be read.
     """
-    file = run_dir / RUN_FILE
-    if not file.is_file():
-        return None
-    content: dict[str, Any] = read_json(file)
-    if content.get("schema") != SCHEMA:
-        raise PaftError(f"{file}: its schema is {content.get('schema')}, not {SCHEMA}. Run `axolotl paft run` again.")
-    return RunFile(
-        content["description"],
-        content["base"],
-        frozenset(content["branches"]),
-        content["skill"],
-        content["preference"],
-        content["thresholds"],
-        content["arms"],
-        content["fused"],
-        [Step(each["name"], each["title"], each["command"]) for each in content["stages"]],
-    )
+    run = read_run(run_dir)
+    if run is None:
+        return
+    comparison = collect(run_dir, run)
+    write_json(run_dir / "results.json", results_content(comparison))
+    write_text(run_dir / "README.md", render_readme(run, comparison, run_dir.resolve().name))
 
 
 def collect(run_dir: Path, run: RunFile) -> Comparison:

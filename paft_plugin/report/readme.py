@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from paft_plugin.evaluation.arms import ArmResult, Comparison
-from paft_plugin.report.collect import RunFile
+from paft_plugin.report.run_file import RunFile
 from paft_plugin.report.table import markdown_table
 
 HOW_TO_READ = """\
