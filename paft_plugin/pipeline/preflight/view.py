@@ -42,9 +42,7 @@ def view(content: dict[str, Any], where: str, tokenizer_folder: Path, here: bool
         answer.add(unknown_keys(schema, content, where, answer.problems))
     if cfg is None:
         return answer
-    answer.precision = (
-        _precision(cfg) if here else {key: str(content.get(key)) for key in ("bf16", "fp16", "load_in_4bit")}
-    )
+    answer.precision = _precision(cfg, content, here)
     tokenizer = _tokenizer(cfg, where, answer)
     if tokenizer is None:
         return answer
@@ -111,11 +109,11 @@ def _lines(fault: dict[str, Any]) -> list[str]:
     return [f"{place}: {line}" if place else line for line in text.splitlines() if line.strip()]
 
 
-def _precision(cfg: Any) -> dict[str, str]:
-    """What is computed in, and how the base's weights are kept."""
-    compute = str(cfg.torch_dtype).removeprefix("torch.")
-    weights = "4 bits" if cfg.load_in_4bit else "8 bits" if cfg.load_in_8bit else "whole"
-    return {"compute": compute, "weights": weights}
+def _precision(cfg: Any, content: Mapping[str, Any], here: bool) -> dict[str, str]:
+    """What is computed in (on another machine: what the config says of it), and how the base's weights are kept."""
+    written = ", ".join(f"{key}: {content[key]}" for key in ("bf16", "fp16") if content.get(key)) or "no half precision"
+    compute = str(cfg.torch_dtype).removeprefix("torch.") if here else written
+    return {"compute": compute, "weights": "4 bits" if cfg.load_in_4bit else "8 bits" if cfg.load_in_8bit else "whole"}
 
 
 def _tokenizer(cfg: Any, where: str, answer: Answer) -> Any:
