@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pipeline.preflight.conftest import Forked
 
 from axolotl_configs.stand_ins import (
     CONFIGS,
@@ -18,7 +17,7 @@ from axolotl_configs.stand_ins import (
     write_rows,
 )
 from paft_plugin.pipeline.config import read_config
-from paft_plugin.pipeline.preflight import ask, preflight
+from paft_plugin.pipeline.preflight import preflight
 from paft_plugin.pipeline.setup import resolve
 
 
@@ -35,13 +34,9 @@ def pairs() -> list[tuple[Path, Path]]:
     return [*found, *((path, path.with_name("dpo-lora.yml")) for path in rest)]
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize(("sft", "preference"), pairs(), ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_healthy(sft: Path, preference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import axolotl.cli.config
-    import axolotl.utils.data.rl
-    import axolotl.utils.data.sft  # noqa: F401
-
-    monkeypatch.setattr(ask, "start", Forked)
+def test_healthy(sft: Path, preference: Path, tmp_path: Path) -> None:
     contents = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (sft, preference)]
     base = make_base(contents[0]["base_model"], tmp_path)
     pair_rows = argilla_rows() if contents[1]["rl"] == "orpo" else ultrafeedback_rows()
@@ -49,7 +44,6 @@ def test_healthy(sft: Path, preference: Path, tmp_path: Path, monkeypatch: pytes
         contents, ("sft", "preference"), (ultrachat_rows(DIALOGUES), pair_rows), strict=True
     ):
         content["datasets"][0].update(path=str(write_rows(tmp_path / f"{name}.jsonl", rows)), split="train")
-        # Each conversation is a row of its own, so that packing has enough of them.
         (tmp_path / f"{name}.yml").write_text(yaml.safe_dump(content), encoding="utf-8")
     paft = {
         "base": str(base),

@@ -58,7 +58,7 @@ def branch(room: Room, rl: str, entry: dict[str, Any], rows: list[Any]) -> dict[
     """Arguments for `check` that give a branch these rows."""
     datasets = room.data("rows.jsonl", rows, **entry)
     if rl == "sft":
-        return {"sft": {"datasets": datasets, **({"sequence_len": 128} if entry.get("type") == "alpaca" else {})}}
+        return {"sft": {"datasets": datasets, **({"sequence_len": 256} if entry.get("type") == "alpaca" else {})}}
     if rl in ("dpo", "simpo", "kto"):
         datasets = [{key: value for key, value in datasets[0].items() if key != "ds_type"}]
     strategy = {"simpo": {"rl": "simpo", "rl_beta": 1.0}, "kto": {"rl": "kto", "rl_beta": 0.1}}
