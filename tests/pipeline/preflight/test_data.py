@@ -106,6 +106,21 @@ def test_right_shape(check: Preflight, room: Room, rl: str, entry: Any, row: Any
     assert found.problems == []
 
 
+def test_a_split_that_a_file_has_not(check: Preflight, room: Room) -> None:
+    entry = {"type": "chat_template", "split": "train_sft"}
+    assert "a file has one split, train" in check(**branch(room, "sft", entry, [CHAT])).problems[0]
+    assert check(**branch(room, "sft", {**entry, "split": "train[:10]"}, [CHAT])).problems == []
+
+
+def test_data_for_evaluation_are_looked_into(check: Preflight, room: Room) -> None:
+    tests = room.data("tests.jsonl", [CHAT, 1], type="chat_template")
+    gone = {"path": "gone.jsonl", "type": "chat_template"}
+    problems = check(sft={"test_datasets": [*tests, gone]}).problems
+    assert len(problems) == 2
+    assert any("test_datasets[0]" in problem and "tests.jsonl, line 2" in problem for problem in problems)
+    assert any("test_datasets[1]: gone.jsonl: no such file" in problem for problem in problems)
+
+
 def test_hub_data_when_offline(check: Preflight) -> None:
     found = check(sft={"datasets": [{"path": "org/data", "type": "chat_template"}]})
     assert found.problems == []
