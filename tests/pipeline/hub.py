@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -33,7 +34,8 @@ class FakeHub:
                     self.send_header(name, value)
                 self.end_headers()
                 if self.command != "HEAD":
-                    self.wfile.write(body)
+                    with contextlib.suppress(ConnectionError):  # a client that lost patience
+                        self.wfile.write(body)
 
             do_GET = do_HEAD = _answer  # noqa: N815
 

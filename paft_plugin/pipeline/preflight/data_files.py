@@ -38,6 +38,12 @@ class Sample:
     """How many rows there are, or of a very large file how many were read."""
 
 
+def entries(content: Mapping[str, Any], key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The data sets under a key of an axolotl config, numbered; a path alone is one, too."""
+    for index, entry in enumerate(content.get(key) or []):
+        yield index, entry if isinstance(entry, dict) else {"path": entry}
+
+
 def file_type(entry: Mapping[str, Any], name: str) -> str:
     """How axolotl reads a file of a data set: by `ds_type`, else by what is in its name, else as JSON."""
     return str(entry.get("ds_type") or next((kind for suffix, kind in _TYPES.items() if suffix in name), "json"))
@@ -68,6 +74,9 @@ def read_sample(entry: Mapping[str, Any], files: list[Path]) -> Sample:
                 f"{file}: cannot be read ({error.strerror or error}). Check the path and its rights."
             )
     sample.problems += _mixed_kinds(sample.rows)
+    split = str(entry.get("split") or "train")
+    if Path(str(entry.get("path") or "")).is_file() and split.partition("[")[0] != "train":
+        sample.problems.append(f"{files[0]}: split: {split}: a file has one split, train. Set split: train.")
     return sample
 
 

@@ -8,16 +8,16 @@ from pathlib import Path
 from paft_plugin.deltas.findings import Findings
 from paft_plugin.pipeline.branches import Branch
 from paft_plugin.pipeline.hub import access, offline
-from paft_plugin.pipeline.preflight.data_files import SUFFIXES, local_files
+from paft_plugin.pipeline.preflight.data_files import SUFFIXES, entries, local_files
 
 
 def remote_data(branch: Branch) -> Findings:
     """Whether they can be had: the hub is asked, unless it must not be."""
     findings = Findings()
-    datasets = branch.content.get("datasets") or []
-    for index, entry in enumerate(entry if isinstance(entry, dict) else {"path": entry} for entry in datasets):
+    keys = ("datasets", "test_datasets")
+    for place, entry in ((f"{key}[{index}]", entry) for key in keys for index, entry in entries(branch.content, key)):
         path = str(entry.get("path") or "")
-        where = f"{branch.where}: datasets[{index}]"
+        where = f"{branch.where}: {place}"
         if local_files(entry):
             continue
         if "://" in path:

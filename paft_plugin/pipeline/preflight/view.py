@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from paft_plugin.pipeline.preflight.answer import Answer
-from paft_plugin.pipeline.preflight.data_files import local_files, read_sample
+from paft_plugin.pipeline.preflight.data_files import Sample, entries, local_files, read_sample
 from paft_plugin.pipeline.preflight.keys import dropped_keys, unknown_keys
 from paft_plugin.pipeline.preflight.shape import common_ending, shape_of
 
@@ -42,9 +42,7 @@ def view(content: dict[str, Any], where: str, tokenizer_folder: Path, here: bool
         answer.add(unknown_keys(schema, content, where, answer.problems))
     if cfg is None:
         return answer
-    answer.precision = (
-        _precision(cfg) if here else {key: str(content.get(key)) for key in ("bf16", "fp16", "load_in_4bit")}
-    )
+    answer.precision = _precision(cfg, content, here)
     tokenizer = _tokenizer(cfg, where, answer)
     if tokenizer is None:
         return answer
@@ -111,11 +109,11 @@ def _lines(fault: dict[str, Any]) -> list[str]:
     return [f"{place}: {line}" if place else line for line in text.splitlines() if line.strip()]
 
 
-def _precision(cfg: Any) -> dict[str, str]:
-    """What is computed in, and how the base's weights are kept."""
-    compute = str(cfg.torch_dtype).removeprefix("torch.")
-    weights = "4 bits" if cfg.load_in_4bit else "8 bits" if cfg.load_in_8bit else "whole"
-    return {"compute": compute, "weights": weights}
+def _precision(cfg: Any, content: Mapping[str, Any], here: bool) -> dict[str, str]:
+    """What is computed in (on another machine: what the config says of it), and how the base's weights are kept."""
+    written = ", ".join(f"{key}: {content[key]}" for key in ("bf16", "fp16") if content.get(key)) or "no half precision"
+    compute = str(cfg.torch_dtype).removeprefix("torch.") if here else written
+    return {"compute": compute, "weights": "4 bits" if cfg.load_in_4bit else "8 bits" if cfg.load_in_8bit else "whole"}
 
 
 def _tokenizer(cfg: Any, where: str, answer: Answer) -> Any:
@@ -156,21 +154,20 @@ def _rendered(cfg: Any, tokenizer: Any, where: str, answer: Answer) -> str | Non
     return next(iter(texts), None)
 
 
-def _samples(content: Mapping[str, Any], where: str, answer: Answer) -> dict[int, Any]:
-    """Rows of every data set that is on this disk, by its index."""
-    datasets = content.get("datasets") or []
-    entries = [entry if isinstance(entry, dict) else {"path": entry} for entry in datasets]
+def _samples(content: Mapping[str, Any], where: str, answer: Answer) -> dict[int, Sample]:
+    """Rows of every data set that is trained on and on this disk, by its index. Files of all data sets are looked into."""
     rl = str(content.get("rl") or "")
     if known := _entry_model(rl):
-        answer.problems += dropped_keys(entries, known, rl, where)
+        answer.problems += dropped_keys([entry for _, entry in entries(content, "datasets")], known, rl, where)
     samples = {}
-    for index, entry in enumerate(entries):
-        files = local_files(entry)
-        if files:
-            sample = read_sample(entry, files)
-            answer.problems += [f"{where}: datasets[{index}]: {problem}" for problem in sample.problems]
-            answer.warnings += [f"{where}: datasets[{index}]: {warning}" for warning in sample.warnings]
-            samples[index] = sample
+    for key in ("datasets", "test_datasets"):
+        for index, entry in entries(content, key):
+            if files := local_files(entry):
+                sample = read_sample(entry, files)
+                answer.problems += [f"{where}: {key}[{index}]: {problem}" for problem in sample.problems]
+                answer.warnings += [f"{where}: {key}[{index}]: {warning}" for warning in sample.warnings]
+                if key == "datasets":
+                    samples[index] = sample
     return samples
 
 

@@ -15,6 +15,12 @@ ROLES = ("role", "from", "speaker")
 CONTENTS = ("content", "value", "text")
 PROMPTS = ("prompt", "question", "instruction", "input")
 
+ALPACA = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a response "
+    "that appropriately completes the request."
+)
+"""What axolotl puts before each of these rows; here only its length counts."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -46,7 +52,8 @@ def read_sft(data: str) -> Reading:
     if name is not None:
         return _chat(sample, common, name, row[name][0])
     if {"instruction", "output"} <= row.keys():
-        texts = [[str(row.content.get(key) or "") for key in ("instruction", "input", "output")] for row in sample.rows]
+        fields = ("instruction", "input", "output")
+        texts = [[ALPACA, *(str(row.content.get(key) or "") for key in fields)] for row in sample.rows]
         return Reading(
             {**common, "type": "alpaca"}, {"type": "rows have instruction and output"}, True, texts, sample.count
         )

@@ -1,9 +1,7 @@
-"""The demo's base model, data and configs, to plant one mistake in; and a probe that forks instead of importing anew."""
+"""The demo's base model, data and configs, to plant one mistake in."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -16,7 +14,7 @@ from paft_plugin.deltas.findings import Findings
 from paft_plugin.demo import configs, data
 from paft_plugin.files import write_bytes
 from paft_plugin.pipeline.config import read_config
-from paft_plugin.pipeline.preflight import ask, preflight, probe
+from paft_plugin.pipeline.preflight import preflight
 from paft_plugin.pipeline.setup import Setup, resolve
 
 Content = dict[str, Any]
@@ -31,38 +29,6 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data.write_data(folder / "data", 42, sft_rows=96, preference_rows=96, items=8)
     configs.write_configs(folder, configs.QUICK)
     return folder
-
-
-class Forked:
-    """A probe as a fork of this process, in which axolotl is imported but once."""
-
-    def __init__(self, request: Path, log: Path, variables: Mapping[str, str]) -> None:
-        self.process = multiprocessing.get_context("fork").Process(target=self._run, args=(request, log, variables))
-        self.process.start()
-
-    @staticmethod
-    def _run(request: Path, log: Path, variables: Mapping[str, str]) -> None:
-        os.environ.update(variables)
-        with log.open("wb") as output:
-            os.dup2(output.fileno(), 1)
-            os.dup2(output.fileno(), 2)
-        probe.main(request)
-
-    def wait(self, timeout: float | None = None) -> None:
-        self.process.join(timeout)
-
-    def kill(self) -> None:
-        self.process.kill()
-
-
-@pytest.fixture
-def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever asks the probe asks a fork."""
-    import axolotl.cli.config
-    import axolotl.utils.data.rl
-    import axolotl.utils.data.sft  # noqa: F401
-
-    monkeypatch.setattr(ask, "start", Forked)
 
 
 class Room:

@@ -12,6 +12,7 @@ import pytest
 from paft_plugin.deltas.findings import Findings
 from paft_plugin.pipeline.preflight.data_files import FIRST, LAST, read_sample
 
+from ..hub import FakeHub, hub  # noqa: F401
 from .conftest import Room
 
 Preflight = Callable[..., Findings]
@@ -57,7 +58,7 @@ def branch(room: Room, rl: str, entry: dict[str, Any], rows: list[Any]) -> dict[
     """Arguments for `check` that give a branch these rows."""
     datasets = room.data("rows.jsonl", rows, **entry)
     if rl == "sft":
-        return {"sft": {"datasets": datasets}}
+        return {"sft": {"datasets": datasets, **({"sequence_len": 256} if entry.get("type") == "alpaca" else {})}}
     if rl in ("dpo", "simpo", "kto"):
         datasets = [{key: value for key, value in datasets[0].items() if key != "ds_type"}]
     strategy = {"simpo": {"rl": "simpo", "rl_beta": 1.0}, "kto": {"rl": "kto", "rl_beta": 0.1}}
@@ -103,6 +104,34 @@ RIGHT = [
 def test_right_shape(check: Preflight, room: Room, rl: str, entry: Any, row: Any) -> None:
     found = check(**branch(room, rl, entry, [row] * 3), **({} if rl == "sft" else {"sft": {"sequence_len": 256}}))
     assert found.problems == []
+
+
+def test_a_split_that_a_file_has_not(check: Preflight, room: Room) -> None:
+    entry = {"type": "chat_template", "split": "train_sft"}
+    assert "a file has one split, train" in check(**branch(room, "sft", entry, [CHAT])).problems[0]
+    assert check(**branch(room, "sft", {**entry, "split": "train[:10]"}, [CHAT])).problems == []
+
+
+def test_data_for_evaluation_are_looked_into(check: Preflight, room: Room) -> None:
+    tests = room.data("tests.jsonl", [CHAT, 1], type="chat_template")
+    gone = {"path": "gone.jsonl", "type": "chat_template"}
+    problems = check(sft={"test_datasets": [*tests, gone]}).problems
+    assert len(problems) == 2
+    assert any("test_datasets[0]" in problem and "tests.jsonl, line 2" in problem for problem in problems)
+    assert any("test_datasets[1]: gone.jsonl: no such file" in problem for problem in problems)
+
+
+def test_hub_data_when_offline(check: Preflight) -> None:
+    found = check(sft={"datasets": [{"path": "org/data", "type": "chat_template"}]})
+    assert found.problems == []
+    assert "datasets[0]: org/data could not be checked: HF_HUB_OFFLINE is set" in found.warnings[0]
+
+
+def test_gated_hub_data(check: Preflight, hub: FakeHub) -> None:  # noqa: F811
+    hub.answers["/api/datasets/org/data/auth-check"] = (403, {"X-Error-Code": "GatedRepo"}, b"")
+    problems = check(sft={"datasets": [{"path": "org/data", "type": "chat_template"}]}).problems
+    assert len(problems) == 1
+    assert "sft.yml: datasets[0]: The dataset org/data is gated" in problems[0]
 
 
 def test_the_last_row_is_looked_at(check: Preflight, room: Room) -> None:
