@@ -2,9 +2,10 @@
 
 Makes a random Llama of 1.24 B parameters in bf16 (the shape of Llama-3.2-1B) with two whole models and two adapters (r = 16, all
 linear layers) trained from it, and inspects them: one model, two models with their pair, two adapters with theirs. Each run is a
-process of its own, and each is preceded by reading all bytes of the same files into one small buffer, in one thread and in two;
-once with the files in the system's cache ("warm"), once after it was told to drop them ("cold"). One row has half the layers:
-memory must not grow with their number. Time and memory of 8.03 B parameters are extrapolated from the entries.
+process of its own, and each is preceded by others that only read the same files: all bytes into one small buffer, in one thread
+and in two ("read"), or every tensor into memory of its own ("load"). Files are in the system's cache, but for "cold", where it
+was told to drop them before each run. One row has half the layers: memory must not grow with their number. Time and memory of
+8.03 B parameters are extrapolated from the entries.
 """
 
 from __future__ import annotations
@@ -98,11 +99,11 @@ def measure(size: Size, repeats: int, folder: Path) -> list[Row]:
     for name, (branches, state) in CASES.items():
         click.echo(f"{name} …", err=True)
         folders = [whole / "base", *(whole / branch for branch in branches)]
-        runs: dict[str, list[Run]] = {"read, 1 thread": [], "read, 2 threads": [], "inspect": []}
+        runs: dict[str, list[Run]] = {what: [] for what in (*BASELINES, "inspect")}
         for _ in range(repeats):
-            for what, threads in (("read, 1 thread", 1), ("read, 2 threads", 2)):
+            for what, (function, threads) in BASELINES.items():
                 _cache(folders, state)
-                runs[what].append(_apart(read, folders, threads))
+                runs[what].append(_apart(function, folders, threads))
             _cache(folders, state)
             runs["inspect"].append(_apart(inspect, folders))
         of_half = _apart(inspect, [half / "base", *(half / branch for branch in branches)])
@@ -115,10 +116,10 @@ def _row(name: str, size: Size, folders: Sequence[Path], runs: dict[str, list[Ru
     parameters = (folders[0] / "model.safetensors").stat().st_size / 2
     gigabytes = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors")) / 1e9
     figures = [figure(f"wall, {what}", [run.wall_s for run in each], "s") for what, each in runs.items()]
-    for what in ("read, 1 thread", "read, 2 threads"):
+    for what in BASELINES:
         shares = [one.wall_s / other.wall_s for one, other in zip(runs[what], runs["inspect"], strict=True)]
         bar = READING_SHARE if held else None
-        figures.append(Figure(f"rate of inspect / {what}", median(shares), "×", min(shares), max(shares), None, bar))
+        figures.append(Figure(f"rate / {what}", median(shares), "×", min(shares), max(shares), None, bar))
     inspections = runs["inspect"]
     figures.append(figure("rate, inspect", [gigabytes / run.wall_s for run in inspections], "GB/s"))
     figures.append(figure("CPU, inspect", [run.cpu_s for run in inspections], "s"))
@@ -164,6 +165,23 @@ def read(folders: Sequence[Path], threads: int) -> Run:
             list(pool.map(part, range(threads)))
 
     return _timed(every_part)
+
+
+def load(folders: Sequence[Path], threads: int) -> Run:
+    """Every tensor in memory of its own, as any program has to that computes with it; one after the other in each thread."""
+    from paft_plugin.deltas.store import TensorStore
+
+    stores = [TensorStore(folder, sorted(folder.glob("*.safetensors"))) for folder in folders]
+
+    def every_tensor() -> None:
+        with ThreadPoolExecutor(threads) as pool:
+            for store in stores:
+                list(pool.map(lambda name, store=store: store.tensor(name).clone().numel(), store.names))
+
+    return _timed(every_tensor)
+
+
+BASELINES = {"read, 1 thread": (read, 1), "read, 2 threads": (read, 2), "load, 2 threads": (load, 2)}
 
 
 def _timed(work: Callable[[], Any]) -> Run:

@@ -13,7 +13,9 @@ from paft_plugin.errors import PaftError, raise_if_any, some
 
 
 def problems_of(base: Path, branches: Mapping[str, Path]) -> list[str]:
-    """All that keeps branches from being deltas on `base`; reads headers only, unless an adapter names another folder as its base.
+    """All that keeps branches from being deltas on `base`.
+
+    Reads headers only, unless an adapter names another folder as its base: then both are compared.
 
     Returns:
         Problems, each with what, where and what to do.

@@ -8,8 +8,11 @@ Shapes: `m` rows, `n` columns, `r` rank, `s` sampled rows.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from paft_plugin.deltas import Delta
@@ -17,6 +20,8 @@ from paft_plugin.inspection.kernels import Doubles
 from paft_plugin.inspection.measures import Rank
 
 SAMPLES = 128
+FEW = 16
+"""Rows after which files are opened anew: for each row the system maps megabytes around it, which count as our memory."""
 SEED = 0
 
 
@@ -46,14 +51,18 @@ def estimated_rank(delta: Delta, name: str, squares: Doubles) -> Rank | None:
         return None
     chances = squares / total
     drawn = np.random.default_rng(SEED).choice(len(chances), SAMPLES, p=chances)
-    rows = delta.rows(name)
-    sampled = torch.cat([rows(int(row), int(row) + 1) for row in drawn]).double()
+    sampled = torch.cat([_rows(delta, name, few) for few in np.split(drawn, SAMPLES // FEW)]).double()
     directions = sampled / sampled.norm(dim=1, keepdim=True)
     cosines = (directions @ directions.T).square().numpy()  # (s, s)
     return _from_pairs(cosines, drawn[:, None] != drawn[None, :], float((chances**2).sum()))
 
 
-def _from_pairs(cosines: Doubles, different: np.ndarray, same: float) -> Rank:
+def _rows(delta: Delta, name: str, places: NDArray[np.int64]) -> Tensor:
+    read = delta.rows(name)
+    return torch.cat([read(int(place), int(place) + 1) for place in places])
+
+
+def _from_pairs(cosines: Doubles, different: NDArray[np.bool_], same: float) -> Rank:
     """The estimate from cos² of pairs of drawn rows.
 
     Args:
@@ -65,7 +74,7 @@ def _from_pairs(cosines: Doubles, different: np.ndarray, same: float) -> Rank:
     if not pairs.sum():
         return Rank(1.0 / same, 0.0)
 
-    def rank(mean: np.ndarray) -> np.ndarray:
+    def rank(mean: Any) -> Any:
         return 1 / (same + (1 - same) * mean)
 
     value = float(rank(sums.sum() / pairs.sum()))

@@ -1,4 +1,7 @@
-"""How sparse a delta is: the share of entries with |δ| ≤ threshold, for thresholds that are always named."""
+"""How sparse any tensors are, without their base: the share of entries with |δ| ≤ threshold, for thresholds that are named.
+
+The count is that of a whole inspection (`inspect_deltas`), of which this is a small part.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from paft_plugin.errors import PaftError
+from paft_plugin.inspection import kernels
+from paft_plugin.inspection.kernels import BLOCK
 from paft_plugin.thresholds import threshold_key
-
-# Entries taken at a time: bounds the fp64 copies to a few tens of MB, whatever the tensor.
-BLOCK = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -36,23 +39,20 @@ def sparsity(
     tensors: Iterable[tuple[str, Tensor]],  # name, δ of any shape
     thresholds: Sequence[float],
 ) -> Sparsity:
-    """Measure a delta, one tensor at a time, with fp64 sums.
+    """Measure a delta in fp32, one block of a tensor at a time, with fp64 sums.
 
     Raises:
         PaftError: No entries at all, a threshold that is negative or no number, an entry that is NaN or infinite.
     """
     if bad := [threshold for threshold in thresholds if not (math.isfinite(threshold) and threshold >= 0)]:
         raise PaftError(f"sparsity threshold {bad[0]}: not a number ≥ 0. Give one like 1e-5.")
-    small = [0] * len(thresholds)
+    limits = np.asarray(thresholds, np.float32)
+    small, square = np.zeros(len(thresholds), np.int64), np.zeros(1)
     entries, l1, squares = 0, 0.0, 0.0
     for name, delta in tensors:
         for block in delta.detach().flatten().split(BLOCK):
-            size = block.abs()
-            exact = size.double()
-            l1 += float(exact.sum())
-            squares += float(exact.square().sum())
-            for index, threshold in enumerate(thresholds):
-                small[index] += int((size <= threshold).sum())
+            l1 += kernels.tally(block.float().cpu().numpy()[None], limits, small, square)
+            squares += float(square[0])
         entries += delta.numel()
         if not math.isfinite(l1):
             raise PaftError(
@@ -60,5 +60,7 @@ def sparsity(
             )
     if not entries:
         raise PaftError("No entries to measure: the delta has no tensors. Check that the branch was trained.")
-    shares = {threshold_key(threshold): count / entries for threshold, count in zip(thresholds, small, strict=True)}
+    shares = {
+        threshold_key(threshold): int(count) / entries for threshold, count in zip(thresholds, small, strict=True)
+    }
     return Sparsity(entries, shares, l1, math.sqrt(squares))

@@ -10,7 +10,7 @@ from torch import Tensor
 from paft_plugin.deltas.changes import Rows
 from paft_plugin.inspection.kernels import BLOCK
 
-CHUNK = 1 << 24
+CHUNK = 1 << 23
 """Entries after which files are opened anew: pages of a file count as this process's memory from their reading to its closing."""
 
 
@@ -29,6 +29,8 @@ def blocks(shape: tuple[int, ...], *openers: Callable[[], Rows]) -> Iterator[tup
         for start in range(first, last, step):
             slabs = [read(start, min(start + step, last)) for read in readers]
             yield from zip(*(_split(slab) for slab in slabs), strict=True)
+        # Closed before the next ones are opened, not when they take their place.
+        del readers
 
 
 def _split(slab: Tensor) -> Iterator[Tensor]:

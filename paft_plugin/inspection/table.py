@@ -64,7 +64,7 @@ def _pairs(inspection: Inspection) -> Table:
 
 def _elections(inspection: Inspection) -> Table:
     """Shares of each branch's entries ≠ 0, the first's and the second's."""
-    table = _table("TIES, of entries ≠ 0", "density", "trimmed", "lost", "elected")
+    table = _table("TIES, of δ ≠ 0", "density", "trimmed", "lost", "elected")
     for pair in inspection.pairs:
         for density in inspection.densities:
             election = pair.figures.total.ties[threshold_key(density)]

@@ -113,8 +113,9 @@ def tally_tensor(delta: Delta, name: str, thresholds: Sequence[float]) -> tuple[
 
 def rounded_to(dtype: str) -> tuple[str, ...]:
     """The dtypes in which a change may be lost, given the base's as safetensors calls it."""
-    own = FLOATS[dtype]
-    return (own, "bfloat16") if own in ("float32", "float64") else (own,)
+    # A base in fp64 is read as fp32, as deltas are.
+    own = "float32" if dtype == "F64" else FLOATS[dtype]
+    return (own, "bfloat16") if own == "float32" else (own,)
 
 
 def _hidden_by(dtype: torch.dtype) -> Callable[[Tensor, Tensor], int]:
@@ -131,6 +132,6 @@ def _hidden_by_bfloat16(before: Tensor, change: Tensor) -> int:
 
 HIDDEN: Mapping[str, Callable[[Tensor, Tensor], int]] = {
     "bfloat16": _hidden_by_bfloat16,
-    **{name: _hidden_by(getattr(torch, name)) for name in ("float16", "float32", "float64")},
+    **{name: _hidden_by(getattr(torch, name)) for name in ("float16", "float32")},
 }
 """Dtype → the entries of (θ_pre, δ), both in fp32, that it hides."""
