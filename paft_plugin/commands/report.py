@@ -10,8 +10,8 @@ import click
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 def report(folder: Path) -> None:
-    """Gather what the run in DIR came to (results.json, README.md) and write its report: one HTML file that needs no network: which arm to use and what it costs, the
-    evidence, and how to repeat it; and the model card (README.md) of each fused model.
+    """Write results.json, README.md and the report of the run in DIR: one HTML file that needs no network, with the arm to
+    use and what it costs, the evidence, and how to repeat it; and the model card (README.md) of each fused model.
 
     Of a folder that holds an inspection alone, it writes the page of that.
     """

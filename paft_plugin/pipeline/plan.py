@@ -10,6 +10,7 @@ from pathlib import Path
 from paft_plugin.evaluation.inputs import task_inputs
 from paft_plugin.pipeline.branches import Branch
 from paft_plugin.pipeline.config import MethodOptions
+from paft_plugin.pipeline.memory import estimate_memory
 from paft_plugin.pipeline.setup import BASE, DENSE, SEQUENTIAL, WHOLE, Setup
 from paft_plugin.pipeline.stages import Resources, Stage
 
@@ -73,8 +74,13 @@ def _train(setup: Setup, branch: Branch, name: str, needs: tuple[str, ...], base
         needs=needs,
         inputs=(config, *branch.data(), *base),
         resumes=True,
-        resources=Resources(devices=branch.spec.devices),
+        resources=Resources(devices=branch.spec.devices, device_memory=_memory(setup, branch)),
     )
+
+
+def _memory(setup: Setup, branch: Branch) -> int:
+    """Bytes on each of its GPUs; a training on several shares none, so that it is no matter there."""
+    return estimate_memory(branch.content, setup.base).total if branch.spec.devices == 1 else 0
 
 
 def _launcher(branch: Branch) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from paft_plugin.pipeline.executor import Executor
 from paft_plugin.pipeline.given import given_files, write_files
 from paft_plugin.pipeline.identity import identities
 from paft_plugin.pipeline.local import LocalExecutor
+from paft_plugin.pipeline.logs import size
 from paft_plugin.pipeline.markers import outdated
 from paft_plugin.pipeline.plan import make_stages, readable
 from paft_plugin.pipeline.preflight import preflight
@@ -59,7 +61,6 @@ def run_pipeline(file: Path, console: Console, *, arms: Sequence[str] = (), sequ
         [Progress(setup.run_dir, console), EventLog(setup.run_dir)],
         prepare=lambda: write_files(files),
         variables=variables(setup),
-        needed_bytes=needed_bytes(setup),
     )
     show_results(setup.run_dir, console)
     return setup
@@ -82,6 +83,9 @@ def show_plan(file: Path, console: Console, *, arms: Sequence[str] = (), sequent
         table.add_row(Text(stage.name), Text(stage.title), why)
     console.print(Text(f"The run in {setup.run_dir}", style="bold"), soft_wrap=True)
     console.print(table)
+    free = shutil.disk_usage(next(place for place in (setup.run_dir, *setup.run_dir.parents) if place.exists())).free
+    disk = f"A whole run writes about {size(needed_bytes(setup))}; {size(free)} of the disk are free."
+    console.print(disk, soft_wrap=True, highlight=False)
     console.print(f"cd {shlex.quote(str(setup.run_dir))}", soft_wrap=True, highlight=False, markup=False)
     for stage in stages:
         if stage.name in reasons:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import shutil
 import signal
 import threading
 import time
@@ -35,7 +34,6 @@ def run_stages(
     *,
     prepare: Callable[[], None] | None = None,
     variables: dict[str, str] | None = None,
-    needed_bytes: int = 0,
 ) -> list[StageResult]:
     """Run what is not up to date; results come in the order of `wanted`.
 
@@ -46,10 +44,9 @@ def run_stages(
         watchers: Are told what happens.
         prepare: Writes the stages' inputs that belong into the run directory; called under the lock, before they are read.
         variables: For every command; they do not matter to results (thread counts, offline mode).
-        needed_bytes: What a whole run writes, roughly; what finished stages hold already is taken off.
 
     Raises:
-        PaftError: mistakes in the stages, another run at work, too little space, or a failed stage (what else runs is
+        PaftError: mistakes in the stages, another run at work, or a failed stage (what else runs is
             stopped then). Finished stages are kept in every case.
         KeyboardInterrupt: after SIGINT, SIGTERM or SIGHUP, once every process of the run is gone.
     """
@@ -62,7 +59,6 @@ def run_stages(
             if prepare:
                 prepare()
             run = _Run(ordered, run_dir, executor, watchers, dict(variables or {}), lock)
-            _check_space(run, needed_bytes)
             with contextlib.ExitStack() as stack:
                 interrupts = stack.enter_context(_Interrupts())
                 for watcher in watchers:
@@ -80,20 +76,6 @@ def _explain(error: OSError, run_dir: Path) -> str:
         return f"The disk is full at {run_dir}: make room, then run the same command again. Finished stages are kept."
     where = f" ({error.filename})" if error.filename and str(error.filename) != str(run_dir) else ""
     return f"Cannot work in the run directory {run_dir}: {error.strerror or error}{where}."
-
-
-def _check_space(run: _Run, needed_bytes: int) -> None:
-    """Refuse to start what cannot fit; an out-of-space error hours later would cost those hours."""
-    if not run.reasons:
-        return
-    finished = (absolute(run.run_dir, stage.folder) for stage in run.ordered if stage.name not in run.reasons)
-    held = sum(file.lstat().st_size for folder in finished for file in folder.rglob("*") if not file.is_dir())
-    free = shutil.disk_usage(run.run_dir).free
-    if needed_bytes - held > free:
-        raise PaftError(
-            f"This run needs about {logs.size(needed_bytes - held)} of disk, and {run.run_dir} has {logs.size(free)} "
-            "free: make room, or choose an output directory on another disk."
-        )
 
 
 class _Interrupts:

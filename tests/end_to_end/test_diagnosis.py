@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
-from paft_plugin.inspection.inspect import inspect_deltas
+from paft_plugin.demo.plan import QUICK_DEMO
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from paft_plugin.deltas import open_delta
 from paft_plugin.demo.configs import QUICK
-from paft_plugin.demo.plan import QUICK_DEMO
 from paft_plugin.demo.run import write_inputs
 from paft_plugin.inspection.curves import read_curve
 from paft_plugin.inspection.diagnosis import diagnose
 from paft_plugin.inspection.diagnosis.survival import survival
+from paft_plugin.inspection.inspect import inspect_deltas
 from paft_plugin.inspection.inspected import read_inspection, write_inspection
 from paft_plugin.inspection.verdict import Diagnosis
 

@@ -136,7 +136,13 @@ class Driver:
             for s in stages
         ]
         path = self.folder / "run.json"
-        run = {"stages": described, "run_dir": str(run_dir), "grace": grace, "devices": devices, "address": self.address}
+        run = {
+            "stages": described,
+            "run_dir": str(run_dir),
+            "grace": grace,
+            "devices": devices,
+            "address": self.address,
+        }
         path.write_text(json.dumps(run))
         with self.output.open("wb") as file:
             process = subprocess.Popen(

@@ -12,7 +12,7 @@ from paft_plugin.pipeline.preflight.agreement import agree, same_base
 from paft_plugin.pipeline.preflight.ask import asked
 from paft_plugin.pipeline.preflight.disk import check_disk
 from paft_plugin.pipeline.preflight.remote import remote_data
-from paft_plugin.pipeline.preflight.static import check_penalty, check_resume, check_trained
+from paft_plugin.pipeline.preflight.static import check_base, check_penalty, check_resume, check_trained
 from paft_plugin.pipeline.setup import DENSE, SPARSE, Setup
 
 Check = Callable[[Setup], Findings]
@@ -39,7 +39,7 @@ def preflight(setup: Setup, checks: Sequence[Check] = ()) -> Findings:
             findings.add(answer.problems, answer.warnings)
         agreed = agree(setup, answers, folder)
         findings.add(agreed.problems, agreed.warnings)
-    for check in (check_disk, *checks):
+    for check in (check_base, check_disk, *checks):
         found = check(setup)
         findings.add(found.problems, found.warnings)
     return findings

@@ -5,9 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from paft_plugin.deltas.findings import Findings
+from paft_plugin.deltas.store import open_model
 from paft_plugin.errors import PaftError, some
 from paft_plugin.pipeline.branches import PLUGIN, Branch
 from paft_plugin.pipeline.setup import SPARSE, Setup
+
+
+def check_base(setup: Setup) -> Findings:
+    """The base's weights: headers only."""
+    findings = Findings()
+    try:
+        open_model(setup.base)
+    except PaftError as error:
+        findings.add(error.problems)
+    return findings
 
 
 def check_penalty(branch: Branch) -> Findings:

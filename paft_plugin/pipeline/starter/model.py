@@ -12,7 +12,7 @@ from paft_plugin.deltas.store import read_json
 from paft_plugin.deltas.tokenizer import read_tokenizer
 from paft_plugin.errors import PaftError
 from paft_plugin.pipeline.base import cached_folder
-from paft_plugin.pipeline.preflight.disk import shapes
+from paft_plugin.pipeline.shapes import count, weight_shapes
 
 SHORTEST, USUAL = 64, 2048
 MARKERS = 12
@@ -64,7 +64,7 @@ def look_at(base: str) -> BaseModel:
         name=str(folder) if path.is_dir() else base,
         folder=folder,
         longest=inner.get("max_position_embeddings"),
-        parameters=sum(math.prod(shape) for _, shape, _ in shapes(folder)) or None,
+        parameters=count(weight_shapes(folder)) or None,
         has_template=bool(tokenizer and tokenizer.template),
         pad_token=None if pad else next((token for token in PADS if token in known), None),
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from paft_plugin.pipeline.preflight.disk import check_disk, needed_bytes
+from paft_plugin.pipeline.preflight.static import check_base
 
 from .conftest import Room
 
@@ -18,7 +20,6 @@ def test_grows_with_what_is_kept(room: Room, demo: Path) -> None:
     few = needed_bytes(room.setup(sft={"save_total_limit": 2}, preference=nothing))
     many = needed_bytes(room.setup(sft={"save_total_limit": 8}, preference=nothing))
     assert without < few < many
-    assert (many - without) == 4 * (few - without)
     whole = needed_bytes(room.setup(sft={**nothing, "adapter": None}, preference=nothing))
     assert whole > without + model / 2
     assert needed_bytes(room.setup(sft=nothing, preference=nothing, sequential=True)) > without + model
@@ -35,8 +36,6 @@ def test_a_folder_that_cannot_be_written_to(room: Room, monkeypatch: pytest.Monk
 
 
 def test_broken_weights_are_named(room: Room, demo: Path, tmp_path: Path) -> None:
-    import shutil
-
     base = shutil.copytree(demo / "base", tmp_path / "base")
     (base / "model.safetensors").write_bytes(b"\x08")
-    assert "model.safetensors: no valid safetensors" in check_disk(room.setup(base=str(base))).problems[0]
+    assert "model.safetensors: truncated or corrupt" in check_base(room.setup(base=str(base))).problems[0]
