@@ -9,7 +9,7 @@ import logging
 import os
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -169,11 +169,14 @@ def _one_process() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without lm-eval's warnings and bars, which would be repeated for every score."""
+    """Without lm-eval's warnings and bars (on stderr), which would be repeated for every score.
+
+    Not stdout: what Ctrl-C is answered with meanwhile goes there.
+    """
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        with redirect_stderr(io.StringIO()):
             yield
     finally:
         logging.disable(level)

@@ -86,11 +86,22 @@ class Catalogue:
         hint = f"Did you mean {close[0]}?" if close else "Name a task's own `task:`."
         raise PaftError(f"{where}: no such task {self._place}. {hint}")
 
-    def config(self, name: str) -> dict[str, Any]:
-        """A task's YAML, with all that it includes."""
+    def config(self, name: str, where: str) -> dict[str, Any]:
+        """A task's YAML, with all that it includes.
+
+        Raises:
+            PaftError: What it includes, or a function that it names, is not there.
+        """
+        try:
+            return self._yaml(name, "full")
+        except Exception as error:  # of whatever code the task brings along
+            raise PaftError(f"{where}: cannot be opened: {_one_line(error)}. {self._hint(name)}") from error
+
+    def _yaml(self, name: str, mode: str) -> dict[str, Any]:
+        """The YAML in one of lm-eval's modes: full, or simple (functions are left out, so no code of the task runs)."""
         from lm_eval.utils import load_yaml_config
 
-        content: dict[str, Any] = load_yaml_config(self._manager.task_index[name]["yaml_path"], mode="full")
+        content: dict[str, Any] = load_yaml_config(self._manager.task_index[name]["yaml_path"], mode=mode)
         return content
 
     def open(self, name: str, where: str, **changes: Any) -> OpenTask:
@@ -120,11 +131,12 @@ class Catalogue:
 
     def _hint(self, name: str) -> str:
         """Where to look for what is wrong with a task or a group."""
+        content = self._yaml(name, "simple")
         if self._manager.task_index[name]["type"] == "group":
-            named = [task for task in self.config(name)["task"] if isinstance(task, str)]
+            named = [task for task in content["task"] if isinstance(task, str)]
             if missing := [task for task in named if task not in self._manager.task_index]:
                 return f"There is no {some(missing)} {self._place}."
-        elif files := data_files(self.config(name)):
+        elif files := data_files(content):
             return f"Correct the task or its data, {some(files)}."
         return "Correct the task, or see to its data."
 
@@ -138,7 +150,7 @@ def data_files(config: Mapping[str, Any], split: str | None = None) -> list[str]
     return [str(file) for each in several for file in ([each] if isinstance(each, str) else each)]
 
 
-def open_single(catalogue: Catalogue, name: str, where: str) -> OpenTask:
+def open_as_is(catalogue: Catalogue, name: str, where: str) -> OpenTask:
     """Open a task or a group on the items that lm-eval scores by itself: test items where there are any, else validation."""
     return catalogue.open(name, where)
 
@@ -147,7 +159,7 @@ def open_measures(
     measures: Mapping[str, MeasureConfig],
     folder: Path | None,
     where: str = "evaluation.measures",
-    open_one: Callable[[Catalogue, str, str], OpenTask] = open_single,
+    open_one: Callable[[Catalogue, str, str], OpenTask] = open_as_is,
 ) -> tuple[list[Measure], dict[str, OpenTask]]:
     """Open the tasks of all measures.
 

@@ -53,7 +53,7 @@ def _open_validation(catalogue: Catalogue, name: str, where: str) -> OpenTask:
         raise PaftError(
             f"{where}: a {kind.replace('_', ' ')}, not a task that is one YAML file. Name such tasks one by one."
         )
-    raise_if_any([f"{where}: {problem}" for problem in split_problems(catalogue.config(name))])
+    raise_if_any([f"{where}: {problem}" for problem in split_problems(catalogue.config(name, where))])
     return catalogue.open(name, where, test_split=None)
 
 

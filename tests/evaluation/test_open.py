@@ -20,6 +20,7 @@ from paft_plugin.evaluation.measures import Measure
 from paft_plugin.evaluation.score import score_model
 from paft_plugin.evaluation.scorer import Scorer
 from paft_plugin.evaluation.tasks import Catalogue, open_measures
+from paft_plugin.search.validation import open_goals
 from tests.search.conftest import make_items, make_task
 
 from .conftest import write_rows
@@ -247,6 +248,17 @@ def test_bad_tasks_and_items_are_one_line_each_and_all_at_once(tmp_path: Path) -
     for problem, start in zip(found, starts, strict=True):
         assert problem.startswith(f"evaluation.measures.{start}")
     assert "cut.jsonl" in found[1]
+
+
+def test_a_function_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    write_rows(tmp_path / "items.jsonl", make_items(1, 5))
+    make_task(tmp_path / "tasks", "coded", tmp_path / "items.jsonl")
+    file = tmp_path / "tasks" / "coded.yaml"
+    file.write_text(file.read_text().replace("doc_to_text: prompt", "doc_to_text: !function nowhere.prompt"))
+    (problem,) = problems(tmp_path / "tasks", coded=MeasureConfig())
+    assert problem.startswith("evaluation.measures.coded: cannot be opened: ")
+    with pytest.raises(PaftError, match=r"^search\.objectives\.coded: cannot be opened: .*nowhere"):
+        open_goals({"coded": MeasureConfig()}, tmp_path / "tasks")
 
 
 def test_a_folder_with_a_file_that_is_no_yaml_is_one_line(tmp_path: Path) -> None:
