@@ -22,7 +22,7 @@ Content = dict[str, Any]
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `base`, `data` and `configs`."""
+    """A folder with `base`, `data` and `axolotl`."""
     folder = tmp_path_factory.mktemp("a demo + its data")
     for shipped in resources.files("paft_plugin.demo").joinpath("base").iterdir():
         write_bytes(folder / "base" / shipped.name, shipped.read_bytes())
@@ -39,8 +39,9 @@ class Room:
         self.demo = demo
 
     def config(self, name: str, changes: Mapping[str, Any]) -> Content:
-        content: Content = yaml.safe_load((self.demo / "configs" / f"{name}.yml").read_text(encoding="utf-8"))
-        content |= {"save_strategy": None, "save_steps": 40, **changes}
+        content: Content = yaml.safe_load((self.demo / "axolotl" / f"{name}.yml").read_text(encoding="utf-8"))
+        content["datasets"][0]["path"] = str(self.demo / content["datasets"][0]["path"])
+        content |= {"base_model": str(self.demo / "base"), "save_steps": 40, **changes}
         return {key: value for key, value in content.items() if value is not None}
 
     def setup(
@@ -50,7 +51,7 @@ class Room:
         rl: str = "dpo",
         **paft: Any,
     ) -> Setup:
-        for file, name, changes in (("sft.yml", "sft-l1", sft), ("preference.yml", rl, preference)):
+        for file, name, changes in (("sft.yml", "sft", sft), ("preference.yml", rl, preference)):
             (self.folder / file).write_text(yaml.safe_dump(self.config(name, changes or {})), encoding="utf-8")
         content = {
             "base": str(self.demo / "base"),
