@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from paft_plugin.deltas.findings import Findings
-from paft_plugin.errors import PaftError
+from paft_plugin.deltas.tokenizer import Tokenizer, compare, conflicts, read_tokenizer
+from paft_plugin.errors import PaftError, some
 from paft_plugin.pipeline.branches import Branch
+from paft_plugin.pipeline.preflight.answer import Answer
 from paft_plugin.pipeline.setup import Setup
-
-if TYPE_CHECKING:
-    from paft_plugin.pipeline.preflight.answer import Answer
 
 
 def same_base(setup: Setup, branch: Branch) -> Findings:
@@ -113,56 +113,51 @@ def _difference(one: str, other: str) -> str:
 
 def _compare_tokenizers(setup: Setup, answers: Mapping[str, Answer], folder: Path, findings: Findings) -> None:
     """What `deltas` says about branches after the training, before it. The chat template is looked at elsewhere."""
-    from paft_plugin.deltas.tokenizer import Tokenizer, compare, conflicts, read_tokenizer
-
-    def read(where: Path) -> Tokenizer | None:
-        try:
-            return read_tokenizer(where)
-        except PaftError as error:
-            findings.add(error.problems)
-        return None
-
-    base, read_ones = read(setup.base), {}
-    for name, answer in answers.items():
-        if not answer.tokenizer_saved:
-            continue
-        read_ones[name] = one = read(folder / name)
-        if base is None or one is None:
-            continue
-        where = setup.branches[name].where
-        compared = compare(base, one)
-        findings.add([problem.replace(str(folder / name), where) for problem in compared.problems])
-        if one.tokens and (new := sorted(one.tokens.keys() - base.tokens.keys())):
-            words = ", ".join(repr(one.tokens[token_id]) for token_id in new[:3])
-            findings.add(
-                [
-                    f"{where}: its tokenizer gets {len(new)} tokens that the base's does not have ({words}), so that its "
-                    "embeddings are resized and it no longer fits the base. Use tokens of the base's vocabulary in "
-                    "special_tokens and tokens, and a chat_template of plain text such as alpaca."
-                ]
-            )
-        elif one.special.get("eos_token") != base.special.get("eos_token"):
-            findings.add(
-                warnings=[
-                    f"{where}: it learns to end with {one.special.get('eos_token')!r}, the base's EOS token is "
-                    f"{base.special.get('eos_token')!r}. It matters: a fused model gets the base's tokenizer, and may not stop."
-                ]
-            )
-    present = [(name, one) for name, one in read_ones.items() if one is not None]
-    for index, (first, one) in enumerate(present):
-        for second, other in present[index + 1 :]:
-            _compare_two(one, other, setup.branches[first].where, setup.branches[second].where, findings)
-            clash = conflicts(base, one, other)
-            findings.add(
-                problem.replace(str(folder / first), setup.branches[first].where).replace(
-                    str(folder / second), setup.branches[second].where
-                )
-                for problem in clash
-            )
+    base = _tokenizer(setup.base, findings)
+    if base is None:
+        return
+    saved = [name for name, answer in answers.items() if answer.tokenizer_saved]
+    read = {setup.branches[name].where: _tokenizer(folder / name, findings) for name in saved}
+    present = [(where, tokenizer) for where, tokenizer in read.items() if tokenizer is not None]
+    for where, tokenizer in present:
+        _against_base(base, tokenizer, where, findings)
+    for (first, one), (second, other) in itertools.combinations(present, 2):
+        _against_each_other(base, one, other, first, second, findings)
 
 
-def _compare_two(one: Any, other: Any, first: str, second: str, findings: Findings) -> None:
-    """Special tokens that differ between two branches."""
+def _tokenizer(folder: Path, findings: Findings) -> Tokenizer | None:
+    try:
+        return read_tokenizer(folder)
+    except PaftError as error:
+        findings.add(error.problems)
+    return None
+
+
+def _against_base(base: Tokenizer, branch: Tokenizer, where: str, findings: Findings) -> None:
+    findings.add(problem.replace(str(branch.folder), where) for problem in compare(base, branch).problems)
+    new = sorted(branch.tokens.keys() - base.tokens.keys()) if base.tokens else []
+    ends = [tokenizer.special.get("eos_token") for tokenizer in (branch, base)]
+    if new:
+        words = some([repr(branch.tokens[token_id]) for token_id in new])
+        findings.add(
+            [
+                f"{where}: its tokenizer gets {len(new)} tokens that the base's does not have ({words}), so that its "
+                "embeddings are resized and it no longer fits the base. Use tokens of the base's vocabulary in "
+                "special_tokens and tokens, and a chat_template of plain text such as alpaca."
+            ]
+        )
+    elif ends[0] != ends[1]:
+        findings.add(
+            warnings=[
+                f"{where}: it learns to end with {ends[0]!r}, the base's EOS token is {ends[1]!r}. It matters: a fused model "
+                "gets the base's tokenizer, and may not stop."
+            ]
+        )
+
+
+def _against_each_other(
+    base: Tokenizer, one: Tokenizer, other: Tokenizer, first: str, second: str, findings: Findings
+) -> None:
     keys = [key for key in ("bos_token", "eos_token") if one.special.get(key) != other.special.get(key)]
     if keys:
         shown = ", ".join(f"{key} {one.special.get(key)!r} and {other.special.get(key)!r}" for key in keys)
@@ -172,6 +167,10 @@ def _compare_two(one: Any, other: Any, first: str, second: str, findings: Findin
                 "to stop. Set the same special_tokens in both."
             ]
         )
+    findings.add(
+        problem.replace(str(one.folder), first).replace(str(other.folder), second)
+        for problem in conflicts(base, one, other)
+    )
 
 
 def _compare_precision(answers: Mapping[str, Answer], names: Mapping[str, str], findings: Findings) -> None:

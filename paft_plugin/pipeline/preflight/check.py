@@ -8,7 +8,6 @@ from pathlib import Path
 
 from paft_plugin.deltas.findings import Findings
 from paft_plugin.pipeline.branches import Branch
-from paft_plugin.pipeline.preflight.agreement import agree, same_base
 from paft_plugin.pipeline.preflight.ask import asked
 from paft_plugin.pipeline.preflight.disk import check_disk
 from paft_plugin.pipeline.preflight.remote import remote_data
@@ -35,6 +34,8 @@ def preflight(setup: Setup, checks: Sequence[Check] = ()) -> Findings:
             for found in _without_axolotl(setup, wanted, configured):
                 findings.add(found.problems, found.warnings)
             answers = probe.answers()
+        from paft_plugin.pipeline.preflight.agreement import agree
+
         for answer in answers.values():
             findings.add(answer.problems, answer.warnings)
         agreed = agree(setup, answers, folder)
@@ -46,6 +47,8 @@ def preflight(setup: Setup, checks: Sequence[Check] = ()) -> Findings:
 
 
 def _without_axolotl(setup: Setup, wanted: list[Branch], configured: list[Branch]) -> Iterator[Findings]:
+    from paft_plugin.pipeline.preflight.agreement import same_base  # torch, loaded while the probe is at work
+
     for branch in configured:
         yield same_base(setup, branch)
         yield check_penalty(branch)

@@ -127,7 +127,7 @@ def _tokenizer(cfg: Any, where: str, answer: Answer) -> Any:
 
 
 def _rendered(cfg: Any, tokenizer: Any, where: str, answer: Answer) -> str | None:
-    """A conversation as the data's chat templates put it; a problem if there are several, or if one cannot be used."""
+    """A conversation as the data's chat templates put it; a warning if there are several, a problem if one cannot be used."""
     from axolotl.utils.chat_templates import get_chat_template_from_config
 
     texts: dict[str, int] = {}
