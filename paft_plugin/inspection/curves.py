@@ -64,6 +64,11 @@ class Curve:
         """Where `start_loss` was logged."""
         return next((step for step, loss in zip(self.steps, self.loss, strict=True) if math.isfinite(loss)), None)
 
+    @property
+    def peak_learning_rate(self) -> float | None:
+        """The highest that was logged."""
+        return max((rate for rate in self.learning_rate if math.isfinite(rate)), default=None)
+
     def _losses(self) -> list[float]:
         return [loss for loss in self.loss if math.isfinite(loss)]
 

@@ -178,6 +178,21 @@ def test_a_twin_that_learns_nothing_is_nothing_to_compare_with(tmp_path: Path) -
     assert any("a dense twin that learns" in missing for missing in check.missing)
 
 
+def test_a_twin_of_another_learning_rate_or_length_is_none(tmp_path: Path) -> None:
+    run, _ = planted()["λ far too large"]
+    folder = replace(run, deltas=healthy().deltas).write(tmp_path)
+    assert found(diagnose(folder)) == {("excessive L1", "sft-l1")}
+    history = [{"step": step, "loss": loss, "learning_rate": 1e-3} for step, loss in ((10, 1.2), (100, 0.7))]
+    state = folder / "branches" / "sft" / "checkpoint-100" / "trainer_state.json"
+    own = folder / "branches" / "sft-l1" / "checkpoint-100" / "trainer_state.json"
+    put(own, {"log_history": [{"step": 10, "loss": 1.2, "learning_rate": 1e-4}, {"step": 100, "loss": 1.19}]})
+    for entries, said in ((history, "learning rate is 0.001, not 0.0001"), (history[:1], "last step is 10, not 100")):
+        put(state, {"log_history": entries})
+        check = check_of(diagnose(folder), "excessive L1")
+        assert check.state == "clear"
+        assert any(said in missing for missing in check.missing)
+
+
 def test_a_delta_of_zeros_is_no_crash_and_no_guess(tmp_path: Path) -> None:
     run = replace(healthy(), deltas={"sft": dense(1), "dpo": torch.zeros_like(dense(3))}, scores={}, recipes={})
     diagnosis = diagnose(run.write(tmp_path))
