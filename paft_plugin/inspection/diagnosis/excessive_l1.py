@@ -78,8 +78,9 @@ def _losses(facts: Facts, sft: str, twin: str | None) -> tuple[list[Evidence], l
 
 def _difference(curve: Curve, dense: Curve) -> str | None:
     """What keeps two trainings from being twins, as far as their curves tell."""
-    if curve.steps[-1] != dense.steps[-1]:
-        return f"last step is {dense.steps[-1]}, not {curve.steps[-1]}"
+    last = [each.loss_steps[-1] for each in (dense, curve)]
+    if last[0] != last[1]:
+        return f"last step is {last[0]}, not {last[1]}"
     own, other = curve.peak_learning_rate, dense.peak_learning_rate
     # A log rounds to four digits, and may miss the step of the peak by little.
     if own and other and not math.isclose(own, other, rel_tol=ALIKE):
