@@ -43,6 +43,7 @@ def planted() -> dict[str, tuple[PlantedRun, set[tuple[str, str]]]]:
             replace(well, deltas={k: v for k, v in well.deltas.items() if k != "sft"}, losses={"sft-l1": LEARNT}),
             set(),
         ),
+        "healthy, of a small norm": (replace(well, deltas={**well.deltas, "sft-l1": sparse(2, 0.003, 4e-3)}), set()),
         "both dense": (both_dense, set()),
         "both sparse": (replace(well, deltas={"sft": dense(1), "sft-l1": sparse(2), "dpo": sparse(3)}), set()),
         "merely small": (replace(both_dense, deltas={"sft": dense(1, 5e-6), "dpo": dense(3, 3e-6)}), set()),
@@ -112,6 +113,13 @@ def test_a_factor_on_both_deltas_changes_nothing_in_dominance(factor: float, nam
     # The histogram's bins are a tenth of a decade wide, so that a delta lies in them a little differently.
     for one, other in zip(before.evidence, after.evidence, strict=True):
         assert one.value == pytest.approx(other.value, abs=0.01)
+
+
+def test_a_healthy_sparse_delta_has_the_norm_of_a_dominated_one(tmp_path: Path) -> None:
+    run, _ = planted()["healthy, of a small norm"]
+    norms, survival = check_of(diagnose(run.write(tmp_path)), "dominance").evidence[:2]
+    assert norms.speaks_for
+    assert not survival.speaks_for
 
 
 def test_swapping_the_deltas_swaps_the_culprit(tmp_path: Path) -> None:
