@@ -59,7 +59,7 @@ def balance(facts: Facts, sft: str, strong: str, weak: str, ratio: float, weight
     ]  # fmt: skip
     rates = {name: _peak_rate(facts, name) or 0.0 for name in (strong, weak)}
     if rates[strong] > 3 * rates[weak] > 0:
-        reason = f"It is {rates[strong] / rates[weak]:.3g} times that of {weak}."
+        reason = f"The highest that was logged is {rates[strong] / rates[weak]:.3g} times that of {weak}."
         found.append(
             Remedy("learning_rate", f"configs/{strong}.yml", f"{rates[strong]:.2g}", f"{rates[weak]:.2g}", reason)
         )
