@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from paft_plugin.inspection.diagnosis.facts import Facts
 from paft_plugin.inspection.diagnosis.judge import judged, unknown
@@ -34,41 +35,65 @@ def dominance(facts: Facts, sft: str, preference: str, excessive: bool) -> Check
     bare = dict(zip((pair.first, pair.second), map(math.sqrt, pair.figures.total.squares), strict=True))
     if zeros := [name for name in branches if not bare[name]]:
         return unknown(SIGNATURE, branches, f"The delta of {zeros[0]} is zero: there is nothing to dominate.")
-    weights = _weights(facts, branches, bare)
-    weak, strong = sorted(branches, key=lambda name: weights[name] * bare[name])
-    ratio = weights[weak] * bare[weak] / (weights[strong] * bare[strong])
-    equal = weights[weak] == weights[strong]
-    counted = _counted(pair) if equal else {}
-    kept = counted or {
-        name: _estimated(facts.inspection, pair, name, other, weights[name] / weights[other])
-        for name, other in ((weak, strong), (strong, weak))
-    }
-    how, weighted = "" if counted else " (estimated)", "" if equal else ", weighted as the recipes do"
-    source = facts.inspection_file
-    deciding = [
-        Evidence(f"‖δ‖₂ of {weak} / {strong}{weighted}", ratio, source, NORM_RATIO, slack=NORM_RATIO / 10),
-        Evidence(
-            f"Share of {weak}'s Σ|δ| that survives the sign election{how}", kept[weak], source, SURVIVAL, slack=0.03
-        ),
-    ]
-    evidence = [*deciding, *_shares(facts, pair, weak)]
-    reasons = [item for item in deciding if not item.speaks_for]
+    contest = _contest(facts, facts.inspection, pair, _weights(facts, branches, bare), bare)
+    weak, strong, kept = contest.weak, contest.strong, contest.kept
+    evidence = [*contest.deciding, *_shares(facts, pair, weak)]
+    reasons = [item for item in contest.deciding if not item.speaks_for]
     if reasons:
         message = f"Neither overrules the other: {kept[weak]:.0%} of {weak} and {kept[strong]:.0%} of {strong} survive."
         return judged(SIGNATURE, branches, "clear", message, evidence=evidence, deciding=reasons)
     if excessive and weak == sft:
         message = f"{strong} overrules {sft} because excessive L1 left nothing of {sft}. Mend that first."
         return judged(SIGNATURE, branches, "clear", message, evidence=evidence)
+    times = f"{1 / contest.ratio:.3g} times {weak}'s"
     return judged(
         SIGNATURE,
         branches,
         "found",
-        f"{strong} decides the merge: its delta is {1 / ratio:.3g} times {weak}'s, of which {kept[weak]:.0%} survives.",
+        f"{strong} decides the merge: its delta is {times}, of which {kept[weak]:.0%} survives.",
         evidence=evidence,
-        deciding=deciding,
+        deciding=contest.deciding,
         culprit=strong,
-        remedies=balance(facts, sft, strong, weak, ratio, weights[strong]),
+        remedies=balance(facts, sft, strong, weak, contest.ratio, contest.weight),
     )
+
+
+@dataclass(frozen=True)
+class _Contest:
+    """How two deltas fare against each other."""
+
+    weak: str
+    strong: str
+    weight: float
+    """Of the stronger one, as in the recipes."""
+    ratio: float
+    """Norm of the weaker over that of the stronger, both weighted."""
+    kept: Mapping[str, float]
+    """Branch → share of its mass that survives the election of signs."""
+    deciding: tuple[Evidence, Evidence]
+
+
+def _contest(
+    facts: Facts, inspection: Inspection, pair: InspectedPair, weights: Mapping[str, float], norms: Mapping[str, float]
+) -> _Contest:
+    weak, strong = sorted(weights, key=lambda name: weights[name] * norms[name])
+    ratio = weights[weak] * norms[weak] / (weights[strong] * norms[strong])
+    equal = weights[weak] == weights[strong]
+    counted = _counted(pair) if equal else {}
+    kept = counted or {
+        name: _estimated(inspection, pair, name, other, weights[name] / weights[other])
+        for name, other in ((weak, strong), (strong, weak))
+    }
+    how, weighted = "" if counted else " (estimated)", "" if equal else ", weighted as the recipes do"
+    norm, survives = (
+        f"‖δ‖₂ of {weak} / {strong}{weighted}",
+        f"Share of {weak}'s Σ|δ| that survives the sign election{how}",
+    )
+    deciding = (
+        Evidence(norm, ratio, facts.inspection_file, NORM_RATIO, slack=NORM_RATIO / 10),
+        Evidence(survives, kept[weak], facts.inspection_file, SURVIVAL, slack=0.03),
+    )
+    return _Contest(weak, strong, weights[strong], ratio, kept, deciding)
 
 
 def _weights(facts: Facts, branches: tuple[str, str], norms: Mapping[str, float]) -> dict[str, float]:
