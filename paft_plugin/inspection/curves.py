@@ -60,9 +60,14 @@ class Curve:
         return sum(late) / len(late) if late else None
 
     @property
-    def first_loss_step(self) -> int | None:
-        """Where `start_loss` was logged."""
-        return next((step for step, loss in zip(self.steps, self.loss, strict=True) if math.isfinite(loss)), None)
+    def loss_steps(self) -> tuple[int, ...]:
+        """Where a loss was logged."""
+        return tuple(step for step, loss in zip(self.steps, self.loss, strict=True) if math.isfinite(loss))
+
+    @property
+    def peak_learning_rate(self) -> float | None:
+        """The highest that was logged."""
+        return max((rate for rate in self.learning_rate if math.isfinite(rate)), default=None)
 
     def _losses(self) -> list[float]:
         return [loss for loss in self.loss if math.isfinite(loss)]

@@ -143,12 +143,16 @@ def interference(one: Tensor, other: Tensor) -> Interference:
     conflicts = product < 0
     lost = float((conflicts & (one.abs() < other.abs())).sum()), float((conflicts & (one.abs() > other.abs())).sum())
     both = int((product != 0).sum())
+    merged = torch.sign(one + other)
+    mass = tuple(float(each[torch.sign(each) == merged].abs().sum()) for each in (one, other))
+    total = kept[0] + 0.0, kept[1] + 0.0
     return Interference(
         entries=one.numel(),
         overlap={"0.0": Overlap(*kept, both, int(conflicts.sum()))},
         agreeing=float(product.clamp(min=0).sum()),
         opposing=float(-product.clamp(max=0).sum()),
         squares=(float(one.square().sum()), float(other.square().sum())),
-        ties={"1.0": Election(kept, (float(kept[0]), float(kept[1])), float(both), float(conflicts.sum()), lost)},
+        ties={"1.0": Election(kept, total, float(both), float(conflicts.sum()), lost, (mass[0], mass[1]))},
         dare={},
+        l1=(float(one.abs().sum()), float(other.abs().sum())),
     )

@@ -66,7 +66,7 @@ def test_log_and_state_of_one_training_give_one_curve(tmp_path: Path) -> None:
     assert log.l1_norm == (153.8,) * 4
     assert log.sources == ("logs/sft-l1.log",)
     assert log.start_loss == 0.3016
-    assert log.first_loss_step == 10
+    assert log.loss_steps == tuple(LOSSES)
     assert log.final_loss == 0.203
 
 
@@ -94,7 +94,8 @@ def test_a_step_without_a_value_has_nan_and_no_part_in_the_loss(tmp_path: Path) 
     curve = read_curve(tmp_path, "sft-l1")
     assert curve is not None
     assert all(map(math.isnan, curve.loss))
-    assert curve.start_loss is curve.final_loss is curve.first_loss_step is None
+    assert curve.start_loss is curve.final_loss is None
+    assert curve.loss_steps == ()
 
 
 @pytest.mark.parametrize("broken", ["{", "[]", '{"log_history": 3}', '{"log_history": [{"step": "x", "loss": []}, 7]}'])

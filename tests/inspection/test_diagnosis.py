@@ -43,6 +43,7 @@ def planted() -> dict[str, tuple[PlantedRun, set[tuple[str, str]]]]:
             replace(well, deltas={k: v for k, v in well.deltas.items() if k != "sft"}, losses={"sft-l1": LEARNT}),
             set(),
         ),
+        "healthy, of a small norm": (replace(well, deltas={**well.deltas, "sft-l1": sparse(2, 0.003, 4e-3)}), set()),
         "both dense": (both_dense, set()),
         "both sparse": (replace(well, deltas={"sft": dense(1), "sft-l1": sparse(2), "dpo": sparse(3)}), set()),
         "merely small": (replace(both_dense, deltas={"sft": dense(1, 5e-6), "dpo": dense(3, 3e-6)}), set()),
@@ -114,6 +115,13 @@ def test_a_factor_on_both_deltas_changes_nothing_in_dominance(factor: float, nam
         assert one.value == pytest.approx(other.value, abs=0.01)
 
 
+def test_a_healthy_sparse_delta_has_the_norm_of_a_dominated_one(tmp_path: Path) -> None:
+    run, _ = planted()["healthy, of a small norm"]
+    norms, survival = check_of(diagnose(run.write(tmp_path)), "dominance").evidence[:2]
+    assert norms.speaks_for
+    assert not survival.speaks_for
+
+
 def test_swapping_the_deltas_swaps_the_culprit(tmp_path: Path) -> None:
     for n, scale in enumerate((10, 0.1)):
         deltas = {"sft": scale * dense(1), "dpo": dense(3)}
@@ -176,6 +184,21 @@ def test_a_twin_that_learns_nothing_is_nothing_to_compare_with(tmp_path: Path) -
     )
     assert check.state == "clear"
     assert any("a dense twin that learns" in missing for missing in check.missing)
+
+
+def test_a_twin_of_another_learning_rate_or_length_is_none(tmp_path: Path) -> None:
+    run, _ = planted()["λ far too large"]
+    folder = replace(run, deltas=healthy().deltas).write(tmp_path)
+    assert found(diagnose(folder)) == {("excessive L1", "sft-l1")}
+    history = [{"step": step, "loss": loss, "learning_rate": 1e-3} for step, loss in ((10, 1.2), (100, 0.7))]
+    state = folder / "branches" / "sft" / "checkpoint-100" / "trainer_state.json"
+    own = folder / "branches" / "sft-l1" / "checkpoint-100" / "trainer_state.json"
+    put(own, {"log_history": [{"step": 10, "loss": 1.2, "learning_rate": 1e-4}, {"step": 100, "loss": 1.19}]})
+    for entries, said in ((history, "learning rate is 0.001, not 0.0001"), (history[:1], "last step is 10, not 100")):
+        put(state, {"log_history": entries})
+        check = check_of(diagnose(folder), "excessive L1")
+        assert check.state == "clear"
+        assert any(said in missing for missing in check.missing)
 
 
 def test_a_delta_of_zeros_is_no_crash_and_no_guess(tmp_path: Path) -> None:

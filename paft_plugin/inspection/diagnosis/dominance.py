@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from paft_plugin.inspection.diagnosis.facts import Facts
 from paft_plugin.inspection.diagnosis.judge import judged, unknown
@@ -11,6 +12,7 @@ from paft_plugin.inspection.diagnosis.remedies import balance
 from paft_plugin.inspection.diagnosis.survival import survival
 from paft_plugin.inspection.inspected import InspectedPair, Inspection
 from paft_plugin.inspection.verdict import Check, Evidence, Signature
+from paft_plugin.thresholds import threshold_key
 
 NORM_RATIO = 1 / 3
 SURVIVAL = 0.75
@@ -33,37 +35,65 @@ def dominance(facts: Facts, sft: str, preference: str, excessive: bool) -> Check
     bare = dict(zip((pair.first, pair.second), map(math.sqrt, pair.figures.total.squares), strict=True))
     if zeros := [name for name in branches if not bare[name]]:
         return unknown(SIGNATURE, branches, f"The delta of {zeros[0]} is zero: there is nothing to dominate.")
-    weights = _weights(facts, branches, bare)
-    weak, strong = sorted(branches, key=lambda name: weights[name] * bare[name])
-    ratio = weights[weak] * bare[weak] / (weights[strong] * bare[strong])
-    kept = {
-        name: _survival(facts.inspection, pair, name, other, weights[name] / weights[other])
-        for name, other in ((weak, strong), (strong, weak))
-    }
-    source, weighted = facts.inspection_file, "" if len(set(weights.values())) == 1 else ", weighted as the recipes do"
-    deciding = [
-        Evidence(f"‖δ‖₂ of {weak} / {strong}{weighted}", ratio, source, NORM_RATIO, slack=NORM_RATIO / 10),
-        Evidence(f"Share of {weak}'s Σ|δ| that survives the sign election", kept[weak], source, SURVIVAL, slack=0.03),
-    ]
-    mass = {name: weights[name] * kept[name] * facts.inspection.delta(name).figures.total.l1 for name in kept}
-    evidence = [*deciding, *_shares(facts, pair, weak, mass)]
-    reasons = [item for item in deciding if not item.speaks_for]
+    contest = _contest(facts, facts.inspection, pair, _weights(facts, branches, bare), bare)
+    weak, strong, kept = contest.weak, contest.strong, contest.kept
+    evidence = [*contest.deciding, *_shares(facts, pair, weak)]
+    reasons = [item for item in contest.deciding if not item.speaks_for]
     if reasons:
         message = f"Neither overrules the other: {kept[weak]:.0%} of {weak} and {kept[strong]:.0%} of {strong} survive."
         return judged(SIGNATURE, branches, "clear", message, evidence=evidence, deciding=reasons)
     if excessive and weak == sft:
         message = f"{strong} overrules {sft} because excessive L1 left nothing of {sft}. Mend that first."
         return judged(SIGNATURE, branches, "clear", message, evidence=evidence)
+    times = f"{1 / contest.ratio:.3g} times {weak}'s"
     return judged(
         SIGNATURE,
         branches,
         "found",
-        f"{strong} decides the merge: its delta is {1 / ratio:.3g} times {weak}'s, of which {kept[weak]:.0%} survives.",
+        f"{strong} decides the merge: its delta is {times}, of which {kept[weak]:.0%} survives.",
         evidence=evidence,
-        deciding=deciding,
+        deciding=contest.deciding,
         culprit=strong,
-        remedies=balance(facts, sft, strong, weak, ratio, weights[strong]),
+        remedies=balance(facts, sft, strong, weak, contest.ratio, contest.weight),
     )
+
+
+@dataclass(frozen=True)
+class _Contest:
+    """How two deltas fare against each other."""
+
+    weak: str
+    strong: str
+    weight: float
+    """Of the stronger one, as in the recipes."""
+    ratio: float
+    """Norm of the weaker over that of the stronger, both weighted."""
+    kept: Mapping[str, float]
+    """Branch → share of its mass that survives the election of signs."""
+    deciding: tuple[Evidence, Evidence]
+
+
+def _contest(
+    facts: Facts, inspection: Inspection, pair: InspectedPair, weights: Mapping[str, float], norms: Mapping[str, float]
+) -> _Contest:
+    weak, strong = sorted(weights, key=lambda name: weights[name] * norms[name])
+    ratio = weights[weak] * norms[weak] / (weights[strong] * norms[strong])
+    equal = weights[weak] == weights[strong]
+    counted = _counted(pair) if equal else {}
+    kept = counted or {
+        name: _estimated(inspection, pair, name, other, weights[name] / weights[other])
+        for name, other in ((weak, strong), (strong, weak))
+    }
+    how, weighted = "" if counted else " (estimated)", "" if equal else ", weighted as the recipes do"
+    norm, survives = (
+        f"‖δ‖₂ of {weak} / {strong}{weighted}",
+        f"Share of {weak}'s Σ|δ| that survives the sign election{how}",
+    )
+    deciding = (
+        Evidence(norm, ratio, facts.inspection_file, NORM_RATIO, slack=NORM_RATIO / 10),
+        Evidence(survives, kept[weak], facts.inspection_file, SURVIVAL, slack=0.03),
+    )
+    return _Contest(weak, strong, weights[strong], ratio, kept, deciding)
 
 
 def _weights(facts: Facts, branches: tuple[str, str], norms: Mapping[str, float]) -> dict[str, float]:
@@ -77,7 +107,16 @@ def _weights(facts: Facts, branches: tuple[str, str], norms: Mapping[str, float]
     return dict(zip(branches, nearest, strict=True))
 
 
-def _survival(inspection: Inspection, pair: InspectedPair, name: str, other: str, weight: float) -> float:
+def _counted(pair: InspectedPair) -> dict[str, float]:
+    """Branch → share of its mass that survives at equal weights, untrimmed; empty if the inspection did not weigh that."""
+    figures = pair.figures.total
+    whole = figures.ties.get(threshold_key(1.0))
+    if whole is None or whole.mass is None or figures.l1 is None:
+        return {}
+    return {name: whole.mass[n] / figures.l1[n] for n, name in enumerate((pair.first, pair.second))}
+
+
+def _estimated(inspection: Inspection, pair: InspectedPair, name: str, other: str, weight: float) -> float:
     own, opponent, shared = inspection.delta(name), inspection.delta(other), pair.figures.total
     kept = survival(
         own.histogram,
@@ -90,14 +129,22 @@ def _survival(inspection: Inspection, pair: InspectedPair, name: str, other: str
     return kept
 
 
-def _shares(facts: Facts, pair: InspectedPair, weak: str, mass: Mapping[str, float]) -> list[Evidence]:
-    """The weaker one's part in the merged delta: for scale only, since that of a healthy sparse branch is small too."""
-    source = facts.inspection_file
-    found = [Evidence(f"{weak}'s share of the merged Σ|δ|", mass[weak] / sum(mass.values()), source)]
-    used = facts.density(pair.first, pair.second) or facts.density(pair.second, pair.first) or 1.0
-    key = min(pair.figures.total.ties, key=lambda key: abs(float(key) - used), default=None)
-    elected = pair.figures.total.ties[key].elected if key is not None else (0.0, 0.0)
-    if key is not None and sum(elected) > 0:
-        share = elected[0 if pair.first == weak else 1] / sum(elected)
-        found.append(Evidence(f"{weak}'s share of the elected entries, at density {float(key):g}", share, source))
+def _shares(facts: Facts, pair: InspectedPair, weak: str) -> list[Evidence]:
+    """The weaker one's part in the merged delta at equal weights, at the density that recipes trim to.
+
+    For scale only: that of a healthy sparse branch is small too.
+    """
+    ties, source = pair.figures.total.ties, facts.inspection_file
+    used = min(
+        filter(None, (facts.density(*each) for each in ((pair.first, pair.second), (pair.second, pair.first)))),
+        default=1.0,
+    )
+    key = min(ties, key=lambda key: abs(float(key) - used), default=None)
+    if key is None:
+        return []
+    found = []
+    for what, parts in (("merged Σ|δ|", ties[key].mass), ("elected entries", ties[key].elected)):
+        if parts is not None and sum(parts) > 0:
+            share = parts[0 if pair.first == weak else 1] / sum(parts)
+            found.append(Evidence(f"{weak}'s share of the {what}, at density {float(key):g}", share, source))
     return found

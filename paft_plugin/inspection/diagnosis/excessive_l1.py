@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+from paft_plugin.inspection.curves import Curve
 from paft_plugin.inspection.diagnosis.facts import Facts
 from paft_plugin.inspection.diagnosis.judge import judged, unknown
 from paft_plugin.inspection.diagnosis.remedies import weaker_penalty
@@ -13,6 +16,7 @@ FALL = 0.05  # of the loss at the start, where there is no twin
 LEARNT = 0.02  # of the loss at the start: a twin that learnt less is nothing to compare with
 EMPTY = 0.999  # sparsity at the threshold
 FAINT = 2e-4  # ‖δ‖₂ / ‖θ_pre‖₂
+ALIKE = 0.05  # between the learning rates of twins, in case one was logged at other steps
 SIGNATURE: Signature = "excessive L1"
 
 
@@ -61,6 +65,8 @@ def _losses(facts: Facts, sft: str, twin: str | None) -> tuple[list[Evidence], l
     dense = facts.curves.get(twin) if twin is not None else None
     if dense is None or dense.start_loss is None or dense.final_loss is None:
         return [fall], ["the loss of a dense twin (the same config without paft_* keys)"]
+    if difference := _difference(curve, dense):
+        return [fall], [f"a dense twin that was trained alike: {twin}'s {difference}"]
     # Both begin at the base model's loss. The first that is logged is a mean over some steps: the higher is the nearer to it.
     top, bottom = max(start, dense.start_loss), dense.final_loss
     if top - bottom < LEARNT * top:
@@ -68,6 +74,18 @@ def _losses(facts: Facts, sft: str, twin: str | None) -> tuple[list[Evidence], l
     what = f"Share of the fall of {twin}'s loss ({top:.3g} → {bottom:.3g}) that {sft} made too"
     both = f"{source}, {dense.sources[0]}"
     return [Evidence(what, (top - final) / (top - bottom), both, RECOVERY, slack=0.1)], []
+
+
+def _difference(curve: Curve, dense: Curve) -> str | None:
+    """What keeps two trainings from being twins, as far as their curves tell."""
+    last = [each.loss_steps[-1] for each in (dense, curve)]
+    if last[0] != last[1]:
+        return f"last step is {last[0]}, not {last[1]}"
+    own, other = curve.peak_learning_rate, dense.peak_learning_rate
+    # A log rounds to four digits, and may miss the step of the peak by little.
+    if own and other and not math.isclose(own, other, rel_tol=ALIKE):
+        return f"learning rate is {other:g}, not {own:g}"
+    return None
 
 
 def _delta(facts: Facts, sft: str) -> tuple[list[Evidence], list[str]]:

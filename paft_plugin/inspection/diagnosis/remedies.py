@@ -57,9 +57,9 @@ def balance(facts: Facts, sft: str, strong: str, weak: str, ratio: float, weight
             "wherever one branch is alone.",
         )
     ]  # fmt: skip
-    rates = {name: _peak_rate(facts, name) for name in (strong, weak)}
+    rates = {name: _peak_rate(facts, name) or 0.0 for name in (strong, weak)}
     if rates[strong] > 3 * rates[weak] > 0:
-        reason = f"It is {rates[strong] / rates[weak]:.3g} times that of {weak}."
+        reason = f"The highest that was logged is {rates[strong] / rates[weak]:.3g} times that of {weak}."
         found.append(
             Remedy("learning_rate", f"configs/{strong}.yml", f"{rates[strong]:.2g}", f"{rates[weak]:.2g}", reason)
         )
@@ -114,7 +114,6 @@ def _last_strength(facts: Facts, sft: str) -> float | None:
     return float(strength) if strength else None
 
 
-def _peak_rate(facts: Facts, branch: str) -> float:
+def _peak_rate(facts: Facts, branch: str) -> float | None:
     curve = facts.curves.get(branch)
-    rates = [rate for rate in curve.learning_rate if rate == rate] if curve is not None else []
-    return max(rates, default=0.0)
+    return curve.peak_learning_rate if curve is not None else None

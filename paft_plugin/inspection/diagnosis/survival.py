@@ -1,4 +1,6 @@
-"""How much of one delta survives TIES' election of signs against another, from what an inspection keeps of both.
+"""How much of one delta survives TIES' election of signs against another at any weights, from what an inspection keeps of both.
+
+At equal weights the inspection has counted it. At others it has to be estimated.
 
 In an entry where the signs are opposite, the greater magnitude takes all. So a branch loses the mass (Σ|δ|) of its entries where
 the other one is greater and disagrees:
