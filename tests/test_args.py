@@ -64,11 +64,22 @@ def test_keys_of_others_are_left_alone() -> None:
         {"paft_l1_warmup_ratio": -0.1},
         {"paft_l1_mode": "prox"},
         {"paft_reference": "gpu"},
+        {"paft_inspect_steps": 0},
+        {"paft_inspect_steps": -50},
+        {"paft_inspect_steps": 0.5},
+        {"paft_inspect_steps": True},
+        {"paft_inspect_steps": "often"},
     ],
 )
 def test_a_bad_value_is_an_error_that_names_its_key(bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(bad))):
         PAFTArgs(**{"paft_l1_lambda": 1e-4, **bad})
+
+
+def test_inspection_is_off_until_it_is_asked_for() -> None:
+    assert PAFTArgs(paft_l1_lambda=0).paft_inspect_steps is None
+    assert PAFTArgs(paft_l1_lambda=0, paft_inspect_steps=None).paft_inspect_steps is None
+    assert PAFTArgs(paft_l1_lambda=0, paft_inspect_steps=1).paft_inspect_steps == 1
 
 
 def test_a_number_that_yaml_reads_as_text_is_a_number() -> None:

@@ -15,6 +15,7 @@ from paft_plugin.penalty.sharded import local, sum_over_shards
 from paft_plugin.penalty.tally import Measurable
 
 INT8_LARGEST = 127  # bitsandbytes' weight is int8 × the row's scale / this
+ROWS = 1024  # of an int8 weight that are widened at a time
 QUANTISED = ("Linear4bit", "Linear8bitLt")
 
 
@@ -64,7 +65,7 @@ def _square_of_quantised(layer: Any) -> float | None:
         # The first forward pass moves them from the weight into the layer's state.
         scales = weight.SCB if weight.SCB is not None else layer.state.SCB
         if scales is not None:
-            rows = torch.stack([row.float().square().sum() for row in weight.data])
+            rows = torch.cat([block.float().square().sum(1) for block in weight.data.split(ROWS)])
             return (rows.double() * (scales.double() / INT8_LARGEST).square()).sum().item()
     return None
 

@@ -34,7 +34,7 @@ def record(output_dir: Path) -> dict[str, Any]:
 def test_strength_zero_is_bit_identical_to_no_plugin(kind: str, config: Config, tmp_path: Path) -> None:
     settings = LORA if kind == "lora" else {}
     succeed(seeded_train(config("without", **settings)))
-    succeed(axolotl_train(config("with", paft_l1_lambda=0, **PLUGIN, **settings)))
+    succeed(axolotl_train(config("with", paft_l1_lambda=0, paft_inspect_steps=1, **PLUGIN, **settings)))
     without, with_plugin = weights(tmp_path / "without"), weights(tmp_path / "with")
     assert without.keys() == with_plugin.keys()
     assert all(torch.equal(without[name], with_plugin[name]) for name in without)
@@ -76,10 +76,11 @@ def test_merge_lora_takes_the_same_config(config: Config, tmp_path: Path) -> Non
     ("changes", "named"),
     [
         ({"paft_l1_lamda": 1e-4, **LORA}, "paft_l1_lamda: no such key; did you mean paft_l1_lambda?"),
+        ({"paft_l1_lambda": 1e-4, "paft_inspect_steps": 0, **LORA}, "paft_inspect_steps"),
         ({"paft_l1_lambda": 1e-4, "peft_use_dora": True, **LORA}, "peft_use_dora: under DoRA the delta is not s·BA"),
         ({"paft_l1_lambda": 1e-4, "rl": "dpo", **LORA}, "rl: dpo: the penalty belongs to the SFT branch"),
     ],
-    ids=["typo", "dora", "rl"],
+    ids=["typo", "no steps", "dora", "rl"],
 )
 def test_a_mistake_in_the_config_stops_the_run(
     changes: dict[str, Any], named: str, config: Config, tmp_path: Path

@@ -21,7 +21,7 @@ Config = Callable[..., Path]
 
 SAVING = {"num_epochs": 24, "save_strategy": "steps", "save_steps": 6, "save_total_limit": 8}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "lora, steered": {**LORA, "paft_l1_lambda": 1e-5, "paft_target_sparsity": 0.5},
+    "lora, steered": {**LORA, "paft_l1_lambda": 1e-5, "paft_target_sparsity": 0.5, "paft_inspect_steps": 5},
     "full, proximal": {"paft_l1_lambda": 0.01, "paft_l1_mode": "proximal", "paft_l1_warmup_ratio": 0.2},
 }
 
