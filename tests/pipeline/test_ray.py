@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,9 @@ from typing import Any
 import psutil
 import pytest
 
+from paft_plugin.demo import configs
+from paft_plugin.demo.plan import QUICK_DEMO, make_stages
+from paft_plugin.demo.run import ENVIRONMENT, write_inputs
 from paft_plugin.errors import PaftError
 from paft_plugin.pipeline.local import LocalExecutor
 from paft_plugin.pipeline.markers import read_marker
@@ -346,3 +350,23 @@ def test_ray_leaves_the_process_as_it_was(nodes: TwoNodes, run_dir: Path) -> Non
     run_stages([python("a", "")], run_dir, RayExecutor(nodes.address))
     assert signal.getsignal(signal.SIGTERM) == handler
     assert not ray.is_initialized()
+
+
+def test_branches_trained_on_two_nodes_are_those_trained_here(nodes: TwoNodes, tmp_path: Path) -> None:
+    """Two real trainings at once, one on each node: the same adapters, bit for bit."""
+    demo = dataclasses.replace(QUICK_DEMO, branches=("sft-l1", "dpo"), effort=configs.Effort(2, 2))
+    weights = {}
+    for where in ("here", "cluster"):
+        run_dir = tmp_path / where
+        run_dir.mkdir()
+        write_inputs(demo, run_dir)
+        stages = [stage for stage in make_stages(demo, run_dir) if stage.name in demo.branches]
+        watching = Watching() if where == "cluster" else None
+        executor = RayExecutor(nodes.address) if watching else LocalExecutor()
+        run_stages(stages, run_dir, executor, [watching] if watching else [], variables=ENVIRONMENT)
+        weights[where] = [
+            (run_dir / "branches" / branch / "adapter_model.safetensors").read_bytes() for branch in demo.branches
+        ]
+    assert watching is not None
+    assert [line.split()[0] for line in watching.told] == ["started", "started", "done", "done"], "both at once"
+    assert weights["cluster"] == weights["here"]
