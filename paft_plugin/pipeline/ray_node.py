@@ -12,8 +12,8 @@ from pathlib import Path
 
 from paft_plugin.pipeline import guard
 from paft_plugin.pipeline.executor import Job
+from paft_plugin.pipeline.hold import take_hold
 from paft_plugin.pipeline.local import GuardedCommand
-from paft_plugin.pipeline.lock import take_hold
 from paft_plugin.pipeline.stages import Stage
 
 POLL = 0.05  # seconds

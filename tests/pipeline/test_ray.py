@@ -251,7 +251,7 @@ def test_a_second_interrupt_does_not_wait_for_the_grace(run_dir: Path, ray_drive
 def test_a_second_run_is_refused_while_one_is_at_work(nodes: TwoNodes, run_dir: Path, ray_driver: Driver) -> None:
     first = ray_driver.start([python("slow", "(out / 'here').touch()\ntime.sleep(120)")], run_dir)
     wait_for((run_dir / "out" / "slow" / "here").exists, "the first run")
-    with pytest.raises(PaftError, match=rf"Another run \(process {first.pid} on .*\) is at work in"):
+    with pytest.raises(PaftError, match=rf"Another run \(process {first.pid}\) is at work in"):
         run_stages([python("other", "")], run_dir, RayExecutor(nodes.address))
     first.send_signal(signal.SIGINT)
     assert first.wait(PATIENCE) == 130
