@@ -360,6 +360,9 @@ def test_branches_trained_on_two_nodes_are_those_trained_here(nodes: TwoNodes, t
         run_dir = tmp_path / where
         run_dir.mkdir()
         write_inputs(demo, run_dir)
+        for data in ("sft", "preference"):
+            path = run_dir / "data" / f"{data}.jsonl"
+            path.write_text("".join(path.read_text().splitlines(keepends=True)[:256]))
         stages = [stage for stage in make_stages(demo, run_dir) if stage.name in demo.branches]
         watching = Watching() if where == "cluster" else None
         executor = RayExecutor(nodes.address) if watching else LocalExecutor()
