@@ -11,86 +11,43 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from paft_plugin.errors import PaftError
-from paft_plugin.pipeline.stages import MARKERS
+from paft_plugin.pipeline.hold import await_holds
 
 LOCK = ".lock"
 _GLANCE = 0.3  # seconds: somebody who only looks (`look`) holds the lock for less
-_HOLD = ".hold"
-_AGAIN = 0.1  # seconds between two tries
 
 
 @contextmanager
 def locked(run_dir: Path, patience: float) -> Iterator[int]:
     """Hold `<run dir>/.lock` and yield its file descriptor.
 
-    The guards of the stages hold it too, or, on other machines, the hold of their stage: so that it outlives a killed run
-    until its last process is gone; for that we wait up to `patience` seconds. Raises `PaftError` when another run is at
-    work, `OSError` when no lock can be made.
+    The guards of the stages hold it too, or, on other machines, their holds, so that it outlives a killed run until its
+    last process is gone; for that we wait up to `patience` seconds. Raises `PaftError` when another run is at work,
+    `OSError` when no lock can be made.
     """
     lock = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        deadline = time.monotonic() + patience
-        _acquire(lock, run_dir, deadline)
+        _acquire(lock, run_dir, patience)
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n{socket.gethostname()}\n".encode(), 0)
-        _await_holds(run_dir, deadline)
+        await_holds(run_dir, patience)
         yield lock
     finally:
         os.close(lock)
 
 
-def hold_path(run_dir: Path, name: str) -> Path:
-    """The file that the guard of the stage `name` keeps locked while it lives, where it cannot inherit the run's own lock."""
-    return run_dir / MARKERS / f"{name}{_HOLD}"
-
-
-def take_hold(hold: Path, patience: float) -> int:
-    """Lock `hold` and return its descriptor; `BlockingIOError` when another guard has it after `patience` seconds."""
-    deadline = time.monotonic() + patience
-    descriptor = os.open(hold, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
-        except OSError as error:
-            if not isinstance(error, BlockingIOError) or time.monotonic() > deadline:
-                os.close(descriptor)
-                raise
-            time.sleep(_AGAIN)
-
-
-def is_held(hold: Path) -> bool:
-    """Whether a guard, on whatever machine, has `hold` locked."""
-    try:
-        os.close(take_hold(hold, patience=0))
-    except BlockingIOError:
-        return True
-    return False
-
-
-def _await_holds(run_dir: Path, deadline: float) -> None:
-    for hold in sorted((run_dir / MARKERS).glob(f"*{_HOLD}")):
-        while is_held(hold):
-            if time.monotonic() > deadline:
-                raise PaftError(
-                    f"A run in {run_dir} was killed, and what it started for the stage {hold.name.removesuffix(_HOLD)!r}, "
-                    "maybe on another machine, has not ended yet: wait for it or stop it, then run the same command again. "
-                    f"When that machine itself is gone, delete {hold}."
-                )
-            time.sleep(_AGAIN)
-
-
-def _acquire(lock: int, run_dir: Path, deadline: float) -> None:
-    glance = time.monotonic() + _GLANCE
+def _acquire(lock: int, run_dir: Path, patience: float) -> None:
+    now = time.monotonic()
+    glance, deadline = now + _GLANCE, now + patience
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            holder, host = _holder(lock)
-            at_work = holder is None or host not in ("", socket.gethostname()) or alive(holder)
-            if at_work and time.monotonic() > glance:
-                by = f"process {holder or 'unknown'}" + (f" on {host}" if host else "")
+            holder = _holder(lock)
+            elsewhere = (machine := _machine(lock)) not in ("", socket.gethostname())
+            if time.monotonic() > glance and (holder is None or elsewhere or alive(holder)):
+                by = f"process {holder or 'unknown'}" + (f" on {machine}" if elsewhere else "")
                 raise PaftError(
                     f"Another run ({by}) is at work in {run_dir}: wait for it or stop it, or choose another output directory."
                 ) from None
@@ -99,13 +56,7 @@ def _acquire(lock: int, run_dir: Path, deadline: float) -> None:
                     f"The run in {run_dir} (process {holder}) was killed, but processes that it started have not ended "
                     "yet: wait for them or stop them, then run the same command again."
                 ) from None
-            time.sleep(_AGAIN)
-
-
-def _holder(lock: int) -> tuple[int | None, str]:
-    """Process id and machine of whoever wrote into the lock last; None when they are just about to."""
-    pid, _, host = os.pread(lock, 512, 0).decode(errors="replace").partition("\n")
-    return int(pid) if pid.isdecimal() else None, host.strip()
+            time.sleep(0.1)
 
 
 def look(run_dir: Path) -> tuple[bool, int | None]:
@@ -119,11 +70,26 @@ def look(run_dir: Path) -> tuple[bool, int | None]:
         return False, None
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False, _holder(lock)[0]
+        return False, _holder(lock)
     except BlockingIOError:
-        return True, _holder(lock)[0]
+        return True, _holder(lock)
     finally:
         os.close(lock)
+
+
+def _holder(lock: int) -> int | None:
+    """The process that wrote its number; None while it is just about to."""
+    written = _written(lock)
+    return int(written[0]) if written and written[0].isdecimal() else None
+
+
+def _machine(lock: int) -> str:
+    """Where that process is; empty when it is just about to say so."""
+    return "".join(_written(lock)[1:2])
+
+
+def _written(lock: int) -> list[str]:
+    return os.pread(lock, 512, 0).decode(errors="replace").splitlines()
 
 
 def alive(pid: int) -> bool:

@@ -2,7 +2,7 @@
 
 The run directory has to be on storage that all nodes share. Nothing is shipped: paft-plugin, axolotl and the rest are
 installed on the nodes, and inside a stage axolotl's own launchers stay in charge. The driver keeps the run's lock; each
-remote guard keeps its stage's hold (`lock.py`), and as long as that is taken, whatever became of the node or of Ray's word
+remote guard keeps its stage's hold (`hold.py`), and as long as that is taken, whatever became of the node or of Ray's word
 on it, an attempt counts as running: two never write into one folder.
 """
 
@@ -20,7 +20,7 @@ import yaml
 
 from paft_plugin.errors import PaftError
 from paft_plugin.pipeline.executor import Ended, Job
-from paft_plugin.pipeline.lock import hold_path, is_held
+from paft_plugin.pipeline.hold import hold_path, is_held
 from paft_plugin.pipeline.ray_connect import alive_nodes, check_nodes, connect, in_words
 from paft_plugin.pipeline.ray_node import Attempt
 from paft_plugin.pipeline.stages import Resources, Stage, absolute

@@ -12,9 +12,8 @@ from pathlib import Path
 
 from paft_plugin.pipeline import guard
 from paft_plugin.pipeline.executor import Job
+from paft_plugin.pipeline.hold import take_hold
 from paft_plugin.pipeline.local import GuardedCommand
-from paft_plugin.pipeline.lock import take_hold
-from paft_plugin.pipeline.stages import Stage
 
 POLL = 0.05  # seconds
 _PATIENCE = 10.0  # seconds for a hold that the driver has just found free
@@ -79,10 +78,7 @@ def here(job: Job, python: str) -> Job:
     """`job` as it runs on this node: by this Python, on the GPUs that Ray gave to this worker and no others."""
     stage = job.stage
     command = tuple(sys.executable if part == python else part for part in stage.command)
-    visible = os.environ.get(VISIBLE, "") if stage.resources.devices else ""
-    environment = {**stage.environment, VISIBLE: visible}
-    return dataclasses.replace(job, stage=_with(stage, command, environment))
-
-
-def _with(stage: Stage, command: tuple[str, ...], environment: dict[str, str]) -> Stage:
-    return dataclasses.replace(stage, command=command, environment=environment)
+    # Ray sets it where the GPUs are NVIDIA's; other kinds have variables of their own, which pass as they are.
+    visible = os.environ.get(VISIBLE) if stage.resources.devices else ""
+    environment = dict(stage.environment) if visible is None else {**stage.environment, VISIBLE: visible}
+    return dataclasses.replace(job, stage=dataclasses.replace(stage, command=command, environment=environment))

@@ -220,7 +220,7 @@ def test_a_resuming_stage_finds_what_it_left(run_dir: Path) -> None:
 def test_a_second_run_is_refused_while_one_is_at_work(run_dir: Path, driver: Driver) -> None:
     first = driver.start([python("slow", "(out / 'here').touch()\ntime.sleep(120)")], run_dir)
     wait_for((run_dir / "out" / "slow" / "here").exists, "the first run")
-    with pytest.raises(PaftError, match=rf"Another run \(process {first.pid} on .*\) is at work in"):
+    with pytest.raises(PaftError, match=rf"Another run \(process {first.pid}\) is at work in"):
         run([python("other", "")], run_dir)
     first.send_signal(signal.SIGINT)
     assert first.wait(PATIENCE) == 130
