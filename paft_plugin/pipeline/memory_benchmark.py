@@ -7,7 +7,6 @@ a run of the demo's small model shows what the process takes by itself.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -17,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 import yaml
 from rich.console import Console
 
@@ -29,6 +29,7 @@ from paft_plugin.pipeline.logs import tail
 from paft_plugin.pipeline.memory import Memory, estimate_memory
 
 LENGTH = 256
+PACKAGES = ("axolotl", "torch", "transformers", "peft", "trl")
 MODELS = {
     "deep": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "vocab_size": 8000},
     "wide vocabulary": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "vocab_size": 48000},
@@ -149,18 +150,16 @@ def _answer(words: int) -> dict[str, str]:
     return {"role": "assistant", "content": " ".join(["1"] * words)}
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure, print the table, and write it as JSON if asked to."""
-    parser = argparse.ArgumentParser(prog="python -m paft_plugin.pipeline.memory_benchmark", description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the figures there, for machines")
-    options = parser.parse_args(arguments)
+@click.command()
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write.")
+def command(output: Path | None) -> None:
+    """Compare estimated memory with the peaks of real runs."""
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder))
     Console().print(as_table(rows))
-    if options.json:
-        packages = ("axolotl", "torch", "transformers", "peft", "trl")
-        write_json(options.json, as_json(rows, packages, {"sequence_len": LENGTH}))
+    if output:
+        write_json(output, as_json(rows, PACKAGES, {"sequence_len": LENGTH}))
 
 
 if __name__ == "__main__":
-    main()
+    command()
