@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from paft_plugin.errors import PaftError
 from paft_plugin.figures import Figure, Row, as_json, as_table
 from paft_plugin.files import write_bytes, write_json, write_text
 from paft_plugin.pipeline.logs import tail
-from paft_plugin.pipeline.memory import Memory, estimate_memory
+from paft_plugin.pipeline.memory import ADDED, Memory, estimate_memory
 
 LENGTH = 256
 PACKAGES = ("axolotl", "torch", "transformers", "peft", "trl")
@@ -42,23 +42,22 @@ KINDS: dict[str, dict[str, Any]] = {
 _LORA = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "lora_target_linear": True}
 
 
-def measure(folder: Path) -> list[Row]:
-    """A row for each model and kind: estimate and peak in MB, and their ratio."""
+def measure(folder: Path) -> Iterator[Row]:
+    """A row for each model and kind, as soon as it is measured: estimate and peak in MB, and their ratio."""
     demo = Path(paft_plugin.demo.__file__).parent / "base"
     alone = _train(folder / "alone", _config(folder / "alone", demo, KINDS["LoRA SFT"], length=32, batch=1), demo)
-    rows = [Row("the process alone", [Figure("peak", alone / 1e6, "MB")])]
+    yield Row("the process alone", [Figure("peak", alone / 1e6, "MB")])
     for name, shape in MODELS.items():
         base = _model(folder / name.replace(" ", "-"), demo, shape)
         for kind, keys in KINDS.items():
             run = folder / f"{base.name}-{kind.replace(' ', '-').lower()}"
             config = _config(run, base, keys, length=LENGTH, batch=4)
             estimate = estimate_memory(config, base, cpu=True)
-            rows.append(_row(f"{name}, {kind}", estimate, _train(run, config, demo), alone))
-    return rows
+            yield _row(f"{name}, {kind}", estimate, _train(run, config, demo), alone)
 
 
 def _row(name: str, estimate: Memory, peak: int, alone: int) -> Row:
-    ours = estimate.total - estimate.process * estimate.total / _plain(estimate)
+    ours = estimate.total - estimate.process * (1 + ADDED)
     return Row(
         name,
         [
@@ -68,10 +67,6 @@ def _row(name: str, estimate: Memory, peak: int, alone: int) -> Row:
             Figure("without the process", ours / (peak - alone), ""),
         ],
     )
-
-
-def _plain(estimate: Memory) -> float:
-    return sum(value for value in vars(estimate).values() if isinstance(value, int | float))
 
 
 def _model(folder: Path, demo: Path, shape: Mapping[str, int]) -> Path:
@@ -154,11 +149,18 @@ def _answer(words: int) -> dict[str, str]:
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write.")
 def command(output: Path | None) -> None:
     """Compare estimated memory with the peaks of real runs."""
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(Path(folder))
+        for row in measure(Path(folder)):
+            click.echo(
+                f"{row.name}: "
+                + ", ".join(f"{each.what} {each.value:.4g} {each.unit}".rstrip() for each in row.figures),
+                err=True,
+            )
+            rows.append(row)
+            if output:
+                write_json(output, as_json(rows, PACKAGES, {"sequence_len": LENGTH}))
     Console().print(as_table(rows))
-    if output:
-        write_json(output, as_json(rows, PACKAGES, {"sequence_len": LENGTH}))
 
 
 if __name__ == "__main__":
