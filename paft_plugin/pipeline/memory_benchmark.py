@@ -152,11 +152,8 @@ def command(output: Path | None) -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for row in measure(Path(folder)):
-            click.echo(
-                f"{row.name}: "
-                + ", ".join(f"{each.what} {each.value:.4g} {each.unit}".rstrip() for each in row.figures),
-                err=True,
-            )
+            figures = (f"{each.what} {each.value:.4g} {each.unit}".rstrip() for each in row.figures)
+            click.echo(f"{row.name}: {', '.join(figures)}", err=True)
             rows.append(row)
             if output:
                 write_json(output, as_json(rows, PACKAGES, {"sequence_len": LENGTH}))
