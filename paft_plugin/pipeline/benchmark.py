@@ -6,7 +6,6 @@ order; their ratio is what counts, because a machine that others use makes both 
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import click
 from rich.console import Console
 
 from paft_plugin import demo
@@ -30,6 +30,7 @@ BRANCHES = ("sft-l1", "dpo")
 EFFORT = Effort(sft_steps=400, preference_steps=80)
 """So that both take about as long, and long beside their start."""
 BAR = 0.6
+PACKAGES = ("axolotl", "torch", "transformers", "peft", "trl")
 OFFLINE = {"AXOLOTL_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -85,25 +86,22 @@ def _prepare(run_dir: Path, effort: Effort) -> None:
     write_configs(run_dir, effort)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure, print the table, and write it as JSON if asked to."""
-    parser = argparse.ArgumentParser(prog="python -m paft_plugin.pipeline.benchmark", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5, help="how often both ways are timed [5]")
-    parser.add_argument("--sft-steps", type=int, default=EFFORT.sft_steps, help=f"[{EFFORT.sft_steps}]")
-    parser.add_argument(
-        "--preference-steps", type=int, default=EFFORT.preference_steps, help=f"[{EFFORT.preference_steps}]"
-    )
-    parser.add_argument("--json", type=Path, help="write the figures there, for machines")
-    options = parser.parse_args(arguments)
-    effort = Effort(options.sft_steps, options.preference_steps)
-    console = Console()
+@click.command()
+@click.option(
+    "--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="How often both ways are timed."
+)
+@click.option("--sft-steps", type=click.IntRange(min=1), default=EFFORT.sft_steps, show_default=True)
+@click.option("--preference-steps", type=click.IntRange(min=1), default=EFFORT.preference_steps, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write.")
+def command(repeats: int, sft_steps: int, preference_steps: int, output: Path | None) -> None:
+    """Time the demo's two branches one after another and at once."""
+    effort = Effort(sft_steps, preference_steps)
     with tempfile.TemporaryDirectory() as folder:
-        row = measure(Path(folder), options.repeats, effort, lambda line: console.print(line, highlight=False))
-    console.print(as_table([row]))
-    if options.json:
-        packages = ("axolotl", "torch", "transformers", "peft", "trl")
-        write_json(options.json, as_json([row], packages, {"repeats": options.repeats, **vars(effort)}))
+        row = measure(Path(folder), repeats, effort, lambda line: click.echo(line, err=True))
+    Console().print(as_table([row]))
+    if output:
+        write_json(output, as_json([row], PACKAGES, {"repeats": repeats, **vars(effort)}))
 
 
 if __name__ == "__main__":
-    main()
+    command()

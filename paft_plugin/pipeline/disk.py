@@ -9,7 +9,8 @@ from typing import Any
 from paft_plugin.pipeline.memory import dtype_bytes, optimizer_bytes, trained_shapes
 from paft_plugin.pipeline.shapes import Shapes, count, weight_shapes
 
-_SMALL = 2 << 20  # bytes: state, configs and proofs of each checkpoint
+SMALL = 2 << 20
+"""Bytes for the small files of each save: state, configs, proof."""
 _KEPT = 4  # axolotl's save_total_limit when the config names none
 _TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "chat_template*", "added_tokens.json")
 
@@ -26,7 +27,7 @@ def estimate_disk(config: Mapping[str, Any], base: Path) -> int:
     number = 4 if config.get("adapter") else dtype_bytes(config)
     trains = trained_shapes(config, shapes)
     tokenizer = sum(file.stat().st_size for pattern in _TOKENIZER for file in base.glob(pattern))
-    saved = number * count(trains) + tokenizer + _SMALL
+    saved = number * count(trains) + tokenizer + SMALL
     checkpoint = saved + round(_optimizer(config, trains, number))
     stray = dtype_bytes(config) * count(shapes) if config.get("adapter") and config.get("rl") else 0
     return saved + stray + _checkpoints(config) * checkpoint

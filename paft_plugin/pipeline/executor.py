@@ -70,7 +70,10 @@ class Executor(Protocol):
         """Whether `stage` can start now, beside what runs, without taking what those before it in the plan are `waiting` for."""
 
     def start(self, job: Job, lock: int) -> Running:
-        """Start an attempt; its processes hold the descriptor `lock` (or, elsewhere, what serves the same) while they live."""
+        """Start an attempt at the stage for which `has_room` has just said yes.
+
+        Its processes hold the descriptor `lock` (or, elsewhere, what serves the same) while they live.
+        """
 
     def close(self) -> None:
         """Let go of whatever the executor holds; nothing runs any more."""

@@ -54,6 +54,7 @@ class LocalExecutor:
         self.machine = Machine(workers, tuple(devices), main_memory(), share_device == "auto")
         self._threads = threads
         self._running: dict[GuardedCommand, Placed] = {}
+        self._found: dict[str, tuple[int, ...]] = {}  # the stage that had room last, and where
 
     def check(self, stage: Stage) -> str:
         """Why `stage` can never run here: it wants more devices than there are."""
@@ -61,12 +62,14 @@ class LocalExecutor:
 
     def has_room(self, stage: Stage, waiting: Sequence[Stage]) -> bool:
         """Whether a worker, enough devices and enough memory are free (`placement.py` says how that is decided)."""
-        return self._place(stage, waiting) is not None
+        running, wanted = list(self._running.values()), [each.resources for each in waiting]
+        indices = place(self.machine, running, stage.resources, wanted)
+        self._found = {} if indices is None else {stage.name: indices}
+        return indices is not None
 
     def start(self, job: Job, lock: int) -> GuardedCommand:
         """Start the stage's command under a guard of its own, on the devices that `has_room` found."""
-        indices = self._place(job.stage, ())
-        assert indices is not None
+        indices = self._found.pop(job.stage.name)
         devices = [self.machine.devices[index] for index in indices]
         variables = {**self._thread_variables(), **job.environment, VISIBLE: ",".join(device.id for device in devices)}
         command = GuardedCommand(job, variables, _names(devices), self.grace, lock, release=self._release)
@@ -75,10 +78,6 @@ class LocalExecutor:
 
     def close(self) -> None:
         """Nothing is held beyond the running stages."""
-
-    def _place(self, stage: Stage, waiting: Sequence[Stage]) -> tuple[int, ...] | None:
-        wanted = [each.resources for each in waiting]
-        return place(self.machine, list(self._running.values()), stage.resources, wanted)
 
     def _thread_variables(self) -> dict[str, str]:
         if self._threads is None and "OMP_NUM_THREADS" in os.environ:

@@ -7,16 +7,16 @@ a run of the demo's small model shows what the process takes by itself.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 import yaml
 from rich.console import Console
 
@@ -26,9 +26,10 @@ from paft_plugin.errors import PaftError
 from paft_plugin.figures import Figure, Row, as_json, as_table
 from paft_plugin.files import write_bytes, write_json, write_text
 from paft_plugin.pipeline.logs import tail
-from paft_plugin.pipeline.memory import Memory, estimate_memory
+from paft_plugin.pipeline.memory import ADDED, Memory, estimate_memory
 
 LENGTH = 256
+PACKAGES = ("axolotl", "torch", "transformers", "peft", "trl")
 MODELS = {
     "deep": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "vocab_size": 8000},
     "wide vocabulary": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "vocab_size": 48000},
@@ -41,23 +42,22 @@ KINDS: dict[str, dict[str, Any]] = {
 _LORA = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "lora_target_linear": True}
 
 
-def measure(folder: Path) -> list[Row]:
-    """A row for each model and kind: estimate and peak in MB, and their ratio."""
+def measure(folder: Path) -> Iterator[Row]:
+    """A row for each model and kind, as soon as it is measured: estimate and peak in MB, and their ratio."""
     demo = Path(paft_plugin.demo.__file__).parent / "base"
     alone = _train(folder / "alone", _config(folder / "alone", demo, KINDS["LoRA SFT"], length=32, batch=1), demo)
-    rows = [Row("the process alone", [Figure("peak", alone / 1e6, "MB")])]
+    yield Row("the process alone", [Figure("peak", alone / 1e6, "MB")])
     for name, shape in MODELS.items():
         base = _model(folder / name.replace(" ", "-"), demo, shape)
         for kind, keys in KINDS.items():
             run = folder / f"{base.name}-{kind.replace(' ', '-').lower()}"
             config = _config(run, base, keys, length=LENGTH, batch=4)
             estimate = estimate_memory(config, base, cpu=True)
-            rows.append(_row(f"{name}, {kind}", estimate, _train(run, config, demo), alone))
-    return rows
+            yield _row(f"{name}, {kind}", estimate, _train(run, config, demo), alone)
 
 
 def _row(name: str, estimate: Memory, peak: int, alone: int) -> Row:
-    ours = estimate.total - estimate.process * estimate.total / _plain(estimate)
+    ours = estimate.total - estimate.process * (1 + ADDED)
     return Row(
         name,
         [
@@ -67,10 +67,6 @@ def _row(name: str, estimate: Memory, peak: int, alone: int) -> Row:
             Figure("without the process", ours / (peak - alone), ""),
         ],
     )
-
-
-def _plain(estimate: Memory) -> float:
-    return sum(value for value in vars(estimate).values() if isinstance(value, int | float))
 
 
 def _model(folder: Path, demo: Path, shape: Mapping[str, int]) -> Path:
@@ -149,18 +145,20 @@ def _answer(words: int) -> dict[str, str]:
     return {"role": "assistant", "content": " ".join(["1"] * words)}
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure, print the table, and write it as JSON if asked to."""
-    parser = argparse.ArgumentParser(prog="python -m paft_plugin.pipeline.memory_benchmark", description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the figures there, for machines")
-    options = parser.parse_args(arguments)
+@click.command()
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write.")
+def command(output: Path | None) -> None:
+    """Compare estimated memory with the peaks of real runs."""
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(Path(folder))
+        for row in measure(Path(folder)):
+            figures = (f"{each.what} {each.value:.4g} {each.unit}".rstrip() for each in row.figures)
+            click.echo(f"{row.name}: {', '.join(figures)}", err=True)
+            rows.append(row)
+            if output:
+                write_json(output, as_json(rows, PACKAGES, {"sequence_len": LENGTH}))
     Console().print(as_table(rows))
-    if options.json:
-        packages = ("axolotl", "torch", "transformers", "peft", "trl")
-        write_json(options.json, as_json(rows, packages, {"sequence_len": LENGTH}))
 
 
 if __name__ == "__main__":
-    main()
+    command()

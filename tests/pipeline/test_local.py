@@ -21,6 +21,7 @@ from rich.console import Console
 from paft_plugin.errors import PaftError
 from paft_plugin.pipeline import logs
 from paft_plugin.pipeline.devices import Device
+from paft_plugin.pipeline.executor import Job
 from paft_plugin.pipeline.local import LocalExecutor
 from paft_plugin.pipeline.markers import read_marker
 from paft_plugin.pipeline.progress import Progress, duration
@@ -195,6 +196,26 @@ def test_each_stage_sees_its_own_devices_and_one_that_wants_none_sees_none(run_d
     run_stages(stages, run_dir, executor, [watcher], variables={"CUDA_VISIBLE_DEVICES": "0,1,2"})
     seen = {stage.name: (run_dir / "out" / stage.name / "seen").read_text() for stage in stages}
     assert seen == {"sft": "GPU-1/5", "dpo": "7/5", "both": "GPU-1,7/5", "recipe": "/5"}
+
+
+def test_a_stage_starts_where_nothing_is_kept_for_one_before_it(run_dir: Path) -> None:
+    """Two empty devices are kept for a stage that waits: a later one joins what runs on the third, where both fit."""
+    (run_dir / "logs").mkdir(parents=True)
+    (run_dir / "out").mkdir()
+    executor = LocalExecutor([Device(str(n), f"GPU {n}", 80 * 10**9) for n in range(3)], workers=3, grace=0.1)
+    lock = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT)
+    both = python("both", "", resources=Resources(2))
+    started = []
+    for name, waiting in (("first", []), ("second", [both])):
+        stage = python(name, "time.sleep(120)", resources=Resources(1, 10**9))
+        assert executor.has_room(stage, waiting)
+        started.append(executor.start(Job(stage, run_dir, run_dir / "logs" / name, append=False), lock))
+    assert [running.where for running in started] == ["GPU 0", "GPU 0"]
+    assert executor.has_room(both, [])
+    for running in started:
+        running.kill()
+        wait_for(running.poll, "it to end")
+    os.close(lock)
 
 
 def test_more_devices_than_there_are_is_an_error_before_anything_starts(run_dir: Path) -> None:

@@ -1,0 +1,36 @@
+"""The benchmarks run and say what they measured; how fast anything is, is none of a test's business."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from paft_plugin.demo.configs import Effort
+from paft_plugin.pipeline import memory_benchmark
+from paft_plugin.pipeline.benchmark import BAR, BRANCHES, measure
+
+pytestmark = pytest.mark.slow
+
+
+def test_both_ways_of_training_the_branches_are_timed(tmp_path: Path) -> None:
+    said: list[str] = []
+    row = measure(tmp_path, 2, Effort(sft_steps=4, preference_steps=2), said.append)
+    assert [line.split(": ")[0] for line in said] == [
+        f"repeat {repeat} of 2, {workers} at once" for repeat, workers in ((1, 1), (1, 2), (2, 2), (2, 1))
+    ]
+    alone = [sum(times) for times in zip(*(row.timings[branch] for branch in BRANCHES), strict=True)]
+    ratios = [both / each for both, each in zip(row.timings["together"], alone, strict=True)]
+    ratio = row.figures[-1]
+    assert (ratio.low, ratio.high, ratio.at_most) == (min(ratios), max(ratios), BAR)
+
+
+def test_the_peaks_of_real_trainings_are_measured_and_estimated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 2000}
+    monkeypatch.setattr(memory_benchmark, "MODELS", {"small": small})
+    alone, *rows = memory_benchmark.measure(tmp_path)
+    assert [row.name for row in rows] == [f"small, {kind}" for kind in memory_benchmark.KINDS]
+    assert all(figure.value > 100 for row in (alone, *rows) for figure in row.figures if figure.unit == "MB")
+    assert all(figure.met for row in rows for figure in row.figures if figure.at_least), "nothing is underestimated"
