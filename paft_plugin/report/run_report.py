@@ -15,7 +15,7 @@ from paft_plugin.report.arm_tables import arm_table, comparison_table
 from paft_plugin.report.choice import RULE, Choice, choose
 from paft_plugin.report.differences import Difference, difference, number, standard_error
 from paft_plugin.report.inspection_page import deltas_part, pairs_part, write_inspection_page
-from paft_plugin.report.page import VERDICT_WORDS, render, shown
+from paft_plugin.report.page import VERDICT_WORDS, prose, render, shown
 from paft_plugin.report.plots import loss_chart, strength_chart, tax_chart
 from paft_plugin.report.remarks import Remark, diagnosis_remarks, lint_remarks
 from paft_plugin.report.repeat import how_to_repeat, read_record
@@ -85,7 +85,7 @@ def report_html(run: Path, results: Results) -> str:
     inspection = _inspection(run)
     search, lint = search_part(run), lint_remarks(run)
     diagnosis, no_diagnosis = _diagnosis(run)
-    curves = _curves(run)
+    curves, repeat = _curves(run), how_to_repeat(run)
     name = run.absolute().name
     return render(
         "report.html",
@@ -108,7 +108,8 @@ def report_html(run: Path, results: Results) -> str:
         no_diagnosis=no_diagnosis,
         lint=lint,
         search=search,
-        repeat=how_to_repeat(run),
+        repeat=repeat,
+        description=prose(repeat.description),
         measures=results.measures,
     )
 
