@@ -123,6 +123,8 @@ class Election:
     """Of `both`: of opposite signs; the greater magnitude wins, a tie goes to the positive sign."""
     lost: tuple[float, float]
     """Kept, but overruled by the election of signs."""
+    mass: tuple[float, float] | None = None
+    """Σ|δ| of each branch's entries that take part in the merged delta, in the units of `Measures.l1`; before DARE rescales."""
 
     @property
     def trimmed(self) -> tuple[float, float]:
@@ -139,8 +141,10 @@ class Election:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Election:
-        nonzero, kept, lost = (tuple(content[key]) for key in ("nonzero", "kept", "lost"))
-        return cls(nonzero=nonzero, kept=kept, both=content["both"], conflicts=content["conflicts"], lost=lost)
+        own = _own(cls, content)
+        for key in ("nonzero", "kept", "lost", "mass"):
+            own[key] = tuple(own[key]) if own.get(key) else None
+        return cls(**own)
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,8 @@ class Interference:
     """Density → expected outcome of DARE-TIES."""
     subspaces: Subspaces | None = None
     """Of one tensor that two adapters change by factors."""
+    l1: tuple[float, float] | None = None
+    """‖δ₁‖₁, ‖δ₂‖₁."""
 
     @property
     def cosine(self) -> float | None:
@@ -213,6 +219,7 @@ class Interference:
             ties={key: Election.from_json(election) for key, election in content["ties"].items()},
             dare={key: Election.from_json(election) for key, election in content["dare"].items()},
             subspaces=Subspaces(**subspaces) if subspaces else None,
+            l1=tuple(content["l1"]) if content.get("l1") else None,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from paft_plugin.inspection.diagnosis.facts import Facts
 from paft_plugin.inspection.diagnosis.judge import judged, unknown
@@ -29,23 +30,30 @@ def dominance(facts: Facts, sft: str, preference: str, excessive: bool) -> Check
     if facts.inspection is None or pair is None:
         where = f"{facts.inspection_file}: the pair of {sft} and {preference} (axolotl paft inspect)"
         return unknown(SIGNATURE, branches, "The two were not inspected as a pair.", [where])
-    norms = dict(zip((pair.first, pair.second), map(math.sqrt, pair.figures.total.squares), strict=True))
-    weak, strong = sorted(branches, key=lambda name: norms[name])
-    if not norms[weak]:
-        return unknown(SIGNATURE, branches, f"The delta of {weak} is zero: there is nothing to dominate.")
-    ratio, source = norms[weak] / norms[strong], facts.inspection_file
-    kept = {name: _survival(facts.inspection, pair, name, other) for name, other in ((weak, strong), (strong, weak))}
+    bare = dict(zip((pair.first, pair.second), map(math.sqrt, pair.figures.total.squares), strict=True))
+    if zeros := [name for name in branches if not bare[name]]:
+        return unknown(SIGNATURE, branches, f"The delta of {zeros[0]} is zero: there is nothing to dominate.")
+    weights = _weights(facts, branches, bare)
+    weak, strong = sorted(branches, key=lambda name: weights[name] * bare[name])
+    ratio = weights[weak] * bare[weak] / (weights[strong] * bare[strong])
+    kept = {
+        name: _survival(facts.inspection, pair, name, other, weights[name] / weights[other])
+        for name, other in ((weak, strong), (strong, weak))
+    }
+    source, weighted = facts.inspection_file, "" if len(set(weights.values())) == 1 else ", weighted as the recipes do"
     deciding = [
-        Evidence(f"‖δ‖₂ of {weak} / {strong}", ratio, source, NORM_RATIO, slack=NORM_RATIO / 10),
+        Evidence(f"‖δ‖₂ of {weak} / {strong}{weighted}", ratio, source, NORM_RATIO, slack=NORM_RATIO / 10),
         Evidence(f"Share of {weak}'s Σ|δ| that survives the sign election", kept[weak], source, SURVIVAL, slack=0.03),
     ]
-    evidence = [*deciding, *_shares(facts, facts.inspection, pair, kept)]
-    if not all(item.speaks_for for item in deciding):
+    mass = {name: weights[name] * kept[name] * facts.inspection.delta(name).figures.total.l1 for name in kept}
+    evidence = [*deciding, *_shares(facts, pair, weak, mass)]
+    reasons = [item for item in deciding if not item.speaks_for]
+    if reasons:
         message = f"Neither overrules the other: {kept[weak]:.0%} of {weak} and {kept[strong]:.0%} of {strong} survive."
-        return judged(SIGNATURE, branches, "clear", message, evidence=evidence, deciding=deciding)
+        return judged(SIGNATURE, branches, "clear", message, evidence=evidence, deciding=reasons)
     if excessive and weak == sft:
         message = f"{strong} overrules {sft} because excessive L1 left nothing of {sft}. Mend that first."
-        return judged(SIGNATURE, branches, "clear", message, evidence=evidence, deciding=deciding)
+        return judged(SIGNATURE, branches, "clear", message, evidence=evidence)
     return judged(
         SIGNATURE,
         branches,
@@ -54,32 +62,42 @@ def dominance(facts: Facts, sft: str, preference: str, excessive: bool) -> Check
         evidence=evidence,
         deciding=deciding,
         culprit=strong,
-        remedies=balance(facts, sft, strong, weak, ratio),
+        remedies=balance(facts, sft, strong, weak, ratio, weights[strong]),
     )
 
 
-def _survival(inspection: Inspection, pair: InspectedPair, name: str, other: str) -> float:
+def _weights(facts: Facts, branches: tuple[str, str], norms: Mapping[str, float]) -> dict[str, float]:
+    """Those of the recipe in which the two are the nearest to each other: if it is well, there is a way to fuse them."""
+
+    def nearness(weights: tuple[float, float]) -> float:
+        small, great = sorted(weight * norms[name] for name, weight in zip(branches, weights, strict=True))
+        return small / great
+
+    nearest: tuple[float, float] = max(facts.weights(*branches), key=nearness)
+    return dict(zip(branches, nearest, strict=True))
+
+
+def _survival(inspection: Inspection, pair: InspectedPair, name: str, other: str, weight: float) -> float:
     own, opponent, shared = inspection.delta(name), inspection.delta(other), pair.figures.total
     kept = survival(
         own.histogram,
         opponent.histogram,
         conflict=shared.conflict_weight or 0.0,
         contested=shared.entries / own.figures.total.entries,
+        weight=weight,
     )
     assert kept is not None, "a delta with a norm has mass"
     return kept
 
 
-def _shares(facts: Facts, inspection: Inspection, pair: InspectedPair, kept: dict[str, float]) -> list[Evidence]:
-    """Each branch's part in the merged delta: for scale only, since a healthy sparse branch has small ones too."""
-    weak, strong = kept
-    mass = {name: kept[name] * inspection.delta(name).figures.total.l1 for name in kept}
-    found = [Evidence(f"{weak}'s share of the merged Σ|δ|", mass[weak] / sum(mass.values()), facts.inspection_file)]
-    used = facts.density(weak, strong)
-    key = min(pair.figures.total.ties, key=lambda key: abs(float(key) - (used or 1.0)), default=None)
+def _shares(facts: Facts, pair: InspectedPair, weak: str, mass: Mapping[str, float]) -> list[Evidence]:
+    """The weaker one's part in the merged delta: for scale only, since that of a healthy sparse branch is small too."""
+    source = facts.inspection_file
+    found = [Evidence(f"{weak}'s share of the merged Σ|δ|", mass[weak] / sum(mass.values()), source)]
+    used = facts.density(pair.first, pair.second) or facts.density(pair.second, pair.first) or 1.0
+    key = min(pair.figures.total.ties, key=lambda key: abs(float(key) - used), default=None)
     elected = pair.figures.total.ties[key].elected if key is not None else (0.0, 0.0)
-    if sum(elected):
+    if key is not None and sum(elected) > 0:
         share = elected[0 if pair.first == weak else 1] / sum(elected)
-        what = f"{weak}'s share of the elected entries, of each delta the top {float(key or 1):.0%}"
-        found.append(Evidence(what, share, facts.inspection_file))
+        found.append(Evidence(f"{weak}'s share of the elected entries, at density {float(key):g}", share, source))
     return found

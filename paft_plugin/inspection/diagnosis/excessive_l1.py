@@ -11,7 +11,7 @@ from paft_plugin.thresholds import threshold_key
 RECOVERY = 0.5  # of what the dense twin learnt
 FALL = 0.05  # of the loss at the start, where there is no twin
 LEARNT = 0.02  # of the loss at the start: a twin that learnt less is nothing to compare with
-EMPTY = 0.999  # sparsity at the smallest threshold
+EMPTY = 0.999  # sparsity at the threshold
 FAINT = 2e-4  # ‖δ‖₂ / ‖θ_pre‖₂
 SIGNATURE: Signature = "excessive L1"
 
@@ -81,7 +81,7 @@ def _delta(facts: Facts, sft: str) -> tuple[list[Evidence], list[str]]:
         ], [f"{facts.inspection_file}: the delta of {sft} (axolotl paft inspect)"]
     source = facts.inspection_file
     evidence = []
-    if (threshold := facts.smallest_threshold) is not None:
+    if (threshold := facts.threshold) is not None:
         evidence.append(_sparsity(threshold_key(threshold), measures.sparsity(threshold), source))
     if measures.relative is not None:
         evidence.append(Evidence("‖δ‖₂ / ‖θ_pre‖₂", measures.relative, source, FAINT, slack=FAINT / 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from paft_plugin.inspection.measures import Measures
 BRANCH_INSPECTION = Path("inspection") / "branches"
 RESULTS_FILE = "results.json"
 RESULTS_SCHEMA = 2
+THRESHOLD = 1e-5
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,15 @@ class Score:
     share: float
     stderr: float
     """0 where it is not known."""
+
+
+@dataclass(frozen=True)
+class Fused:
+    """One branch in a recipe, as far as it is the same for all tensors."""
+
+    weight: float = 1.0
+    density: float | None = None
+    """The share of its delta that is kept; None if nothing is trimmed."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +58,8 @@ class Facts:
     """The measure that the SFT branch is trained for."""
     preference: str | None = None
     """The measure that the preference branch is trained for."""
-    recipes: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
-    """Arm → branch that its recipe fuses → density, None where none is set for all tensors."""
+    recipes: Mapping[str, Mapping[str, Fused]] = field(default_factory=dict)
+    """Arm → branch that its recipe fuses → how."""
     branches: tuple[str, ...] = field(default=())
     """All that have an inspected delta, a curve or a proof."""
 
@@ -59,10 +70,10 @@ class Facts:
         return self.inspection.delta(branch).figures.total
 
     @property
-    def smallest_threshold(self) -> float | None:
-        """The smallest above zero that was inspected."""
-        thresholds = () if self.inspection is None else self.inspection.thresholds
-        return min((threshold for threshold in thresholds if threshold > 0), default=None)
+    def threshold(self) -> float | None:
+        """That of the sparsity to judge by: this project's 1e-5, or of those that were inspected the nearest to it."""
+        above_zero = [each for each in (self.inspection.thresholds if self.inspection is not None else ()) if each > 0]
+        return min(above_zero, key=lambda each: abs(math.log(each / THRESHOLD)), default=None)
 
     def arms_of(self, one: str, other: str) -> list[str]:
         """The arms that fuse these two and nothing else."""
@@ -70,8 +81,13 @@ class Facts:
 
     def density(self, branch: str, other: str) -> float | None:
         """The least share of `branch` that a recipe keeps when it fuses it with `other`; None if none trims."""
-        densities = (self.recipes[arm][branch] for arm in self.arms_of(branch, other))
+        densities = (self.recipes[arm][branch].density for arm in self.arms_of(branch, other))
         return min((density for density in densities if density is not None), default=None)
+
+    def weights(self, one: str, other: str) -> list[tuple[float, float]]:
+        """Of each recipe that fuses these two, the weights of both; equal ones if there is no recipe."""
+        fused = [self.recipes[arm] for arm in self.arms_of(one, other)]
+        return [(each[one].weight, each[other].weight) for each in fused] or [(1.0, 1.0)]
 
     def pair(self, one: str, other: str) -> InspectedPair | None:
         """Of two branches, in whichever order they were inspected."""
@@ -137,29 +153,36 @@ def _scores(results: Mapping[str, Any]) -> dict[str, dict[str, Score]]:
     if results.get("schema") != RESULTS_SCHEMA:
         return {}
     scores: dict[str, dict[str, Score]] = {}
-    for arm in results.get("arms", []):
-        stderr = arm.get("stderr") or {}
-        scores[arm["arm"]] = {
-            measure: Score(share, stderr.get(measure) or 0.0)
-            for measure, share in (arm.get("scores") or {}).items()
-            if share is not None
-        }
+    for arm in _objects(results.get("arms")):
+        shares, errors = _numbers(arm.get("scores")), _numbers(arm.get("stderr"))
+        scores[str(arm.get("arm"))] = {name: Score(share, errors.get(name, 0.0)) for name, share in shares.items()}
     return scores
 
 
-def _recipe(file: Path, branches: Collection[str]) -> dict[str, float | None]:
-    """Branch → density of a mergekit recipe, as far as its models lie in folders that are named like branches."""
+def _objects(content: Any) -> list[dict[str, Any]]:
+    return [each for each in content if isinstance(each, dict)] if isinstance(content, list) else []
+
+
+def _numbers(content: Any) -> dict[str, float]:
+    if not isinstance(content, dict):
+        return {}
+    return {name: float(value) for name, value in content.items() if isinstance(value, (int, float))}
+
+
+def _recipe(file: Path, branches: Collection[str]) -> dict[str, Fused]:
+    """Of a mergekit recipe, the models in folders that are named like branches."""
     try:
         recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return {}
-    models = recipe.get("models") if isinstance(recipe, dict) else None
-    densities: dict[str, float | None] = {}
-    for model in models if isinstance(models, list) else []:
-        density = (model.get("parameters") or {}).get("density")
+    fused = {}
+    for model in _objects(recipe.get("models") if isinstance(recipe, dict) else None):
+        # A density or weight that differs from tensor to tensor is a list, and no number.
+        given = _numbers(model.get("parameters"))
+        numbers = {name: abs(given[name]) for name in ("weight", "density") if given.get(name)}
         for name in {Path(text).name for text in _texts(model.get("model"))} & set(branches):
-            densities[name] = float(density) if isinstance(density, (int, float)) else None
-    return densities
+            fused[name] = Fused(**numbers)
+    return fused
 
 
 def _texts(content: Any) -> Iterator[str]:

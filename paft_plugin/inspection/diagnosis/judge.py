@@ -17,6 +17,7 @@ def judged(
     *,
     evidence: Sequence[Evidence] = (),
     deciding: Sequence[Evidence] = (),
+    weighed: Sequence[Evidence] | None = None,
     missing: Sequence[str] = (),
     culprit: str | None = None,
     remedies: Sequence[Remedy] = (),
@@ -28,13 +29,14 @@ def judged(
     Args:
         evidence: all of it.
         deciding: those that the outcome was decided by.
+        weighed: those that may speak against it; all, if None.
     """
     close = [item for item in deciding if item.close]
-    against = [item for item in evidence if item.speaks_for is (state != "found")]
+    against = [item for item in (evidence if weighed is None else weighed) if item.speaks_for is (state != "found")]
     doubts = [
-        *(["close to a threshold: " + "; ".join(item.what for item in close)] if close else []),
-        *(["speaks against it: " + "; ".join(item.what for item in against)] if against else []),
-        *(["evidence is missing"] if missing else []),
+        *(["Close to a threshold: " + "; ".join(item.what for item in close)] if close else []),
+        *(["Speaks against it: " + "; ".join(item.what for item in against)] if against else []),
+        *(["Evidence is missing"] if missing else []),
     ]
     level = LEVELS[min(len(doubts), len(LEVELS) - 1)]
     reason = ". ".join(doubts) or "All evidence agrees, and is clear of its thresholds"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from paft_plugin.inspection.diagnosis.density import density
 from paft_plugin.inspection.diagnosis.facts import RESULTS_FILE, Facts
 from paft_plugin.inspection.diagnosis.judge import judged, unknown
 from paft_plugin.inspection.diagnosis.remedies import thinner
@@ -12,6 +13,7 @@ from paft_plugin.inspection.verdict import Check, Evidence, Signature
 from paft_plugin.thresholds import threshold_key
 
 DENSITY_RATIO = 1 / 5
+WEIGHT = 1 / 3  # of the sparser one's norm: that of a delta which dominance would take for overruled
 HARM = 0.05  # share of items; three standard errors if that is more
 SIGNATURE: Signature = "dense-sparse mismatch"
 
@@ -20,8 +22,8 @@ def mismatch(facts: Facts, sft: str, preference: str, excessive: bool) -> Check:
     """Look for it in a pair.
 
     Decided by how far the densities are apart, and by what the merge loses of what the sparser branch was trained for. Where no
-    scores say that, a far denser SFT delta is taken to do harm (it is the paper's case, and what its penalty is for), and a far
-    denser preference delta is not: on trained branches it did none.
+    scores say that, a far denser SFT delta is taken to do harm unless it is tiny, because the paper says so; a far denser
+    preference delta is not, because on trained branches it did none.
 
     Args:
         excessive: whether the SFT branch suffers from excessive L1, which would explain a delta with hardly an entry.
@@ -34,44 +36,58 @@ def mismatch(facts: Facts, sft: str, preference: str, excessive: bool) -> Check:
     if zeros := [name for name, measures in measured.items() if not measures.l1]:
         return unknown(SIGNATURE, branches, f"The delta of {zeros[0]} is zero: it has no density.")
     sparse, dense = sorted(branches, key=lambda name: density(measured[name]))
-    structure = _structure(facts, sparse, dense, measured)
+    structure, weight = _structure(facts, sparse, dense, measured), _weight(facts, sparse, dense, measured)
     harm, missing = _harm(facts, sparse, dense, facts.skill if sparse == sft else facts.preference)
-    evidence, deciding = [*structure, *harm], [structure[0], *harm]
+    evidence = [*structure, weight, *harm]
     gap = f"{dense} is {1 / structure[0].value:.3g} times as dense as {sparse}"
     if not structure[0].speaks_for:
-        message = f"{sparse} and {dense} are about as dense ({structure[0].value:.2g})."
+        message = f"{sparse} and {dense} are about as dense (1 : {1 / structure[0].value:.2g})."
         return judged(SIGNATURE, branches, "clear", message, evidence=structure, deciding=structure[:1])
     if excessive and sparse == sft:
         message = f"{gap} because excessive L1 left nothing of {sft}. Mend that first."
-        return judged(SIGNATURE, branches, "clear", message, evidence=evidence, deciding=deciding, missing=missing)
-    if not (harm[0].speaks_for if harm else dense == sft):
-        but = f"the merge keeps what {sparse} was trained for" if harm else "that alone hurt no merge that was measured"
-        message = f"{gap}, but {but}."
-        # Without scores the structure cannot speak against an outcome that it does not decide.
-        given = evidence if harm else structure[:0]
-        return judged(SIGNATURE, branches, "clear", message, evidence=given, deciding=harm, missing=missing)
+        return judged(SIGNATURE, branches, "clear", message, evidence=evidence, missing=missing)
+    suffers, clause, reasons = _suffering(sft, sparse, dense, weight, harm)
+    if not suffers:
+        # Far apart is no doubt about this outcome; it is what the outcome is about.
+        return judged(
+            SIGNATURE,
+            branches,
+            "clear",
+            f"{gap}, but {clause}.",
+            evidence=evidence,
+            deciding=reasons,
+            weighed=reasons,
+            missing=missing,
+        )
     return judged(
         SIGNATURE,
         branches,
         "found",
-        f"{gap}, and the merge loses what {sparse} was trained for."
-        if harm
-        else f"{gap}: merged as they are, it drowns {sparse}.",
+        f"{gap}, and {clause}.",
         evidence=evidence,
-        deciding=deciding,
+        deciding=[structure[0], *reasons],
         missing=missing,
         culprit=dense,
         remedies=thinner(facts, sft, dense, sparse),
     )
 
 
-def density(measures: Measures) -> float:
-    """Share of entries that a delta of equal magnitudes with the same norms would have: (‖δ‖₁/‖δ‖₂)² / n.
-
-    1 if all |δ| are equal, 0.64 for a normal distribution, 1/n for a single entry. No factor on the delta changes it, so a delta
-    that is merely small is not sparse.
-    """
-    return (measures.l1 / measures.l2) ** 2 / measures.entries
+def _suffering(
+    sft: str, sparse: str, dense: str, weight: Evidence, harm: list[Evidence]
+) -> tuple[bool, str, list[Evidence]]:
+    """Whether the merge of two deltas that are far apart suffers, in words, and by what."""
+    if harm:
+        suffers = bool(harm[0].speaks_for)
+        return suffers, f"the merge {'loses' if suffers else 'keeps'} what {sparse} was trained for", harm
+    if dense != sft:
+        return False, "that alone hurt no merge that was measured", []
+    if weight.speaks_for:
+        return (
+            True,
+            "it is not small: the mismatch that the paper warns of, though no scores say what the merge loses",
+            [weight],
+        )
+    return False, "too small to matter in a merge", [weight]
 
 
 def _structure(facts: Facts, sparse: str, dense: str, measured: dict[str, Measures]) -> list[Evidence]:
@@ -80,12 +96,19 @@ def _structure(facts: Facts, sparse: str, dense: str, measured: dict[str, Measur
     ratios = {f"Density of {sparse} / {dense}, density = (‖δ‖₁/‖δ‖₂)²/n": density(thin) / density(thick)}
     if thin.gini is not None and thick.gini is not None and thick.gini < 1:
         ratios["The same ratio of 1 − Gini"] = (1 - thin.gini) / (1 - thick.gini)
-    threshold = facts.smallest_threshold
+    threshold = facts.threshold
     if threshold is not None and thick.sparsity(threshold) < 1:
         what = f"The same ratio of the share of entries above {threshold_key(threshold)}"
         ratios[what] = (1 - thin.sparsity(threshold)) / (1 - thick.sparsity(threshold))
     slack, source = DENSITY_RATIO / 4, facts.inspection_file
     return [Evidence(what, ratio, source, DENSITY_RATIO, slack=slack) for what, ratio in ratios.items()]
+
+
+def _weight(facts: Facts, sparse: str, dense: str, measured: dict[str, Measures]) -> Evidence:
+    """Whether the denser delta is large enough to do harm."""
+    ratio = measured[dense].l2 / measured[sparse].l2
+    what = f"‖δ‖₂ of {dense} / {sparse}: large enough to matter"
+    return Evidence(what, ratio, facts.inspection_file, WEIGHT, above=True, slack=WEIGHT / 10)
 
 
 def _harm(facts: Facts, sparse: str, dense: str, measure: str | None) -> tuple[list[Evidence], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from paft_plugin.inspection.diagnosis.density import density
 from paft_plugin.inspection.diagnosis.facts import Facts
 from paft_plugin.inspection.measures import Measures
 from paft_plugin.inspection.verdict import Remedy
@@ -34,7 +35,8 @@ def weaker_penalty(facts: Facts, sft: str, twin: str | None) -> list[Remedy]:
     ]
     twin_norm = _l1(facts, twin)
     gain = _gain(facts, twin)
-    if twin_norm and gain and (strength is None or gain / twin_norm < strength):
+    on_delta = proof.get("l1_on", "delta") == "delta"
+    if on_delta and twin_norm and gain and (strength is None or gain / twin_norm < strength):
         reason = f"The λ at which penalising the delta of {twin} costs what it gained: {gain:.3g} nats / ‖δ‖₁ of {twin_norm:.4g}."
         found.append(Remedy("paft_l1_lambda", where, old, f"{gain / twin_norm:.1e}", reason))
     elif strength:
@@ -45,12 +47,12 @@ def weaker_penalty(facts: Facts, sft: str, twin: str | None) -> list[Remedy]:
     return found
 
 
-def balance(facts: Facts, sft: str, strong: str, weak: str, ratio: float) -> list[Remedy]:
+def balance(facts: Facts, sft: str, strong: str, weak: str, ratio: float, weight: float) -> list[Remedy]:
     """Against dominance: a weight that makes the norms equal; a lower learning rate where that is what differs."""
     side = "sft" if strong == sft else "preference"
     found = [
         Remedy(
-            f"--weight-{side}", RECIPE, "1", f"{ratio:.2g}",
+            f"--weight-{side}", RECIPE, f"{weight:g}", f"{weight * ratio:.2g}",
             f"It gives both deltas the norm of {weak}. With --no-normalize: a normalising method divides the weight out again "
             "wherever one branch is alone.",
         )
@@ -80,18 +82,17 @@ def thinner(facts: Facts, sft: str, dense: str, sparse: str) -> list[Remedy]:
     side = "sft" if dense == sft else "preference"
     used = facts.density(dense, sparse)
     old_density = f"{used:g}" if used is not None else None
-    reason = f"It keeps as many entries of {dense} as {sparse} has."
+    reason = f"Without training again: it keeps as many entries of {dense} as {sparse} has."
     found.append(Remedy(f"--density-{side}", RECIPE, old_density, f"{max(nonzero, 0.01):.2g}", reason))
     return found
 
 
 def _nonzero(facts: Facts, branch: str) -> float:
-    """Share of entries that count: of those at the smallest threshold and of the scale-free density, the smaller."""
+    """Share of entries that count: the scale-free density, or the share above the threshold if that is less."""
     measures = facts.measures(branch)
     assert measures is not None, "the caller has compared its density"
-    smallest = facts.smallest_threshold
-    free = (measures.l1 / measures.l2) ** 2 / measures.entries
-    return min(free, 1 - measures.sparsity(smallest)) if smallest is not None else free
+    above = 1 - measures.sparsity(facts.threshold) if facts.threshold is not None else 1.0
+    return min(density(measures), above)
 
 
 def _l1(facts: Facts, branch: str | None) -> float:

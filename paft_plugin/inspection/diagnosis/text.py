@@ -1,0 +1,82 @@
+"""A diagnosis for a terminal: what was found, in full; what was not, in a line each."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from paft_plugin.inspection.verdict import Check, Diagnosis, Evidence, Remedy
+
+INDENT = (0, 0, 0, 2)
+STYLES = {"found": "bold red", "clear": "green", "unknown": "yellow"}
+WORDS = {"found": "FOUND", "clear": "not found", "unknown": "cannot tell"}
+
+
+def as_text(diagnosis: Diagnosis) -> Group:
+    """Findings first, then what else was looked at, then how many there are."""
+    others = [check for check in diagnosis.checks if not check.found]
+    parts: list[RenderableType] = [part for check in diagnosis.findings for part in _in_full(check)]
+    for check in others:
+        parts += [_heading(check), Padding(Text(check.message), INDENT), *_missing(check)]
+    return Group(*parts, _summary(diagnosis))
+
+
+def _in_full(check: Check) -> list[RenderableType]:
+    sure = Text(
+        f"From {_sources(check.evidence)}.\nConfidence: {check.confidence}. {check.confidence_reason}", style="dim"
+    )
+    return [
+        _heading(check),
+        Padding(Text(check.message, style="bold"), INDENT),
+        Padding(_evidence(check.evidence), INDENT),
+        *_missing(check),
+        Padding(sure, INDENT),
+        *(Padding(_remedy(remedy), INDENT) for remedy in check.remedies),
+        Text(),
+    ]
+
+
+def _heading(check: Check) -> Text:
+    heading = Text(f"{WORDS[check.state]}: {check.signature}", style=STYLES[check.state])
+    subject = f" · {' × '.join(check.branches)}"
+    return heading.append(subject, style="default").append(f" · {check.confidence} confidence", style="dim")
+
+
+def _evidence(evidence: tuple[Evidence, ...]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("Evidence", overflow="fold")
+    table.add_column("Value", justify="right", no_wrap=True)
+    table.add_column("Threshold", justify="right", no_wrap=True)
+    table.add_column("Speaks for it", no_wrap=True)
+    for item in evidence:
+        bar = "" if item.threshold is None else f"{'≥' if item.above else '≤'} {item.threshold:.3g}"
+        word = {True: "yes", False: "no", None: "–"}[item.speaks_for]
+        table.add_row(item.what, f"{item.value:.3g}", bar, word + (", barely" if item.close else ""))
+    return table
+
+
+def _sources(evidence: tuple[Evidence, ...]) -> str:
+    return ", ".join(dict.fromkeys(source for item in evidence for source in item.source.split(", ")))
+
+
+def _missing(check: Check) -> list[RenderableType]:
+    return [Padding(Text(f"Missing: {missing}", style="yellow"), INDENT) for missing in check.missing]
+
+
+def _remedy(remedy: Remedy) -> Text:
+    old = f"{remedy.old} → " if remedy.old is not None else ""
+    option = remedy.setting.startswith("--")
+    change = f"{remedy.setting} {remedy.new}" if option else f"{remedy.setting}: {old}{remedy.new}"
+    was = f" (was {remedy.old})" if option and remedy.old is not None else ""
+    return Text("→ ").append(change, style="bold").append(f"{was} in {remedy.where}. {remedy.reason}")
+
+
+def _summary(diagnosis: Diagnosis) -> Text:
+    unknown = sum(check.state == "unknown" for check in diagnosis.checks)
+    found = len(diagnosis.findings)
+    counts = f"{found} found, {len(diagnosis.checks) - found - unknown} not found, {unknown} that cannot be told"
+    others = ", ".join(diagnosis.preferences) or "none"
+    return Text(f"{counts}. SFT: {diagnosis.sft}, preference: {others}, dense twin: {diagnosis.twin or 'none'}.")
