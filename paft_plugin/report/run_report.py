@@ -41,7 +41,7 @@ SECTIONS = (
 
 @dataclass(frozen=True)
 class Tile:
-    """One measure of the chosen arm, and what that is to the arm that is best at it."""
+    """One measure of the chosen arm, and how far it is from the arm that it is compared with."""
 
     name: str
     value: str
@@ -175,13 +175,12 @@ def _facts(
         said = [f"{change.measure.name} {_in_words(change)}" for change in changes if change is not None]
         facts.append(f"Against sequential training: {', '.join(said)}.")
     for what, remarks, wrong, lesser in (
-        ("Diagnosis of the branches", diagnosis, "failure signature", "undecided"),
-        ("Lint of the recipes", lint, "error", "to know of"),
+        ("Diagnosis of the branches", diagnosis, "failure signature", "open question"),
+        ("Lint of the recipes", lint, "error", "warning"),
     ):
         if remarks is not None:
-            bad = sum(remark.kind == "bad" for remark in remarks)
-            others = sum(remark.kind == "plain" for remark in remarks)
-            facts.append(f"{what}: {_count(bad, wrong)}" + (f", {others} {lesser}." if others else "."))
+            bad = _counted(sum(remark.kind == "bad" for remark in remarks), wrong)
+            facts.append(f"{what}: {bad}, {_counted(sum(remark.kind == 'plain' for remark in remarks), lesser)}.")
     return facts
 
 
@@ -192,5 +191,5 @@ def _in_words(change: Difference) -> str:
     return f"{change.verdict} by {number(abs(change.value))}{error}"
 
 
-def _count(number_of: int, what: str) -> str:
-    return f"{number_of or 'no'} {what}{'' if number_of == 1 else 's'}"
+def _counted(count: int, what: str) -> str:
+    return f"{count or 'no'} {what}{'' if count == 1 else 's'}"
