@@ -214,7 +214,10 @@ def test_an_inspection_alone_has_a_page_of_its_own(tmp_path: Path) -> None:
     page = write_report(tmp_path)
     assert page == tmp_path / "inspection.html"
     outline = check_shape(page)
-    assert outline.headings[0] == (1, f"sft-l1 is {inspection.delta('sft-l1').figures.total.sparsity(1e-5):.1%} sparse")
+    assert outline.headings[0] == (
+        1,
+        f"sft-l1 is {inspection.delta('sft-l1').figures.total.sparsity(1e-5):.1%} sparse at 1e-5",
+    )
     assert [text for level, text in outline.headings if level == 2] == ["Deltas", "Interference", "About"]
 
 
