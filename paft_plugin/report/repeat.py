@@ -39,12 +39,15 @@ class Repeat:
     """What they are of → the seed."""
     config: str | None
     """The run's own `paft.yml`, if it lies in the folder."""
+    is_planned: bool
+    """Whether the pipeline made it, from a `paft.yml`."""
     description: str
     """What the user says of the run, in Markdown; may be empty."""
 
 
 def how_to_repeat(run: Path) -> Repeat:
     """What the folder `run` says of its making; what it doesn't say is missing, which is no error."""
+    planned = read_record(run / RUN_FILE)
     records = sorted([*run.glob(f"branches/*/{PROOF_FILE}"), *run.glob(f"models/*/{PROOF_FILE}")])
     versions: dict[str, str] = {}
     seeds: dict[str, str] = {}
@@ -58,11 +61,12 @@ def how_to_repeat(run: Path) -> Repeat:
         if found := _SEED.search(file.read_text(encoding="utf-8", errors="replace")):
             seeds[f"configs/{file.name}"] = found[1]
     return Repeat(
-        tuple(_planned(read_record(run / RUN_FILE)) or _logged(run)),
+        tuple(_planned(planned) or _logged(run)),
         tuple(sorted(versions.items())),
         tuple(sorted(seeds.items())),
         "paft.yml" if (run / "paft.yml").is_file() else None,
-        str(read_record(run / RUN_FILE).get("description") or ""),
+        bool(planned),
+        str(planned.get("description") or ""),
     )
 
 

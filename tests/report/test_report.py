@@ -267,6 +267,7 @@ def test_what_the_pipeline_planned_comes_before_what_logs_say(make_run: Run) -> 
     page = write_report(run)
     check_shape(page)
     html = page.read_text()
+    assert "<code>axolotl paft run paft.yml</code> does all of it" in html
     assert "# train SFT\naxolotl train &#39;my configs/sft.yml&#39;" in html
     assert "<p>Two <strong>bold</strong> &lt;b&gt;words&lt;/b&gt;.</p>" in html
     assert "<ul><li>one <code>x</code></li><li>two</li></ul>" in html
