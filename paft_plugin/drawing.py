@@ -104,7 +104,6 @@ def styles_of(names: Sequence[str]) -> dict[str, Style]:
 
 RC = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "paft",
     "font.size": FONT_SIZE,
     "font.family": "DejaVu Sans",
     "axes.titlesize": FONT_SIZE + 1,
@@ -192,7 +191,7 @@ def as_svg(plot: Plot) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     buffer = io.StringIO()
-    with matplotlib.rc_context({**RC, "svg.hashsalt": plot.name}):
+    with matplotlib.rc_context({**RC, "svg.hashsalt": plot.name}):  # without it, identifiers are random
         FigureCanvasSVG(plot.figure)
         plot.figure.savefig(
             buffer,

@@ -29,8 +29,9 @@ USUAL_THRESHOLD = 1e-5
 MOST_PAIRS = 4
 MOST_NUMBERS = 80  # cells that still have room for their number
 NARROW_MODEL = 20  # layers; of more, a map takes the whole width
-# On the colours of a map, which are the same in a light and a dark page; so not the page's own ink.
-ON_DARK, ON_LIGHT = "#fafafa", "#101010"
+# On the colours of a map, which are the same in a light and a dark page: so neither is a colour that a page replaces.
+ON_DARK, ON_LIGHT = "#fffffe", "#000001"
+MIDDLE = 0.179  # luminance on which black and white are equally readable, at a contrast of 4.6
 
 
 def inspection_plots(inspection: Inspection) -> list[Plot | Missing]:
@@ -188,7 +189,7 @@ def interference_map(inspection: Inspection) -> Plot | Missing:
         )  # fmt: skip
         _frame(panel, f"{pair.first} and {pair.second}", modules)
         if with_numbers:
-            _numbers(panel, grid, layers, greatest)
+            _numbers(panel, grid, layers, image)
     for unused in axes[len(pairs) :]:
         unused.set_visible(False)
     bar = figure.colorbar(image, ax=axes.tolist(), shrink=0.9, pad=0.015, aspect=18)
@@ -243,13 +244,20 @@ def _frame(axes: Axes, title: str, modules: list[str]) -> None:
         spine.set_visible(False)
 
 
-def _numbers(axes: Axes, grid: list[list[float]], layers: list[int], greatest: float) -> None:
+def _numbers(axes: Axes, grid: list[list[float]], layers: list[int], image: Any) -> None:
+    """Write each cell's share, in percent, in what is readable on its colour."""
     for row, shares in enumerate(grid):
         for column, share in enumerate(shares):
             if math.isfinite(share):
-                colour = ON_LIGHT if share > 0.55 * greatest else ON_DARK
+                colour = ON_LIGHT if luminance(image.cmap(image.norm(share))[:3]) > MIDDLE else ON_DARK
                 text = f"{100 * share:.1f}" if share < 0.1 else f"{100 * share:.0f}"
                 axes.text(layers[0] + column, row, text, ha="center", va="center", fontsize=7, color=colour)
+
+
+def luminance(colour: Sequence[float]) -> float:
+    """Relative luminance (WCAG 2) of red, green and blue in [0, 1]."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def _interference_said(pair: InspectedPair, threshold: float) -> str:

@@ -16,7 +16,7 @@ from paft_plugin.report.results import Arm, Measure, Results
 
 SFT_ARMS = ("sft", "sft-l1")
 RULE = (
-    "Take the SFT arm with the best skill as the reference.",
+    "Take the SFT arm with the best skill as the reference; without an SFT arm, the arm with the best skill.",
     "Keep the arms whose skill is not below the reference's by more than 2 standard errors of the difference.",
     "Of these, take the one with the best preference; arms within 2 standard errors of it are tied with it.",
     "Of the tied, drop those that are worse than another by more than 2 standard errors in any other measure, unless that "
@@ -95,10 +95,9 @@ def _named(results: Results, chosen: Arm, tied: list[str], reference: Arm, most:
         return Choice(
             "nothing",
             results.arm("base"),
-            "Nothing can be told from the base model",
-            f"Neither in {results.skill} nor in {results.preference} does any arm beat it by more than 2 standard errors"
-            + (f"; {joined(others)} {'is' if len(others) == 1 else 'are'} its equal" if others else "")
-            + ". Score more items, or train longer, before choosing.",
+            "Nothing beats the base model",
+            f"Its {results.skill} is no worse than that of {_named_reference(reference)}, and no arm that keeps it shows more "
+            f"{results.preference}, both to within 2 standard errors. Score more items, or train longer, before choosing.",
             tuple(others),
         )
     if not tied:
@@ -107,7 +106,7 @@ def _named(results: Results, chosen: Arm, tied: list[str], reference: Arm, most:
         )
     all_of_them = len(tied) + 1 == len(results.arms)
     explanation = (
-        "All arms are within 2 standard errors of each other, so any will do."
+        "These items show no difference between the arms, so any will do."
         if all_of_them
         else f"{_why(results, reference)} These items show no difference from {joined(tied)}."
     )
@@ -115,8 +114,13 @@ def _named(results: Results, chosen: Arm, tied: list[str], reference: Arm, most:
 
 
 def _why(results: Results, reference: Arm) -> str:
-    kept = f"the {results.skill} of {reference.name}, the best SFT arm"
-    return f"It has the best {results.preference} of the arms that keep {kept}."
+    return f"It has the best {results.preference} of the arms that keep the {results.skill} of {_named_reference(reference)}."
+
+
+def _named_reference(reference: Arm) -> str:
+    return (
+        f"{reference.name}, the best SFT arm" if reference.name in SFT_ARMS else f"{reference.name}, the best there is"
+    )
 
 
 def _trade(results: Results, scored: Sequence[Arm], reference: Arm, most: Arm) -> Choice:

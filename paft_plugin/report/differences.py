@@ -44,8 +44,8 @@ class Difference:
 def standard_error(arm: Arm, measure: str) -> float | None:
     """The standard error of one score, or None if nothing is known of it.
 
-    A share of exactly 0 or 1 is reported with an error of 0, as if it were certain. With n items counted that error is
-    replaced by the one of (k + 1) / (n + 2), the rule of succession.
+    A share of exactly 0 or 1 is reported with an error of 0, as if it were certain. With n items counted that error, or a
+    missing one, is replaced by that of (k + 1) / (n + 2), the rule of succession.
     """
     score, reported, items = arm.scores.get(measure), arm.stderr.get(measure), arm.items.get(measure, 0)
     if score is None:

@@ -84,7 +84,7 @@ def inspection_said(inspection: Inspection) -> tuple[str, str]:
         return "Nothing measured", "The inspection holds no delta or no sparsity threshold."
     shares = {delta.name: delta.figures.total.sparsity(threshold) for delta in inspection.deltas}
     sparsest = max(shares, key=lambda name: shares[name])
-    headline = f"{sparsest} is {shares[sparsest]:.1%} sparse"
+    headline = f"{sparsest} is {shares[sparsest]:.1%} sparse at {threshold_label(threshold)}"
     others = [f"{name} {share:.1%}" for name, share in shares.items() if name != sparsest]
     lead = f"That share of its entries has |δ| ≤ {threshold_label(threshold)}"
     lead += f"; {joined(others)}." if others else "."

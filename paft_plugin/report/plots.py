@@ -20,6 +20,7 @@ from paft_plugin.drawing import (
     new_figure,
     plain_number,
     style_of,
+    styles_of,
 )  # fmt: skip
 from paft_plugin.inspection.curves import Curve
 from paft_plugin.report.choice import Choice
@@ -146,17 +147,18 @@ def strength_chart(curves: Sequence[Curve], targets: Mapping[str, tuple[str, flo
         return Missing(name, title, "No branch has a record of λ: none was trained with the penalty.")
     figure = new_figure(height=3.6)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.6))
+    styles = styles_of([curve.branch for curve in penalised])
     said = []
     for curve in penalised:
-        style = style_of(curve.branch)
+        style, target = styles[curve.branch], targets.get(curve.branch)
+        threshold = target[0] if target and target[0] in curve.sparsity else min(curve.sparsity, key=float)
         drawn: dict[str, Any] = {"color": style.colour, "marker": style.marker, "linestyle": style.line}
-        above.plot(*_known(curve.steps, curve.lambda_), label=curve.branch, **drawn)
-        for place, (threshold, shares) in enumerate(sorted(curve.sparsity.items(), key=lambda item: float(item[0]))):
-            label = f"{curve.branch}, |δ| ≤ {threshold_label(float(threshold))}"
-            below.plot(*_known(curve.steps, shares), label=label, **{**drawn, "alpha": 1.0 if not place else 0.55})
-        if curve.branch in targets:
-            below.axhline(targets[curve.branch][1], color=MUTED, linewidth=0.9, linestyle=":", zorder=1)
-        said.append(_strength_said(curve, targets.get(curve.branch)))
+        above.plot(*_known(curve.steps, curve.lambda_), **drawn)
+        label = f"{curve.branch}, |δ| ≤ {threshold_label(float(threshold))}"
+        below.plot(*_known(curve.steps, curve.sparsity[threshold]), label=label, **drawn)
+        if target:
+            below.axhline(target[1], color=MUTED, linewidth=0.9, linestyle=":", zorder=1)
+        said.append(_strength_said(curve, threshold, target))
     _strength_axis(above, [strength for curve in penalised for strength in curve.lambda_])
     above.set_ylabel("λ")
     below.set_ylabel("sparsity")
@@ -179,10 +181,9 @@ def _strength_axis(axes: Axes, strengths: Sequence[float]) -> None:
         axes.yaxis.set_major_formatter(plain_number)
 
 
-def _strength_said(curve: Curve, target: tuple[str, float] | None) -> str:
-    steps, strengths = _known(curve.steps, curve.lambda_)
-    threshold = target[0] if target and target[0] in curve.sparsity else min(curve.sparsity, key=float)
-    _, shares = _known(curve.steps, curve.sparsity[threshold])
+def _strength_said(curve: Curve, threshold: str, target: tuple[str, float] | None) -> str:
+    _, strengths = _known(curve.steps, curve.lambda_)
+    steps, shares = _known(curve.steps, curve.sparsity[threshold])
     low, high = min(strengths), max(strengths)
     moved = f"λ stays at {low:.3g}" if low == high else f"λ goes from {strengths[0]:.3g} to {strengths[-1]:.3g}"
     said = f"{curve.branch}: {moved}"

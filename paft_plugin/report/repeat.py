@@ -1,4 +1,4 @@
-"""How to repeat a run: the commands that made it, from the logs of its stages, with versions and seeds from its records."""
+"""How to repeat a run: the commands that made it, with versions and seeds from its records."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Any
 
 from paft_plugin.files import PROOF_FILE
 
+RUN_FILE = Path("configs") / "run.json"
+"""What the pipeline says of a run before it starts it."""
 LOGS, MARKERS = "logs", ".stages"
-"""Where the pipeline keeps its stages' output and what it knows of them."""
+"""Where it keeps its stages' output and what it knows of them."""
 _COMMAND_BYTES = 1 << 16
 _OWN_COMMANDS = {"axolotl.cli.main": "axolotl"}
 """Modules that are commands as well."""
@@ -21,9 +23,9 @@ _SEED = re.compile(r"^seed:\s*(\d+)\s*$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Step:
-    """One stage: its name and its command, as one would type it in the run's folder."""
+    """One stage: what it does (or its name) and its command, as one would type it in the run's folder."""
 
-    name: str
+    title: str
     command: str
 
 
@@ -37,10 +39,15 @@ class Repeat:
     """What they are of → the seed."""
     config: str | None
     """The run's own `paft.yml`, if it lies in the folder."""
+    is_planned: bool
+    """Whether the pipeline made it, from a `paft.yml`."""
+    description: str
+    """What the user says of the run, in Markdown; may be empty."""
 
 
 def how_to_repeat(run: Path) -> Repeat:
     """What the folder `run` says of its making; what it doesn't say is missing, which is no error."""
+    planned = read_record(run / RUN_FILE)
     records = sorted([*run.glob(f"branches/*/{PROOF_FILE}"), *run.glob(f"models/*/{PROOF_FILE}")])
     versions: dict[str, str] = {}
     seeds: dict[str, str] = {}
@@ -54,10 +61,12 @@ def how_to_repeat(run: Path) -> Repeat:
         if found := _SEED.search(file.read_text(encoding="utf-8", errors="replace")):
             seeds[f"configs/{file.name}"] = found[1]
     return Repeat(
-        tuple(_steps(run)),
+        tuple(_planned(planned) or _logged(run)),
         tuple(sorted(versions.items())),
         tuple(sorted(seeds.items())),
         "paft.yml" if (run / "paft.yml").is_file() else None,
+        bool(planned),
+        str(planned.get("description") or ""),
     )
 
 
@@ -70,7 +79,15 @@ def read_record(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _steps(run: Path) -> list[Step]:
+def _planned(content: dict[str, Any]) -> list[Step]:
+    """The stages as the pipeline planned them; none if it did not, or that cannot be read."""
+    try:
+        return [Step(str(stage["title"]), shlex.join(map(str, stage["command"]))) for stage in content["stages"]]
+    except (KeyError, TypeError):
+        return []
+
+
+def _logged(run: Path) -> list[Step]:
     """The command at the head of each stage's log, in the order in which the stages ended."""
     ended = {
         marker.stem: str(read_record(marker).get("finished_at", "")) for marker in sorted(run.glob(f"{MARKERS}/*.json"))

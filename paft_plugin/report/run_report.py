@@ -15,7 +15,7 @@ from paft_plugin.report.arm_tables import arm_table, comparison_table
 from paft_plugin.report.choice import RULE, Choice, choose
 from paft_plugin.report.differences import Difference, difference, number, standard_error
 from paft_plugin.report.inspection_page import deltas_part, pairs_part, write_inspection_page
-from paft_plugin.report.page import VERDICT_WORDS, render, shown
+from paft_plugin.report.page import VERDICT_WORDS, prose, render, shown
 from paft_plugin.report.plots import loss_chart, strength_chart, tax_chart
 from paft_plugin.report.remarks import Remark, diagnosis_remarks, lint_remarks
 from paft_plugin.report.repeat import how_to_repeat, read_record
@@ -41,7 +41,7 @@ SECTIONS = (
 
 @dataclass(frozen=True)
 class Tile:
-    """One measure of the chosen arm, and what that is to the arm that is best at it."""
+    """One measure of the chosen arm, and how far it is from the arm that it is compared with."""
 
     name: str
     value: str
@@ -85,7 +85,7 @@ def report_html(run: Path, results: Results) -> str:
     inspection = _inspection(run)
     search, lint = search_part(run), lint_remarks(run)
     diagnosis, no_diagnosis = _diagnosis(run)
-    curves = _curves(run)
+    curves, repeat = _curves(run), how_to_repeat(run)
     name = run.absolute().name
     return render(
         "report.html",
@@ -108,7 +108,8 @@ def report_html(run: Path, results: Results) -> str:
         no_diagnosis=no_diagnosis,
         lint=lint,
         search=search,
-        repeat=how_to_repeat(run),
+        repeat=repeat,
+        description=prose(repeat.description),
         measures=results.measures,
     )
 
@@ -174,13 +175,12 @@ def _facts(
         said = [f"{change.measure.name} {_in_words(change)}" for change in changes if change is not None]
         facts.append(f"Against sequential training: {', '.join(said)}.")
     for what, remarks, wrong, lesser in (
-        ("Diagnosis of the branches", diagnosis, "failure signature", "undecided"),
-        ("Lint of the recipes", lint, "error", "to know of"),
+        ("Diagnosis of the branches", diagnosis, "failure signature", "open question"),
+        ("Lint of the recipes", lint, "error", "warning"),
     ):
         if remarks is not None:
-            bad = sum(remark.kind == "bad" for remark in remarks)
-            others = sum(remark.kind == "plain" for remark in remarks)
-            facts.append(f"{what}: {_count(bad, wrong)}" + (f", {others} {lesser}." if others else "."))
+            bad = _counted(sum(remark.kind == "bad" for remark in remarks), wrong)
+            facts.append(f"{what}: {bad}, {_counted(sum(remark.kind == 'plain' for remark in remarks), lesser)}.")
     return facts
 
 
@@ -191,5 +191,5 @@ def _in_words(change: Difference) -> str:
     return f"{change.verdict} by {number(abs(change.value))}{error}"
 
 
-def _count(number_of: int, what: str) -> str:
-    return f"{number_of or 'no'} {what}{'' if number_of == 1 else 's'}"
+def _counted(count: int, what: str) -> str:
+    return f"{count or 'no'} {what}{'' if count == 1 else 's'}"

@@ -12,9 +12,9 @@ from typing import Any
 
 import psutil
 import pytest
+from paft_plugin.demo.plan import QUICK_DEMO, make_stages
 
 from paft_plugin.demo import configs
-from paft_plugin.demo.plan import QUICK_DEMO, make_stages
 from paft_plugin.demo.run import ENVIRONMENT, write_inputs
 from paft_plugin.errors import PaftError
 from paft_plugin.pipeline.local import LocalExecutor

@@ -57,7 +57,7 @@ while (walker.nextNode()) {
   const style = getComputedStyle(element);
   const inSvg = element.closest("svg") !== null;
   const ink = hue(inSvg ? style.fill : style.color);
-  if (inSvg && element.closest("#interference")) continue;  // numbers on the map's own colours
+  if (inSvg && element.closest("#interference")) continue;  // numbers on the map's own colours: see test_plots
   found.push(["text", element.textContent.trim().slice(0, 40), contrast(ink, behind(element))]);
 }
 for (const path of document.querySelectorAll("svg path, svg use")) {

@@ -75,10 +75,16 @@ def test_where_nothing_is_distinguishable_it_says_so() -> None:
     scores = {name: (0.5 + place / 1000, 0.5, 0.5) for place, name in enumerate(CLEAR)}
     choice = choose(results(scores))
     assert (choice.kind, choice.arm and choice.arm.name) == ("nothing", "base")
-    assert choice.headline == "Nothing can be told from the base model"
+    assert choice.headline == "Nothing beats the base model"
     without = choose(results({name: values for name, values in scores.items() if name != "base"}))
     assert (without.kind, len(without.tied)) == ("tied", len(scores) - 2)
     assert "any will do" in without.explanation
+
+
+def test_without_an_sft_arm_the_best_skill_is_the_reference() -> None:
+    choice = choose(results({name: values for name, values in CLEAR.items() if name != "sft"}))
+    assert (choice.arm and choice.arm.name) == "paft-ties"
+    assert "the best SFT arm" not in choice.explanation
 
 
 @pytest.mark.parametrize(("role", "best"), [("skill", "sft"), ("preference", "dpo")])

@@ -17,6 +17,7 @@ from paft_plugin.inspection.plots import (
     histograms,
     inspection_plots,
     interference_map,
+    luminance,
     plotted_pairs,
     sparsity_by_layer,
 )
@@ -139,6 +140,20 @@ def test_the_map_shows_the_pairs_that_a_fusion_could_combine(inspection: Inspect
     drawn = plot(interference_map(many))
     assert "2 more pairs are in the table alone" in drawn.caption
     assert len([axes for axes in drawn.figure.axes if axes.get_title("left")]) == 4
+
+
+def test_numbers_on_the_map_can_be_read(inspection: Inspection) -> None:
+    from matplotlib.colors import to_rgb
+
+    panels = [axes for axes in plot(interference_map(inspection)).figure.axes if axes.images]
+    assert panels
+    for panel in panels:
+        (image,) = panel.images
+        cells = image.get_array().flatten()  # type: ignore[union-attr]
+        assert len(panel.texts) == len(cells)
+        for share, text in zip(cells, panel.texts, strict=True):
+            below, above = sorted((luminance(image.to_rgba(share)[:3]), luminance(to_rgb(text.get_color()))))
+            assert (above + 0.05) / (below + 0.05) >= 4.5
 
 
 def test_opposite_deltas_conflict_everywhere_and_equal_ones_nowhere() -> None:

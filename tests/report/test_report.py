@@ -214,7 +214,10 @@ def test_an_inspection_alone_has_a_page_of_its_own(tmp_path: Path) -> None:
     page = write_report(tmp_path)
     assert page == tmp_path / "inspection.html"
     outline = check_shape(page)
-    assert outline.headings[0] == (1, f"sft-l1 is {inspection.delta('sft-l1').figures.total.sparsity(1e-5):.1%} sparse")
+    assert outline.headings[0] == (
+        1,
+        f"sft-l1 is {inspection.delta('sft-l1').figures.total.sparsity(1e-5):.1%} sparse at 1e-5",
+    )
     assert [text for level, text in outline.headings if level == 2] == ["Deltas", "Interference", "About"]
 
 
@@ -251,6 +254,23 @@ def test_commands_are_those_of_the_logs_as_seen_from_the_run(make_run: Run) -> N
     log = run / "logs" / "score it.log"
     log.write_text(f"$ /usr/bin/python3 -m lm_eval --model_args 'pretrained={run}/base,x=a b' {run}\n$ not this\n")
     (run / "logs" / "torn.log").write_bytes(b"\xff\xfe")
-    steps = {step.name: step.command for step in how_to_repeat(run).steps}
+    steps = {step.title: step.command for step in how_to_repeat(run).steps}
     assert steps["score it"] == "python -m lm_eval --model_args 'pretrained=base,x=a b' ."
     assert list(steps) == ["dpo", "sft", "sft-l1", "score it"]  # as their markers say, then what has none
+
+
+def test_what_the_pipeline_planned_comes_before_what_logs_say(make_run: Run) -> None:
+    run = make_run()
+    stages = [{"name": "sft", "title": "train SFT", "command": ["axolotl", "train", "my configs/sft.yml"]}]
+    content = {"schema": 1, "description": "Two **bold** <b>words</b>.\n\n- one `x`\n- two\n", "stages": stages}
+    (run / "configs" / "run.json").write_text(json.dumps(content))
+    page = write_report(run)
+    check_shape(page)
+    html = page.read_text()
+    assert "<code>axolotl paft run paft.yml</code> does all of it" in html
+    assert "# train SFT\naxolotl train &#39;my configs/sft.yml&#39;" in html
+    assert "<p>Two <strong>bold</strong> &lt;b&gt;words&lt;/b&gt;.</p>" in html
+    assert "<ul><li>one <code>x</code></li><li>two</li></ul>" in html
+    assert "axolotl train configs/sft.yml" not in html
+    (run / "configs" / "run.json").write_text(json.dumps({"stages": [{"title": 1}], "description": None}))
+    assert "axolotl train configs/sft.yml" in write_report(run).read_text()
