@@ -69,6 +69,7 @@ class Groups(Generic[S, M]):
 
     @property
     def is_empty(self) -> bool:
+        """Whether there was no tensor."""
         return not self._tensors
 
     def finished(self) -> Figures[M]:

@@ -55,6 +55,7 @@ def inspect_deltas(
     branches: Mapping[str, Path],
     settings: Settings | None = None,
     names: Collection[str] | None = None,
+    base_fingerprint: str | None = None,
     progress: OnEntries = lambda _done, _of: None,
 ) -> Inspection:
     """Measure the deltas of `branches` on `base`.
@@ -64,6 +65,7 @@ def inspect_deltas(
         branches: name → folder of an adapter or a model.
         settings: what to measure; the defaults if None.
         names: the base's tensors to look at; all that a branch can change if None.
+        base_fingerprint: the base's, for the record, where the caller knows it: taking it would be one more read of the base.
         progress: called after each tensor.
 
     Raises:
@@ -78,7 +80,7 @@ def inspect_deltas(
         for result in _in_order(pool, _in_layers(set().union(*wanted.values())), deltas, wanted, settings):
             everything.add(result)
             progress(sum(tally.entries for tally in result.tallies.values()), entries)
-    return everything.inspection(base)
+    return everything.inspection(base, base_fingerprint)
 
 
 def _entries(delta: Delta, names: Collection[str]) -> int:
@@ -156,6 +158,7 @@ class _Everything:
         self._diverged: dict[str, list[str]] = {}
 
     def add(self, result: TensorResult) -> None:
+        """Take in the next tensor, in the order of layers."""
         for which, tally in result.tallies.items():
             if not tally.is_finite:
                 self._diverged.setdefault(which, []).append(result.name)
@@ -166,11 +169,12 @@ class _Everything:
                 figures = sums.interference(result.subspaces[pair])
                 self._of_pairs[pair].add(result.name, result.shape, sums, figures)
 
-    def inspection(self, base: Path) -> Inspection:
+    def inspection(self, base: Path, base_fingerprint: str | None) -> Inspection:
+        """All figures; raises `PaftError` if a delta is not finite."""
         diverged(self._deltas, self._diverged)
         return Inspection(
             base=str(base.absolute()),
-            base_fingerprint=None,
+            base_fingerprint=base_fingerprint,
             thresholds=self._settings.thresholds,
             densities=self._settings.densities,
             deltas=tuple(self._inspected(which, delta) for which, delta in self._deltas.items()),
