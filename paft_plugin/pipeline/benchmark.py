@@ -6,7 +6,6 @@ order; their ratio is what counts, because a machine that others use makes both 
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tempfile
 import time
@@ -17,12 +16,13 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from paft_plugin import demo
-from paft_plugin.demo.configs import Effort, write_configs
-from paft_plugin.demo.data import write_data
+from paft_plugin.demo.configs import Effort
+from paft_plugin.demo.paft import QUICK_DEMO
+from paft_plugin.demo.run import write_inputs
 from paft_plugin.figures import Row, as_json, as_table, figure
 from paft_plugin.files import write_json
 from paft_plugin.pipeline.local import LocalExecutor
+from paft_plugin.pipeline.run import prepare
 from paft_plugin.pipeline.scheduler import run_stages
 from paft_plugin.pipeline.stages import Resources, Stage
 
@@ -81,9 +81,8 @@ def _train(run_dir: Path, branch: str) -> Stage:
 
 
 def _prepare(run_dir: Path, effort: Effort) -> None:
-    shutil.copytree(Path(demo.__file__).parent / "base", run_dir / "base")
-    write_data(run_dir / "data", seed=0, items=100)
-    write_configs(run_dir, effort)
+    write_inputs(replace(QUICK_DEMO, effort=effort), run_dir)
+    prepare(run_dir / "paft.yml", BRANCHES)
 
 
 @click.command()

@@ -66,6 +66,17 @@ def run_pipeline(file: Path, console: Console, *, arms: Sequence[str] = (), sequ
     return setup
 
 
+def prepare(file: Path, arms: Sequence[str] = (), sequential: bool = False) -> Setup:
+    """Write what a run's stages are given (axolotl configs, recipes, measures), and run none of them.
+
+    Raises:
+        PaftError: All that is wrong with the file and what it names.
+    """
+    setup = open_setup(file, arms, sequential)
+    write_files(given_files(setup, make_stages(setup)))
+    return setup
+
+
 def show_plan(file: Path, console: Console, *, arms: Sequence[str] = (), sequential: bool = False) -> None:
     """Print the stages of a run, which of them would run and why, and the exact commands; writes nothing.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from paft_plugin.demo.plan import QUICK_DEMO
+from paft_plugin.demo.paft import QUICK_DEMO
 
 pytestmark = pytest.mark.slow
 LIMIT = 1200  # seconds, only so that a hang ends
@@ -79,7 +79,7 @@ def check_results(run_dir: Path) -> None:
     assert (results["skill"], results["preference"]) == ("skill", "preference")
     assert results["thresholds"] == ["1e-05", "0.001"]
     arms = {arm["arm"]: arm for arm in results["arms"]}
-    assert list(arms) == ARMS == QUICK_DEMO.arms
+    assert list(arms) == ARMS == list(QUICK_DEMO.arms)
     for name, arm in arms.items():
         for measure in MEASURES:
             assert 0 <= arm["scores"][measure] <= 1, (name, measure)
@@ -97,7 +97,11 @@ def check_readme(run_dir: Path) -> None:
     readme = (run_dir / "README.md").read_text()
     for arm in ARMS:
         assert f"| {arm} " in readme
-    for command in ("axolotl train configs/sft-l1.yml", "axolotl paft recipe --base base", "paft_plugin.fusion.run"):
+    for command in (
+        "paft_plugin.pipeline.train configs/sft-l1.yml",
+        "axolotl paft recipe --base base",
+        "axolotl paft merge recipes/",
+    ):
         assert command in readme
 
 

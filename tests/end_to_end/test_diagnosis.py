@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
-from paft_plugin.demo.plan import QUICK_DEMO
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from paft_plugin.deltas import open_delta
 from paft_plugin.demo.configs import QUICK
+from paft_plugin.demo.paft import QUICK_DEMO
 from paft_plugin.demo.run import write_inputs
 from paft_plugin.inspection.curves import read_curve
 from paft_plugin.inspection.diagnosis import diagnose
@@ -26,6 +26,7 @@ from paft_plugin.inspection.diagnosis.survival import survival
 from paft_plugin.inspection.inspect import inspect_deltas
 from paft_plugin.inspection.inspected import read_inspection, write_inspection
 from paft_plugin.inspection.verdict import Diagnosis
+from paft_plugin.pipeline.run import prepare
 
 from .sweeps import train_all
 
@@ -79,6 +80,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Branch → its folder, all trained by the real tools."""
     run = tmp_path_factory.mktemp("trained")
     write_inputs(QUICK_DEMO, run)
+    prepare(run / "paft.yml", ["sft-l1", "dpo"])
     qwen2 = {"base_model": str(as_qwen2(run / "base", run / "qwen2"))}
     sft = {
         "0": {},
@@ -159,7 +161,8 @@ def train_kind(run: Path, kind: str, runs: dict[str, dict[str, Any]]) -> dict[st
     config = run / "configs" / f"all-{kind}" / "config.yml"
     config.parent.mkdir()
     content = yaml.safe_load((run / "configs" / f"{kind}.yml").read_text())
-    content |= {"save_strategy": "steps", "save_steps": content["max_steps"], "tokenizer_config": str(run / "base")}
+    content |= {"save_steps": content["max_steps"], "tokenizer_config": str(run / "base")}
+    content["auto_resume_from_checkpoints"] = False
     config.write_text(yaml.safe_dump(content))
     return train_all(config, runs)
 

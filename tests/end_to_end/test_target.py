@@ -11,9 +11,7 @@ import yaml
 from paft_plugin.demo.configs import LAMBDA, QUICK
 from paft_plugin.demo.paft import QUICK_DEMO
 from paft_plugin.demo.run import write_inputs
-from paft_plugin.pipeline.given import given_files, write_files
-from paft_plugin.pipeline.plan import config_file, make_stages
-from paft_plugin.pipeline.run import open_setup
+from paft_plugin.pipeline.run import prepare
 
 from .sweeps import train_all
 from .test_plugin import record
@@ -27,9 +25,8 @@ UNTRAINED = 0.30  # the task's loss before the first step
 
 def test_the_demo_ends_at_the_target_from_any_start_and_learns_as_with_a_constant_strength(tmp_path: Path) -> None:
     write_inputs(QUICK_DEMO, tmp_path)
-    setup = open_setup(tmp_path / "paft.yml", ["sft-l1"], False)
-    write_files(given_files(setup, make_stages(setup)))
-    sft = yaml.safe_load(config_file(tmp_path, "sft-l1").read_text())
+    prepare(tmp_path / "paft.yml", ["sft-l1"])
+    sft = yaml.safe_load((tmp_path / "configs" / "sft-l1.yml").read_text())
     config = tmp_path / "configs" / "target.yml"
     # A checkpoint after the last step, for its log; the runs have folders of their own, so that none resumes another.
     own = {"save_steps": QUICK.sft_steps, "auto_resume_from_checkpoints": False}

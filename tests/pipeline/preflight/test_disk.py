@@ -17,8 +17,8 @@ def test_grows_with_what_is_kept(room: Room, demo: Path) -> None:
     model = (demo / "base" / "model.safetensors").stat().st_size
     nothing = {"save_strategy": "no", "save_steps": None}
     without = needed_bytes(room.setup(sft=nothing, preference=nothing))
-    few = needed_bytes(room.setup(sft={"save_total_limit": 2}, preference=nothing))
-    many = needed_bytes(room.setup(sft={"save_total_limit": 8}, preference=nothing))
+    few = needed_bytes(room.setup(sft={"save_steps": 5, "save_total_limit": 2}, preference=nothing))
+    many = needed_bytes(room.setup(sft={"save_steps": 5, "save_total_limit": 8}, preference=nothing))
     assert without < few < many
     whole = needed_bytes(room.setup(sft={**nothing, "adapter": None}, preference=nothing))
     assert whole > without + model / 2

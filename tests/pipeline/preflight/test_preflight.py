@@ -88,7 +88,7 @@ def test_other_special_tokens(check: Preflight, demo: Path) -> None:
 @pytest.mark.parametrize("place", ["config", "dataset"])
 def test_other_chat_template(check: Preflight, room: Room, place: str) -> None:
     keys: dict[str, Any] = {"chat_template": "jinja", "chat_template_jinja": TEMPLATE}
-    sft = room.config("sft-l1", {})
+    sft = room.config("sft", {})
     changes = keys if place == "config" else {"datasets": [{**sft["datasets"][0], **keys}]}
     one(check(sft=changes).problems, "different chat templates", "sft.yml", "preference.yml")
 
@@ -144,7 +144,7 @@ def test_what_axolotl_refuses(check: Preflight) -> None:
 def test_unknown_keys(check: Preflight, room: Room) -> None:
     one(check(sft={"lora_alhpa": 8}).problems, "lora_alhpa: axolotl has no such key", "Did you mean lora_alpha?")
     one(check(sft={"paft_l1_lamda": 1e-4}).problems, "paft_l1_lamda", "paft_l1_lambda")
-    entry = {**room.config("sft-l1", {})["datasets"][0], "field_mesages": "messages"}
+    entry = {**room.config("sft", {})["datasets"][0], "field_mesages": "messages"}
     one(check(sft={"datasets": [entry]}).problems, "datasets[0].field_mesages", "field_messages")
     found = check(sft={"x-shared": 1})
     assert found.problems == []
