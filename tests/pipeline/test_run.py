@@ -1,0 +1,113 @@
+"""`axolotl paft run` at the command line: the dry run, bad input, where things run, and what is never written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from paft_plugin.cli import paft
+from paft_plugin.errors import PaftError
+from paft_plugin.pipeline.config import ExecutorConfig
+from paft_plugin.pipeline.local import LocalExecutor
+from paft_plugin.pipeline.run import make_executor, open_setup, prepare, variables
+
+from .runs import edit, write_run
+
+
+def call(*arguments: str, code: int = 0) -> str:
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(paft, list(arguments))
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result.output
+
+
+def test_the_dry_run_shows_stages_reasons_disk_and_commands_and_writes_nothing(tmp_path: Path) -> None:
+    file = write_run(tmp_path / "a run + more")
+    before = sorted(file.parent.rglob("*"))
+    shown = call("run", str(file), "--dry-run")
+    assert sorted(file.parent.rglob("*")) == before
+    for words in (
+        "sft-l1",
+        "train dpo (DPO)",
+        "not run yet",
+        "A whole run writes about",
+        f"cd '{file.parent / 'out'}'",
+        "python -m paft_plugin.pipeline.train configs/sft-l1.yml --launcher python",
+        "axolotl paft merge recipes/paft-ties/paft-ties.yml models/paft-ties",
+        "axolotl paft report",
+    ):
+        assert words in shown
+    assert "sequential" not in shown
+    assert "train sequential (DPO)" in call("run", str(file), "--dry-run", "--sequential")
+    only = call("run", str(file), "--dry-run", "--arms", "base, dpo")
+    assert "merge" not in only
+    assert "sft-l1" not in only
+
+
+def test_bad_input_is_exit_code_2_and_all_of_it(tmp_path: Path) -> None:
+    file = write_run(tmp_path, base="nowhere", fusion={"methods": ["tise"]})
+    shown = call("run", str(file), code=2)
+    assert shown.count("Error: ") == 2
+    assert "Did you mean ties?" in shown
+    assert not (tmp_path / "out").exists()
+    assert "no such file" in call("run", str(tmp_path / "gone.yml"), code=2)
+    file = write_run(tmp_path / "b")
+    assert "arm paft-tise: there is none. Did you mean paft-ties?" in call(
+        "run", str(file), "--arms", "paft-tise", code=2
+    )
+
+
+def test_what_preflight_finds_stops_the_run_before_it_writes(tmp_path: Path) -> None:
+    file = write_run(tmp_path)
+    edit(tmp_path / "sft.yml", plugins=None, paft_l1_lambda=None)
+    edit(
+        tmp_path / "dpo.yml", datasets=[{"path": "data/sft.jsonl", "ds_type": "json", "type": "chat_template.default"}]
+    )
+    shown = call("run", str(file), code=2)
+    assert "paft_plugin.PAFTPlugin" in shown
+    assert "sft.jsonl" in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_a_run_runs_is_what_the_file_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    executor = make_executor(ExecutorConfig(kind="local", workers=3, threads=2, devices=[], share_device="never"))
+    assert isinstance(executor, LocalExecutor)
+    assert (executor.machine.workers, executor.machine.devices) == (3, ())
+    with pytest.raises(PaftError, match="7"):
+        make_executor(ExecutorConfig(kind="local", devices=["7"]))
+
+
+def test_no_network_unless_the_config_names_something_remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_OFFLINE", "AXOLOTL_DO_NOT_TRACK", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.delenv(name, raising=False)
+    file = write_run(tmp_path)
+    assert variables(open_setup(file)) == {
+        "TOKENIZERS_PARALLELISM": "false",
+        "AXOLOTL_DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    edit(tmp_path / "sft.yml", datasets=[{"path": "org/chats", "type": "chat_template"}])
+    setup = open_setup(file)
+    assert setup.remote == ["org/chats"]
+    assert "HF_HUB_OFFLINE" not in variables(setup)
+    write_run(tmp_path, evaluation={"measures": ["gsm8k"]})
+    assert open_setup(file).remote == ["gsm8k"]
+    monkeypatch.setenv("AXOLOTL_DO_NOT_TRACK", "0")
+    assert "AXOLOTL_DO_NOT_TRACK" not in variables(open_setup(file)), "what a user has set stays"
+    assert os.environ["AXOLOTL_DO_NOT_TRACK"] == "0"
+
+
+def test_what_stays_the_same_is_not_written_again(tmp_path: Path) -> None:
+    file = write_run(tmp_path)
+    prepare(file)
+    config = tmp_path / "out" / "configs" / "sft-l1.yml"
+    before = config.stat().st_mtime_ns
+    prepare(file)
+    assert config.stat().st_mtime_ns == before
+    edit(tmp_path / "sft.yml", learning_rate=1e-3)
+    prepare(file)
+    assert "learning_rate: 0.001" in config.read_text()
