@@ -178,6 +178,12 @@ def test_no_two_series_look_alike() -> None:
     same = ["delta-a", "delta-b", "delta-c"]
     assert len({style_of(name) for name in same}) == 1
     assert len(set(styles_of(same).values())) == len(same)
+    branches = styles_of(["sft-l1", "dpo", "sft", "orpo"])
+    assert {name: branches[name] for name in ("sft-l1", "dpo", "sft")} == {
+        n: style_of(n) for n in ("sft-l1", "dpo", "sft")
+    }
+    assert len({style.colour for style in branches.values()}) == 4
+    assert len(set(styles_of([f"arm-{place}" for place in range(12)]).values())) == 12
 
 
 Draw = Callable[[], Plot | Missing]
