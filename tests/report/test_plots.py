@@ -138,7 +138,7 @@ def test_the_map_shows_the_pairs_that_a_fusion_could_combine(inspection: Inspect
     assert [(pair.first, pair.second) for pair in plotted_pairs(twins)] == [("sft", "sft-l1")]
     many = inspect({f"delta-{seed}": random_delta(seed, 1e-3, 0.5, layers=2) for seed in range(4)})
     drawn = plot(interference_map(many))
-    assert "2 more pairs are in the table alone" in drawn.caption
+    assert "Only in the table: 2 more." in drawn.caption
     assert len([axes for axes in drawn.figure.axes if axes.get_title("left")]) == 4
 
 
