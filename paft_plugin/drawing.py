@@ -92,14 +92,17 @@ def style_of(name: str) -> Style:
 
 
 def styles_of(names: Sequence[str]) -> dict[str, Style]:
-    """`style_of` each name; if two would look alike, as many styles as names."""
-    own = {name: style_of(name) for name in names}
-    if len(set(own.values())) == len(own):
-        return own
-    return {
-        name: Style(COLOURS[place % (len(COLOURS) - 1)], SHAPES[place % len(SHAPES)], LINES[place % len(LINES)])
-        for place, name in enumerate(names)
-    }
+    """`style_of` each name; if several have the same, all but the first get another one, in a free colour if there is any."""
+    found: dict[str, Style] = {}
+    for name in names:
+        style = style_of(name)
+        if style in found.values():
+            colours = {other.colour for other in found.values()} | {style_of(later).colour for later in names}
+            place = len(found)
+            free = [colour for colour in COLOURS[:-1] if colour not in colours] or COLOURS[:-1]
+            style = Style(free[place % len(free)], SHAPES[place % len(SHAPES)], LINES[place % len(LINES)])
+        found[name] = style
+    return found
 
 
 RC = {

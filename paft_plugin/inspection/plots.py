@@ -201,7 +201,7 @@ def interference_map(inspection: Inspection) -> Plot | Missing:
         title,
         f"Share of entries where both |δ| are above {threshold_label(threshold)} and their signs are opposite; a merge must "
         f"overrule one branch there. {' '.join(_interference_said(pair, threshold) for pair in pairs)}"
-        + (f" {left_out} more pairs are in the table alone." if left_out > 0 else ""),
+        + (f" Only in the table: {left_out} more." if left_out > 0 else ""),
         f"Heat map, layers across and kinds of modules downwards, for {joined([f'{p.first} with {p.second}' for p in pairs])}.",
         figure,
         wide=wide,

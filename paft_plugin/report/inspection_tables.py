@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from paft_plugin.inspection.inspected import InspectedPair, Inspection
 from paft_plugin.inspection.plots import conflict_share, plotted_threshold
+from paft_plugin.report.differences import signed
 from paft_plugin.report.page import BLANK, Cell, Column, Row, Table, number_cell, unbroken
 from paft_plugin.thresholds import threshold_key, threshold_label
 
@@ -133,7 +134,7 @@ def pair_table(inspection: Inspection) -> Table | None:
                     number_cell(conflict_share(total, threshold), PERCENT),
                     number_cell(overlap.conflict_share, PERCENT),
                     number_cell(total.conflict_weight, PERCENT),
-                    number_cell(total.cosine, "{:+.3f}"),
+                    Cell(BLANK, "") if total.cosine is None else Cell(signed(total.cosine), total.cosine),
                 ]
             )
         )

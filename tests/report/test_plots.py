@@ -138,7 +138,7 @@ def test_the_map_shows_the_pairs_that_a_fusion_could_combine(inspection: Inspect
     assert [(pair.first, pair.second) for pair in plotted_pairs(twins)] == [("sft", "sft-l1")]
     many = inspect({f"delta-{seed}": random_delta(seed, 1e-3, 0.5, layers=2) for seed in range(4)})
     drawn = plot(interference_map(many))
-    assert "2 more pairs are in the table alone" in drawn.caption
+    assert "Only in the table: 2 more." in drawn.caption
     assert len([axes for axes in drawn.figure.axes if axes.get_title("left")]) == 4
 
 
@@ -178,6 +178,12 @@ def test_no_two_series_look_alike() -> None:
     same = ["delta-a", "delta-b", "delta-c"]
     assert len({style_of(name) for name in same}) == 1
     assert len(set(styles_of(same).values())) == len(same)
+    branches = styles_of(["sft-l1", "dpo", "sft", "orpo"])
+    assert {name: branches[name] for name in ("sft-l1", "dpo", "sft")} == {
+        n: style_of(n) for n in ("sft-l1", "dpo", "sft")
+    }
+    assert len({style.colour for style in branches.values()}) == 4
+    assert len(set(styles_of([f"arm-{place}" for place in range(12)]).values())) == 12
 
 
 Draw = Callable[[], Plot | Missing]
