@@ -296,7 +296,7 @@ def run_content(setup: Setup, stages: Sequence[Stage]) -> str:
         "description": setup.config.description,
         "base": setup.config.base,
         "preference_branch": setup.preference,
-        "branches": [*setup.branches, SEQUENTIAL],
+        "branches": list(setup.branches),
         "skill": evaluation.skill if evaluation else None,
         "preference": evaluation.preference if evaluation else None,
         "thresholds": setup.config.inspection.thresholds,

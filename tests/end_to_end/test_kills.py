@@ -22,7 +22,6 @@ from tests.pipeline.runs import write_run
 
 pytestmark = pytest.mark.slow
 LIMIT = 1200.0  # seconds, only so that a hang ends
-RANDOM_KILLS = 12
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
@@ -97,27 +96,28 @@ def outcome(run_dir: Path) -> dict[str, str]:
     return found
 
 
-def run_with_kills(file: Path, random_kills: int) -> list[str]:
-    """Kill a run after each stage and at random moments until none is left to kill at; returns what was done."""
+def run_with_kills(file: Path) -> list[str]:
+    """Kill a run after each stage, and once in each stage (of trainings: four times) at a random moment; returns what was done."""
     rng = random.Random(0)
     kills: list[str] = []
-    at: set[str] = set()
+    ends: set[str] = set()
+    left: dict[str, int] = {}
     while True:
         attempt = Attempt(file)
         killed = False
         for line in attempt.lines():
             word, _, what = line.partition(" ")
             what = what.split(" (")[0].strip()
-            if word == "done" and what not in at:
-                at.add(what)
+            if word == "done" and what not in ends:
+                ends.add(what)
                 attempt.kill()
                 kills.append(f"at the end of {what}")
                 killed = True
                 break
-            if word == "start" and random_kills and rng.random() < 0.5:
-                time.sleep(rng.uniform(0, 8))
+            if word == "start" and left.setdefault(what, 4 if what.startswith("train") else 1):
+                left[what] -= 1
+                time.sleep(rng.uniform(0, 12 if what.startswith("train") else 6))
                 if attempt.process.poll() is None:
-                    random_kills -= 1
                     hit = rng.choice([attempt.kill, attempt.kill_a_stage])
                     hit()
                     kills.append(f"{hit.__name__} in {what}")
@@ -146,7 +146,8 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_left_alone(tmp
         timeout=LIMIT,
         capture_output=True,
     )
-    kills = run_with_kills(write_run(killed, output_dir="."), RANDOM_KILLS)
+    kills = run_with_kills(write_run(killed, output_dir="."))
+    print(*kills, sep="\n")
     assert len(kills) >= 20, kills
     assert processes_of(killed) == []
     left_alone, survived = outcome(undisturbed), outcome(killed)
