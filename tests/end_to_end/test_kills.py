@@ -67,15 +67,18 @@ class Attempt:
         self.process.wait(LIMIT)
 
     def kill_a_stage(self) -> None:
-        """As the kernel does when memory is short: one process of a stage, whose run then fails."""
-        stages = [
-            child for child in psutil.Process(self.process.pid).children(recursive=True) if child.children() == []
+        """As the kernel does when memory is short: the process of one stage, whose run then fails."""
+        guards = [
+            child for child in psutil.Process(self.process.pid).children() if "guard.py" in " ".join(child.cmdline())
         ]
-        for child in stages[:1]:
-            child.kill()
+        commands = [command for guard in guards for command in guard.children()[:1]]
+        if not commands:  # between two stages
+            return self.kill()
+        commands[0].kill()
         for _ in self.lines():
             pass
         self.process.wait(LIMIT)
+        return None
 
 
 def outcome(run_dir: Path) -> dict[str, str]:
@@ -97,7 +100,7 @@ def outcome(run_dir: Path) -> dict[str, str]:
 
 
 def run_with_kills(file: Path) -> list[str]:
-    """Kill a run after each stage, and once in each stage (of trainings: four times) at a random moment; returns what was done."""
+    """Kill a run at the end of each stage, and in each (in trainings four times) at a random moment; returns what was done."""
     rng = random.Random(0)
     kills: list[str] = []
     ends: set[str] = set()
