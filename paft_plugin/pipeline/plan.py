@@ -9,7 +9,8 @@ from pathlib import Path
 
 from paft_plugin.evaluation.inputs import task_inputs
 from paft_plugin.pipeline.branches import Branch
-from paft_plugin.pipeline.config import MethodOptions
+from paft_plugin.pipeline.config import ExecutorConfig, MethodOptions
+from paft_plugin.pipeline.devices import find_devices
 from paft_plugin.pipeline.memory import estimate_memory
 from paft_plugin.pipeline.setup import BASE, DENSE, SEQUENTIAL, WHOLE, Setup
 from paft_plugin.pipeline.stages import Resources, Stage
@@ -79,8 +80,16 @@ def _train(setup: Setup, branch: Branch, name: str, needs: tuple[str, ...], base
 
 
 def _memory(setup: Setup, branch: Branch) -> int:
-    """Bytes on each of its GPUs; a training on several shares none, so that it is no matter there."""
-    return estimate_memory(branch.content, setup.base).total if branch.spec.devices == 1 else 0
+    """Bytes on each of its GPUs, or of main memory; a training on several GPUs shares none, so that it is no matter there."""
+    if branch.spec.devices > 1:
+        return 0
+    return estimate_memory(branch.content, setup.base, cpu=_on_cpu(setup.config.executor)).total
+
+
+def _on_cpu(executor: ExecutorConfig) -> bool:
+    if executor.kind != "local":
+        return False
+    return not (find_devices() if executor.devices == "auto" else executor.devices)
 
 
 def _launcher(branch: Branch) -> Iterator[str]:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from paft_plugin.pipeline.preflight.check import Check, preflight
+from paft_plugin.pipeline.preflight.check import preflight
 
-__all__ = ["Check", "preflight"]
+__all__ = ["preflight"]

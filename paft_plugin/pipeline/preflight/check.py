@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from paft_plugin.deltas.findings import Findings
@@ -11,20 +11,19 @@ from paft_plugin.pipeline.branches import Branch
 from paft_plugin.pipeline.preflight.ask import asked
 from paft_plugin.pipeline.preflight.disk import check_disk
 from paft_plugin.pipeline.preflight.remote import remote_data
-from paft_plugin.pipeline.preflight.static import check_base, check_penalty, check_resume, check_trained
+from paft_plugin.pipeline.preflight.static import (
+    check_base,
+    check_evaluation,
+    check_launcher,
+    check_penalty,
+    check_resume,
+    check_trained,
+)
 from paft_plugin.pipeline.setup import DENSE, SPARSE, Setup
 
-Check = Callable[[Setup], Findings]
-"""A further check, such as the evaluation room's."""
 
-
-def preflight(setup: Setup, checks: Sequence[Check] = ()) -> Findings:
-    """All that would fail, or surprise, later in a run; starts no training and writes nothing into its folder.
-
-    Args:
-        setup: The run, its base model in a folder.
-        checks: Further ones.
-    """
+def preflight(setup: Setup) -> Findings:
+    """All that would fail, or surprise, later in a run whose base model is in a folder; nothing is trained or written."""
     findings = Findings()
     wanted = [setup.branches[name] for name in setup.needed]
     configured = _once([branch for branch in wanted if branch.trained is None])
@@ -40,7 +39,7 @@ def preflight(setup: Setup, checks: Sequence[Check] = ()) -> Findings:
             findings.add(answer.problems, answer.warnings)
         agreed = agree(setup, answers, folder)
         findings.add(agreed.problems, agreed.warnings)
-    for check in (check_base, check_disk, *checks):
+    for check in (check_base, check_disk):
         found = check(setup)
         findings.add(found.problems, found.warnings)
     return findings
@@ -52,8 +51,10 @@ def _without_axolotl(setup: Setup, wanted: list[Branch], configured: list[Branch
     for branch in configured:
         yield same_base(setup, branch)
         yield check_penalty(branch)
+        yield check_launcher(setup, branch)
         yield check_resume(branch)
         yield remote_data(branch)
+    yield check_evaluation(setup)
     for branch in wanted:
         if branch.trained is not None:
             yield check_trained(setup, branch)

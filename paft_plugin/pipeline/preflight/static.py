@@ -21,6 +21,34 @@ def check_base(setup: Setup) -> Findings:
     return findings
 
 
+def check_launcher(setup: Setup, branch: Branch) -> Findings:
+    """A training that would start tasks of Ray inside a task of Ray."""
+    if setup.config.executor.kind != "ray" or not branch.content.get("use_ray"):
+        return Findings()
+    return Findings(
+        [
+            f"{branch.where}: use_ray: true cannot go together with `executor: ray`: the training is a task of Ray already. "
+            "Remove it, and give the branch `devices:` and a `launcher:`."
+        ]
+    )
+
+
+def check_evaluation(setup: Setup) -> Findings:
+    """The tasks are there, can be opened, and report the numbers that are asked for."""
+    evaluation = setup.config.evaluation
+    if evaluation is None:
+        return Findings()
+    from paft_plugin.evaluation.scorer import quiet
+    from paft_plugin.evaluation.tasks import open_measures
+
+    try:
+        with quiet():
+            open_measures(evaluation.measures, evaluation.tasks)
+    except PaftError as error:
+        return Findings(error.problems)
+    return Findings()
+
+
 def check_penalty(branch: Branch) -> Findings:
     """The plugin with a strength or a target on the sparse SFT branch, and none of it on a preference branch.
 

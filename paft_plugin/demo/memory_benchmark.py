@@ -1,4 +1,4 @@
-"""`python -m paft_plugin.pipeline.memory_benchmark`: estimated memory beside the peak of real axolotl runs on the CPU.
+"""`python -m paft_plugin.demo.memory_benchmark`: estimated memory beside the peak of real axolotl runs on the CPU.
 
 Two Llamas with random weights, one heavy in layers and one in vocabulary, each trained for two steps as a LoRA SFT, a full SFT
 and a LoRA DPO branch, on rows that fill `sequence_len`. The peak is that of the training process's resident memory (`ru_maxrss`);

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from paft_plugin.demo import memory_benchmark
+from paft_plugin.demo.benchmark import BAR, BRANCHES, measure
 from paft_plugin.demo.configs import Effort
-from paft_plugin.pipeline import memory_benchmark
-from paft_plugin.pipeline.benchmark import BAR, BRANCHES, measure
 
 pytestmark = pytest.mark.slow
 

@@ -1,4 +1,4 @@
-"""`python -m paft_plugin.pipeline.benchmark`: the demo's two branches one after another and at once, by real axolotl.
+"""`python -m paft_plugin.demo.benchmark`: the demo's two branches one after another and at once, by real axolotl.
 
 Both run on the CPU, each with one thread, under the executor that `axolotl paft run` uses. A repeat times both ways, in changing
 order; their ratio is what counts, because a machine that others use makes both slower. The bar wants two cores that are free.

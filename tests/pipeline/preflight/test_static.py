@@ -1,0 +1,30 @@
+"""What a `paft.yml` says itself: tasks that cannot be scored, and Ray within Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paft_plugin.demo.data import write_tasks
+from paft_plugin.pipeline.preflight.static import check_evaluation, check_launcher
+
+from .conftest import Room
+
+
+def test_tasks_that_cannot_be_scored_are_all_named(room: Room, demo: Path, tmp_path: Path) -> None:
+    write_tasks(tmp_path / "tasks", demo / "data" / "test")
+    sound = {"tasks": "tasks", "measures": {"paft_skill": {"name": "skill"}}}
+    assert check_evaluation(room.setup(evaluation=sound)).problems == []
+    assert check_evaluation(room.setup()).problems == []
+    wrong = {"tasks": "tasks", "measures": {"paft_skil": {}, "paft_style": {"metric": "acc_norm"}}}
+    problems = check_evaluation(room.setup(evaluation=wrong)).problems
+    assert len(problems) == 2
+    assert "Did you mean paft_skill?" in problems[0]
+    assert "evaluation.measures.paft_style" in problems[1]
+
+
+def test_ray_within_ray_is_refused(room: Room) -> None:
+    for executor, count in (("ray", 1), ("local", 0)):
+        setup = room.setup(sft={"use_ray": True}, executor=executor)
+        problems = check_launcher(setup, setup.branches["sft-l1"]).problems
+        assert len(problems) == count
+        assert all("use_ray: true cannot go together" in problem for problem in problems)
