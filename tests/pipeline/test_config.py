@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,13 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
     file = tmp_path / "paft.yml"
     write_yaml(file, {})
     assert {problem.partition(":")[0] for problem in problems(file)} == {"base", "sft", "preference", "output_dir"}
+
+
+def test_the_readme_s_example_is_valid(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (example,) = (block for block in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if block.startswith("base:"))
+    for name in ("sft.yml", "preference.yml", "orpo.yml"):
+        write_yaml(tmp_path / name, {"adapter": "lora"})
+    (tmp_path / "paft.yml").write_text(example)
+    config = read_config(tmp_path / "paft.yml")
+    assert (config.base_is_remote, config.sequential, config.evaluation.skill) == (True, True, "skill")  # type: ignore[union-attr]
