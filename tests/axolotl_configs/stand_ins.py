@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 CONFIG_ROOT = Path(__file__).parents[2] / "axolotl_configs"
-CONFIGS = sorted(CONFIG_ROOT.glob("*/*.yml"))
+CONFIGS = sorted(CONFIG_ROOT.glob("*/*-*.yml"))
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def name_of(path: Path) -> str:
 
 def test_every_base_has_both_branches() -> None:
     for folder in {path.parent for path in CONFIGS}:
-        methods = {path.stem for path in folder.glob("*.yml")}
+        methods = {path.stem for path in folder.glob("*-*.yml")}
         assert {"sft-l1-lora", "sft-l1-qlora", "dpo-lora", "orpo-lora"} <= methods, folder.name
     assert {read(path)["base_model"] for path in CONFIGS} == set(BASES)
 
@@ -62,7 +62,7 @@ def test_preference_configs_are_stock_axolotl(path: Path) -> None:
 
 @pytest.mark.parametrize("folder", sorted({path.parent for path in CONFIGS}), ids=lambda folder: folder.name)
 def test_branches_of_one_base_fit_together(folder: Path) -> None:
-    configs = [read(path) for path in sorted(folder.glob("*.yml"))]
+    configs = [read(path) for path in sorted(folder.glob("*-*.yml"))]
     for key in SHARED:
         assert all(config.get(key) == configs[0][key] for config in configs), key
     adapted = [config for config in configs if "adapter" in config]
