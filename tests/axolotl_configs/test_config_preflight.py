@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import save_file
 
 from axolotl_configs.stand_ins import (
     CONFIGS,
@@ -39,6 +40,7 @@ def pairs() -> list[tuple[Path, Path]]:
 def test_healthy(sft: Path, preference: Path, tmp_path: Path) -> None:
     contents = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (sft, preference)]
     base = make_base(contents[0]["base_model"], tmp_path)
+    save_file({}, base / "model.safetensors")
     pair_rows = argilla_rows() if contents[1]["rl"] == "orpo" else ultrafeedback_rows()
     for content, name, rows in zip(
         contents, ("sft", "preference"), (ultrachat_rows(DIALOGUES), pair_rows), strict=True
