@@ -18,6 +18,8 @@ from paft_plugin.pipeline.identity import CODE, Identity
 from paft_plugin.pipeline.stages import MARKERS, Stage, absolute, marker_path, outside
 
 SCHEMA = 2
+FIRST = "not run yet"
+"""Why a stage runs that was never started."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def _reason(stage: Stage, run_dir: Path, identity: Identity, running: Mapping[st
     if marker is None:
         started = _started(run_dir, stage.name)
         if started is None:
-            return "not run yet"
+            return FIRST
         if started == identity.fingerprint:
             return "interrupted: goes on" if stage.resumes else "interrupted: starts again"
         return "interrupted, and changed since: starts again"

@@ -16,6 +16,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from paft_plugin.pipeline.markers import FIRST
 from paft_plugin.pipeline.stages import Stage
 from paft_plugin.pipeline.training_log import Follower, Training
 from paft_plugin.pipeline.watch import StageResult
@@ -72,6 +73,7 @@ class Progress:
     ) -> None:
         self.console, self.clock = console or Console(), clock
         self.run_dir, self.total, self.through = run_dir, 0, 0
+        self.reasons: dict[str, str] = {}
         self.running: dict[str, _Row] = {}
         self.live = Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
         self.next_frame = -math.inf
@@ -90,14 +92,16 @@ class Progress:
 
     def planned(self, ordered: Sequence[Stage], reasons: Mapping[str, str]) -> None:
         """All stages of the run, and why some of them must run."""
-        self.total = len(ordered)
+        self.total, self.reasons = len(ordered), dict(reasons)
         self._line(f"{self.total} {'stage' if self.total == 1 else 'stages'} in {self.run_dir}")
 
     def started(self, stage: Stage, log: Path, where: str) -> None:
         """`stage` runs from now on, at `where`, and writes to `log`."""
         self.running[stage.name] = _Row(stage, where, log, self.clock(), self.clock(), Follower(log))
         if not self.live:
-            self._line(f"start    {stage.title} ({f'{where}, ' if where else ''}log: {log})")
+            why = self.reasons.get(stage.name, FIRST)
+            details = [*([] if why == FIRST else [why]), *([where] if where else []), f"log: {log}"]
+            self._line(f"start    {stage.title} ({', '.join(details)})")
 
     def ended(self, result: StageResult) -> None:
         """A stage is through: list it."""

@@ -141,7 +141,7 @@ def processes_of(folder: Path) -> list[str]:
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_left_alone(tmp_path: Path) -> None:
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed + often"
+    undisturbed, killed = tmp_path / "left + alone", tmp_path / "killed + often"
     subprocess.run(
         [sys.executable, "-m", "paft_plugin.cli", "run", str(write_run(undisturbed, output_dir="."))],
         env=os.environ | ENVIRONMENT,
