@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
@@ -13,10 +14,11 @@ from paft_plugin.files import write_text
 from paft_plugin.pipeline.branches import config_text
 from paft_plugin.pipeline.plan import (
     MEASURES_FILE,
+    REPORT,
     RUN_FILE,
     config_file,
+    readable,
     recipe_file,
-    run_content,
     sequential_base,
     whole_recipe,
 )
@@ -44,7 +46,7 @@ def given_files(setup: Setup, stages: list[Stage]) -> dict[Path, str]:
     if setup.config.evaluation is not None:
         content = setup.config.evaluation.model_dump(mode="json")
         files[run_dir / MEASURES_FILE] = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    return {**files, run_dir / RUN_FILE: run_content(setup, stages)}
+    return {**files, run_dir / RUN_FILE: _run_content(setup, stages)}
 
 
 def write_files(files: dict[Path, str]) -> None:
@@ -97,3 +99,27 @@ def _filled(setup: Setup, arm: str, source: Path) -> str:
             f"{source}: a $placeholder of it means nothing here ({error}). There are $base, $sft and $preference; "
             "write $$ for a plain $."
         ) from None
+
+
+def _run_content(setup: Setup, stages: Sequence[Stage]) -> str:
+    """What `run.json` says for the report: the arms, and the commands that repeat them (but the report's own)."""
+    run_dir = setup.run_dir
+    evaluation = setup.config.evaluation
+    content = {
+        "schema": 1,
+        "description": setup.config.description,
+        "base": setup.config.base,
+        "preference_branch": setup.preference,
+        "branches": list(setup.branches),
+        "skill": evaluation.skill if evaluation else None,
+        "preference": evaluation.preference if evaluation else None,
+        "thresholds": setup.config.inspection.thresholds,
+        "arms": {arm: str(setup.model(arm)).removeprefix(f"{run_dir}/") for arm in setup.arms},
+        "fused": {arm: setup.sources(arm) for arm in setup.fused},
+        "stages": [
+            {"name": stage.name, "title": stage.title, "command": readable(stage.command, run_dir)}
+            for stage in stages
+            if stage.name != REPORT
+        ],
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -294,27 +293,3 @@ def _report(setup: Setup, stages: Sequence[Stage]) -> Stage:
         needs=tuple(stage.name for stage in stages),
         inputs=(setup.run_dir / RUN_FILE,),
     )
-
-
-def run_content(setup: Setup, stages: Sequence[Stage]) -> str:
-    """What `run.json` says for the report: the arms, and the commands that repeat them (but the report's own)."""
-    run_dir = setup.run_dir
-    evaluation = setup.config.evaluation
-    content = {
-        "schema": 1,
-        "description": setup.config.description,
-        "base": setup.config.base,
-        "preference_branch": setup.preference,
-        "branches": list(setup.branches),
-        "skill": evaluation.skill if evaluation else None,
-        "preference": evaluation.preference if evaluation else None,
-        "thresholds": setup.config.inspection.thresholds,
-        "arms": {arm: str(setup.model(arm)).removeprefix(f"{run_dir}/") for arm in setup.arms},
-        "fused": {arm: setup.sources(arm) for arm in setup.fused},
-        "stages": [
-            {"name": stage.name, "title": stage.title, "command": readable(stage.command, run_dir)}
-            for stage in stages
-            if stage.name != REPORT
-        ],
-    }
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

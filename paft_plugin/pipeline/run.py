@@ -52,8 +52,8 @@ def run_pipeline(file: Path, console: Console, *, arms: Sequence[str] = (), sequ
     setup = open_setup(file, arms, sequential, download=True)
     stages = make_stages(setup)
     files = given_files(setup, stages)
-    executor = make_executor(setup.config.executor)
     check(setup, stages, files, console)
+    executor = make_executor(setup.config.executor)
     run_stages(
         stages,
         setup.run_dir,
