@@ -34,6 +34,8 @@ class Delta:
     """Name → (L, R) in fp32 with δ = L·R, ``(rows, r)`` and ``(r, columns)``, if an adapter holds δ as such a product."""
     trained: Callable[[str], Slices | None] = lambda _: None
     """Name → ranges of θ in its own dtype, if the branch holds it as a tensor like the base's, so that δ = θ − θ_pre."""
+    read_ahead: Callable[[str], None] = lambda _: None
+    """Name → asks the system to have the branch's tensor in its cache soon, where `trained` would read it."""
     grown: dict[str, int] = field(default_factory=dict)
     """Tensor → rows that the branch added (a resized vocabulary). They have no base, so they are no part of the delta."""
 
@@ -116,5 +118,14 @@ def _model_delta(base: TensorStore, branch: TensorStore) -> Delta:
         part = place.cut(branch.tensor(source))
         return lambda start, stop: part[start:stop]
 
-    names = tuple(fit.names)
-    return Delta("model", base, branch.folder, names, lambda: branch.fingerprint, rows, lambda _: None, trained)
+    return Delta(
+        "model",
+        base,
+        branch.folder,
+        tuple(fit.names),
+        lambda: branch.fingerprint,
+        rows,
+        lambda _: None,
+        trained,
+        lambda name: branch.read_ahead(fit.sources[name][0]),
+    )

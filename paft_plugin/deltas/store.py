@@ -101,21 +101,25 @@ class TensorStore:
         width = math.prod(shape) * dtype.itemsize
         begin, _ = self._places[name]
         descriptor = self._descriptor(file)
-        memory = torch.empty(0, dtype=torch.uint8)
+        # By the number of slices: all of a tensor's ranges but the last have the same.
+        memory: dict[int, tuple[Tensor, memoryview]] = {}
+
+        def room(count: int) -> tuple[Tensor, memoryview]:
+            flat = torch.empty(count * width, dtype=torch.uint8)
+            memory.clear()
+            memory[count] = flat.view(dtype).view(count, *shape), memoryview(flat.numpy())
+            return memory[count]
 
         def read(start: int, stop: int) -> Tensor:
-            nonlocal memory
-            size = (stop - start) * width
-            if len(memory) < size:
-                memory = torch.empty(size, dtype=torch.uint8)
-            buffer, done = memoryview(memory.numpy())[:size], 0
+            tensor, buffer = memory.get(stop - start) or room(stop - start)
+            place, done, size = begin + start * width, 0, len(buffer)
             while done < size:
-                if not (got := os.preadv(descriptor, [buffer[done:]], begin + start * width + done)):
+                if not (got := os.preadv(descriptor, [buffer[done:]], place + done)):
                     raise PaftError(
                         f"{file}: truncated while it was read. Inspect a model that nothing writes any more."
                     )
                 done += got
-            return memory[:size].view(dtype).view(stop - start, *shape)
+            return tensor
 
         return read
 

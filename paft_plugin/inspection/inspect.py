@@ -19,6 +19,7 @@ import torch
 
 from paft_plugin.deltas import Delta
 from paft_plugin.inspection import kernels
+from paft_plugin.inspection.ahead import ReadAhead
 from paft_plugin.inspection.groups import Groups
 from paft_plugin.inspection.inspected import Figures, InspectedDelta, InspectedPair, Inspection
 from paft_plugin.inspection.magnitudes import log_histogram
@@ -35,6 +36,8 @@ from paft_plugin.inspection.tally import Counting, Tally
 
 # More threads would only wait for memory, and each holds files mapped.
 MOST_THREADS = 8
+UNDER_WAY = 48
+"""Tensors that are begun, or wait for an earlier one; each keeps a histogram of 260 kB for each delta."""
 
 Pair = tuple[str, str]
 
@@ -106,15 +109,24 @@ def _in_order(
     wanted: Mapping[str, Collection[str]],
     settings: Settings,
 ) -> Iterator[TensorResult]:
-    """Each tensor's sums in the order of `names`, with a few tensors under way at any time."""
+    """Each tensor's sums in the order of `names`, with some tensors under way at any time."""
+
+    def work(name: str) -> TensorResult:
+        ahead.release(name)
+        return inspect_tensor(name, changed(name), settings)
+
+    def changed(name: str) -> dict[str, Delta]:
+        return {which: delta for which, delta in deltas.items() if name in wanted[which]}
+
     under_way: deque[Future[TensorResult]] = deque()
-    for name in names:
-        changed = {which: delta for which, delta in deltas.items() if name in wanted[which]}
-        under_way.append(pool.submit(inspect_tensor, name, changed, settings))
-        if len(under_way) > 2 * _threads():
+    with ReadAhead(names, changed) as ahead:
+        for name in names:
+            under_way.append(pool.submit(work, name))
+            # An embedding takes as long as many others: meanwhile the other threads go on.
+            if len(under_way) > UNDER_WAY:
+                yield under_way.popleft().result()
+        while under_way:
             yield under_way.popleft().result()
-    while under_way:
-        yield under_way.popleft().result()
 
 
 def inspect_tensor(name: str, deltas: Mapping[str, Delta], settings: Settings) -> TensorResult:

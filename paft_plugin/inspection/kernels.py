@@ -35,7 +35,7 @@ _ONE = np.uint32(1)
 
 # Counters are fp32, sixteen to a vector (numba would widen integers to 64 bits); they are exact up to 2²⁴ entries.
 NONE, ONE = np.float32(0), np.float32(1)
-BLOCK = 1 << 17
+BLOCK = 1 << 18
 """Entries of a block at which its arrays still fit the caches; blocks may have up to 2²⁴."""
 FEW = 1 << 12
 """Entries over which magnitudes may be added up in fp32 before the sum goes into fp64; the nearest cache holds them meanwhile."""
@@ -139,23 +139,19 @@ def count_within(
 
 
 @_compiled
-def count_keys_and_within(
+def count_likely(
     bits: NDArray[np.uint32],  # (n,) δ's
-    counts: NDArray[np.uint32],  # (LANES, K), as of `count_keys`
     slots: NDArray[np.uint8],  # (K,) as of `count_within`
     fine: NDArray[
         np.uint32
-    ],  # (D · FINE,), gains the entries of each fp32 magnitude within each of D keys, few of all entries
+    ],  # (D · FINE,), gains the entries of each fp32 magnitude within each of D keys, but those that are
+    #                             the key itself, as most differences of bf16 weights are: so the branch is seldom taken
 ) -> None:
-    whole = bits.size - bits.size % LANES
     for index in range(bits.size):
-        lane = index % LANES if index < whole else 0
         place = (bits[index] & _MAGNITUDE) + _HALF
-        key = place >> _SHIFT
-        counts[lane, key] += _ONE
-        slot = slots[key]
-        if slot > 0:
-            fine[((np.uint32(slot) - _ONE) << _SHIFT) | (place & np.uint32(0xFFFF))] += _ONE
+        slot, low = np.uint32(slots[place >> _SHIFT]), place & np.uint32(0xFFFF)
+        if (slot > 0) & (low != _HALF):
+            fine[((slot - _ONE) << _SHIFT) | low] += _ONE
 
 
 @_compiled
@@ -268,7 +264,7 @@ def measure(
     squares: Doubles,  # (R,) becomes each row's sum of δ²
     counts: NDArray[np.uint32],  # (LANES, K) gains as of `count_keys`
     slots: NDArray[np.uint8],  # (K,)
-    fine: NDArray[np.uint32],  # (D · FINE,) gains as of `count_keys_and_within`; empty if no key is looked into
+    fine: NDArray[np.uint32],  # (D · FINE,) gains as of `count_likely`; empty if no key is looked into
 ) -> tuple[float, np.uint32, int]:
     """Sum of |δ|, bits of the greatest, entries that bfloat16 hides; a few rows at a time, which stay in the nearest cache."""
     total, most, hidden = 0.0, np.uint32(0), 0
@@ -282,10 +278,9 @@ def measure(
             few, ours = flat[start : start + FEW], old[start : start + FEW]
             bits = few.view(np.uint32)
             most = max(most, largest(bits))
+            count_keys(bits, counts)
             if fine.size > 0:
-                count_keys_and_within(bits, counts, slots, fine)
-            else:
-                count_keys(bits, counts)
+                count_likely(bits, slots, fine)
             there = moved[: few.size]
             for index in range(few.size):
                 there[index] = ours[index] + few[index]

@@ -10,11 +10,12 @@ nearly the same factor in each branch: its outcome is expected from the untrimme
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from paft_plugin.deltas import Delta
 from paft_plugin.inspection import kernels
@@ -27,7 +28,7 @@ from paft_plugin.thresholds import threshold_key
 
 SAMPLE, PLACES = 1 << 17, 16
 """Entries from which edges are guessed, and the places of a tensor that they are taken from."""
-DOUBT = 4.0
+DOUBT = 2.0
 """Standard errors of an edge's rank within which keys are looked into."""
 MOST_KEYS = 12
 """Looked into for one edge; more would take more memory than another read takes time."""
@@ -72,18 +73,13 @@ def find_trim(
 
 def likely_edges(delta: Delta, name: str, densities: Sequence[float]) -> set[int]:
     """The keys at which trims probably cut, from a sample of one tensor: looked into while counting, they save another read."""
-    shape = delta.base.shape(name)
-    height, width = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
-    if not height * width:
-        return set()
-    rows = max(1, SAMPLE // (PLACES * width))
     sample = np.zeros((LANES, KEYS), np.uint32)
-    read = delta.rows(name)
-    for start in range(0, height, max(rows, height // PLACES)):
-        change = read(start, min(start + rows, height)).contiguous().numpy()
-        kernels.count_keys(kernels.bits_of(change), sample)
+    for entries in _sampled(delta, name):
+        kernels.count_keys(kernels.bits_of(entries.contiguous().numpy()), sample)
     counts = sample.sum(axis=0, dtype=np.int64)
-    entries, keys = int(counts.sum()), set()
+    entries, keys = int(counts.sum()), set[int]()
+    if not entries:
+        return keys
     for density in densities:
         spread = DOUBT * math.sqrt(entries * density * (1 - density))
         ranks = (density * entries - spread, density * entries + spread)
@@ -91,6 +87,22 @@ def likely_edges(delta: Delta, name: str, densities: Sequence[float]) -> set[int
         keys.update(range(low, high + 1) if high - low < MOST_KEYS else ())
     # All zeros are one magnitude: nothing to look into.
     return keys - {0}
+
+
+def _sampled(delta: Delta, name: str) -> Iterator[Tensor]:
+    """About `SAMPLE` entries of one tensor: a grid of a product's entries, rows of any other's."""
+    shape = delta.base.shape(name)
+    height, width = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+    if not height * width:
+        return
+    if factors := delta.factors(name):
+        # Whole rows would tell little: a product of low rank has rows, and columns, of very different norms.
+        side = math.isqrt(SAMPLE)
+        yield factors[0][:: -(-height // side)] @ factors[1][:, :: -(-width // side)]
+        return
+    rows, read = max(1, SAMPLE // (PLACES * width)), delta.rows(name)
+    for start in range(0, height, max(rows, height // PLACES)):
+        yield read(start, min(start + rows, height))
 
 
 def _count_within(delta: Delta, name: str, keys: set[int]) -> dict[int, NDArray[np.uint32]]:

@@ -41,7 +41,10 @@ def blocks(shape: tuple[int, ...], *openers: Callable[[], Rows]) -> Iterator[tup
 def _split(slab: Tensor) -> Iterator[Tensor]:
     """Blocks of a slab, which is larger than one where a slice along the first dimension is (an expert)."""
     matrix = slab.reshape(1, -1) if slab.dim() == 1 else slab.reshape(-1, slab.shape[-1])
-    yield from matrix.split(max(1, BLOCK // matrix.shape[1]))
+    if matrix.numel() <= BLOCK:
+        yield matrix
+    else:
+        yield from matrix.split(max(1, BLOCK // matrix.shape[1]))
 
 
 def changes(name: str, deltas: Sequence[Delta]) -> Iterator[tuple[Floats, list[Floats]]]:

@@ -126,7 +126,11 @@ class Counting:
     @property
     def within(self) -> dict[int, NDArray[np.uint32]]:
         """Key that was looked into → entries of each fp32 magnitude, ``(FINE,)``."""
-        return dict(zip(self._looked_into, self._fine.reshape(-1, FINE), strict=True))
+        fine = self._fine.reshape(-1, FINE)
+        # Those that are the key itself were left out.
+        fine[:, FINE // 2] = 0
+        fine[:, FINE // 2] = self._keys[:, self._looked_into].sum(axis=0) - fine.sum(axis=1)
+        return dict(zip(self._looked_into, fine, strict=True))
 
     def finished(self) -> Tally:
         """Once every block was taken."""
