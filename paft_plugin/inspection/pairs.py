@@ -28,8 +28,10 @@ from paft_plugin.thresholds import threshold_key
 
 SAMPLE, PLACES = 1 << 17, 16
 """Entries from which edges are guessed, and the places of a tensor that they are taken from."""
-DOUBT = 2.0
-"""Standard errors of an edge's rank within which keys are looked into."""
+SIDE = 1 << 10
+"""Rows and columns of a product of factors from which its edges are guessed: such entries cost little."""
+DOUBT = 0.005
+"""How far the share of entries above a magnitude may be off in a sample, over the deviation of one entry."""
 MOST_KEYS = 12
 """Looked into for one edge; more would take more memory than another read takes time."""
 
@@ -81,7 +83,7 @@ def likely_edges(delta: Delta, name: str, densities: Sequence[float]) -> set[int
     if not entries:
         return keys
     for density in densities:
-        spread = DOUBT * math.sqrt(entries * density * (1 - density))
+        spread = DOUBT * math.sqrt(density * (1 - density)) * entries
         ranks = (density * entries - spread, density * entries + spread)
         low, high = (key_of_greatest(counts, int(min(max(rank, 1), entries)))[0] for rank in ranks[::-1])
         keys.update(range(low, high + 1) if high - low < MOST_KEYS else ())
@@ -97,8 +99,7 @@ def _sampled(delta: Delta, name: str) -> Iterator[Tensor]:
         return
     if factors := delta.factors(name):
         # Whole rows would tell little: a product of low rank has rows, and columns, of very different norms.
-        side = math.isqrt(SAMPLE)
-        yield factors[0][:: -(-height // side)] @ factors[1][:, :: -(-width // side)]
+        yield factors[0][:: -(-height // SIDE)] @ factors[1][:, :: -(-width // SIDE)]
         return
     rows, read = max(1, SAMPLE // (PLACES * width)), delta.rows(name)
     for start in range(0, height, max(rows, height // PLACES)):
