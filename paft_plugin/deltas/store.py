@@ -107,7 +107,7 @@ class TensorStore:
         def room(count: int) -> tuple[Tensor, memoryview]:
             flat = torch.empty(count * width, dtype=torch.uint8)
             memory.clear()
-            memory[count] = flat.view(dtype).view(count, *shape), memoryview(flat.numpy())
+            memory[count] = flat.view(dtype).view(count, *shape), flat.numpy().data
             return memory[count]
 
         def read(start: int, stop: int) -> Tensor:

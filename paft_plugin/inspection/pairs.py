@@ -76,8 +76,8 @@ def find_trim(
 def likely_edges(delta: Delta, name: str, densities: Sequence[float]) -> set[int]:
     """The keys at which trims probably cut, from a sample of one tensor: looked into while counting, they save another read."""
     sample = np.zeros((LANES, KEYS), np.uint32)
-    for entries in _sampled(delta, name):
-        kernels.count_keys(kernels.bits_of(entries.contiguous().numpy()), sample)
+    for some in _sampled(delta, name):
+        kernels.count_keys(kernels.bits_of(some.contiguous().numpy()), sample)
     counts = sample.sum(axis=0, dtype=np.int64)
     entries, keys = int(counts.sum()), set[int]()
     if not entries:
