@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from paft_plugin.deltas.adapter import Adapter, open_adapter
 from paft_plugin.deltas.changes import LowRank, Rows
 from paft_plugin.deltas.fit import fit_adapter, fit_model, quantised
-from paft_plugin.deltas.store import TensorStore, is_adapter, open_model
+from paft_plugin.deltas.store import Slices, TensorStore, is_adapter, open_model
 from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.files import fingerprint
 
@@ -33,13 +32,12 @@ class Delta:
     """Name → ranges of δ's rows. What holds them keeps the files mapped: drop it when memory matters, and ask again."""
     factors: Callable[[str], tuple[Tensor, Tensor] | None]
     """Name → (L, R) in fp32 with δ = L·R, ``(rows, r)`` and ``(r, columns)``, if an adapter holds δ as such a product."""
+    trained: Callable[[str], Slices | None] = lambda _: None
+    """Name → ranges of θ in its own dtype, if the branch holds it as a tensor like the base's, so that δ = θ − θ_pre."""
+    read_ahead: Callable[[str], None] = lambda _: None
+    """Name → asks the system to have the branch's tensor in its cache soon, where `trained` would read it."""
     grown: dict[str, int] = field(default_factory=dict)
     """Tensor → rows that the branch added (a resized vocabulary). They have no base, so they are no part of the delta."""
-
-    def base_rows(self, name: str) -> Rows:
-        """Ranges of θ_pre's rows, in its own dtype; as `rows` otherwise."""
-        before = torch.atleast_1d(self.base.tensor(name))
-        return lambda start, stop: before[start:stop]
 
     def one(self, name: str) -> Tensor:
         """δ of one tensor in fp32, in the base tensor's shape."""
@@ -99,7 +97,7 @@ def _adapter_delta(base: TensorStore, adapter: Adapter) -> Delta:
         return change.factors(adapter, base, name)
 
     return Delta(
-        "adapter", base, adapter.folder, tuple(fit.names), lambda: adapter.fingerprint, rows, factors, fit.grown
+        "adapter", base, adapter.folder, tuple(fit.names), lambda: adapter.fingerprint, rows, factors, grown=fit.grown
     )
 
 
@@ -108,8 +106,26 @@ def _model_delta(base: TensorStore, branch: TensorStore) -> Delta:
     raise_if_any(fit.problems)
 
     def rows(name: str) -> Rows:
-        source, place = fit.sources[name]
-        after, before = torch.atleast_1d(place.cut(branch.tensor(source)), base.tensor(name))
-        return lambda start, stop: after[start:stop].float() - before[start:stop].float()
+        after, before = trained(name) or cut(name), base.slices(name)
+        return lambda start, stop: after(start, stop).float() - before(start, stop).float()
 
-    return Delta("model", base, branch.folder, tuple(fit.names), lambda: branch.fingerprint, rows, lambda _: None)
+    def trained(name: str) -> Slices | None:
+        source, place = fit.sources[name]
+        return branch.slices(source) if place.is_whole else None
+
+    def cut(name: str) -> Slices:
+        source, place = fit.sources[name]
+        part = place.cut(branch.tensor(source))
+        return lambda start, stop: part[start:stop]
+
+    return Delta(
+        "model",
+        base,
+        branch.folder,
+        tuple(fit.names),
+        lambda: branch.fingerprint,
+        rows,
+        lambda _: None,
+        trained,
+        lambda name: branch.read_ahead(fit.sources[name][0]),
+    )

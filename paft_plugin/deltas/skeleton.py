@@ -37,6 +37,11 @@ class Place:
     """Of several matrices side by side within an expert (gate and up), which one."""
     parts: int = 1
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the tensor is the whole parameter."""
+        return self.expert is None
+
     def cut(self, whole: Tensor) -> Tensor:
         """The tensor of the files out of the whole parameter."""
         if self.expert is None:

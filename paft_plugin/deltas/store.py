@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +30,9 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # What safetensors calls the dtypes in which deltas can be taken, in torch's words.
 FLOATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
+Slices = Callable[[int, int], Tensor]
+"""(start, stop) → those of a tensor's slices along its first dimension, in its own dtype; the next call may overwrite them."""
+
 # How architectures name their input embedding and their output head: the two tensors that may be tied.
 INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight")
@@ -48,6 +53,7 @@ class TensorStore:
         self.folder = folder
         self._handles: dict[str, Any] = {}
         self._files: dict[str, Path] = {}
+        self._descriptors: dict[Path, int] = {}
         problems = []
         for file in files:
             try:
@@ -78,6 +84,72 @@ class TensorStore:
         with safe_open(self._files[name], framework="pt") as file:
             tensor: Tensor = file.get_tensor(name)
         return tensor
+
+    def slices(self, name: str) -> Slices:
+        """Ranges of one tensor, read from its file into the same memory again and again; a scalar is read as one slice.
+
+        Reading a cached file costs half of what mapping its pages does, and none of them count as this process's memory.
+
+        Raises:
+            PaftError: from what is returned, if the file was cut short meanwhile.
+        """
+        if not hasattr(os, "preadv"):
+            whole = torch.atleast_1d(self.tensor(name))
+            return lambda start, stop: whole[start:stop]
+        file, shape = self._files[name], self.shape(name)[1:]
+        dtype: torch.dtype = getattr(torch, FLOATS[self.dtype(name)])
+        width = math.prod(shape) * dtype.itemsize
+        begin, _ = self._places[name]
+        descriptor = self._descriptor(file)
+        # By the number of slices: all of a tensor's ranges but the last have the same.
+        memory: dict[int, tuple[Tensor, memoryview]] = {}
+
+        def room(count: int) -> tuple[Tensor, memoryview]:
+            flat = torch.empty(count * width, dtype=torch.uint8)
+            memory.clear()
+            memory[count] = flat.view(dtype).view(count, *shape), flat.numpy().data
+            return memory[count]
+
+        def read(start: int, stop: int) -> Tensor:
+            tensor, buffer = memory.get(stop - start) or room(stop - start)
+            place, done, size = begin + start * width, 0, len(buffer)
+            while done < size:
+                if not (got := os.preadv(descriptor, [buffer[done:]], place + done)):
+                    raise PaftError(
+                        f"{file}: truncated while it was read. Inspect a model that nothing writes any more."
+                    )
+                done += got
+            return tensor
+
+        return read
+
+    def read_ahead(self, name: str) -> None:
+        """Ask the system to have one tensor's bytes in its cache soon; does nothing where it cannot be asked."""
+        if hasattr(os, "posix_fadvise"):
+            begin, end = self._places[name]
+            os.posix_fadvise(self._descriptor(self._files[name]), begin, end - begin, os.POSIX_FADV_WILLNEED)
+
+    def _descriptor(self, file: Path) -> int:
+        """Of an open file, until this store is gone."""
+        if file not in self._descriptors:
+            descriptor = os.open(file, os.O_RDONLY)
+            weakref.finalize(self, os.close, descriptor)
+            self._descriptors[file] = descriptor
+        return self._descriptors[file]
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[int, int]]:
+        """Name → where its bytes begin and end in its file."""
+        places = {}
+        for file in set(self._files.values()):
+            with file.open("rb") as stream:
+                length = int.from_bytes(stream.read(8), "little")
+                header = json.loads(stream.read(length))
+            for name, each in header.items():
+                if name != "__metadata__":
+                    begin, end = each["data_offsets"]
+                    places[name] = (8 + length + begin, 8 + length + end)
+        return places
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, read from the header."""

@@ -3,9 +3,10 @@
 Makes a random Llama of 1.24 B parameters in bf16 (the shape of Llama-3.2-1B) with two whole models and two adapters (r = 16, all
 linear layers) trained from it, and inspects them: one model, two models with their pair, two adapters with theirs. Each run is a
 process of its own, and each is preceded by others that only read the same files: all bytes into one small buffer, in one thread
-and in two ("read"), or every tensor into memory of its own ("load"). Files are in the system's cache, but for "cold", where it
-was told to drop them before each run. One row has half the layers: memory must not grow with their number. Time and memory of
-8.03 B parameters are extrapolated from the entries.
+and in two ("read"), or every tensor into memory of its own ("load"); for adapters also by one that multiplies their factors
+("materialise"). "Cold": before each run the system was told to drop the files from its cache, and asked whether it did; "warm":
+they are in it. One inspection is of half the layers: memory must not grow with their number. Time and memory of 8.03 B parameters
+are extrapolated from the entries.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ class Run:
     wall_s: float
     cpu_s: float
     peak_mb: float
+    load: float
+    """Load average of the last minute, once it is done."""
 
 
 @click.command()
@@ -82,43 +85,46 @@ def main(quick: bool, repeats: int, output: Path | None, work: Path | None) -> N
 
 
 CASES = {
-    "one model": (["sft"], "warm"),
-    "two models and their pair": (["sft", "preference"], "warm"),
-    "two models and their pair, cold": (["sft", "preference"], "cold"),
-    "two adapters and their pair": (["sft-lora", "preference-lora"], "warm"),
+    "one model": ["sft"],
+    "two models and their pair": ["sft", "preference"],
+    "two adapters and their pair": ["sft-lora", "preference-lora"],
 }
+STATES = ("cold", "warm")
 
 
 def measure(size: Size, repeats: int, folder: Path) -> list[Row]:
-    """A row for each case; reading and inspecting take turns."""
+    """A row for each case and state of the cache; reading and inspecting take turns."""
     whole, half = folder / "whole", folder / "half"
     smaller = Size(**{**asdict(size), "layers": size.layers // 2})
     for each, where in ((size, whole), (smaller, half)):
         _apart(make_models, each, where)
     rows = []
-    for name, (branches, state) in CASES.items():
-        click.echo(f"{name} …", err=True)
+    for name, branches in CASES.items():
         folders = [whole / "base", *(whole / branch for branch in branches)]
-        runs: dict[str, list[Run]] = {what: [] for what in (*BASELINES, "inspect")}
-        for _ in range(repeats):
-            for what, (function, threads) in BASELINES.items():
-                _cache(folders, state)
-                runs[what].append(_apart(function, folders, threads))
-            _cache(folders, state)
-            runs["inspect"].append(_apart(inspect, folders))
         of_half = _apart(inspect, [half / "base", *(half / branch for branch in branches)])
-        rows.append(_row(name, size, folders, runs, of_half))
+        for state in STATES:
+            click.echo(f"{name}, {state} …", err=True)
+            kinds = {what: each for what, each in KINDS.items() if what != "materialise" or "adapters" in name}
+            runs: dict[str, list[Run]] = {what: [] for what in kinds}
+            cached = []
+            for _ in range(repeats):
+                for what, (function, arguments) in kinds.items():
+                    cached.append(_cache(folders, state))
+                    runs[what].append(_apart(function, folders, *arguments))
+            rows.append(_row(f"{name}, {state}", size, folders, runs, of_half, cached))
     return rows
 
 
-def _row(name: str, size: Size, folders: Sequence[Path], runs: dict[str, list[Run]], of_half: Run) -> Row:
+def _row(
+    name: str, size: Size, folders: Sequence[Path], runs: dict[str, list[Run]], of_half: Run, cached: Sequence[float]
+) -> Row:
     held = size == FULL
     parameters = (folders[0] / "model.safetensors").stat().st_size / 2
     gigabytes = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors")) / 1e9
     figures = [figure(f"wall, {what}", [run.wall_s for run in each], "s") for what, each in runs.items()]
-    for what in BASELINES:
+    for what in [what for what in runs if what != "inspect"]:
         shares = [one.wall_s / other.wall_s for one, other in zip(runs[what], runs["inspect"], strict=True)]
-        bar = READING_SHARE if held else None
+        bar = READING_SHARE if held and what.startswith("read") else None
         figures.append(Figure(f"rate / {what}", median(shares), "×", min(shares), max(shares), None, bar))
     inspections = runs["inspect"]
     figures.append(figure("rate, inspect", [gigabytes / run.wall_s for run in inspections], "GB/s"))
@@ -132,7 +138,12 @@ def _row(name: str, size: Size, folders: Sequence[Path], runs: dict[str, list[Ru
     growth = median(peaks) / of_half.peak_mb
     figures.append(Figure("peak, all / half the layers", growth, "×", at_most=1.1 if held else None))
     timings = {what: [run.wall_s for run in each] for what, each in runs.items()}
-    note = f"{parameters / 1e9:.2f} B parameters, bf16, {len(folders) - 1} deltas, {gigabytes:.2f} GB of files"
+    loads = [run.load for each in runs.values() for run in each]
+    note = (
+        f"{parameters / 1e9:.2f} B parameters, bf16, {len(folders) - 1} deltas, {gigabytes:.2f} GB of files; "
+        f"{min(cached):.0%} to {max(cached):.0%} of them cached before a run; load average {min(loads):.1f} to {max(loads):.1f}, "
+        f"after inspecting {', '.join(f'{run.load:.1f}' for run in inspections)}"
+    )
     return Row(name, figures, timings, note)
 
 
@@ -181,7 +192,33 @@ def load(folders: Sequence[Path], threads: int) -> Run:
     return _timed(every_tensor)
 
 
-BASELINES = {"read, 1 thread": (read, 1), "read, 2 threads": (read, 2), "load, 2 threads": (load, 2)}
+def materialise(folders: Sequence[Path], threads: int) -> Run:
+    """Every tensor of every delta in fp32, without a look at any: what an adapter's delta costs before it can be measured."""
+    import torch
+
+    from paft_plugin.deltas import open_delta
+    from paft_plugin.memory import reuse_freed_memory
+
+    reuse_freed_memory()
+    torch.set_num_threads(1)
+    base, *branches = folders
+    deltas = [open_delta(base, branch) for branch in branches]
+
+    def every_delta() -> None:
+        with ThreadPoolExecutor(threads) as pool:
+            for delta in deltas:
+                list(pool.map(lambda name, delta=delta: delta.one(name).numel(), delta.names))
+
+    return _timed(every_delta)
+
+
+KINDS: dict[str, tuple[Callable[..., Run], tuple[int, ...]]] = {
+    "read, 1 thread": (read, (1,)),
+    "read, 2 threads": (read, (2,)),
+    "load": (load, (2,)),
+    "materialise": (materialise, (2,)),
+    "inspect": (inspect, ()),
+}
 
 
 def _timed(work: Callable[[], Any]) -> Run:
@@ -190,20 +227,39 @@ def _timed(work: Callable[[], Any]) -> Run:
     wall, after = time.perf_counter() - start, os.times()
     kilo = 1e6 if sys.platform == "darwin" else 1e3
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / kilo
-    return Run(wall, after.user + after.system - before.user - before.system, peak)
+    return Run(wall, after.user + after.system - before.user - before.system, peak, os.getloadavg()[0])
 
 
-def _cache(folders: Sequence[Path], state: str) -> None:
-    """Have the system hold the files in memory, or drop them."""
-    if state == "warm":
-        _apart(read, folders, 1)
-        return
-    for folder in folders:
-        for file in folder.glob("*.safetensors"):
+def _cache(folders: Sequence[Path], state: str) -> float:
+    """Have the system hold the files in memory, or drop them; returns the share of their pages that it then holds."""
+    files = [file for folder in folders for file in sorted(folder.glob("*.safetensors"))]
+    if state == "cold":
+        for file in files:
             handle = os.open(file, os.O_RDONLY)
             os.fsync(handle)
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(handle)
+    elif _apart(cached_share, files) < 1:
+        _apart(read, folders, 1)
+    return _apart(cached_share, files)
+
+
+def cached_share(files: Sequence[Path]) -> float:
+    """Of the pages of some files, those in the system's cache (Linux)."""
+    import ctypes
+
+    import numpy as np
+
+    library = ctypes.CDLL(None, use_errno=True)
+    held, pages = 0, 0
+    for file in files:
+        mapped = np.memmap(file, np.uint8, "r")
+        states = np.zeros(-(-mapped.size // os.sysconf("SC_PAGE_SIZE")), np.uint8)
+        address, length = ctypes.c_void_p(mapped.ctypes.data), ctypes.c_size_t(mapped.size)
+        if library.mincore(address, length, ctypes.c_void_p(states.ctypes.data)):
+            raise OSError(ctypes.get_errno(), "mincore")
+        held, pages = held + int((states & 1).sum()), pages + states.size
+    return held / pages
 
 
 def _apart(function: Callable[..., T], *arguments: Any) -> T:

@@ -18,21 +18,26 @@ from pathlib import Path
 import torch
 
 from paft_plugin.deltas import Delta
+from paft_plugin.inspection import kernels
+from paft_plugin.inspection.ahead import ReadAhead
 from paft_plugin.inspection.groups import Groups
 from paft_plugin.inspection.inspected import Figures, InspectedDelta, InspectedPair, Inspection
 from paft_plugin.inspection.magnitudes import log_histogram
 from paft_plugin.inspection.measures import Interference, Measures, Rank, Subspaces
 from paft_plugin.inspection.opening import diverged, open_deltas
-from paft_plugin.inspection.pairs import PairTally, find_trim, tally_pair
+from paft_plugin.inspection.pairs import PairTally, Trim, find_trim, likely_edges
 from paft_plugin.inspection.places import place_of
 from paft_plugin.inspection.progress import OnEntries
 from paft_plugin.inspection.rank import estimated_rank, rank_from_factors
 from paft_plugin.inspection.settings import Settings
+from paft_plugin.inspection.stream import changes
 from paft_plugin.inspection.subspaces import compare_spaces
-from paft_plugin.inspection.tally import Tally, tally_tensor
+from paft_plugin.inspection.tally import Counting, Tally
 
 # More threads would only wait for memory, and each holds files mapped.
 MOST_THREADS = 8
+UNDER_WAY = 48
+"""Tensors that are begun, or wait for an earlier one; each keeps a histogram of 260 kB for each delta."""
 
 Pair = tuple[str, str]
 
@@ -104,42 +109,70 @@ def _in_order(
     wanted: Mapping[str, Collection[str]],
     settings: Settings,
 ) -> Iterator[TensorResult]:
-    """Each tensor's sums in the order of `names`, with a few tensors under way at any time."""
+    """Each tensor's sums in the order of `names`, with some tensors under way at any time."""
+
+    def work(name: str) -> TensorResult:
+        ahead.release(name)
+        return inspect_tensor(name, changed(name), settings)
+
+    def changed(name: str) -> dict[str, Delta]:
+        return {which: delta for which, delta in deltas.items() if name in wanted[which]}
+
     under_way: deque[Future[TensorResult]] = deque()
-    for name in names:
-        changed = {which: delta for which, delta in deltas.items() if name in wanted[which]}
-        under_way.append(pool.submit(inspect_tensor, name, changed, settings))
-        if len(under_way) > 2 * _threads():
+    with ReadAhead(names, changed) as ahead:
+        for name in names:
+            under_way.append(pool.submit(work, name))
+            # An embedding takes as long as many others: meanwhile the other threads go on.
+            if len(under_way) > UNDER_WAY:
+                yield under_way.popleft().result()
+        while under_way:
             yield under_way.popleft().result()
-    while under_way:
-        yield under_way.popleft().result()
 
 
 def inspect_tensor(name: str, deltas: Mapping[str, Delta], settings: Settings) -> TensorResult:
     """One tensor of the deltas that change it."""
     result = TensorResult(name, next(iter(deltas.values())).base.shape(name))
+    pairs = list(itertools.combinations(deltas, 2)) if settings.pairs else []
+    result.pairs = {pair: PairTally(settings.thresholds, settings.densities) for pair in pairs}
+    counts = {
+        which: Counting(
+            delta, name, settings.thresholds, likely_edges(delta, name, settings.densities) if pairs else ()
+        )
+        for which, delta in deltas.items()
+    }
+    for before, block in changes(name, list(deltas.values())):
+        base_squares = kernels.squared(before.reshape(-1))
+        by_delta = dict(zip(deltas, block, strict=True))
+        for which, change in by_delta.items():
+            counts[which].take(before, change, base_squares)
+        for (one, other), sums in result.pairs.items():
+            sums.compare(by_delta[one], by_delta[other])
     factors = {which: delta.factors(name) for which, delta in deltas.items()}
     for which, delta in deltas.items():
-        result.tallies[which], by_row = tally_tensor(delta, name, settings.thresholds)
-        product = factors[which]
-        result.ranks[which] = rank_from_factors(*product) if product else estimated_rank(delta, name, by_row)
-    if not settings.pairs or len(deltas) < 2:
-        return result
-    trims = {
-        which: find_trim(delta, name, result.tallies[which], settings.densities) for which, delta in deltas.items()
-    }
-    for one, other in itertools.combinations(deltas, 2):
-        result.pairs[one, other] = tally_pair(
-            name,
-            (deltas[one], deltas[other]),
-            (trims[one], trims[other]),
-            (result.tallies[one].l1, result.tallies[other].l1),
-            settings.thresholds,
-            settings.densities,
+        result.tallies[which], product = counts[which].finished(), factors[which]
+        result.ranks[which] = (
+            rank_from_factors(*product) if product else estimated_rank(delta, name, counts[which].by_row)
         )
+    if pairs:
+        trims = {
+            which: find_trim(delta, name, result.tallies[which], settings.densities, counts[which].within)
+            for which, delta in deltas.items()
+        }
+        _elect(result, deltas, trims)
+    for one, other in pairs:
         ours, theirs = factors[one], factors[other]
         result.subspaces[one, other] = compare_spaces(ours, theirs) if ours and theirs else None
     return result
+
+
+def _elect(result: TensorResult, deltas: Mapping[str, Delta], trims: Mapping[str, Trim]) -> None:
+    """The second pass over a tensor: what is left of each two deltas once each is trimmed."""
+    for (one, other), sums in result.pairs.items():
+        sums.trim((result.tallies[one], result.tallies[other]), (trims[one], trims[other]))
+    for _, block in changes(result.name, list(deltas.values())):
+        by_delta = dict(zip(deltas, block, strict=True))
+        for (one, other), sums in result.pairs.items():
+            sums.elect(by_delta[one], by_delta[other], (trims[one], trims[other]))
 
 
 class _Everything:

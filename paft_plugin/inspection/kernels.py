@@ -9,6 +9,7 @@ Shapes: `R` rows, `C` columns, `K` keys, `T` thresholds, `D` densities.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,9 +38,41 @@ NONE, ONE = np.float32(0), np.float32(1)
 BLOCK = 1 << 18
 """Entries of a block at which its arrays still fit the caches; blocks may have up to 2²⁴."""
 FEW = 1 << 12
-"""Entries over which magnitudes may be added up in fp32 before the sum goes into fp64."""
+"""Entries over which magnitudes may be added up in fp32 before the sum goes into fp64; the nearest cache holds them meanwhile."""
 
-_compiled = njit(nogil=True, fastmath={"reassoc", "nsz"})
+
+def _compiled(loop: Callable[..., Any]) -> Any:
+    """Compiled at the first call; the code is kept on disk beside this file, or in the user's cache if that is read-only."""
+    options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "nsz"}}
+    try:
+        return njit(cache=True, **options)(loop)
+    except RuntimeError:  # Neither can be written.
+        return njit(**options)(loop)
+
+
+@_compiled
+def widen(
+    values: NDArray[np.uint16],  # (n,) bits of bfloat16
+    wide: NDArray[np.uint32],  # (n,) becomes their bits as fp32
+) -> None:
+    for index in range(values.size):
+        wide[index] = np.uint32(values[index]) << _SHIFT
+
+
+@_compiled
+def subtract(
+    after: NDArray[np.uint16],  # (n,) bits of θ in bfloat16
+    before: Floats,  # (n,) θ_pre
+    change: Floats,  # (n,) becomes δ, in fp32
+) -> None:
+    scratch = np.empty(FEW, np.uint32)
+    wide = scratch.view(np.float32)
+    for start in range(0, after.size, FEW):
+        few, old, new = after[start : start + FEW], before[start : start + FEW], change[start : start + FEW]
+        for index in range(few.size):
+            scratch[index] = np.uint32(few[index]) << _SHIFT
+        for index in range(few.size):
+            new[index] = wide[index] - old[index]
 
 
 @_compiled
@@ -103,6 +136,22 @@ def count_within(
         # Entries of no interest are counted too, in a place of their own: a branch would be guessed wrong too often.
         low = place & np.uint32(0xFFFF) if slot > 0 else np.uint32(index & 15)
         fine[(slot << _SHIFT) | low] += _ONE
+
+
+@_compiled
+def count_likely(
+    bits: NDArray[np.uint32],  # (n,) δ's
+    slots: NDArray[np.uint8],  # (K,) as of `count_within`
+    fine: NDArray[
+        np.uint32
+    ],  # (D · FINE,), gains the entries of each fp32 magnitude within each of D keys, but those that are
+    #                             the key itself, as most differences of bf16 weights are: so the branch is seldom taken
+) -> None:
+    for index in range(bits.size):
+        place = (bits[index] & _MAGNITUDE) + _HALF
+        slot, low = np.uint32(slots[place >> _SHIFT]), place & np.uint32(0xFFFF)
+        if (slot > 0) & (low != _HALF):
+            fine[((slot - _ONE) << _SHIFT) | low] += _ONE
 
 
 @_compiled
@@ -204,6 +253,58 @@ def elect(
             outcome[each, 3] += conflicts - lost_a
             outcome[each, 4] += mass_a
             outcome[each, 5] += mass_b
+
+
+@_compiled
+def measure(
+    before: Floats,  # (R, C) θ_pre
+    change: Floats,  # (R, C) δ
+    thresholds: Floats,  # (T,)
+    small: Counts,  # (T,) gains as of `tally`
+    squares: Doubles,  # (R,) becomes each row's sum of δ²
+    counts: NDArray[np.uint32],  # (LANES, K) gains as of `count_keys`
+    slots: NDArray[np.uint8],  # (K,)
+    fine: NDArray[np.uint32],  # (D · FINE,) gains as of `count_likely`; empty if no key is looked into
+) -> tuple[float, np.uint32, int]:
+    """Sum of |δ|, bits of the greatest, entries that bfloat16 hides; a few rows at a time, which stay in the nearest cache."""
+    total, most, hidden = 0.0, np.uint32(0), 0
+    columns = change.shape[1]
+    step = max(1, FEW // columns)
+    moved = np.empty(FEW, np.float32)
+    for first in range(0, change.shape[0], step):
+        total += tally(change[first : first + step], thresholds, small, squares[first : first + step])
+        flat, old = change[first : first + step].reshape(-1), before[first : first + step].reshape(-1)
+        for start in range(0, flat.size, FEW):
+            few, ours = flat[start : start + FEW], old[start : start + FEW]
+            bits = few.view(np.uint32)
+            most = max(most, largest(bits))
+            count_keys(bits, counts)
+            if fine.size > 0:
+                count_likely(bits, slots, fine)
+            there = moved[: few.size]
+            for index in range(few.size):
+                there[index] = ours[index] + few[index]
+            hidden += hidden_by_bfloat16(ours.view(np.uint32), there.view(np.uint32))
+    return total, most, hidden
+
+
+@_compiled
+def compare(
+    one: Floats,  # (n,)
+    other: Floats,  # (n,)
+    thresholds: Floats,  # (T,)
+    sums: Doubles,  # (4,) gains `products`
+    counts: Counts,  # (T, 4) gains as of `overlaps`
+) -> None:
+    """Everything of a pair that needs no trim, a few entries at a time."""
+    for start in range(0, one.size, FEW):
+        few, others = one[start : start + FEW], other[start : start + FEW]
+        agreeing, opposing, first, second = products(few, others)
+        sums[0] += agreeing
+        sums[1] += opposing
+        sums[2] += first
+        sums[3] += second
+        overlaps(few, others, thresholds, counts)
 
 
 def bits_of(values: NDArray[Any]) -> NDArray[np.uint32]:

@@ -9,20 +9,31 @@ nearly the same factor in each branch: its outcome is expected from the untrimme
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from paft_plugin.deltas import Delta
 from paft_plugin.inspection import kernels
-from paft_plugin.inspection.kernels import FINE, KEYS, Counts, Doubles, Floats
+from paft_plugin.inspection.kernels import FINE, KEYS, LANES, Counts, Doubles, Floats
 from paft_plugin.inspection.magnitudes import edge_within, key_of_greatest
 from paft_plugin.inspection.measures import Election, Interference, Overlap, Subspaces
 from paft_plugin.inspection.stream import blocks
 from paft_plugin.inspection.tally import Tally
 from paft_plugin.thresholds import threshold_key
+
+SAMPLE, PLACES = 1 << 17, 16
+"""Entries from which edges are guessed, and the places of a tensor that they are taken from."""
+SIDE = 1 << 10
+"""Rows and columns of a product of factors from which its edges are guessed: such entries cost little."""
+DOUBT = 0.005
+"""How far the share of entries above a magnitude may be off in a sample, over the deviation of one entry."""
+MOST_KEYS = 12
+"""Looked into for one edge; more would take more memory than another read takes time."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +49,61 @@ class Trim:
     """(D,) entries ≠ 0."""
 
 
-def find_trim(delta: Delta, name: str, tally: Tally, densities: Sequence[float]) -> Trim:
-    """Where the trims of one tensor cut; reads it again if any cuts among entries ≠ 0."""
+def find_trim(
+    delta: Delta, name: str, tally: Tally, densities: Sequence[float], within: Mapping[int, NDArray[np.uint32]]
+) -> Trim:
+    """Where the trims of one tensor cut; reads it again if any cuts within a key that was not looked into.
+
+    Args:
+        delta: the delta.
+        name: its tensor.
+        tally: the tensor's.
+        densities: of the trims.
+        within: key → entries of each fp32 magnitude, for the keys that were looked into.
+    """
     nonzero = tally.entries - tally.zeros
     edges, shares = np.zeros(len(densities), np.float32), np.zeros(len(densities), np.float32)
     most = [max(1, int(density * tally.entries)) for density in densities]
     # With fewer entries ≠ 0 than may stay, all of them stay: above an edge of 0.
     cuts = [index for index, k in enumerate(most) if k < nonzero]
     found = {index: key_of_greatest(tally.keys, most[index]) for index in cuts}
-    fine = _count_within(delta, name, {key for key, _ in found.values()})
+    fine = {**within, **_count_within(delta, name, {key for key, _ in found.values()} - within.keys())}
     for index, (key, above) in found.items():
         edges[index], shares[index] = edge_within(key, fine[key], most[index] - above)
     return Trim(edges, shares, nonzero, np.minimum(most, nonzero).astype(np.float64))
+
+
+def likely_edges(delta: Delta, name: str, densities: Sequence[float]) -> set[int]:
+    """The keys at which trims probably cut, from a sample of one tensor: looked into while counting, they save another read."""
+    sample = np.zeros((LANES, KEYS), np.uint32)
+    for some in _sampled(delta, name):
+        kernels.count_keys(kernels.bits_of(some.contiguous().numpy()), sample)
+    counts = sample.sum(axis=0, dtype=np.int64)
+    entries, keys = int(counts.sum()), set[int]()
+    if not entries:
+        return keys
+    for density in densities:
+        spread = DOUBT * math.sqrt(density * (1 - density)) * entries
+        ranks = (density * entries - spread, density * entries + spread)
+        low, high = (key_of_greatest(counts, int(min(max(rank, 1), entries)))[0] for rank in ranks[::-1])
+        keys.update(range(low, high + 1) if high - low < MOST_KEYS else ())
+    # All zeros are one magnitude: nothing to look into.
+    return keys - {0}
+
+
+def _sampled(delta: Delta, name: str) -> Iterator[Tensor]:
+    """About `SAMPLE` entries of one tensor: a grid of a product's entries, rows of any other's."""
+    shape = delta.base.shape(name)
+    height, width = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+    if not height * width:
+        return
+    if factors := delta.factors(name):
+        # Whole rows would tell little: a product of low rank has rows, and columns, of very different norms.
+        yield factors[0][:: -(-height // SIDE)] @ factors[1][:, :: -(-width // SIDE)]
+        return
+    rows, read = max(1, SAMPLE // (PLACES * width)), delta.rows(name)
+    for start in range(0, height, max(rows, height // PLACES)):
+        yield read(start, min(start + rows, height))
 
 
 def _count_within(delta: Delta, name: str, keys: set[int]) -> dict[int, NDArray[np.uint32]]:
@@ -93,6 +147,24 @@ class PairTally:
         self.entries += other.entries
         for name in ("overlap", "products", "l1", "nonzero", "kept", "outcome"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def compare(self, one: Floats, other: Floats) -> None:
+        """Take in a block of both deltas, ``(R, C)`` each: all but the elections."""
+        self.entries += one.size
+        limits = np.asarray([0.0, *self.thresholds], np.float32)
+        kernels.compare(one.reshape(-1), other.reshape(-1), limits, self.products, self.overlap)
+
+    def trim(self, tallies: tuple[Tally, Tally], trims: tuple[Trim, Trim]) -> None:
+        """Set what follows from the two deltas' own sums over this one tensor."""
+        self.l1[:] = [tally.l1 for tally in tallies]
+        self.nonzero[:] = [trim.nonzero for trim in trims]
+        self.kept[:] = np.stack([trim.kept for trim in trims], axis=1)
+
+    def elect(self, one: Floats, other: Floats, trims: tuple[Trim, Trim]) -> None:
+        """Take in the elections over a block of both deltas."""
+        edges = np.stack([trim.edges for trim in trims], axis=1)
+        shares = np.stack([trim.shares for trim in trims], axis=1)
+        kernels.elect(one.reshape(-1), other.reshape(-1), edges, shares, self.outcome)
 
     def interference(self, subspaces: Subspaces | None = None) -> Interference:
         """What the sums come to."""
@@ -148,28 +220,3 @@ def expected_by_dare(untrimmed: Election, l1: Doubles, densities: Sequence[float
         )
         for p in densities
     }
-
-
-def tally_pair(
-    name: str,
-    deltas: tuple[Delta, Delta],
-    trims: tuple[Trim, Trim],
-    l1: tuple[float, float],
-    thresholds: Sequence[float],
-    densities: Sequence[float],
-) -> PairTally:
-    """Compare one tensor of two deltas."""
-    pair = PairTally(tuple(thresholds), tuple(densities))
-    limits = np.asarray([0.0, *thresholds], np.float32)
-    edges, shares = (np.stack(columns, axis=1) for columns in zip(*((t.edges, t.shares) for t in trims), strict=True))
-    first, second = deltas
-    for block in blocks(first.base.shape(name), lambda: first.rows(name), lambda: second.rows(name)):
-        one, other = (change.numpy().reshape(-1) for change in block)
-        pair.entries += one.size
-        pair.products += kernels.products(one, other)
-        kernels.overlaps(one, other, limits, pair.overlap)
-        kernels.elect(one, other, edges, shares, pair.outcome)
-    pair.l1[:] = l1
-    pair.nonzero[:] = [trim.nonzero for trim in trims]
-    pair.kept[:] = np.stack([trim.kept for trim in trims], axis=1)
-    return pair

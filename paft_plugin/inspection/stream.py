@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from paft_plugin.deltas import Delta
 from paft_plugin.deltas.changes import Rows
-from paft_plugin.inspection.kernels import BLOCK
+from paft_plugin.inspection import kernels
+from paft_plugin.inspection.kernels import BLOCK, Floats
 
 CHUNK = 1 << 23
-"""Entries after which files are opened anew: pages of a file count as this process's memory from their reading to its closing."""
+"""Entries after which files are opened anew: pages of a mapped file count as this process's memory from their reading to its
+closing (those that an adapter's copies are taken from; models are read)."""
 
 
 def blocks(shape: tuple[int, ...], *openers: Callable[[], Rows]) -> Iterator[tuple[Tensor, ...]]:
-    """The same blocks of several tensors of one shape, in order.
+    """The same blocks of several tensors of one shape, in order; the next ones may overwrite them.
 
     Each is contiguous, ``(R, last dimension)``, or ``(1, n)`` of a vector.
     """
@@ -36,4 +41,54 @@ def blocks(shape: tuple[int, ...], *openers: Callable[[], Rows]) -> Iterator[tup
 def _split(slab: Tensor) -> Iterator[Tensor]:
     """Blocks of a slab, which is larger than one where a slice along the first dimension is (an expert)."""
     matrix = slab.reshape(1, -1) if slab.dim() == 1 else slab.reshape(-1, slab.shape[-1])
-    yield from matrix.split(max(1, BLOCK // matrix.shape[1]))
+    if matrix.numel() <= BLOCK:
+        yield matrix
+    else:
+        yield from matrix.split(max(1, BLOCK // matrix.shape[1]))
+
+
+def changes(name: str, deltas: Sequence[Delta]) -> Iterator[tuple[Floats, list[Floats]]]:
+    """Blocks of θ_pre and of each δ of one tensor, both in fp32, as of `blocks`: the base is read once for all deltas."""
+    base = deltas[0].base
+    whole = [delta.trained(name) is not None for delta in deltas]
+
+    def opener(delta: Delta, is_whole: bool) -> Callable[[], Rows]:
+        return lambda: (delta.trained(name) if is_whole else None) or delta.rows(name)
+
+    openers = [opener(delta, is_whole) for delta, is_whole in zip(deltas, whole, strict=True)]
+    # The same memory for all blocks: what is asked for anew each time has to be zeroed by the system.
+    memory: list[Floats] = [np.empty(0, np.float32) for _ in range(1 + len(deltas))]
+
+    def room(index: int, block: Tensor) -> Floats:
+        if memory[index].size < block.numel():
+            memory[index] = np.empty(block.numel(), np.float32)
+        return memory[index][: block.numel()]
+
+    for before, *others in blocks(base.shape(name), lambda: base.slices(name), *openers):
+        old = _widened(before, room(0, before))
+        yield (
+            old,
+            [
+                _subtracted(other, old, room(1 + index, other)) if is_whole else other.numpy()
+                for index, (other, is_whole) in enumerate(zip(others, whole, strict=True))
+            ],
+        )
+
+
+def _widened(block: Tensor, into: Floats) -> Floats:
+    if block.dtype != torch.bfloat16:
+        return block.float().numpy()
+    kernels.widen(_bits(block), into.view(np.uint32))
+    return into.reshape(block.shape)
+
+
+def _subtracted(after: Tensor, before: Floats, into: Floats) -> Floats:
+    if after.dtype != torch.bfloat16:
+        return (after.float() - torch.from_numpy(before)).numpy()
+    kernels.subtract(_bits(after), before.reshape(-1), into)
+    return into.reshape(before.shape)
+
+
+def _bits(block: Tensor) -> np.ndarray[tuple[int], np.dtype[np.uint16]]:
+    """Of bfloat16, as a flat view."""
+    return block.reshape(-1).view(torch.int16).numpy().view(np.uint16)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from paft_plugin.deltas import Delta
 from paft_plugin.deltas.store import FLOATS
 from paft_plugin.inspection import kernels
-from paft_plugin.inspection.kernels import KEYS, LANES, Counts, Doubles
+from paft_plugin.inspection.kernels import FINE, KEYS, LANES, Counts, Doubles, Floats
 from paft_plugin.inspection.magnitudes import gini, top_share
 from paft_plugin.inspection.measures import Measures, Rank
-from paft_plugin.inspection.stream import blocks
 from paft_plugin.thresholds import threshold_key
 
 
@@ -83,32 +82,63 @@ def _hoyer(entries: int, l1: float, l2: float) -> float | None:
     return (root - l1 / l2) / (root - 1)
 
 
-def tally_tensor(delta: Delta, name: str, thresholds: Sequence[float]) -> tuple[Tally, Doubles]:
-    """Count one tensor of a delta, and its base's; also Σδ² of each row of its last dimension (of all, for a vector)."""
-    limits = np.asarray([0.0, *thresholds], np.float32)
-    small = np.zeros(len(limits), np.int64)
-    keys = np.zeros((LANES, KEYS), np.uint32)
-    tally = Tally(tuple(thresholds), unseen=dict.fromkeys(rounded_to(delta.base.dtype(name)), 0))
-    squares = []
-    largest = 0
-    for base, change in blocks(delta.base.shape(name), lambda: delta.base_rows(name), lambda: delta.rows(name)):
-        block, before = change.numpy(), base.float()
-        bits = kernels.bits_of(block)
-        squares.append(np.empty(block.shape[0]))
-        tally.l1 += kernels.tally(block, limits, small, squares[-1])
-        largest = max(largest, int(kernels.largest(bits)))
-        kernels.count_keys(bits, keys)
-        tally.base_squares += kernels.squared(before.numpy().reshape(-1))
-        for dtype, count in HIDDEN.items():
-            if dtype in tally.unseen:
-                tally.unseen[dtype] += count(before, change)
-    by_row = np.concatenate(squares)
-    tally.entries = math.prod(delta.base.shape(name))
-    tally.zeros, tally.small = int(small[0]), small[1:]
-    tally.squares = float(by_row.sum())
-    tally.largest = float(np.uint32(largest).view(np.float32))
-    tally.keys = keys.sum(axis=0, dtype=np.int64)
-    return tally, by_row
+class Counting:
+    """Counts one tensor of a delta, and its base's, block by block.
+
+    Args:
+        delta: the delta.
+        name: its tensor.
+        thresholds: ascending.
+        looked_into: keys within which each fp32 magnitude is counted, in `within`.
+    """
+
+    def __init__(self, delta: Delta, name: str, thresholds: Sequence[float], looked_into: Collection[int] = ()) -> None:
+        self._tally = Tally(tuple(thresholds), entries=math.prod(delta.base.shape(name)))
+        self._tally.unseen = dict.fromkeys(rounded_to(delta.base.dtype(name)), 0)
+        self._limits = np.asarray([0.0, *thresholds], np.float32)
+        self._small = np.zeros(len(self._limits), np.int64)
+        self._keys = np.zeros((LANES, KEYS), np.uint32)
+        self._looked_into = sorted(looked_into)
+        self._slots = np.zeros(KEYS, np.uint8)
+        self._slots[self._looked_into] = np.arange(1, len(self._looked_into) + 1)
+        self._fine = np.zeros(len(self._looked_into) * FINE, np.uint32)
+        self._squares: list[Doubles] = []
+        self._largest = 0
+
+    def take(self, before: Floats, change: Floats, base_squares: float) -> None:
+        """The next block: θ_pre and δ, ``(R, C)``, and Σθ_pre²."""
+        squares = np.empty(change.shape[0])
+        l1, largest, hidden = kernels.measure(
+            before, change, self._limits, self._small, squares, self._keys, self._slots, self._fine
+        )
+        self._squares.append(squares)
+        self._tally.l1 += l1
+        self._tally.base_squares += base_squares
+        self._largest = max(self._largest, int(largest))
+        for dtype in self._tally.unseen:
+            self._tally.unseen[dtype] += int(hidden) if dtype == "bfloat16" else _hidden_by(dtype, before, change)
+
+    @property
+    def by_row(self) -> Doubles:
+        """Σδ² of each row of its last dimension (of all, for a vector)."""
+        return np.concatenate(self._squares) if self._squares else np.zeros(0)
+
+    @property
+    def within(self) -> dict[int, NDArray[np.uint32]]:
+        """Key that was looked into → entries of each fp32 magnitude, ``(FINE,)``."""
+        fine = self._fine.reshape(-1, FINE)
+        # Those that are the key itself were left out.
+        fine[:, FINE // 2] = 0
+        fine[:, FINE // 2] = self._keys[:, self._looked_into].sum(axis=0) - fine.sum(axis=1)
+        return dict(zip(self._looked_into, fine, strict=True))
+
+    def finished(self) -> Tally:
+        """Once every block was taken."""
+        self._tally.zeros, self._tally.small = int(self._small[0]), self._small[1:]
+        self._tally.squares = float(self.by_row.sum())
+        self._tally.largest = float(np.uint32(self._largest).view(np.float32))
+        self._tally.keys = self._keys.sum(axis=0, dtype=np.int64)
+        return self._tally
 
 
 def rounded_to(dtype: str) -> tuple[str, ...]:
@@ -118,20 +148,7 @@ def rounded_to(dtype: str) -> tuple[str, ...]:
     return (own, "bfloat16") if own == "float32" else (own,)
 
 
-def _hidden_by(dtype: torch.dtype) -> Callable[[Tensor, Tensor], int]:
-    def count(before: Tensor, change: Tensor) -> int:
-        return int(torch.count_nonzero((before + change).to(dtype) == before.to(dtype)))
-
-    return count
-
-
-def _hidden_by_bfloat16(before: Tensor, change: Tensor) -> int:
-    moved = before + change
-    return int(kernels.hidden_by_bfloat16(kernels.bits_of(before.numpy()), kernels.bits_of(moved.numpy())))
-
-
-HIDDEN: Mapping[str, Callable[[Tensor, Tensor], int]] = {
-    "bfloat16": _hidden_by_bfloat16,
-    **{name: _hidden_by(getattr(torch, name)) for name in ("float16", "float32")},
-}
-"""Dtype → the entries of (θ_pre, δ), both in fp32, that it hides."""
+def _hidden_by(dtype: str, before: Floats, change: Floats) -> int:
+    """Entries that rounding to another dtype than bfloat16 hides."""
+    kept, rounded = torch.from_numpy(before), getattr(torch, dtype)
+    return int(torch.count_nonzero((kept + torch.from_numpy(change)).to(rounded) == kept.to(rounded)))
