@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,18 +11,18 @@ from typing import Any
 
 import psutil
 import pytest
-from paft_plugin.demo.plan import QUICK_DEMO, make_stages
 
-from paft_plugin.demo import configs
-from paft_plugin.demo.run import ENVIRONMENT, write_inputs
 from paft_plugin.errors import PaftError
 from paft_plugin.pipeline.local import LocalExecutor
 from paft_plugin.pipeline.markers import read_marker
+from paft_plugin.pipeline.plan import make_stages
 from paft_plugin.pipeline.ray_cluster import RayExecutor
+from paft_plugin.pipeline.run import prepare, variables
 from paft_plugin.pipeline.scheduler import run_stages
 from paft_plugin.pipeline.stages import Resources, Stage
 from paft_plugin.pipeline.watch import StageResult
 
+from .runs import write_run
 from .test_kills import LINUX, MEMBERS, POLITE, STUBBORN, family, no_longer
 from .tools import PATIENCE, Driver, alive, contents, pids_in, python, wait_for
 
@@ -354,21 +353,16 @@ def test_ray_leaves_the_process_as_it_was(nodes: TwoNodes, run_dir: Path) -> Non
 
 def test_branches_trained_on_two_nodes_are_those_trained_here(nodes: TwoNodes, tmp_path: Path) -> None:
     """Two real trainings at once, one on each node: the same adapters, bit for bit."""
-    demo = dataclasses.replace(QUICK_DEMO, branches=("sft-l1", "dpo"), effort=configs.Effort(2, 2))
+    branches = ("sft-l1", "dpo")
     weights = {}
     for where in ("here", "cluster"):
-        run_dir = tmp_path / where
-        run_dir.mkdir()
-        write_inputs(demo, run_dir)
-        for data in ("sft", "preference"):
-            path = run_dir / "data" / f"{data}.jsonl"
-            path.write_text("".join(path.read_text().splitlines(keepends=True)[:256]))
-        stages = [stage for stage in make_stages(demo, run_dir) if stage.name in demo.branches]
+        setup = prepare(write_run(tmp_path / where, sft_steps=2, preference_steps=2), branches)
+        stages = [stage for stage in make_stages(setup) if stage.name in branches]
         watching = Watching() if where == "cluster" else None
-        executor = RayExecutor(nodes.address) if watching else LocalExecutor()
-        run_stages(stages, run_dir, executor, [watching] if watching else [], variables=ENVIRONMENT)
+        executor = RayExecutor(nodes.address) if watching else LocalExecutor(threads=1)
+        run_stages(stages, setup.run_dir, executor, [watching] if watching else [], variables=variables(setup))
         weights[where] = [
-            (run_dir / "branches" / branch / "adapter_model.safetensors").read_bytes() for branch in demo.branches
+            (setup.branch_folder(branch) / "adapter_model.safetensors").read_bytes() for branch in branches
         ]
     assert watching is not None
     assert [line.split()[0] for line in watching.told] == ["started", "started", "done", "done"], "both at once"

@@ -189,13 +189,6 @@ def test_full_disk(check: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:
     one(check().problems, "output_dir", "1 MB free. Make room")
 
 
-@pytest.mark.usefixtures("forked")
-def test_further_checks(room: Room) -> None:
-    assert preflight(room.setup(), [lambda setup: Findings([f"{setup.file}: no."])]).problems == [
-        f"{room.folder}/paft.yml: no."
-    ]
-
-
 def test_trained_branches(check: Preflight, tmp_path: Path) -> None:
     (tmp_path / "done").mkdir()
     found = check(compare={"done": {"trained": "done"}})
