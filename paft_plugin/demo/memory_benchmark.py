@@ -8,7 +8,6 @@ a run of the demo's small model shows what the process takes by itself.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -39,6 +38,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "full SFT": {},
     "LoRA DPO": {"adapter": "lora", "rl": "dpo"},
 }
+# A process's ru_maxrss begins at that of the one that forked it, which may be larger than any training; so a small one forks.
+_SMALL_PARENT = """
+import os, sys
+_, status, usage = os.wait4(os.spawnv(os.P_NOWAIT, sys.argv[2], sys.argv[2:]), 0)
+with open(sys.argv[1], "w") as file:
+    file.write(str(usage.ru_maxrss))
+sys.exit(os.waitstatus_to_exitcode(status) != 0)
+"""
 _LORA = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "lora_target_linear": True}
 
 
@@ -114,12 +121,14 @@ def _train(run: Path, config: Mapping[str, Any], demo: Path) -> int:
     write_text(run / "rows.jsonl", _rows(demo, int(config["sequence_len"]), paired="rl" in config))
     write_text(run / "config.yml", yaml.safe_dump(dict(config)))
     command = [sys.executable, "-m", "axolotl.cli.main", "train", str(run / "config.yml"), "--launcher", "python"]
+    small = [sys.executable, "-I", "-S", "-c", _SMALL_PARENT, str(run / "peak")]
     with (run / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=run, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-    if status != 0:
+        done = subprocess.run(
+            [*small, *command], cwd=run, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=False
+        )
+    if done.returncode != 0:
         raise PaftError("\n".join([f"A training failed; its log is {run / 'log'}.", *tail(run / "log")]))
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return int((run / "peak").read_text()) * (1 if sys.platform == "darwin" else 1024)
 
 
 def _rows(demo: Path, length: int, paired: bool) -> str:
