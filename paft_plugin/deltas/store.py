@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -38,6 +39,14 @@ INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight
 OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight")
 
 
+class _OpenFile:
+    """A file that is open as long as this object is there."""
+
+    def __init__(self, file: Path) -> None:
+        self.descriptor = os.open(file, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor)
+
+
 class TensorStore:
     """Named tensors in safetensors files; nothing is read before it is asked for.
 
@@ -53,7 +62,7 @@ class TensorStore:
         self.folder = folder
         self._handles: dict[str, Any] = {}
         self._files: dict[str, Path] = {}
-        self._descriptors: dict[Path, int] = {}
+        self._open: dict[Path, _OpenFile] = {}
         problems = []
         for file in files:
             try:
@@ -100,7 +109,7 @@ class TensorStore:
         dtype: torch.dtype = getattr(torch, FLOATS[self.dtype(name)])
         width = math.prod(shape) * dtype.itemsize
         begin, _ = self._places[name]
-        descriptor = self._descriptor(file)
+        opened = self._opened(file)
         # By the number of slices: all of a tensor's ranges but the last have the same.
         memory: dict[int, tuple[Tensor, memoryview]] = {}
 
@@ -114,7 +123,7 @@ class TensorStore:
             tensor, buffer = memory.get(stop - start) or room(stop - start)
             place, done, size = begin + start * width, 0, len(buffer)
             while done < size:
-                if not (got := os.preadv(descriptor, [buffer[done:]], place + done)):
+                if not (got := os.preadv(opened.descriptor, [buffer[done:]], place + done)):
                     raise PaftError(
                         f"{file}: truncated while it was read. Inspect a model that nothing writes any more."
                     )
@@ -127,15 +136,12 @@ class TensorStore:
         """Ask the system to have one tensor's bytes in its cache soon; does nothing where it cannot be asked."""
         if hasattr(os, "posix_fadvise"):
             begin, end = self._places[name]
-            os.posix_fadvise(self._descriptor(self._files[name]), begin, end - begin, os.POSIX_FADV_WILLNEED)
+            with contextlib.suppress(OSError):  # A wish, which some file systems do not know.
+                os.posix_fadvise(self._opened(self._files[name]).descriptor, begin, end - begin, os.POSIX_FADV_WILLNEED)
 
-    def _descriptor(self, file: Path) -> int:
-        """Of an open file, until this store is gone."""
-        if file not in self._descriptors:
-            descriptor = os.open(file, os.O_RDONLY)
-            weakref.finalize(self, os.close, descriptor)
-            self._descriptors[file] = descriptor
-        return self._descriptors[file]
+    def _opened(self, file: Path) -> _OpenFile:
+        # Of two threads that open it at once, one closes its own again.
+        return self._open.get(file) or self._open.setdefault(file, _OpenFile(file))
 
     @cached_property
     def _places(self) -> dict[str, tuple[int, int]]:

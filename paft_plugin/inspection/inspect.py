@@ -1,7 +1,8 @@
 """Inspect deltas of one base model: every measure of each of them and of each pair, in a few passes over blocks of tensors.
 
-A tensor is worked on by one thread, for all deltas that change it: counted once for each, read again where TIES would trim it,
-and compared once for each pair. Memory is that of a few blocks and histograms for each thread, whatever the model.
+A tensor is worked on by one thread, for all deltas that change it. The first pass counts each delta and compares each pair, and
+counts closely where TIES will probably trim; the second one elects signs. (A delta whose edges were guessed wrong is read once
+more in between.) Memory is that of a few blocks and histograms for each thread, whatever the model.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ A *module* here is a kind of module: the tensor's name without the layer's numbe
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,11 +19,13 @@ from typing import Any, Generic, Literal, TypeVar
 
 from paft_plugin.deltas.store import read_json
 from paft_plugin.errors import PaftError
-from paft_plugin.files import write_json
+from paft_plugin.files import write_text
 from paft_plugin.inspection.measures import Histogram, Interference, Measures
 
 SCHEMA = 1
 INSPECTION_FILE = "inspection.json"
+LEVELS = 5
+"""Down to the list of tensors: indented to the last number, the file would be two and a half times as large."""
 
 M = TypeVar("M", Measures, Interference)
 
@@ -194,8 +197,24 @@ class Inspection:
 def write_inspection(inspection: Inspection, folder: Path) -> Path:
     """Write `inspection.json` into `folder`, atomically; returns the file."""
     file = folder / INSPECTION_FILE
-    write_json(file, inspection.as_json())
+    write_text(file, _in_lines(inspection.as_json(), LEVELS) + "\n")
     return file
+
+
+def _in_lines(value: Any, levels: int, indent: str = "") -> str:
+    """JSON with that many levels laid out; what lies deeper, the figures of one tensor or group, is a line of its own."""
+    if not levels or not value or not isinstance(value, dict | list | tuple):
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    inner = indent + "  "
+    if isinstance(value, dict):
+        items = [
+            f"{json.dumps(key, ensure_ascii=False)}: {_in_lines(each, levels - 1, inner)}"
+            for key, each in value.items()
+        ]
+    else:
+        items = [_in_lines(each, levels - 1, inner) for each in value]
+    start, end = "{}" if isinstance(value, dict) else "[]"
+    return f"{start}\n{inner}" + f",\n{inner}".join(items) + f"\n{indent}{end}"
 
 
 def read_inspection(folder: Path) -> Inspection:

@@ -32,8 +32,8 @@ SIDE = 1 << 10
 """Rows and columns of a product of factors from which its edges are guessed: such entries cost little."""
 DOUBT = 0.005
 """How far the share of entries above a magnitude may be off in a sample, over the deviation of one entry."""
-MOST_KEYS = 12
-"""Looked into for one edge; more would take more memory than another read takes time."""
+MOST_KEYS = 48
+"""Looked into of one tensor, a quarter of them for one edge; more would take more memory than another read takes time."""
 
 
 @dataclass(frozen=True)
@@ -82,20 +82,22 @@ def likely_edges(delta: Delta, name: str, densities: Sequence[float]) -> set[int
     entries, keys = int(counts.sum()), set[int]()
     if not entries:
         return keys
-    for density in densities:
+    # At density 1 nothing is cut.
+    for density in (each for each in densities if each < 1):
         spread = DOUBT * math.sqrt(density * (1 - density)) * entries
         ranks = (density * entries - spread, density * entries + spread)
         low, high = (key_of_greatest(counts, int(min(max(rank, 1), entries)))[0] for rank in ranks[::-1])
-        keys.update(range(low, high + 1) if high - low < MOST_KEYS else ())
+        keys.update(range(low, high + 1) if high - low < MOST_KEYS // 4 else ())
     # All zeros are one magnitude: nothing to look into.
-    return keys - {0}
+    return set(sorted(keys - {0})[:MOST_KEYS])
 
 
 def _sampled(delta: Delta, name: str) -> Iterator[Tensor]:
     """About `SAMPLE` entries of one tensor: a grid of a product's entries, rows of any other's."""
     shape = delta.base.shape(name)
     height, width = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
-    if not height * width:
+    if not height * width or len(shape) > 2:
+        # A slice of fused experts is a whole matrix: as many as would do are another read.
         return
     if factors := delta.factors(name):
         # Whole rows would tell little: a product of low rank has rows, and columns, of very different norms.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,13 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import paft_plugin.inspection.stream as stream
-from paft_plugin.inspection import kernels
+from paft_plugin.inspection import kernels, pairs
 from paft_plugin.inspection.inspect import inspect_deltas
 from paft_plugin.inspection.inspected import InspectedPair, Inspection
 from paft_plugin.inspection.magnitudes import gini, top_share
 from paft_plugin.inspection.measures import Measures
 from paft_plugin.inspection.settings import Settings
-from tests.deltas.builders import make_adapter, make_base, merged_by_peft, weights
+from tests.deltas.builders import make_adapter, make_base, make_model, merged_by_peft, weights
 from tests.inspection import brute
 
 SETTINGS = Settings((1e-5, 1e-2), (0.2, 1.0))
@@ -173,6 +175,58 @@ def test_blocks_of_any_size_give_the_same(
     monkeypatch.setattr(stream, "BLOCK", block)
     monkeypatch.setattr(stream, "CHUNK", 3 * block)
     assert_close(inspect_deltas(zero_base, folders, SETTINGS), whole)
+
+
+@pytest.mark.parametrize("doubt", [0.0, 0.005, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("make", [make_adapter, make_model])
+def test_where_edges_are_guessed_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Path], dtype: torch.dtype, doubt: float
+) -> None:
+    base = make_base(tmp_path / "base", dtype=dtype)
+    folders = {name: make(base, tmp_path / name, seed=seed) for seed, name in enumerate(("one", "other"))}
+    monkeypatch.setattr(pairs, "DOUBT", doubt)
+    guessed = inspect_deltas(base, folders, SETTINGS)
+    monkeypatch.setattr(pairs, "MOST_KEYS", 0)
+    assert inspect_deltas(base, folders, SETTINGS).pairs == guessed.pairs
+
+
+def test_a_guess_counts_what_another_read_would() -> None:
+    sizes = np.abs(np.random.default_rng(0).normal(0, 1e-4, 100_001)).astype(np.float32)
+    # Half of them are bfloat16 numbers, which are counted apart.
+    sizes[::2] = torch.from_numpy(sizes[::2].copy()).bfloat16().float().numpy()
+    bits = kernels.bits_of(sizes)
+    keys = sorted(set((bits[:5] + 0x8000) >> 16))
+    slots = np.zeros(kernels.KEYS, np.uint32)
+    slots[keys] = np.arange(1, len(keys) + 1)
+    again, likely = (np.zeros((len(keys) + more) * kernels.FINE, np.uint32) for more in (1, 0))
+    kernels.count_within(bits, slots, again)
+    kernels.count_likely(bits, slots.astype(np.uint8), likely)
+    again, likely = again.reshape(-1, kernels.FINE)[1:], likely.reshape(-1, kernels.FINE)
+    assert again[:, kernels.FINE // 2].all()
+    assert not likely[:, kernels.FINE // 2].any()
+    again[:, kernels.FINE // 2] = 0
+    assert (again == likely).all()
+
+
+def test_differences_of_bfloat16_are_those_of_fp32() -> None:
+    """Of every bit pattern with some other, NaN and infinity among them."""
+    patterns = torch.from_numpy(np.arange(1 << 16, dtype=np.uint16).view(np.int16)).view(torch.bfloat16)
+    other = patterns[torch.randperm(1 << 16, generator=torch.Generator().manual_seed(0))]
+    wide, change = np.empty(1 << 16, np.float32), np.empty(1 << 16, np.float32)
+    kernels.widen(other.view(torch.int16).numpy().view(np.uint16), wide.view(np.uint32))
+    kernels.subtract(patterns.view(torch.int16).numpy().view(np.uint16), wide, change)
+    expected = patterns.float() - other.float()
+    torch.testing.assert_close(torch.from_numpy(change), expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_kernels_compile_where_nothing_can_be_kept() -> None:
+    script = (
+        "import numpy as np, numba.core.caching as caching; caching.CacheImpl._locator_classes = []\n"
+        "from paft_plugin.inspection import kernels; print(kernels.largest(np.arange(5, dtype=np.uint32)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "4"
 
 
 def assert_close(one: Inspection, other: Inspection) -> None:
