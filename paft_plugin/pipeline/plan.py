@@ -8,8 +8,7 @@ from pathlib import Path
 
 from paft_plugin.evaluation.inputs import task_inputs
 from paft_plugin.pipeline.branches import Branch
-from paft_plugin.pipeline.config import ExecutorConfig, MethodOptions
-from paft_plugin.pipeline.devices import find_devices
+from paft_plugin.pipeline.config import MethodOptions
 from paft_plugin.pipeline.memory import estimate_memory
 from paft_plugin.pipeline.setup import BASE, DENSE, SEQUENTIAL, WHOLE, Setup
 from paft_plugin.pipeline.stages import Resources, Stage
@@ -82,13 +81,7 @@ def _memory(setup: Setup, branch: Branch) -> int:
     """Bytes on each of its GPUs, or of main memory; a training on several GPUs shares none, so that it is no matter there."""
     if branch.spec.devices > 1:
         return 0
-    return estimate_memory(branch.content, setup.base, cpu=_on_cpu(setup.config.executor)).total
-
-
-def _on_cpu(executor: ExecutorConfig) -> bool:
-    if executor.kind != "local":
-        return False
-    return not (find_devices() if executor.devices == "auto" else executor.devices)
+    return estimate_memory(branch.content, setup.base, cpu=setup.on_cpu).total
 
 
 def _launcher(branch: Branch) -> Iterator[str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 
 from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.pipeline.branches import Branch, preference_name, read_branch, without_penalty
 from paft_plugin.pipeline.config import PaftConfig
+from paft_plugin.pipeline.devices import find_devices
 from paft_plugin.schema import did_you_mean
 
 BASE, SPARSE, DENSE, SEQUENTIAL = "base", "sft-l1", "sft", "sequential"
@@ -38,6 +40,14 @@ class Setup:
     @property
     def run_dir(self) -> Path:
         return self.config.output_dir
+
+    @cached_property
+    def on_cpu(self) -> bool:
+        """Whether its trainings run on this machine, and that without a GPU; looked up once, since it starts a process."""
+        executor = self.config.executor
+        if executor.kind != "local":
+            return False
+        return not (find_devices() if executor.devices == "auto" else executor.devices)
 
     @property
     def recipes(self) -> list[str]:

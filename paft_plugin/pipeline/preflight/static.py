@@ -129,7 +129,6 @@ def check_trained(setup: Setup, branch: Branch) -> Findings:
     """A branch that is done already: does it fit the base, and was it penalised? Reads headers only."""
     from paft_plugin.deltas.belongs import branch_problems
     from paft_plugin.deltas.proof import why_unproven
-    from paft_plugin.deltas.store import open_model
 
     findings = Findings()
     assert branch.trained is not None
