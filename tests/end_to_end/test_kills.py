@@ -68,13 +68,16 @@ class Attempt:
 
     def kill_a_stage(self) -> None:
         """As the kernel does when memory is short: the process of one stage, whose run then fails."""
-        guards = [
-            child for child in psutil.Process(self.process.pid).children() if "guard.py" in " ".join(child.cmdline())
-        ]
-        commands = [command for guard in guards for command in guard.children()[:1]]
-        if not commands:  # between two stages
+        try:
+            guards = [
+                child
+                for child in psutil.Process(self.process.pid).children()
+                if "guard.py" in " ".join(child.cmdline())
+            ]
+            [command, *_] = [command for guard in guards for command in guard.children()[:1]]
+            command.kill()
+        except (ValueError, psutil.NoSuchProcess):  # between two stages, or the stage ended while it was looked for
             return self.kill()
-        commands[0].kill()
         for _ in self.lines():
             pass
         self.process.wait(LIMIT)
