@@ -55,12 +55,7 @@ def how_it_ended(code: int) -> str:
 
 
 def failure(name: str, title: str, why: str, log: Path) -> str:
-    """One message for a failed stage: `why`, as the end of its sentence, what to do, the end of its log, how to go on."""
-    return f"{told(name, title, why, log)}\n{GO_ON}"
-
-
-def told(name: str, title: str, why: str, log: Path) -> str:
-    """The same without how to go on."""
+    """One message for a failed stage: `why`, as the end of its sentence, what to do, the end of its log."""
     long = tail(log, _CAUSE_LINES)
     parts = [f"Stage {name!r} ({title}) {why}."]
     free = shutil.disk_usage(log.parent).free if log.parent.is_dir() else _NEARLY_FULL

@@ -117,9 +117,9 @@ class Progress:
         self._line(f"{'lost':8} {stage.title} ({why}): starts again", "yellow")
 
     def failed(self, stage: Stage, why: str) -> None:
-        """A stage failed; the error that follows says more."""
-        self.running.pop(stage.name, None)
-        self._line(f"{'failed':8} {stage.title}", "red")
+        """A stage failed; the error in the end says more, which may be hours away."""
+        row = self.running.pop(stage.name)
+        self._line(f"{'failed':8} {stage.title} ({why}; log: {row.log})", "red")
 
     def stopping(self) -> None:
         """What still runs is being ended."""

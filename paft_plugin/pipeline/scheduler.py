@@ -1,4 +1,7 @@
-"""Runs stages: each as soon as what it needs is done and there is room, none twice, none left behind."""
+"""Runs stages: each as soon as what it needs is done and there is room, none twice, none left behind.
+
+A stage that fails takes only those along that need it: a night's training does not end because something beside it broke.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from paft_plugin.pipeline.executor import Ended, Executor, Job, Running
 from paft_plugin.pipeline.identity import identities
 from paft_plugin.pipeline.lock import locked
 from paft_plugin.pipeline.markers import forget, outdated, prepare_folder, read_marker, write_marker
-from paft_plugin.pipeline.stages import Stage, absolute, in_order, log_path
+from paft_plugin.pipeline.stages import Stage, absolute, in_order, log_path, needing
 from paft_plugin.pipeline.watch import StageResult, Watcher
 
 POLL = 0.05  # seconds
@@ -46,8 +49,8 @@ def run_stages(
         variables: For every command; they do not matter to results (thread counts, offline mode).
 
     Raises:
-        PaftError: mistakes in the stages, another run at work, or a failed stage (what else runs is
-            stopped then). Finished stages are kept in every case.
+        PaftError: mistakes in the stages, another run at work, or failed stages, all of them, once everything
+            that does not need them is through. Finished stages are kept in every case.
         KeyboardInterrupt: after SIGINT, SIGTERM or SIGHUP, once every process of the run is gone.
     """
     run_dir = absolute(Path.cwd(), run_dir)
@@ -134,9 +137,10 @@ class _Run:
         self.attempts: dict[str, int] = {}
         self.running: dict[str, _Attempt] = {}
         self.results: dict[str, StageResult] = {}
+        self.failures: list[str] = []
 
     def execute(self, interrupts: _Interrupts) -> None:
-        """Skip what is up to date and run the rest; whatever goes wrong, nothing runs on afterwards."""
+        """Skip what is up to date and run the rest, as far as it can run; whatever goes wrong, nothing runs on afterwards."""
         for watcher in self.watchers:
             watcher.planned(self.ordered, self.reasons)
         for stage in self.ordered:
@@ -148,15 +152,16 @@ class _Run:
         try:
             while self.pending or self.running:
                 self._launch(interrupts)
-                failures = self._collect()
+                self._collect()
                 if interrupts.count:
                     raise KeyboardInterrupt
-                raise_if_any(failures)
                 for watcher in self.watchers:
                     watcher.refresh()
                 time.sleep(POLL)
         finally:
             self._stop(interrupts)
+        if self.failures:
+            raise PaftError([*self.failures[:-1], f"{self.failures[-1]}\n{logs.GO_ON}"])
 
     def _through(self, result: StageResult) -> None:
         self.results[result.name] = result
@@ -187,9 +192,8 @@ class _Run:
         for watcher in self.watchers:
             watcher.started(stage, log, running.where)
 
-    def _collect(self) -> list[str]:
-        """Mark what ended well; return a message for each stage that did not."""
-        failures = []
+    def _collect(self) -> None:
+        """Mark what ended well, and give up what needs a stage that did not."""
         for name, attempt in list(self.running.items()):
             ended = attempt.running.poll()
             if ended is None:
@@ -202,8 +206,7 @@ class _Run:
                 for watcher in self.watchers:
                     watcher.lost(attempt.stage, ended.lost)
             else:
-                failures.append(self._failed(attempt, ended))
-        return failures
+                self._failed(attempt, ended)
 
     def _done(self, attempt: _Attempt) -> None:
         stage = attempt.stage
@@ -212,14 +215,16 @@ class _Run:
         log = log_path(self.run_dir, stage.name)
         self._through(StageResult(stage.name, stage.title, "done", marker.seconds, log))
 
-    def _failed(self, attempt: _Attempt, ended: Ended) -> str:
+    def _failed(self, attempt: _Attempt, ended: Ended) -> None:
         stage = attempt.stage
+        for name in needing(stage.name, {each.name: each.needs for each in self.ordered}):
+            self.pending.pop(name, None)
         log = log_path(self.run_dir, stage.name)
         lost = f"lost its place {attempt.number} times, at last: {ended.lost}"
         why = lost if ended.lost else logs.how_it_ended(ended.code)
         for watcher in self.watchers:
             watcher.failed(stage, why)
-        return logs.failure(stage.name, stage.title, why, log)
+        self.failures.append(logs.failure(stage.name, stage.title, why, log))
 
     def _stop(self, interrupts: _Interrupts) -> None:
         """End what still runs, with all its processes: SIGTERM, after the grace or a second Ctrl-C SIGKILL."""

@@ -95,6 +95,20 @@ def in_order(stages: Sequence[Stage], run_dir: Path) -> list[Stage]:
     return order
 
 
+def needing(name: str, needs: Mapping[str, Sequence[str]]) -> list[str]:
+    """The stages that cannot run without `name`, near and far.
+
+    Args:
+        name: A stage.
+        needs: Each stage → what it needs, in the order in which they run.
+    """
+    found = [name]
+    for other, needed in needs.items():
+        if not set(found).isdisjoint(needed):
+            found.append(other)
+    return found[1:]
+
+
 def _name_problems(stages: Sequence[Stage]) -> Iterable[str]:
     seen: set[str] = set()
     for stage in stages:

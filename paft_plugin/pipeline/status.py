@@ -14,7 +14,7 @@ from paft_plugin.pipeline import logs
 from paft_plugin.pipeline.events import read_events, summary
 from paft_plugin.pipeline.lock import alive, look
 from paft_plugin.pipeline.markers import read_marker
-from paft_plugin.pipeline.stages import log_path
+from paft_plugin.pipeline.stages import log_path, needing
 from paft_plugin.pipeline.training_log import Follower, Training
 
 SCHEMA = 1
@@ -94,10 +94,24 @@ class StatusReader:
 
     def _stages(self, run: list[dict[str, Any]], now: datetime, going: bool) -> tuple[StageStatus, ...]:
         planned: list[dict[str, Any]] = next((event["stages"] for event in run if event["event"] == "planned"), [])
+        needs = {each["name"]: each["needs"] for each in planned}
         last = {event["stage"]: event for event in run if "stage" in event and event["event"] != "progress"}
         started = {event["stage"]: event for event in run if event["event"] == "stage_started"}
+        given_up = {
+            other: f"needs {name}, which failed"
+            for name, event in last.items()
+            if event["event"] == "stage_failed"
+            for other in needing(name, needs)
+        }
         return tuple(
-            self._stage(each, last.get(each["name"]), started.get(each["name"]), now, going) for each in planned
+            self._stage(
+                each | {"reason": given_up.get(each["name"], each["reason"])},
+                last.get(each["name"]),
+                started.get(each["name"]),
+                now,
+                going,
+            )
+            for each in planned
         )
 
     def _stage(

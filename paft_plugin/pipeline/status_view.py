@@ -83,7 +83,7 @@ def view(status: RunStatus) -> Group:
             table.add_row(Text(stage.name), state, took, Text(_detail(stage)))
         parts += [Text(""), table]
     failed = [stage for stage in status.stages if stage.state == "failed"]
-    parts += [Text(f"\n{logs.told(stage.name, stage.title, stage.reason, stage.log)}") for stage in failed]
+    parts += [Text(f"\n{logs.failure(stage.name, stage.title, stage.reason, stage.log)}") for stage in failed]
     if status.reason and not failed:
         parts.append(Text(f"\n{status.reason}"))
     if not status.under_way and status.state != "finished":

@@ -44,7 +44,7 @@ class Watcher(Protocol):
         """The place where `stage` ran is gone; it will start again."""
 
     def failed(self, stage: Stage, why: str) -> None:
-        """`stage` failed, in a few words; the error that follows says more."""
+        """`stage` failed, in a few words; what does not need it goes on, and the error in the end says more."""
 
     def stopping(self) -> None:
         """What still runs is being ended."""

@@ -21,12 +21,14 @@ from rich.console import Console
 from paft_plugin.errors import PaftError
 from paft_plugin.pipeline import logs
 from paft_plugin.pipeline.devices import Device
+from paft_plugin.pipeline.events import EventLog
 from paft_plugin.pipeline.executor import Job
 from paft_plugin.pipeline.local import LocalExecutor
 from paft_plugin.pipeline.markers import read_marker
 from paft_plugin.pipeline.progress import Progress, duration
 from paft_plugin.pipeline.scheduler import run_stages
-from paft_plugin.pipeline.stages import Resources, Stage
+from paft_plugin.pipeline.stages import Resources, Stage, log_path
+from paft_plugin.pipeline.status import StatusReader
 from paft_plugin.pipeline.watch import StageResult
 
 from .tools import PATIENCE, Driver, contents, python, wait_for
@@ -132,13 +134,24 @@ def test_a_failure_shows_its_log_and_keeps_what_is_finished(run_dir: Path) -> No
     assert statuses(results) == {"good": "skipped", "bad": "done", "never": "done"}
 
 
-def test_a_failure_stops_the_others_and_two_failures_are_told_together(run_dir: Path) -> None:
-    endless = python("endless", "(out / 'here').touch()\ntime.sleep(120)")
-    bad = python("bad", "until(lambda: Path('out/endless/here').exists())\nsys.exit(3)")
-    with pytest.raises(PaftError, match="exit code 3") as caught:
-        run([endless, bad], run_dir)
-    assert len(caught.value.problems) == 1, "the stage that we stopped ourselves did not fail"
-    assert read_marker(run_dir, "endless") is None
+def test_a_failure_takes_along_only_what_needs_it_and_all_failures_are_told_together(run_dir: Path) -> None:
+    stages = [
+        python("bad", "sys.exit(3)"),
+        python("beside", "until(lambda: 'stage_failed' in Path('events.jsonl').read_text())\ntime.sleep(0.5)"),
+        python("after", "", needs=("bad",)),
+        python("far", "", needs=("after", "beside")),
+        python("next", "sys.exit(4)", needs=("beside",)),
+    ]
+    with pytest.raises(PaftError, match=r"(?s)'bad' .*exit code 3.*'next' .*exit code 4") as caught:
+        run_stages(stages, run_dir, LocalExecutor(), [EventLog(run_dir)])
+    assert len(caught.value.problems) == 2
+    assert str(caught.value).count("run the same command again") == 1
+    assert read_marker(run_dir, "beside")
+    assert not log_path(run_dir, "after").exists()
+    assert not log_path(run_dir, "far").exists()
+    status = {stage.name: stage for stage in StatusReader(run_dir).read().stages}
+    assert {stage.state for stage in (status["after"], status["far"])} == {"waiting"}
+    assert {stage.reason for stage in (status["after"], status["far"])} == {"needs bad, which failed"}
 
 
 @pytest.mark.parametrize(

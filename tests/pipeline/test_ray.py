@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from paft_plugin.errors import PaftError
+from paft_plugin.pipeline.events import EventLog
 from paft_plugin.pipeline.local import LocalExecutor
 from paft_plugin.pipeline.markers import read_marker
 from paft_plugin.pipeline.plan import make_stages
@@ -23,8 +24,8 @@ from paft_plugin.pipeline.stages import Resources, Stage
 from paft_plugin.pipeline.watch import StageResult
 
 from .runs import write_run
-from .test_kills import LINUX, MEMBERS, POLITE, STUBBORN, family, no_longer
-from .tools import PATIENCE, Driver, alive, contents, pids_in, python, wait_for
+from .test_kills import LINUX, POLITE, STUBBORN, family, no_longer
+from .tools import PATIENCE, Driver, alive, contents, python, wait_for
 
 pytestmark = [pytest.mark.slow, LINUX]
 
@@ -256,16 +257,15 @@ def test_a_second_run_is_refused_while_one_is_at_work(nodes: TwoNodes, run_dir: 
     assert first.wait(PATIENCE) == 130
 
 
-def test_a_failure_stops_the_others_and_is_told_as_ever(nodes: TwoNodes, run_dir: Path) -> None:
-    endless = python("endless", POLITE)
-    bad = python(
-        "bad", f"until(lambda: len(list(Path('out/endless').glob('pid-*'))) == {MEMBERS})\nsys.exit('it broke')"
+def test_a_failure_lets_the_others_go_on_and_is_told_as_ever(nodes: TwoNodes, run_dir: Path) -> None:
+    beside = python(
+        "beside", "(out / 'here').touch()\nuntil(lambda: 'stage_failed' in Path('events.jsonl').read_text())"
     )
+    bad = python("bad", "until(lambda: Path('out/beside/here').exists())\nsys.exit('it broke')")
     with pytest.raises(PaftError, match=r"(?s)'bad' .* failed with exit code 1.*it broke") as caught:
-        run_stages([endless, bad], run_dir, RayExecutor(nodes.address))
+        run_stages([beside, bad], run_dir, RayExecutor(nodes.address), [EventLog(run_dir)])
     assert len(caught.value.problems) == 1
-    assert no_longer(pids_in(run_dir / "out" / "endless", MEMBERS))
-    assert read_marker(run_dir, "endless") is None
+    assert read_marker(run_dir, "beside")
 
 
 @pytest.mark.parametrize(
