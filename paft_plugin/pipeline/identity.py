@@ -7,9 +7,11 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from paft_plugin import __version__
@@ -19,6 +21,8 @@ from paft_plugin.pipeline.stages import Stage, absolute
 
 # Bytes: configs and recipes, which may name the run directory, are smaller; weights and data are larger.
 _SMALL = 1 << 20
+# Seconds: a file system's clock ticks in milliseconds, so that a file may change twice and look as if it had once.
+_SETTLED = 1.0
 CODE = "paft-plugin"
 """The part that is our own version."""
 
@@ -124,9 +128,18 @@ def _files(path: Path) -> list[Path]:
 def _content(file: Path, neutral: _Neutral) -> str:
     if not file.exists():
         return "broken link"
-    if file.stat().st_size > _SMALL:
-        return file_digest(file)
+    found = file.stat()
+    if found.st_size > _SMALL:
+        if time.time() - found.st_ctime < _SETTLED:
+            return file_digest(file)
+        return _large(file, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
     return _digest(file.read_bytes(), neutral)
+
+
+@cache
+def _large(file: Path, _state: tuple[int, ...]) -> str:
+    """A file's digest, read once a process while its state stays: the base is asked for before preflight and after it."""
+    return file_digest(file)
 
 
 def _digest(content: bytes, neutral: _Neutral) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from paft_plugin.errors import PaftError
+from paft_plugin.pipeline import identity
 from paft_plugin.pipeline.identity import Identity, identities
 from paft_plugin.pipeline.markers import outdated, prepare_folder, read_marker, write_marker
 from paft_plugin.pipeline.stages import Stage, in_order, marker_path
@@ -141,6 +143,17 @@ def test_a_large_input_is_told_by_its_content(tmp_path: Path) -> None:
         file.seek(2 << 20)
         file.write(b"x")
     assert fingerprints([one], tmp_path) != before
+
+
+def test_a_large_input_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "weights"
+    weights.write_bytes(bytes(3 << 20))
+    monkeypatch.setattr(identity, "_SETTLED", 0.0)
+    before = fingerprints([stage("one", inputs=(weights,))], tmp_path)
+    monkeypatch.setattr(identity, "file_digest", lambda path: f"read again: {path}")
+    assert fingerprints([stage("one", inputs=(weights,))], tmp_path) == before
+    os.utime(weights, (0, 0))  # as a copy of other weights would look that keeps the first ones' size
+    assert fingerprints([stage("one", inputs=(weights,))], tmp_path) != before
 
 
 def test_a_missing_input_is_named(tmp_path: Path) -> None:
