@@ -1,3 +1,3 @@
-"""What deltas look like: sparsity at named thresholds."""
+"""What deltas look like and how they interfere: measures, plots, and the diagnosis of what goes wrong."""
 
 from __future__ import annotations

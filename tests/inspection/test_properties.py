@@ -70,6 +70,19 @@ def test_scale_changes_no_scale_free_measure(tmp_path: Path, zero_base: Path) ->
     assert small.sparsity(1e-2) > large.sparsity(1e-2)
 
 
+def test_an_entry_at_the_threshold_is_counted_and_sums_are_in_fp64(tmp_path: Path, zero_base: Path) -> None:
+    def planted(name: str, tensor: Tensor) -> Tensor:
+        change = torch.full_like(tensor, 0.5)  # in fp32, beside 1e8, it would vanish from a sum
+        change.view(-1)[0], change.view(-1)[1] = 1e8, 0.75
+        return change
+
+    model = moved(zero_base, tmp_path / "model", planted)
+    for tensor in inspect_deltas(zero_base, {"x": model}, Settings((0.5,), (1.0,))).delta("x").figures.tensors:
+        figures = tensor.figures
+        assert figures.small == {"0.5": figures.entries - 2}
+        assert figures.l1 == 1e8 + 0.75 + 0.5 * (figures.entries - 2)
+
+
 def test_order_of_entries_changes_nothing_but_the_rank(tmp_path: Path, zero_base: Path) -> None:
     def shuffled(name: str, tensor: Tensor) -> Tensor:
         order = torch.randperm(tensor.numel(), generator=torch.Generator().manual_seed(0))
