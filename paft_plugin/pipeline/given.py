@@ -109,7 +109,6 @@ def _run_content(setup: Setup, stages: Sequence[Stage]) -> str:
         "schema": 1,
         "description": setup.config.description,
         "base": setup.config.base,
-        "preference_branch": setup.preference,
         "branches": list(setup.branches),
         "skill": evaluation.skill if evaluation else None,
         "preference": evaluation.preference if evaluation else None,

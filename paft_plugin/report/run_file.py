@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,11 @@ class Step:
     name: str
     title: str
     command: Sequence[str]
+
+    @property
+    def line(self) -> str:
+        """The command as one types it into a shell."""
+        return shlex.join(self.command)
 
 
 @dataclass(frozen=True)
@@ -54,14 +60,17 @@ def read_run(run_dir: Path) -> RunFile | None:
     content: dict[str, Any] = read_json(file)
     if content.get("schema") != SCHEMA:
         raise PaftError(f"{file}: its schema is {content.get('schema')}, not {SCHEMA}. Run `axolotl paft run` again.")
-    return RunFile(
-        content["description"],
-        content["base"],
-        frozenset(content["branches"]),
-        content["skill"],
-        content["preference"],
-        content["thresholds"],
-        content["arms"],
-        content["fused"],
-        [Step(each["name"], each["title"], each["command"]) for each in content["stages"]],
-    )
+    try:
+        return RunFile(
+            content["description"],
+            content["base"],
+            frozenset(content["branches"]),
+            content["skill"],
+            content["preference"],
+            content["thresholds"],
+            content["arms"],
+            content["fused"],
+            [Step(each["name"], each["title"], each["command"]) for each in content["stages"]],
+        )
+    except (KeyError, TypeError) as error:
+        raise PaftError(f"{file}: damaged ({error!r}). Run `axolotl paft run` again.") from None

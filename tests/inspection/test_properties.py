@@ -71,7 +71,7 @@ def test_scale_changes_no_scale_free_measure(tmp_path: Path, zero_base: Path) ->
 
 
 def test_an_entry_at_the_threshold_is_counted_and_sums_are_in_fp64(tmp_path: Path, zero_base: Path) -> None:
-    def planted(name: str, tensor: Tensor) -> Tensor:
+    def planted(_name: str, tensor: Tensor) -> Tensor:
         change = torch.full_like(tensor, 0.5)  # in fp32, beside 1e8, it would vanish from a sum
         change.view(-1)[0], change.view(-1)[1] = 1e8, 0.75
         return change

@@ -234,6 +234,25 @@ def three_deltas() -> dict[str, dict[tuple[int, str], Tensor]]:
     }
 
 
+RUN_CONTENT: dict[str, Any] = {
+    "schema": 1,
+    "description": "Two **bold** <b>words</b>.\n\n- one `x`\n- two\n",
+    "base": "base",
+    "branches": ["sft", "sft-l1", "dpo"],
+    "skill": "skill",
+    "preference": "preference",
+    "thresholds": [1e-5],
+    "arms": {
+        "sft": "branches/sft",
+        "sft-l1": "branches/sft-l1",
+        "dpo": "branches/dpo",
+        "paft-ties": "models/paft-ties",
+    },
+    "fused": {"paft-ties": ["sft-l1", "dpo"]},
+    "stages": [{"name": "sft", "title": "Train SFT", "command": ["axolotl", "train", "my configs/sft.yml"]}],
+}
+
+
 def write_run(
     run: Path,
     *,
@@ -261,21 +280,11 @@ def write_run(
 
 
 def write_branch(run: Path, branch: str, steps: Sequence[int] = (10, 20, 30, 40)) -> None:
-    """Config, log, marker, record and checkpoint of a branch."""
+    """Config, record and checkpoint of a branch."""
     folder = run / "branches" / branch
     write_text(
         run / "configs" / f"{branch}.yml", f"seed: 42\ndatasets:\n  - path: owner/{branch}-data\n    type: chat\n"
     )
-    command = f"$ /opt/env/bin/python3 -m axolotl.cli.main train {run}/configs/{branch}.yml"
-    write_text(run / "logs" / f"{branch}.log", f"{command}\nand more\n")
-    ended = {
-        "schema": 1,
-        "name": branch,
-        "fingerprint": "0",
-        "seconds": 1.0,
-        "finished_at": f"2026-01-01T00:00:0{len(branch)}",
-    }
-    write_json(run / ".stages" / f"{branch}.json", ended)
     history = [{"step": step, "loss": 2.0 / step + 0.1, "learning_rate": 1e-4} for step in steps]
     write_json(folder / f"checkpoint-{steps[-1]}" / "trainer_state.json", {"log_history": history})
     if branch == "sft-l1":

@@ -16,9 +16,8 @@ from click.testing import CliRunner
 from paft_plugin.cli import paft
 from paft_plugin.errors import PaftError
 from paft_plugin.inspection.inspected import write_inspection
-from paft_plugin.report.repeat import how_to_repeat
 from paft_plugin.report.run_report import write_report
-from tests.report.runs import SCORES, inspect, random_delta, results_content, three_deltas
+from tests.report.runs import RUN_CONTENT, SCORES, inspect, random_delta, results_content, three_deltas
 
 Run = Callable[..., Path]
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -107,7 +106,6 @@ def test_the_result_comes_first_then_the_evidence_then_how_to_repeat_it(make_run
     for said in (
         "sft-l1: λ goes from 1e-06 to 2.7e-05",
         "Density <0.5> trims nothing.",
-        "axolotl train configs/sft.yml",
         "axolotl 0.19.0",
         "configs/sft.yml 42",
         "skill is acc of my_skill",
@@ -131,10 +129,8 @@ def test_again_is_the_same_and_a_moved_run_too(make_run: Run, tmp_path: Path) ->
     [
         ("inspection", "The branches were not inspected"),
         ("branches", "Not shown: strength and sparsity over training"),
-        ("logs", "holds no logs of stages"),
         ("lint", "No lint of a recipe was kept"),
-        ("configs", "Repeat it"),
-        (".stages", "axolotl train configs/sft.yml"),
+        ("configs", "holds no configs/run.json"),
         ("paft.yml", "Repeat it"),
         ("models", "Use paft-ties"),
     ],
@@ -249,28 +245,23 @@ def test_the_command_writes_report_and_cards(make_run: Run) -> None:
     assert "library_name: transformers" in (run / "models" / "paft-ties" / "README.md").read_text()
 
 
-def test_commands_are_those_of_the_logs_as_seen_from_the_run(make_run: Run) -> None:
+def test_how_to_repeat_it_is_what_the_pipeline_planned(make_run: Run) -> None:
     run = make_run()
-    log = run / "logs" / "score it.log"
-    log.write_text(f"$ /usr/bin/python3 -m lm_eval --model_args 'pretrained={run}/base,x=a b' {run}\n$ not this\n")
-    (run / "logs" / "torn.log").write_bytes(b"\xff\xfe")
-    steps = {step.title: step.command for step in how_to_repeat(run).steps}
-    assert steps["score it"] == "python -m lm_eval --model_args 'pretrained=base,x=a b' ."
-    assert list(steps) == ["dpo", "sft", "sft-l1", "score it"]  # as their markers say, then what has none
-
-
-def test_what_the_pipeline_planned_comes_before_what_logs_say(make_run: Run) -> None:
-    run = make_run()
-    stages = [{"name": "sft", "title": "train SFT", "command": ["axolotl", "train", "my configs/sft.yml"]}]
-    content = {"schema": 1, "description": "Two **bold** <b>words</b>.\n\n- one `x`\n- two\n", "stages": stages}
-    (run / "configs" / "run.json").write_text(json.dumps(content))
+    (run / "configs" / "run.json").write_text(json.dumps(RUN_CONTENT))
     page = write_report(run)
     check_shape(page)
     html = page.read_text()
     assert "<code>axolotl paft run paft.yml</code> does all of it" in html
-    assert "# train SFT\naxolotl train &#39;my configs/sft.yml&#39;" in html
+    assert "# Train SFT\naxolotl train &#39;my configs/sft.yml&#39;" in html
     assert "<p>Two <strong>bold</strong> &lt;b&gt;words&lt;/b&gt;.</p>" in html
     assert "<ul><li>one <code>x</code></li><li>two</li></ul>" in html
-    assert "axolotl train configs/sft.yml" not in html
-    (run / "configs" / "run.json").write_text(json.dumps({"stages": [{"title": 1}], "description": None}))
-    assert "axolotl train configs/sft.yml" in write_report(run).read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [({"schema": 1}, "damaged"), ({"schema": 7}, "is 7, not 1"), ([], "JSON object")]
+)
+def test_a_damaged_run_file_is_named(make_run: Run, content: object, says: str) -> None:
+    run = make_run()
+    (run / "configs" / "run.json").write_text(json.dumps(content))
+    with pytest.raises(PaftError, match=rf"run\.json: .*{says}"):
+        write_report(run)
