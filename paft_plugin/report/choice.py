@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from paft_plugin.drawing import joined
+from paft_plugin.evaluation.measures import Measure
 from paft_plugin.report.differences import Difference, difference, number
-from paft_plugin.report.results import Arm, Measure, Results
+from paft_plugin.report.results import Arm, Results
 
 SFT_ARMS = ("sft", "sft-l1")
 RULE = (

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from paft_plugin.report.results import Arm, Measure, Results
+from paft_plugin.evaluation.measures import Measure
+from paft_plugin.report.results import Arm, Results
 
 BAR = 2.0
 """Standard errors that a difference must exceed to count."""

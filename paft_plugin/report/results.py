@@ -10,20 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from paft_plugin.errors import PaftError
+from paft_plugin.evaluation.measures import Measure
 
 RESULTS = "results.json"
 SCHEMA = 2
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One number that arms are compared by, and where lm-eval reports it."""
-
-    name: str
-    task: str = ""
-    metric: str = ""
-    filter: str = ""
-    higher_is_better: bool = True
 
 
 @dataclass(frozen=True)
@@ -95,16 +85,7 @@ def read_results(run: Path) -> Results | None:
 
 def _parsed(content: Mapping[str, Any]) -> Results:
     return Results(
-        measures=tuple(
-            Measure(
-                str(entry["name"]),
-                str(entry.get("task", "")),
-                str(entry.get("metric", "")),
-                str(entry.get("filter", "")),
-                bool(entry.get("higher_is_better", True)),
-            )
-            for entry in content["measures"]
-        ),
+        measures=tuple(map(Measure.from_content, content["measures"])),
         skill=content.get("skill"),
         preference=content.get("preference"),
         thresholds=tuple(sorted(map(str, content.get("thresholds") or ()), key=float)),

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from paft_plugin.evaluation.measures import Measure
 from paft_plugin.report.choice import choose
 from paft_plugin.report.differences import comparisons, difference, number, signed, standard_error
-from paft_plugin.report.results import Arm, Measure, Results
+from paft_plugin.report.results import Arm, Results
 
-MEASURES = tuple(Measure(name) for name in ("skill", "preference", "retained"))
+MEASURES = tuple(Measure(name, f"paft_{name}", "acc", "none", True) for name in ("skill", "preference", "retained"))
 
 
 def results(scores: dict[str, Sequence[float]], items: int = 200, **changes: Any) -> Results:
@@ -153,7 +154,7 @@ def test_a_score_of_exactly_one_is_not_certain() -> None:
 def test_a_difference_counts_from_two_standard_errors_on() -> None:
     def verdict(value: float, higher_is_better: bool = True) -> str:
         arms = [Arm(name, {"m": score}, {"m": 0.03}) for name, score in (("a", 0.5), ("b", 0.5 + value))]
-        found = difference(arms[0], arms[1], Measure("m", higher_is_better=higher_is_better))
+        found = difference(arms[0], arms[1], Measure("m", "task", "acc", "none", higher_is_better))
         assert found is not None
         assert found.error == pytest.approx(0.03 * math.sqrt(2))
         return found.verdict
