@@ -12,25 +12,22 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import click
-from rich.console import Console
 
-from paft_plugin.figures import Figure, Row, as_json, as_table, figure
-from paft_plugin.files import write_json
+from paft_plugin.benchmarks import Benchmark, apart
+from paft_plugin.figures import Figure, Row, figure
 
 T = TypeVar("T")
 
 PACKAGES = ("paft-plugin", "mergekit", "torch", "transformers", "peft")
 METHODS = ("ties", "dare_ties")
+TEXT = "Measure what a merge of two adapters costs, beside plain mergekit-yaml."
 SEED = 0
 BAR = 0.2
 
@@ -57,29 +54,11 @@ class Run:
     """Whole models written for the merge alone."""
 
 
-@click.command()
-@click.option("--quick", is_flag=True, help="A sixth of the layers and a small vocabulary.")
-@click.option("--repeats", type=click.IntRange(min=1), default=1, show_default=True, help="Merges of each kind.")
-@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write.")
-@click.option("--work", type=click.Path(path_type=Path), help="Where the models go. [a temporary folder]")
-def main(quick: bool, repeats: int, output: Path | None, work: Path | None) -> None:
-    """Measure what a merge of two adapters costs, beside plain mergekit-yaml."""
-    size = QUICK if quick else FULL
-    with TemporaryDirectory(dir=work, prefix="paft-fusion-") as folder:
-        rows = measure(size, repeats, Path(folder))
-    Console().print(as_table(rows))
-    for row in rows:
-        click.echo(f"{row.name}: {row.note}")
-    if output:
-        conditions = {"quick": quick, "size": asdict(size), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")}
-        write_json(output, as_json(rows, PACKAGES, conditions))
-
-
 def measure(size: Size, repeats: int, folder: Path) -> list[Row]:
     """A row for each method; both tools take turns."""
     whole, half = folder / "whole", folder / "half"
-    _apart(make_models, size, whole)
-    _apart(make_models, Size(size.layers // 2, size.vocabulary), half)
+    apart(make_models, size, whole)
+    apart(make_models, Size(size.layers // 2, size.vocabulary), half)
     rows = []
     for method in METHODS:
         click.echo(f"{method} …", err=True)
@@ -87,7 +66,7 @@ def measure(size: Size, repeats: int, folder: Path) -> list[Row]:
         for _ in range(repeats):
             plain_runs.append(plain(method, whole))
             our_runs.append(ours(method, whole))
-            same &= _apart(same_bits, whole / "plain", whole / "ours")
+            same &= apart(same_bits, whole / "plain", whole / "ours")
             shutil.rmtree(whole / "plain")
             shutil.rmtree(whole / "ours")
         of_half = ours(method, half)
@@ -191,12 +170,6 @@ def same_bits(one: Path, other: Path) -> bool:
     )
 
 
-def _apart(function: Callable[..., T], *arguments: Any) -> T:
-    """A call in a process of its own: a process that is started later begins with the peak memory of its parent."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
 def _tool(name: str) -> list[str]:
     """A command of this very environment."""
     return [sys.executable, str(Path(sys.executable).with_name(name))]
@@ -218,4 +191,4 @@ def _timed(command: list[str]) -> tuple[float, float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    Benchmark(measure, FULL, QUICK, PACKAGES, repeats=1).command(TEXT)()

@@ -17,23 +17,21 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import click
-from rich.console import Console
 
-from paft_plugin.figures import Figure, Row, as_json, as_table, figure
-from paft_plugin.files import write_json
+from paft_plugin.benchmarks import Benchmark, apart
+from paft_plugin.figures import Figure, Row, figure
 
 T = TypeVar("T")
 
 PACKAGES = ("paft-plugin", "torch", "numba", "safetensors")
+TEXT = "Measure what an inspection costs, beside merely reading the same files."
 SEED = 0
 RANK = 16
 EIGHT_B = 8.03e9
@@ -66,24 +64,6 @@ class Run:
     """Load average of the last minute, once it is done."""
 
 
-@click.command()
-@click.option("--quick", is_flag=True, help="A model of 20 M parameters.")
-@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of each kind.")
-@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write.")
-@click.option("--work", type=click.Path(path_type=Path), help="Where the models go. [a temporary folder]")
-def main(quick: bool, repeats: int, output: Path | None, work: Path | None) -> None:
-    """Measure what an inspection costs, beside merely reading the same files."""
-    size = QUICK if quick else FULL
-    with TemporaryDirectory(dir=work, prefix="paft-inspection-") as folder:
-        rows = measure(size, repeats, Path(folder))
-    Console().print(as_table(rows))
-    for row in rows:
-        click.echo(f"{row.name}: {row.note}")
-    if output:
-        conditions = {"quick": quick, "size": asdict(size), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")}
-        write_json(output, as_json(rows, PACKAGES, conditions))
-
-
 CASES = {
     "one model": ["sft"],
     "two models and their pair": ["sft", "preference"],
@@ -97,11 +77,11 @@ def measure(size: Size, repeats: int, folder: Path) -> list[Row]:
     whole, half = folder / "whole", folder / "half"
     smaller = Size(**{**asdict(size), "layers": size.layers // 2})
     for each, where in ((size, whole), (smaller, half)):
-        _apart(make_models, each, where)
+        apart(make_models, each, where)
     rows = []
     for name, branches in CASES.items():
         folders = [whole / "base", *(whole / branch for branch in branches)]
-        of_half = _apart(inspect, [half / "base", *(half / branch for branch in branches)])
+        of_half = apart(inspect, [half / "base", *(half / branch for branch in branches)])
         for state in STATES:
             click.echo(f"{name}, {state} …", err=True)
             kinds = {what: each for what, each in KINDS.items() if what != "materialise" or "adapters" in name}
@@ -110,7 +90,7 @@ def measure(size: Size, repeats: int, folder: Path) -> list[Row]:
             for _ in range(repeats):
                 for what, (function, arguments) in kinds.items():
                     cached.append(_cache(folders, state))
-                    runs[what].append(_apart(function, folders, *arguments))
+                    runs[what].append(apart(function, folders, *arguments))
             rows.append(_row(f"{name}, {state}", size, folders, runs, of_half, cached))
     return rows
 
@@ -239,9 +219,9 @@ def _cache(folders: Sequence[Path], state: str) -> float:
             os.fsync(handle)
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(handle)
-    elif _apart(cached_share, files) < 1:
-        _apart(read, folders, 1)
-    return _apart(cached_share, files)
+    elif apart(cached_share, files) < 1:
+        apart(read, folders, 1)
+    return apart(cached_share, files)
 
 
 def cached_share(files: Sequence[Path]) -> float:
@@ -260,12 +240,6 @@ def cached_share(files: Sequence[Path]) -> float:
             raise OSError(ctypes.get_errno(), "mincore")
         held, pages = held + int((states & 1).sum()), pages + states.size
     return held / pages
-
-
-def _apart(function: Callable[..., T], *arguments: Any) -> T:
-    """A call in a process of its own: peak memory is a process's."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def shapes(size: Size) -> dict[str, tuple[int, ...]]:
@@ -329,4 +303,4 @@ def make_models(size: Size, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    Benchmark(measure, FULL, QUICK, PACKAGES, repeats=3).command(TEXT)()

@@ -30,7 +30,7 @@ TINY = Scale(
 def test_rows_are_printed_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "QUICK", TINY)
     # In a process of its own, it takes seconds for torch to be imported.
-    monkeypatch.setattr(cases, "in_fresh_process", lambda work, *arguments, **_: work(*arguments))
+    monkeypatch.setattr(cases, "apart", lambda work, *arguments, **_: work(*arguments))
     monkeypatch.setattr(cases, "peak_memory", lambda prepare, *arguments: bool(prepare(*arguments)()) + 1)
     output = tmp_path / "benchmark.json"
     result = CliRunner().invoke(benchmark.command, ["--quick", "--output", str(output)], catch_exceptions=False)

@@ -14,13 +14,13 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
+from paft_plugin.benchmarks import apart
 from paft_plugin.figures import MIB, Figure, Row, figure
 from paft_plugin.penalty import kernel
 from paft_plugin.penalty.benchmark.steps import (
     RANK,
     SUBGRADIENT,
     Scale,
-    in_fresh_process,
     make_trainer,
     now,
     peak_memory,
@@ -135,8 +135,8 @@ def _own_time(name: str, settings: PenaltySettings, scale: Scale) -> Row:
 
 def layer_set(scale: Scale) -> Row:
     """One decoder layer of Llama-3-8B: our two passes against autograd through the products."""
-    fresh = in_fresh_process(_time_layer_set, scale)
-    kept = in_fresh_process(_time_layer_set, scale, environment=KEEP_MEMORY)
+    fresh = apart(_time_layer_set, scale)
+    kept = apart(_time_layer_set, scale, environment=KEEP_MEMORY)
     memory_naive, memory_ours = (peak_memory(_on_layer_set, work, scale.layer_set) for work in (naive, ours))
     figures = [
         figure("naive autograd: norm + gradient", fresh["naive"], "s"),

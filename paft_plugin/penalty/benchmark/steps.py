@@ -6,23 +6,20 @@ the peak of a fresh process above what it held before the work began, from Linux
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import tempfile
-from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from paft_plugin.benchmarks import apart
 from paft_plugin.figures import Figure, figure
 from paft_plugin.penalty.injector import PenaltyInjector
 from paft_plugin.penalty.record import Measurement
@@ -223,16 +220,9 @@ def time_steps(
     return clock.times
 
 
-def in_fresh_process(work: Callable[..., Any], *arguments: Any, environment: Mapping[str, str] | None = None) -> Any:
-    """What `work(*arguments)` returns in a process that did nothing before."""
-    context = multiprocessing.get_context("spawn")
-    with patch.dict(os.environ, environment or {}), ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(work, *arguments).result()
-
-
 def peak_memory(prepare: Callable[..., Callable[[], object]], *arguments: Any) -> int:
     """Bytes by which the work that `prepare(*arguments)` returns raises the resident memory of a fresh process."""
-    return in_fresh_process(peak_here, prepare, *arguments)
+    return apart(peak_here, prepare, *arguments)
 
 
 def peak_here(prepare: Callable[..., Callable[[], object]], *arguments: Any) -> int:
