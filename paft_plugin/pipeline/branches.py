@@ -185,7 +185,7 @@ def preference_name(branch: Branch) -> str:
         return "preference"
     if branch.strategy not in STRATEGIES:
         raise PaftError(
-            f"preference: {branch.where} has rl: {branch.content.get('rl')}, which is no preference training. "
+            f"{branch.where} has rl: {branch.content.get('rl')}, which is no preference training. "
             f"Set rl to one of {', '.join(STRATEGIES)}."
         )
     return branch.strategy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -128,9 +128,9 @@ def resolve(config: PaftConfig, file: Path, base: Path, arms: Sequence[str] = ()
     try:
         branch = read_branch(preference, config.preference, folder)
         preference = preference_name(branch)
-        branches[preference] = read_branch(preference, config.preference, folder)
+        branches[preference] = replace(branch, name=preference)
     except PaftError as error:
-        problems += error.problems
+        problems += [f"preference: {problem}" for problem in error.problems]
     for name, spec in config.compare.items():
         if name in (BASE, SPARSE, SEQUENTIAL, preference) or name.startswith((f"{PAFT}-", f"{PARALLEL}-")):
             problems.append(f"compare.{name}: an arm of the run is called so. Name it otherwise.")

@@ -10,32 +10,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from paft_plugin.errors import PaftError
+from paft_plugin.schema import read_yaml
 
 DEFAULT_SEED = 42  # what axolotl takes when a config names none (`set_default_seed` in its schema)
+HINT = "Give an axolotl config."
 _LARGEST = 2**32 - 1  # numpy's limit
-
-
-def read_config(config: Path) -> dict[str, Any]:
-    """The keys of an axolotl config; raises `PaftError` when there are none to be read."""
-    try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PaftError(f"Cannot read the config {config}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PaftError(f"The config {config} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise PaftError(f"The config {config} holds no keys.")
-    return content
 
 
 def config_seed(config: Path) -> int:
     """The seed that axolotl will take for `config`; raises `PaftError` when it cannot be read or is no seed."""
-    seed = read_config(config).get("seed")
+    seed = read_yaml(config, HINT).get("seed")
     if seed is None:
         return DEFAULT_SEED
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= _LARGEST:
@@ -66,7 +52,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _drop_torn(config: Path) -> None:
-    content = read_config(config)
+    content = read_yaml(config, HINT)
     if content.get("auto_resume_from_checkpoints") and content.get("output_dir"):
         from paft_plugin.pipeline.checkpoints import drop_torn
 

@@ -34,7 +34,7 @@ def test_what_is_no_seed_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_missing_config_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     ended = subprocess.run([*WRAPPED, str(tmp_path / "gone.yml")], capture_output=True, text=True)
     assert ended.returncode == 2
-    assert ended.stderr == f"Error: Cannot read the config {tmp_path / 'gone.yml'}: No such file or directory.\n"
+    assert ended.stderr == f"Error: {tmp_path / 'gone.yml'}: no such file. Give an axolotl config.\n"
 
 
 @pytest.mark.slow
