@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from paft_plugin.target import missed_target, too_few_steps
+
 if TYPE_CHECKING:
     from paft_plugin.penalty.injector import PenaltyInjector
+
+logger = logging.getLogger(__name__)
 
 STATE_KEY = "paft"
 
@@ -26,6 +31,7 @@ class PenaltyCallback(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._injector.begin(state.stateful_callbacks.get(STATE_KEY))
         self._write(args, state)
+        self._warn(state, too_few_steps(self._injector.record.content(), state.max_steps))
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -43,6 +49,11 @@ class PenaltyCallback(TrainerCallback):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._injector.end()
         self._write(args, state)
+        self._warn(state, missed_target(self._injector.record.content()))
+
+    def _warn(self, state: TrainerState, what: str | None) -> None:
+        if what and state.is_world_process_zero:
+            logger.warning(what)
 
     def _write(self, args: TrainingArguments, state: TrainerState) -> None:
         if state.is_world_process_zero:

@@ -53,24 +53,25 @@ class Record:
         self.history = list(state["history"])
         self.resumed_at_step = step
 
-    def write(self, output_dir: Path) -> None:
-        """Write `paft.json` atomically; `finished` is true only once the final delta has been measured."""
+    def content(self) -> dict[str, Any]:
+        """What `paft.json` holds; `finished` is true only once the final delta has been measured."""
         measured = _for_json(self.final) if self.final else {"l1_norm": None, "sparsity": None}
-        write_json(
-            output_dir / PROOF_FILE,
-            {
-                "schema": SCHEMA,
-                "finished": self.final is not None,
-                **self.settings,
-                "steps_penalised": self.steps_penalised,
-                "resumed_at_step": self.resumed_at_step,
-                **measured,
-                "entries": self.entries,
-                "tensors": list(self.tensors),
-                "history": self.history,
-                "versions": {package: version(package) for package in PACKAGES},
-            },
-        )
+        return {
+            "schema": SCHEMA,
+            "finished": self.final is not None,
+            **self.settings,
+            "steps_penalised": self.steps_penalised,
+            "resumed_at_step": self.resumed_at_step,
+            **measured,
+            "entries": self.entries,
+            "tensors": list(self.tensors),
+            "history": self.history,
+            "versions": {package: version(package) for package in PACKAGES},
+        }
+
+    def write(self, output_dir: Path) -> None:
+        """Write `paft.json` atomically."""
+        write_json(output_dir / PROOF_FILE, self.content())
 
 
 def _for_json(measurement: Measurement) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from paft_plugin.report.remarks import Remark, diagnosis_remarks, lint_remarks
 from paft_plugin.report.repeat import how_to_repeat, read_record
 from paft_plugin.report.results import RESULTS, Arm, Results, read_results
 from paft_plugin.report.search_part import search_part
+from paft_plugin.target import missed_target
 from paft_plugin.thresholds import threshold_key
 
 REPORT = Path("report") / "report.html"
@@ -96,7 +97,7 @@ def report_html(run: Path, results: Results) -> str:
         choice=choice,
         rule=RULE,
         tiles=_tiles(choice),
-        facts=_facts(results, choice, diagnosis, lint),
+        facts=[*_facts(results, choice, diagnosis, lint), *missed_targets(run)],
         arms=arm_table(results, choice),
         comparisons=comparison_table(results, choice),
         arm_plots=shown([tax_chart(results, choice)]),
@@ -144,6 +145,12 @@ def _targets(run: Path, curves: Sequence[Curve]) -> dict[str, tuple[str, float]]
         if isinstance(record.get("target_sparsity"), float) and isinstance(record.get("target_threshold"), float):
             targets[curve.branch] = (threshold_key(record["target_threshold"]), record["target_sparsity"])
     return targets
+
+
+def missed_targets(run: Path) -> list[str]:
+    """What to say of each branch that ended far from its `paft_target_sparsity`."""
+    files = sorted(run.glob(f"branches/*/{PROOF_FILE}"))
+    return [f"{file.parent.name}: {missed}" for file in files if (missed := missed_target(read_record(file)))]
 
 
 def _tiles(choice: Choice) -> list[Tile]:

@@ -254,3 +254,13 @@ def test_a_scaled_gradient_gets_a_scaled_penalty(tmp_path: Path) -> None:
         if plain.grad is not None:
             torch.testing.assert_close(scaled.grad, 128 * plain.grad)
     assert injectors[0].measure() == injectors[1].measure()
+
+
+def test_a_short_run_is_told_so_and_a_missed_target_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trained(lora_llama(), tmp_path, PenaltySettings(1e-5, target_sparsity=0.9))
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "4 steps are few" in next(text for text in warned if text.startswith("paft_target_sparsity"))
+    assert any("0.9 was missed" in text for text in warned)
+    caplog.clear()
+    trained(lora_llama(), tmp_path, PenaltySettings(1e-5))
+    assert "paft_target_sparsity" not in caplog.text

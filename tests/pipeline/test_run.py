@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from paft_plugin.cli import paft
 from paft_plugin.errors import PaftError
+from paft_plugin.files import write_json
 from paft_plugin.pipeline.config import ExecutorConfig
 from paft_plugin.pipeline.local import LocalExecutor
-from paft_plugin.pipeline.run import make_executor, open_setup, prepare, variables
+from paft_plugin.pipeline.run import make_executor, open_setup, prepare, show_results, variables
 
 from .runs import edit, write_run
 
@@ -111,3 +114,15 @@ def test_what_stays_the_same_is_not_written_again(tmp_path: Path) -> None:
     edit(tmp_path / "sft.yml", learning_rate=1e-3)
     prepare(file)
     assert "learning_rate: 0.001" in config.read_text()
+
+
+def test_a_missed_target_is_said_under_the_table(tmp_path: Path) -> None:
+    prepare(write_run(tmp_path))
+    run_dir = tmp_path / "out"
+    shown = io.StringIO()
+    show_results(run_dir, Console(file=shown, width=100))
+    assert "Warning" not in shown.getvalue()
+    missed = {"target_sparsity": 0.9, "target_threshold": 1e-5, "sparsity": {"1e-05": 0.106}, "finished": True}
+    write_json(run_dir / "branches" / "sft-l1" / "paft.json", {**missed, "history": [{"step": 19, "lambda": 2.9e-3}]})
+    show_results(run_dir, Console(file=shown, width=100))
+    assert "Warning: sft-l1: paft_target_sparsity: 0.9 was missed: 10.6%" in shown.getvalue()

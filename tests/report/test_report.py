@@ -265,3 +265,11 @@ def test_a_damaged_run_file_is_named(make_run: Run, content: object, says: str) 
     (run / "configs" / "run.json").write_text(json.dumps(content))
     with pytest.raises(PaftError, match=rf"run\.json: .*{says}"):
         write_report(run)
+
+
+@pytest.mark.parametrize(("ended", "missed"), [(0.5, True), (0.9, False)])
+def test_a_missed_target_is_said_at_first_sight(make_run: Run, ended: float, missed: bool) -> None:
+    run = make_run()
+    file = run / "branches" / "sft-l1" / "paft.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "sparsity": {"1e-05": ended}}))
+    assert ("sft-l1: paft_target_sparsity: 0.9 was missed: 50.0%" in check_shape(write_report(run)).text) == missed

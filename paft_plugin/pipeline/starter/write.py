@@ -13,10 +13,12 @@ from paft_plugin.pipeline.branches import PLUGIN
 from paft_plugin.pipeline.starter.model import BaseModel, look_at, sequence_length
 from paft_plugin.pipeline.starter.render import Line, Section, entry, render
 from paft_plugin.pipeline.starter.rows import Reading, read_preference, read_sft
+from paft_plugin.target import ENOUGH_STEPS
 
 Adapter = Literal["lora", "qlora", "full"]
 Strategy = Literal["dpo", "orpo", "simpo"]
 ENOUGH_TO_HOLD_OUT = 1000
+MICRO = 2
 
 # (adapter, large) → learning rate: common starting points, not measured optima.
 SFT_RATES = {("adapter", False): 2e-4, ("adapter", True): 1e-4, ("full", False): 2e-5, ("full", True): 1e-5}
@@ -128,14 +130,18 @@ def _sft(wish: Wish, base: BaseModel, data: Reading, gpu: bool) -> str:
             [_base(base), *_template(base, data.alpaca)],
             [
                 Line("plugins", [PLUGIN]),
-                Line("paft_target_sparsity", 0.9, "λ finds itself: the share of |δ| ≤ 1e-5 that the paper reports"),
+                Line(
+                    "paft_target_sparsity",
+                    0.9,
+                    "λ finds itself; the paper reports 90 %, and |δ| ≤ 1e-5 is our measure",
+                ),
             ],
             [entry(data.entry, data.why), *_held_out(data)],
             _adapter(wish),
             [
                 Line("sequence_len", length, why),
                 Line("excess_length_strategy", "truncate", "what fits still teaches; the default drops the whole row"),
-                *_batch(),
+                *_batch(data.count),
             ],
             _optimizer(gpu, rate, "the penalty is to be the only thing that shrinks the delta"),
             _machine(gpu),
@@ -157,7 +163,7 @@ def _preference(wish: Wish, base: BaseModel, sft: Reading, data: Reading, gpu: b
             [
                 Line("sequence_len", length, why),
                 Line("excess_length_strategy", "drop", "a truncated answer would teach not to end"),
-                *_batch(),
+                *_batch(data.count),
             ],
             _optimizer(gpu, rate, "as in the SFT branch"),
             _machine(gpu),
@@ -226,15 +232,30 @@ def _adapter(wish: Wish) -> Section:
     ]
 
 
-def _batch() -> Section:
+def _batch(rows: int | None) -> Section:
+    accumulated, epochs = _effort(rows)
+    together = MICRO * accumulated
+    steps = "" if rows is None else f": {rows} rows make {-(-rows // together) * epochs} steps"
+    why = f"fewer than {ENOUGH_STEPS} steps would be few for λ to find itself, and for any training"
     return [
         Line(
             "sample_packing", False, "true packs short rows for speed, in SFT alone: axolotl refuses it for preferences"
         ),
-        Line("micro_batch_size", 2, "lower it, and raise the next one, if memory does not suffice"),
-        Line("gradient_accumulation_steps", 8, "16 rows a step"),
-        Line("num_epochs", 1),
+        Line("micro_batch_size", MICRO, "lower it, and raise the next one, if memory does not suffice"),
+        Line("gradient_accumulation_steps", accumulated, f"{together} rows a step{steps}"),
+        Line("num_epochs", epochs, *([why] if epochs > 1 else [])),
     ]
+
+
+def _effort(rows: int | None) -> tuple[int, int]:
+    """Micro-batches a step and epochs: the usual 16 rows a step and one epoch; of few rows, fewer a step, then more epochs."""
+    usual = 8
+    if rows is None:
+        return usual, 1
+    accumulated = usual
+    while accumulated > 1 and rows < ENOUGH_STEPS * MICRO * accumulated:
+        accumulated //= 2
+    return accumulated, -(-ENOUGH_STEPS // -(-rows // (MICRO * accumulated)))
 
 
 def _optimizer(gpu: bool, rate: float, decay: str) -> Section:

@@ -19,6 +19,9 @@ from paft_plugin.pipeline.config import read_config
 from paft_plugin.pipeline.preflight import preflight
 from paft_plugin.pipeline.setup import Setup, resolve
 from paft_plugin.pipeline.starter import Wish, write_starter
+from paft_plugin.pipeline.starter.render import Line
+from paft_plugin.pipeline.starter.write import MICRO, _batch
+from paft_plugin.target import ENOUGH_STEPS
 
 from .test_data import ALPACA, CHAT, PAIR, SHAREGPT, WHOLE
 
@@ -99,6 +102,20 @@ def test_a_base_without_template_and_padding(demo: Path, tmp_path: Path) -> None
         content = yaml.safe_load((tmp_path / f"{name}.yml").read_text(encoding="utf-8"))
         assert content["chat_template"] == "alpaca"
         assert content["special_tokens"] == {"pad_token": "<pad>"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "accumulated", "epochs"),
+    [(None, 8, 1), (5000, 8, 1), (960, 8, 1), (959, 4, 1), (300, 2, 1), (121, 1, 1), (100, 1, 2), (1, 1, 60)],
+)
+def test_few_rows_still_make_enough_steps(rows: int | None, accumulated: int, epochs: int) -> None:
+    section = _batch(rows)
+    lines = {line.key: line for line in section if isinstance(line, Line)}
+    assert (lines["gradient_accumulation_steps"].value, lines["num_epochs"].value) == (accumulated, epochs)
+    if rows:
+        steps = -(-rows // (MICRO * accumulated)) * epochs
+        assert steps >= ENOUGH_STEPS
+        assert f"{rows} rows make {steps} steps" in lines["gradient_accumulation_steps"].why
 
 
 def test_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
