@@ -177,6 +177,14 @@ def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def step_axis(axes: Axes) -> None:
+    """Count optimizer steps on the x axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    axes.set_xlabel("optimizer step")
+
+
 def as_png(plot: Plot) -> bytes:
     """The plot on white paper, 160 dots an inch."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -19,6 +19,7 @@ from paft_plugin.drawing import (
     log_axis,
     new_figure,
     plain_number,
+    step_axis,
     style_of,
     styles_of,
 )  # fmt: skip
@@ -164,7 +165,7 @@ def strength_chart(curves: Sequence[Curve], targets: Mapping[str, tuple[str, flo
     above.set_ylabel("λ")
     below.set_ylabel("sparsity")
     below.set_ylim(-0.02, 1.02)
-    below.set_xlabel("optimizer step")
+    step_axis(below)
     below.legend(loc="best")
     return Plot(
         name, title, " ".join(said), "Two line charts over the optimizer steps: λ above, sparsity below.", figure
@@ -172,9 +173,10 @@ def strength_chart(curves: Sequence[Curve], targets: Mapping[str, tuple[str, flo
 
 
 def _strength_axis(axes: Axes, strengths: Sequence[float]) -> None:
-    """Logarithmic where λ moved over more than a decade and never was 0."""
+    """Logarithmic where λ moved over more than a decade, once it was there: a controller waits with it for a step or two."""
     known = [strength for strength in strengths if math.isfinite(strength)]
-    if min(known) > 0 and max(known) > 10 * min(known):
+    there = [strength for strength in known if strength > 0]
+    if there and max(there) > 10 * min(there):
         log_axis(axes, "y")
     else:
         axes.set_ylim(0, 1.5 * max(known) or 1.0)
@@ -225,7 +227,7 @@ def loss_chart(curves: Sequence[Curve]) -> Plot | Missing:
                 linewidth=1.1,
                 label=f"{curve.branch}: with λ‖δ‖₁",
             )
-    axes.set_xlabel("optimizer step")
+    step_axis(axes)
     axes.set_ylabel("loss (nats)")
     axes.legend(loc="best")
     return Plot(name, title, _loss_said(trained), "Line chart of the training loss over the optimizer steps.", figure)

@@ -213,6 +213,15 @@ def test_what_is_missing_is_said_in_one_sentence(inspection: Inspection, results
         assert drawn.why.endswith(".")
 
 
+def test_a_controller_that_waits_is_drawn_in_decades_and_steps_are_whole(tmp_path: Path) -> None:
+    curve = read_curve(write_run(tmp_path), "sft-l1")
+    assert curve is not None
+    short = replace(curve, steps=(1, 2, 3, 4), lambda_=(0.0, 1e-5, 1e-4, 1e-3))
+    above, below = plot(strength_chart([short], {})).figure.axes
+    assert above.get_yscale() == "log"
+    assert all(tick == int(tick) for tick in below.get_xticks())
+
+
 def test_one_branch_alone_and_a_constant_strength_are_drawn(tmp_path: Path) -> None:
     write_branch(tmp_path, "sft")
     curve = read_curve(tmp_path, "sft")
