@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from paft_plugin.errors import raise_if_any
-from paft_plugin.pipeline.base import base_folder
 from paft_plugin.pipeline.config import ExecutorConfig, read_config
 from paft_plugin.pipeline.devices import choose_devices, find_devices
 from paft_plugin.pipeline.events import EventLog
@@ -29,7 +28,7 @@ from paft_plugin.pipeline.preflight import preflight
 from paft_plugin.pipeline.preflight.disk import needed_bytes
 from paft_plugin.pipeline.progress import Progress
 from paft_plugin.pipeline.scheduler import run_stages
-from paft_plugin.pipeline.setup import Setup, resolve
+from paft_plugin.pipeline.setup import Setup, locate
 from paft_plugin.pipeline.stages import Stage, in_order
 
 
@@ -106,8 +105,7 @@ def show_plan(file: Path, console: Console, *, arms: Sequence[str] = (), sequent
 
 def open_setup(file: Path, arms: Sequence[str] = (), sequential: bool = False, *, download: bool = False) -> Setup:
     """Read a `paft.yml` and everything that it names; a base on the hub is downloaded if that is allowed."""
-    config = read_config(file)
-    return resolve(config, file, base_folder(config, download), arms, sequential)
+    return locate(read_config(file), file, arms, sequential, download=download)
 
 
 def check(setup: Setup, stages: Sequence[Stage], files: dict[Path, str], console: Console) -> None:

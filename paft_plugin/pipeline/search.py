@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from paft_plugin.errors import PaftError, raise_if_any
-from paft_plugin.pipeline.base import base_folder
 from paft_plugin.pipeline.config import read_config
-from paft_plugin.pipeline.setup import SPARSE, resolve
+from paft_plugin.pipeline.setup import SPARSE, locate
 from paft_plugin.search.config import SearchRequest
 
 
@@ -20,7 +19,7 @@ def search_request(file: Path) -> SearchRequest:
     config = read_config(file)
     if config.search is None:
         raise PaftError(f"{file}: search: missing. It says what to search, and on which tasks: see the README.")
-    setup = resolve(config, file, base_folder(config, download=False))
+    setup = locate(config, file)
     folders = {name: setup.branch_folder(name) for name in (SPARSE, setup.preference)}
     raise_if_any(
         [

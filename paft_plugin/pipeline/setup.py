@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from paft_plugin.errors import PaftError, raise_if_any
+from paft_plugin.pipeline.base import base_folder
 from paft_plugin.pipeline.branches import Branch, preference_name, read_branch, without_penalty
 from paft_plugin.pipeline.config import PaftConfig
 from paft_plugin.pipeline.devices import find_devices
@@ -100,6 +101,37 @@ class Setup:
         if arm == SEQUENTIAL and not self.branches[self.preference].is_adapter:
             return self.run_dir / "branches" / arm
         return self.run_dir / "models" / arm
+
+
+def locate(
+    config: PaftConfig, file: Path, arms: Sequence[str] = (), sequential: bool = False, *, download: bool = False
+) -> Setup:
+    """`resolve`, with the base where it lies; what is wrong beside it is said before a long download.
+
+    Args:
+        config: From `read_config`.
+        file: The `paft.yml`.
+        arms: Instead of the file's own; may hold patterns such as `paft-*`.
+        sequential: The sequential baseline is wanted, too.
+        download: Whether a hub base that is not in the local cache may be fetched.
+
+    Raises:
+        PaftError: All that is wrong.
+    """
+    problems: list[str] = []
+    setup, base = None, Path(config.base)
+    try:
+        setup = resolve(config, file, base, arms, sequential)
+    except PaftError as error:
+        problems += error.problems
+    if not (problems and config.base_is_remote):
+        try:
+            base = base_folder(config, download)
+        except PaftError as error:
+            problems += error.problems
+    raise_if_any(problems)
+    assert setup is not None
+    return replace(setup, base=base)
 
 
 def resolve(config: PaftConfig, file: Path, base: Path, arms: Sequence[str] = (), sequential: bool = False) -> Setup:

@@ -17,6 +17,7 @@ from paft_plugin.pipeline.config import ExecutorConfig
 from paft_plugin.pipeline.local import LocalExecutor
 from paft_plugin.pipeline.run import make_executor, open_setup, prepare, show_results, variables
 
+from .hub import FakeHub, hub  # noqa: F401
 from .runs import edit, write_run
 
 
@@ -61,6 +62,15 @@ def test_bad_input_is_exit_code_2_and_all_of_it(tmp_path: Path) -> None:
     assert "arm paft-tise: there is none. Did you mean paft-ties?" in call(
         "run", str(file), "--arms", "paft-tise", code=2
     )
+
+
+def test_a_mistake_beside_a_remote_base_is_said_before_it_is_downloaded(tmp_path: Path, hub: FakeHub) -> None:  # noqa: F811
+    file = write_run(tmp_path, base="org/model", preference="gone.yml")
+    shown = call("run", str(file), code=2)
+    assert "gone.yml: no such file" in shown
+    assert hub.asked == []
+    write_run(tmp_path, base="org/model")
+    assert "no model org/model on the hub" in call("run", str(file), code=2)
 
 
 def test_what_preflight_finds_stops_the_run_before_it_writes(tmp_path: Path) -> None:
