@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -38,6 +39,7 @@ class Attempt:
             start_new_session=True,
         )
         self.seen: list[str] = []
+        self.stages_killed = 0
         self._lines: Queue[str | None] = Queue()
         Thread(target=self._read, daemon=True).start()
 
@@ -67,7 +69,7 @@ class Attempt:
         self.process.wait(LIMIT)
 
     def kill_a_stage(self) -> None:
-        """As the kernel does when memory is short: the process of one stage, whose run then fails."""
+        """As the kernel does when memory is short: the process of one stage, which then fails; what does not need it goes on."""
         try:
             guards = [
                 child
@@ -76,12 +78,9 @@ class Attempt:
             ]
             [command, *_] = [command for guard in guards for command in guard.children()[:1]]
             command.kill()
+            self.stages_killed += 1
         except (ValueError, psutil.NoSuchProcess):  # between two stages, or the stage ended while it was looked for
-            return self.kill()
-        for _ in self.lines():
-            pass
-        self.process.wait(LIMIT)
-        return None
+            self.kill()
 
 
 def outcome(run_dir: Path) -> dict[str, str]:
@@ -110,29 +109,26 @@ def run_with_kills(file: Path) -> list[str]:
     left: dict[str, int] = {}
     while True:
         attempt = Attempt(file)
-        killed = False
         for line in attempt.lines():
             word, _, what = line.partition(" ")
             what = what.split(" (")[0].strip()
-            if word == "done" and what not in ends:
+            if word == "done" and what not in ends and attempt.process.poll() is None:
                 ends.add(what)
                 attempt.kill()
                 kills.append(f"at the end of {what}")
-                killed = True
-                break
-            if word == "start" and left.setdefault(what, 4 if what.startswith("train") else 1):
+            elif word == "start" and left.setdefault(what, 4 if what.startswith("train") else 1):
                 left[what] -= 1
                 time.sleep(rng.uniform(0, 12 if what.startswith("train") else 6))
+                hit = rng.choice([attempt.kill, attempt.kill_a_stage])
                 if attempt.process.poll() is None:
-                    hit = rng.choice([attempt.kill, attempt.kill_a_stage])
                     hit()
                     kills.append(f"{hit.__name__} in {what}")
-                    killed = True
-                    break
-        if not killed:
-            attempt.process.wait(LIMIT)
-            assert attempt.process.returncode == 0, "\n".join(attempt.seen)
+            if attempt.process.poll() is not None:  # at once the next one, which meets what this one left behind
+                break
+        code = attempt.process.wait(LIMIT)
+        if code == 0:
             return kills
+        assert code == -signal.SIGKILL or (code == 2 and attempt.stages_killed), "\n".join(attempt.seen)
 
 
 def processes_of(folder: Path) -> list[str]:
