@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import click
@@ -22,45 +22,45 @@ T = TypeVar("T")
 Size = TypeVar("Size")
 
 
-@dataclass(frozen=True)
-class Benchmark(Generic[Size]):
-    """What is measured, and of what."""
+def benchmark_command(
+    text: str,
+    measure: Callable[[Size, int, Path], list[Row]],
+    *,
+    full: Size,
+    quick: Size,
+    packages: Sequence[str],
+    repeats: int,
+) -> click.Command:
+    """The command line of a benchmark.
 
-    measure: Callable[[Size, int, Path], list[Row]]
-    """Takes a size, the number of repeats, and a folder for the models."""
-    full: Size
-    """A dataclass."""
-    quick: Size
-    packages: Sequence[str]
-    """Whose versions matter."""
-    repeats: int
+    Args:
+        text: Its help.
+        measure: Takes a size, the number of repeats, and a folder for the models.
+        full: The size that is measured, a dataclass.
+        quick: That of `--quick`.
+        packages: Whose versions matter.
+        repeats: How often, unless it is said.
+    """
+    sizes: dict[bool, Any] = {False: full, True: quick}
 
-    def command(self, text: str) -> click.Command:
-        """Its command line, with `text` as its help."""
+    @click.command(help=text)
+    @click.option("--quick", is_flag=True, help="A small model: shows that the benchmark runs, and no more.")
+    @click.option("--repeats", type=click.IntRange(min=1), default=repeats, show_default=True, help="Of each kind.")
+    @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write.")
+    @click.option("--work", type=click.Path(path_type=Path), help="Where the models go. [a temporary folder]")
+    def command(quick: bool, repeats: int, output: Path | None, work: Path | None) -> None:
+        size = sizes[quick]
+        with TemporaryDirectory(dir=work, prefix="paft-benchmark-") as folder:
+            rows = measure(size, repeats, Path(folder))
+        Console().print(as_table(rows))
+        for row in rows:
+            click.echo(f"{row.name}: {row.note}")
+        if output:
+            threads = os.environ.get("OMP_NUM_THREADS")
+            conditions = {"quick": quick, "size": asdict(size), "OMP_NUM_THREADS": threads}
+            write_json(output, as_json(rows, packages, conditions))
 
-        @click.command(help=text)
-        @click.option("--quick", is_flag=True, help="A small model: shows that the benchmark runs, and no more.")
-        @click.option(
-            "--repeats", type=click.IntRange(min=1), default=self.repeats, show_default=True, help="Of each kind."
-        )
-        @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write.")
-        @click.option("--work", type=click.Path(path_type=Path), help="Where the models go. [a temporary folder]")
-        def main(quick: bool, repeats: int, output: Path | None, work: Path | None) -> None:
-            size: Any = self.quick if quick else self.full
-            with TemporaryDirectory(dir=work, prefix="paft-benchmark-") as folder:
-                rows = self.measure(size, repeats, Path(folder))
-            Console().print(as_table(rows))
-            for row in rows:
-                click.echo(f"{row.name}: {row.note}")
-            if output:
-                conditions = {
-                    "quick": quick,
-                    "size": asdict(size),
-                    "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
-                }
-                write_json(output, as_json(rows, self.packages, conditions))
-
-        return main
+    return command
 
 
 def apart(function: Callable[..., T], *arguments: Any, environment: Mapping[str, str] | None = None) -> T:

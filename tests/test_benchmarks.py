@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from paft_plugin.benchmarks import Benchmark
 from paft_plugin.fusion import benchmark as fusion
 from paft_plugin.inspection import benchmark as inspection
 
@@ -24,10 +23,8 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def rows(module: Any, tmp_path: Path) -> dict[str, dict[str, Any]]:
     """What `--quick` wrote, by the rows' names."""
     output = tmp_path / "benchmark.json"
-    command = Benchmark(module.measure, module.FULL, module.QUICK, module.PACKAGES, repeats=1).command(module.TEXT)
-    ended = CliRunner().invoke(
-        command, ["--quick", "--output", str(output), "--work", str(tmp_path)], catch_exceptions=False
-    )
+    arguments = ["--quick", "--repeats", "1", "--output", str(output), "--work", str(tmp_path)]
+    ended = CliRunner().invoke(module.command, arguments, catch_exceptions=False)
     assert ended.exit_code == 0
     written = json.loads(output.read_text())
     assert written["quick"] is True

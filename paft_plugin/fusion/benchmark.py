@@ -16,18 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import TypeVar
 
 import click
 
-from paft_plugin.benchmarks import Benchmark, apart
+from paft_plugin.benchmarks import apart, benchmark_command
 from paft_plugin.figures import Figure, Row, figure
-
-T = TypeVar("T")
 
 PACKAGES = ("paft-plugin", "mergekit", "torch", "transformers", "peft")
 METHODS = ("ties", "dare_ties")
-TEXT = "Measure what a merge of two adapters costs, beside plain mergekit-yaml."
 SEED = 0
 BAR = 0.2
 
@@ -190,5 +186,14 @@ def _timed(command: list[str]) -> tuple[float, float, float]:
     return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / kilo
 
 
+command = benchmark_command(
+    "Measure what a merge of two adapters costs, beside plain mergekit-yaml.",
+    measure,
+    full=FULL,
+    quick=QUICK,
+    packages=PACKAGES,
+    repeats=1,
+)
+
 if __name__ == "__main__":
-    Benchmark(measure, FULL, QUICK, PACKAGES, repeats=1).command(TEXT)()
+    command()

@@ -21,17 +21,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from paft_plugin.benchmarks import Benchmark, apart
+from paft_plugin.benchmarks import apart, benchmark_command
 from paft_plugin.figures import Figure, Row, figure
 
-T = TypeVar("T")
-
 PACKAGES = ("paft-plugin", "torch", "numba", "safetensors")
-TEXT = "Measure what an inspection costs, beside merely reading the same files."
 SEED = 0
 RANK = 16
 EIGHT_B = 8.03e9
@@ -302,5 +299,14 @@ def make_models(size: Size, folder: Path) -> None:
         (folder / adapter / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
+command = benchmark_command(
+    "Measure what an inspection costs, beside merely reading the same files.",
+    measure,
+    full=FULL,
+    quick=QUICK,
+    packages=PACKAGES,
+    repeats=3,
+)
+
 if __name__ == "__main__":
-    Benchmark(measure, FULL, QUICK, PACKAGES, repeats=3).command(TEXT)()
+    command()
