@@ -12,13 +12,15 @@ ENOUGH_STEPS = 60
 """Optimizer steps with which the demo's SFT branch came from far to .9 ± .013; with 40 it ended at .74 (penalty/LOG.md)."""
 TOLERANCE = 0.5
 """Log-odds: .85 to .94 around .9. What steering leaves is .14 at most (penalty/LOG.md); farther off, something went wrong."""
+CERTAIN = 1e-6
+"""Shares closer than this to 0 and 1 are as good as these."""
 
 
 def too_few_steps(record: Mapping[str, Any], steps: int) -> str | None:
     """What to say of a training of so many optimizer steps before it begins; None if they suffice, or it has no target.
 
     Args:
-        record: The content of `paft.json`.
+        record: The content of `paft.json`, or what of it is settings.
         steps: All of the run.
     """
     if record.get("target_sparsity") is None or steps >= ENOUGH_STEPS:
@@ -39,7 +41,7 @@ def missed_target(record: Mapping[str, Any]) -> str | None:
     if target is None or threshold is None or not record.get("finished") or not history:
         return None
     ended = (record.get("sparsity") or {}).get(threshold_key(threshold))
-    if ended is None or abs(_log_odds(ended) - _log_odds(target)) <= TOLERANCE:
+    if ended is None or abs(log_odds(ended, CERTAIN) - log_odds(target, CERTAIN)) <= TOLERANCE:
         return None
     step, strength = history[-1]["step"], history[-1]["lambda"]
     longer = (
@@ -52,6 +54,7 @@ def missed_target(record: Mapping[str, Any]) -> str | None:
     )
 
 
-def _log_odds(share: float) -> float:
-    share = min(max(share, 1e-6), 1 - 1e-6)
+def log_odds(share: float, certain: float) -> float:
+    """ln(p / (1 − p)) of a share p in [0, 1], which counts as no closer to 0 and 1 than `certain`."""
+    share = max(certain, min(1 - certain, share))
     return math.log(share / (1 - share))

@@ -31,7 +31,7 @@ class PenaltyCallback(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._injector.begin(state.stateful_callbacks.get(STATE_KEY))
         self._write(args, state)
-        self._warn(state, too_few_steps(self._injector.record.content(), state.max_steps))
+        self._warn(state, too_few_steps(self._injector.record.settings, state.max_steps))
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

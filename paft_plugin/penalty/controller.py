@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 from paft_plugin.penalty.strength import Progress
+from paft_plugin.target import log_odds
 
 PROPORTIONAL = 0.1  # decades of λ per unit of log-odds
 INTEGRAL = 10.0  # decades of λ per unit of log-odds and run
@@ -29,7 +30,7 @@ class TargetSparsity:
     def __init__(self, start: float, target: float) -> None:
         """Start at λ = `start` > 0; steer to `target`, a share in (0, 1)."""
         self._log_strength = math.log10(start)
-        self._target = _log_odds(target)
+        self._target = log_odds(target, CERTAIN)
         self._last_error: float | None = None
         self._log_balance: float | None = None
 
@@ -53,7 +54,7 @@ class TargetSparsity:
         """Learn the sparsity that the run would end at with λ as it is."""
         if progress.done < FIRST_LOOK:
             return
-        error = self._target - _log_odds(forecast)
+        error = self._target - log_odds(forecast, CERTAIN)
         error = max(-LARGEST_ERROR, min(LARGEST_ERROR, error))
         change = 0.0 if self._last_error is None else error - self._last_error
         left = progress.total - progress.done
@@ -74,8 +75,3 @@ class TargetSparsity:
         self._log_strength = state["log_strength"]
         self._last_error = state["last_error"]
         self._log_balance = state["log_balance"]
-
-
-def _log_odds(share: float) -> float:
-    share = max(CERTAIN, min(1 - CERTAIN, share))
-    return math.log(share / (1 - share))
