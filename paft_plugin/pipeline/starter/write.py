@@ -243,16 +243,15 @@ def _batch(rows: int | None) -> Section:
         ),
         Line("micro_batch_size", MICRO, "lower it, and raise the next one, if memory does not suffice"),
         Line("gradient_accumulation_steps", accumulated, f"{together} rows a step{steps}"),
-        Line("num_epochs", epochs, *([why] if epochs > 1 else [])),
+        Line("num_epochs", epochs, why if epochs > 1 else ""),
     ]
 
 
 def _effort(rows: int | None) -> tuple[int, int]:
     """Micro-batches a step and epochs: the usual 16 rows a step and one epoch; of few rows, fewer a step, then more epochs."""
-    usual = 8
+    accumulated = 8
     if rows is None:
-        return usual, 1
-    accumulated = usual
+        return accumulated, 1
     while accumulated > 1 and rows < ENOUGH_STEPS * MICRO * accumulated:
         accumulated //= 2
     return accumulated, -(-ENOUGH_STEPS // -(-rows // (MICRO * accumulated)))
