@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import signal
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
-import psutil
 import pytest
 
 from paft_plugin.errors import PaftError
@@ -21,46 +18,13 @@ from paft_plugin.pipeline.ray_cluster import RayExecutor
 from paft_plugin.pipeline.run import prepare, variables
 from paft_plugin.pipeline.scheduler import run_stages
 from paft_plugin.pipeline.stages import Resources, Stage
-from paft_plugin.pipeline.watch import StageResult
 
+from .ray_nodes import Killer, NodeKiller, TwoNodes, Watching, WorkerKiller
 from .runs import write_run
 from .test_kills import LINUX, POLITE, STUBBORN, family, no_longer
-from .tools import PATIENCE, Driver, alive, contents, python, wait_for
+from .tools import PATIENCE, Driver, contents, python, wait_for
 
 pytestmark = [pytest.mark.slow, LINUX]
-
-STORE = 80 << 20  # bytes of Ray's object store on a node; nothing uses it
-
-
-class TwoNodes:
-    """A cluster of a head and one more node, each with a CPU; the second can be killed, and comes back."""
-
-    def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
-        self.cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False},
-        )
-        self.second: Any = None
-
-    @property
-    def address(self) -> str:
-        return str(self.cluster.address)
-
-    def add_second(self, **settings: Any) -> None:
-        settings = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False, **settings}
-        self.second = self.cluster.add_node(**settings)
-
-    def kill_second(self) -> None:
-        self.cluster.remove_node(self.second, allow_graceful=False)
-        self.second = None
-
-    def is_on(self, pid: int, which: str) -> bool:
-        """Whether a process runs on the `head` or the `second` node."""
-        node = self.cluster.head_node if which == "head" else self.second
-        raylet = node.all_processes["raylet"][0].process.pid
-        return raylet in [parent.pid for parent in psutil.Process(pid).parents()]
 
 
 @pytest.fixture(scope="module")
@@ -90,39 +54,6 @@ def ray_driver(nodes: TwoNodes, tmp_path: Path) -> Iterator[Driver]:
     made.close()
 
 
-class Watching:
-    """Notes what is told, and lets a test step in."""
-
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def __enter__(self) -> Watching:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None: ...
-
-    def planned(self, ordered: Sequence[Stage], reasons: Mapping[str, str]) -> None: ...
-
-    def started(self, stage: Stage, log: Path, where: str) -> None:
-        assert where.startswith("node ")
-        self.told.append(f"started {stage.name}")
-
-    def ended(self, result: StageResult) -> None:
-        self.told.append(f"{result.status} {result.name}")
-
-    def lost(self, stage: Stage, why: str) -> None:
-        self.told.append(f"lost {stage.name}")
-
-    def failed(self, stage: Stage, why: str = "") -> None:
-        self.told.append(f"failed {stage.name}")
-
-    def stopping(self) -> None: ...
-
-    def refresh(self) -> None: ...
-
-
 # Counts to 100 and goes on where an earlier attempt was; half-way it waits for `go`, and SIGTERM means nothing to it.
 HALF = """
 import signal
@@ -147,43 +78,6 @@ def diamond() -> list[Stage]:
         python("b", HALF, needs=("first",), resumes=True),
         python("last", "(out / 'x').write_text(Path('out/a/steps').read_text())", needs=("a", "b")),
     ]
-
-
-class Killer(Watching):
-    """Kills something of the stage that runs on the second node, once both branches are half-way."""
-
-    def __init__(self, nodes: TwoNodes, run_dir: Path) -> None:
-        super().__init__()
-        self.nodes, self.run_dir = nodes, run_dir
-        self.victim, self.pid = "", 0
-
-    def kill(self) -> None:
-        raise NotImplementedError
-
-    def refresh(self) -> None:
-        here = {path.parent.name: int(path.name[4:]) for path in self.run_dir.glob("out/*/pid-*")}
-        if len(here) == 2 and not self.pid:
-            ((self.victim, self.pid),) = [(name, pid) for name, pid in here.items() if self.nodes.is_on(pid, "second")]
-            self.kill()
-
-    def lost(self, stage: Stage, why: str) -> None:
-        super().lost(stage, why)
-        assert stage.name == self.victim
-        assert not alive(self.pid), "the place is told lost only when nothing of the attempt is left"
-        (self.run_dir / "go").touch()
-
-
-class NodeKiller(Killer):
-    def kill(self) -> None:
-        self.nodes.kill_second()
-
-
-class WorkerKiller(Killer):
-    def kill(self) -> None:
-        family = psutil.Process(self.pid).parents()
-        raylet = self.nodes.second.all_processes["raylet"][0].process.pid
-        worker = family[[parent.pid for parent in family].index(raylet) - 1]
-        worker.kill()
 
 
 @pytest.mark.parametrize("killer", [NodeKiller, WorkerKiller])
