@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from paft_plugin.penalty.optimizers import why_not_optimizer, why_not_proximal
+from paft_plugin.penalty.support import why_not_optimizer, why_not_proximal
 
 DEFAULT_SEED = 42  # what axolotl takes when a config names none
 DEFAULT_START = 1e-5  # λ where a controller starts; it soon moves it to where it matters

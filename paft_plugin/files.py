@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and fingerprints of what files hold."""
+"""Files written whole or not at all, JSON files with one model each, and fingerprints of what files hold."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from paft_plugin.errors import PaftError
 
 PROOF_FILE = "paft.json"
-"""Beside a branch that the penalty shaped: what ran (written by `penalty/record.py`, read by whoever builds on the branch)."""
+"""Beside a branch that the penalty shaped: what ran (`deltas/proof.py`)."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -41,6 +45,81 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically; NaN and infinity are refused (`ValueError`)."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        PaftError: The file is missing, or holds no JSON object.
+    """
+    again = "or repeat the run that writes it."
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PaftError(f"{path}: missing. Copy or download it again, {again}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PaftError(f"{path}: no valid JSON ({error}). Download it again, {again}") from None
+    if not isinstance(content, dict):
+        raise PaftError(f"{path}: not a JSON object. Download it again, {again}")
+    return content
+
+
+def read_json_or_nothing(path: Path) -> dict[str, Any]:
+    """A JSON object, or an empty one where there is none that can be read."""
+    try:
+        return read_json(path)
+    except (OSError, ValueError):  # PaftError is a ValueError
+        return {}
+
+
+Stored = TypeVar("Stored", bound="JsonFile")
+
+
+class JsonFile(BaseModel):
+    """A file format of ours: a subclass is its schema, and `write` and `read` are the only ways to it.
+
+    A newer reader takes what older versions wrote (`upgraded`); fields that it does not know are left out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    SCHEMA: ClassVar[int]
+    AGAIN: ClassVar[str] = "Repeat the run that writes it."
+    """What to do about a file that cannot be read."""
+
+    def content(self) -> dict[str, Any]:
+        """What the file holds."""
+        return {"schema": self.SCHEMA, **self.model_dump(mode="json")}
+
+    def write(self, path: Path) -> None:
+        """Write the file, atomically."""
+        write_json(path, self.content())
+
+    @classmethod
+    def read(cls: type[Stored], path: Path) -> Stored:
+        """Read the file.
+
+        Raises:
+            PaftError: It is missing, damaged, or of a version that cannot be read.
+        """
+        content = read_json(path)
+        schema = content.pop("schema", None)
+        content = content if schema == cls.SCHEMA else cls.upgraded(content, schema, path)
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise PaftError(f"{path}: damaged ({where}: {first['msg']}). {cls.AGAIN}") from None
+
+    @classmethod
+    def upgraded(cls, content: dict[str, Any], schema: object, path: Path) -> dict[str, Any]:  # noqa: ARG003
+        """`content` of another schema in today's; subclasses that can read older files override it.
+
+        Raises:
+            PaftError: It cannot be read.
+        """
+        raise PaftError(f"{path}: schema {schema}, and this version reads {cls.SCHEMA}. {cls.AGAIN}")
 
 
 def file_digest(path: Path) -> str:

@@ -53,11 +53,9 @@ def inspect(
     """
     from rich.console import Console
 
-    from paft_plugin.inspection.inspect import inspect_deltas
-    from paft_plugin.inspection.opening import problems_of
+    from paft_plugin.inspection.inspect import DENSITIES, THRESHOLDS, Settings, inspect_deltas, problems_of
     from paft_plugin.inspection.outputs import check_writable, write_outputs
     from paft_plugin.inspection.progress import entries_done
-    from paft_plugin.inspection.settings import DENSITIES, THRESHOLDS, Settings
     from paft_plugin.inspection.table import tables
     from paft_plugin.memory import reuse_freed_memory
 

@@ -32,8 +32,8 @@ def lint(
     """
     width = shutil.get_terminal_size().columns
     if explain is not None:
-        from paft_plugin.fusion.lint.codes import explain as explained
         from paft_plugin.fusion.lint.report import explanation
+        from paft_plugin.fusion.lint.rules import explain as explained
 
         click.echo("\n".join(explanation(explained(explain), width)))
         return

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from paft_plugin.fusion.methods import MEANINGS, METHODS, extra_names
+from paft_plugin.fusion.recipe.methods import MEANINGS, METHODS, extra_names
 
 
 def extra_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -69,9 +69,9 @@ def recipe(**options: Any) -> None:
     """Write a mergekit recipe that fuses two branches of one base model; its header holds the command that runs it."""
     import shlex
 
-    from paft_plugin.fusion.materialize import materialized
-    from paft_plugin.fusion.recipe import merge_command, write_recipe
-    from paft_plugin.fusion.request import RecipeRequest
+    from paft_plugin.fusion.recipe.materialize import materialized
+    from paft_plugin.fusion.recipe.settings import RecipeRequest
+    from paft_plugin.fusion.recipe.write import merge_command, write_recipe
 
     given = {name: options.pop(name) for name in extra_names()}
     extras = {name: value for name, value in given.items() if value is not None}

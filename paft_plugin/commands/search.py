@@ -18,7 +18,7 @@ def search(config: Path, trials: int | None, timeout: float | None) -> None:
     """
     from rich.console import Console
 
-    from paft_plugin.pipeline.search import search_request
+    from paft_plugin.pipeline.arms import search_request
     from paft_plugin.search.run import require_extra, run_search
 
     require_extra()

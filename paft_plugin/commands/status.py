@@ -25,8 +25,8 @@ def status(run_dir: Path, follow: bool, json_file: Path | None) -> None:
     from rich.console import Console
 
     from paft_plugin.files import write_json
-    from paft_plugin.pipeline.status import StatusReader, as_json
-    from paft_plugin.pipeline.status_view import show, show_until_ended
+    from paft_plugin.runner.watch.status import StatusReader, as_json
+    from paft_plugin.runner.watch.view import show, show_until_ended
 
     reader, console = StatusReader(run_dir), Console()
     found = show_until_ended(reader, console) if follow else show(reader.read(), console)

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from paft_plugin.deltas.belongs import check_belongs, check_finite, examine
     from paft_plugin.deltas.delta import Delta, open_delta
-    from paft_plugin.deltas.findings import Findings
     from paft_plugin.deltas.proof import why_unproven
 
-__all__ = ["Delta", "Findings", "check_belongs", "check_finite", "examine", "open_delta", "why_unproven"]
+__all__ = ["Delta", "check_belongs", "check_finite", "examine", "open_delta", "why_unproven"]
 
 _PLACES = {
     "belongs": ("check_belongs", "check_finite", "examine"),
     "delta": ("Delta", "open_delta"),
-    "findings": ("Findings",),
     "proof": ("why_unproven",),
 }
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from paft_plugin.errors import PaftError, raise_if_any, some
-from paft_plugin.files import fingerprint
+from paft_plugin.files import fingerprint, read_json
 
 MODEL_FILE = "model.safetensors"
 MODEL_INDEX = "model.safetensors.index.json"
@@ -212,25 +212,6 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file() or (
         (folder / ADAPTER_FILE).is_file() and not (folder / "config.json").is_file()
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        PaftError: The file is missing, or holds no JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PaftError(f"{path}: missing. Copy or download it again, or repeat the run that writes it.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PaftError(
-            f"{path}: no valid JSON ({error}). Download it again, or repeat the run that writes it."
-        ) from None
-    if not isinstance(content, dict):
-        raise PaftError(f"{path}: not a JSON object. Download it again, or repeat the run that writes it.")
-    return content
 
 
 def open_model(folder: Path) -> TensorStore:

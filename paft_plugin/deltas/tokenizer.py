@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paft_plugin.deltas.findings import Findings
-from paft_plugin.deltas.store import read_json
-from paft_plugin.errors import PaftError, some
+from paft_plugin.errors import Findings, PaftError, some
+from paft_plugin.files import read_json
 
 # How text becomes tokens, beside the vocabulary. `truncation` and `padding` are left out: whatever a training run used last.
 RULES = ("normalizer", "pre_tokenizer", "post_processor", "decoder")

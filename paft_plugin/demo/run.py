@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from paft_plugin.demo import configs, data
-from paft_plugin.demo.paft import FULL_DEMO, QUICK_DEMO, TASKS, VALIDATION_TASKS, Demo, paft_yml
+from paft_plugin.demo.configs import FULL_DEMO, QUICK_DEMO, TASKS, VALIDATION_TASKS, Demo, paft_yml
 from paft_plugin.files import write_bytes, write_text
 from paft_plugin.pipeline.run import run_pipeline
 

@@ -1,84 +1,145 @@
-"""A comparison of arms: what each scored, what of it is the skill and the preference, and the alignment tax."""
+"""An arm: one row of a comparison. Resolved once, when a run is planned, and kept in the run's `configs/run.json`.
+
+What an arm is made of stands in its fields; its name is for people.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
-from paft_plugin.evaluation.measures import Measure
-from paft_plugin.evaluation.scores import Score
+from pydantic import BaseModel, ConfigDict, Field
 
-BASE_ARM = "base"
-REFERENCE_ARMS = ("sft", "sft-l1")
-"""Which arm has the whole skill: the first of these that was measured."""
+from paft_plugin.files import JsonFile
+
+RUN_FILE = Path("configs") / "run.json"
+"""Below the folder of a run."""
+Kind = Literal["base", "branch", "sequential", "fused"]
+Role = Literal["sft", "preference"]
 
 
-@dataclass(frozen=True)
-class ArmResult:
-    """What is known of one arm; a measure that isn't there wasn't measured."""
+class Arm(BaseModel):
+    """One row of a comparison."""
 
-    arm: str
-    scores: Mapping[str, float] = field(default_factory=dict)
-    """By the measure's name."""
-    stderr: Mapping[str, float] = field(default_factory=dict)
-    """Standard errors, likewise."""
-    n: Mapping[str, int] = field(default_factory=dict)
-    """Numbers of scored items, likewise."""
-    sparsity: Mapping[str, float] | None = None
-    """Share of the delta's entries with |δ| ≤ threshold, by threshold (`"1e-05"`)."""
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    """What tables and plots call it."""
+    kind: Kind
+    """`base`: θ_pre itself. `branch`: one training on the base. `sequential`: the preference training on top of the SFT model.
+    `fused`: a merge of branches."""
+    role: Role | None = None
+    """What a branch teaches; of other kinds None."""
+    penalised: bool = False
+    """Whether its SFT delta was trained with the penalty."""
+    branches: tuple[str, ...] = ()
+    """The branches that it is made of, by the names of their arms; a branch is made of itself."""
+    recipe: str | None = None
+    """What a fused arm is fused by: a merge method's name, or a recipe's under `fusion.recipes`."""
+    twin: str | None = None
+    """The arm that differs from this penalised one by the penalty alone, whether it is in the run or not."""
     model: str = ""
-    """The arm's folder, relative to the run's."""
+    """Folder of its model or adapter: relative to the run's where it lies in it, else absolute (or the base's hub name)."""
+    stage: str | None = None
+    """The stage that makes it; None for what was there before."""
 
-    @classmethod
-    def from_score(
-        cls, arm: str, score: Score, *, sparsity: Mapping[str, float] | None = None, model: str = ""
-    ) -> ArmResult:
-        """The result of `arm` from its entry in `scores.json`."""
-        return cls(arm, score["scores"], score["stderr"], score["n"], sparsity, model)
+    @property
+    def is_aligned(self) -> bool:
+        """Whether it combines the SFT skill with the preference, so that an alignment tax can be asked for."""
+        return self.kind in ("sequential", "fused")
+
+    @property
+    def is_sft(self) -> bool:
+        """Whether it is an SFT branch by itself."""
+        return self.kind == "branch" and self.role == "sft"
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """All arms of a run, in the order of the table, and what they were measured by."""
+class Step(BaseModel):
+    """One stage, as a person in the run's folder would do it by hand."""
 
-    measures: Sequence[Measure]
-    results: Sequence[ArmResult]
-    branches: frozenset[str] = frozenset()
-    """The arms that are one branch each, so that there is no tax to speak of."""
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    title: str
+    command: tuple[str, ...]
+
+    @property
+    def line(self) -> str:
+        """The command as one types it into a shell."""
+        return shlex.join(self.command)
+
+
+class RunFile(JsonFile):
+    """`configs/run.json`: what a run is made of, as the pipeline tells those who read its folder."""
+
+    SCHEMA: ClassVar[int] = 2
+    AGAIN: ClassVar[str] = "Run `axolotl paft run` again."
+
+    description: str = ""
+    """What the user says of the run, in Markdown; may be empty."""
+    base: str
     skill: str | None = None
     """The measure of what the SFT branch teaches."""
     preference: str | None = None
     """The measure of what the preference branch teaches."""
+    thresholds: tuple[float, ...] = ()
+    arms: tuple[Arm, ...]
+    """In the order of the table."""
+    stages: tuple[Step, ...] = Field(default=())
 
-    @property
-    def thresholds(self) -> list[str]:
-        """Every threshold at which any arm's sparsity was measured, the smallest first."""
-        return sorted({key for result in self.results for key in result.sparsity or {}}, key=float)
+    def arm(self, name: str) -> Arm | None:
+        """The arm of that name, if the run has it."""
+        return find_arm(self.arms, name)
 
-    def alignment_tax(self) -> dict[str, float]:
-        """`alignment_tax` of these arms; empty if no measure stands for the skill."""
-        skill = next((measure for measure in self.measures if measure.name == self.skill), None)
-        return {} if skill is None else alignment_tax(self.results, skill, self.branches)
+    @classmethod
+    def upgraded(cls, content: dict[str, Any], schema: object, path: Path) -> dict[str, Any]:
+        if schema != 1:
+            return super().upgraded(content, schema, path)
+        branches, fused = content.get("branches") or [], content.get("fused") or {}
+        arms = [
+            _arm_of_schema_1(name, str(model), branches, fused.get(name) or [])
+            for name, model in (content.get("arms") or {}).items()
+        ]
+        return {**content, "arms": arms}
 
 
-def alignment_tax(results: Sequence[ArmResult], skill: Measure, branches: frozenset[str]) -> dict[str, float]:
-    """What each arm loses on the SFT skill by being aligned, in the skill's own unit; below 0 it gained.
+def find_arm(arms: Iterable[Arm], name: str | None) -> Arm | None:
+    """The arm of that name, if it is there."""
+    return next((arm for arm in arms if arm.name == name), None)
 
-    It is relative to the arm `sft`, or `sft-l1` where there is no `sft`. Only arms that combine the skill with the preference
-    have a tax, and only if both skills were measured.
 
-    Args:
-        results: The arms.
-        skill: The measure that stands for the skill.
-        branches: The arms that are one branch each, and so combine nothing.
+def read_run(run_dir: Path) -> RunFile | None:
+    """What the run in `run_dir` is made of; None where there is no run.
+
+    Raises:
+        PaftError: `run.json` is damaged, or of a version that cannot be read.
     """
-    measured = {result.arm: result.scores[skill.name] for result in results if skill.name in result.scores}
-    reference = next((measured[arm] for arm in REFERENCE_ARMS if arm in measured), None)
-    if reference is None:
-        return {}
-    sign = 1 if skill.higher_is_better else -1
-    return {
-        arm: sign * (reference - score)
-        for arm, score in measured.items()
-        if arm != BASE_ARM and arm not in REFERENCE_ARMS and arm not in branches
-    }
+    file = run_dir / RUN_FILE
+    return RunFile.read(file) if file.is_file() else None
+
+
+def _arm_of_schema_1(name: str, model: str, branches: Iterable[str], sources: Iterable[str]) -> Arm:
+    """Until schema 2 the name was all that said what an arm is."""
+    kind, _, recipe = name.partition("-")
+    if name == "base":
+        return Arm(name=name, kind="base", model=model)
+    if name == "sequential":
+        return Arm(name=name, kind="sequential", branches=("sft",), model=model)
+    if name in branches:
+        role: Role = "sft" if name in ("sft", "sft-l1") else "preference"
+        twin = "sft" if name == "sft-l1" else None
+        return Arm(
+            name=name, kind="branch", role=role, penalised=twin is not None, branches=(name,), twin=twin, model=model
+        )
+    twin = f"parallel-{recipe}" if kind == "paft" else None
+    return Arm(
+        name=name,
+        kind="fused",
+        penalised=twin is not None,
+        branches=tuple(sources),
+        recipe=recipe,
+        twin=twin,
+        model=model,
+    )

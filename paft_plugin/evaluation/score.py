@@ -18,8 +18,7 @@ import click
 from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.evaluation.candidates import Candidate, parse_all, problems_of
 from paft_plugin.evaluation.config import EvaluationConfig, read_measures
-from paft_plugin.evaluation.measures import Measure
-from paft_plugin.evaluation.scores import Score, scores_content
+from paft_plugin.evaluation.results import Measure, Score, scores_content
 from paft_plugin.evaluation.tasks import OpenTask, open_measures
 from paft_plugin.files import write_json
 

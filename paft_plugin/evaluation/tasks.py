@@ -13,12 +13,32 @@ from typing import TYPE_CHECKING, Any
 
 from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.evaluation.config import MeasureConfig
-from paft_plugin.evaluation.items import empty_field
-from paft_plugin.evaluation.measures import Measure
+from paft_plugin.evaluation.results import Measure
 
 if TYPE_CHECKING:
     from lm_eval.api.group import ConfigurableGroup
     from lm_eval.api.task import Task
+
+
+NAMING_KEYS = ("doc_to_text", "doc_to_target", "doc_to_choice")
+"""Keys of a task that may name a field of its items, rather than hold a template or a function."""
+
+
+def empty_field(task: Task) -> str | None:
+    """The first item that has nothing in a field which the task asks for by name.
+
+    lm-eval scores such an item, with None for the question or the answer. A template may well mean to do without.
+    """
+    names = [str(task.get_config(key)) for key in NAMING_KEYS]
+    fields = [name for name in dict.fromkeys(names) if name in getattr(task, "features", ())]
+    if not fields:
+        return None
+    for number, item in enumerate(task.eval_docs, start=1):
+        for field in fields:
+            if item[field] is None:
+                return f"item {number} has no {field}"
+    return None
+
 
 SEED = 0
 

@@ -1,3 +1,3 @@
-"""Recipes for mergekit: which methods, with which parameters, from which branches."""
+"""Recipes of two deltas for mergekit, what is wrong with them, and the models or adapters that they come to."""
 
 from __future__ import annotations

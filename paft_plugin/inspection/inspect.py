@@ -8,6 +8,7 @@ more in between.) Memory is that of a few blocks and histograms for each thread,
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -18,22 +19,110 @@ from pathlib import Path
 
 import torch
 
-from paft_plugin.deltas import Delta
+from paft_plugin.deltas import Delta, check_belongs
+from paft_plugin.deltas.belongs import branch_problems
+from paft_plugin.deltas.delta import delta_of
+from paft_plugin.deltas.store import open_model
+from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.inspection import kernels
-from paft_plugin.inspection.ahead import ReadAhead
-from paft_plugin.inspection.groups import Groups
+from paft_plugin.inspection.groups import Groups, place_of
 from paft_plugin.inspection.inspected import Figures, InspectedDelta, InspectedPair, Inspection
-from paft_plugin.inspection.magnitudes import log_histogram
 from paft_plugin.inspection.measures import Interference, Measures, Rank, Subspaces
-from paft_plugin.inspection.opening import diverged, open_deltas
 from paft_plugin.inspection.pairs import PairTally, Trim, find_trim, likely_edges
-from paft_plugin.inspection.places import place_of
 from paft_plugin.inspection.progress import OnEntries
-from paft_plugin.inspection.rank import estimated_rank, rank_from_factors
-from paft_plugin.inspection.settings import Settings
-from paft_plugin.inspection.stream import changes
-from paft_plugin.inspection.subspaces import compare_spaces
-from paft_plugin.inspection.tally import Counting, Tally
+from paft_plugin.inspection.rank import compare_spaces, estimated_rank, rank_from_factors
+from paft_plugin.inspection.stream import ReadAhead, changes
+from paft_plugin.inspection.tally import Counting, Tally, log_histogram
+
+THRESHOLDS = (1e-6, 1e-5, 1e-4, 1e-3)
+"""1e-5 is that of arXiv 2505.11711; our own choice are the others around it."""
+DENSITIES = (0.1, 0.2, 0.5, 1.0)
+"""Our own choice; mergekit's TIES recipes mostly have 0.2 or 0.5."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Checked and in order.
+
+    Raises:
+        PaftError: a threshold that is negative or no number, a density outside of (0, 1]; all at once.
+    """
+
+    thresholds: tuple[float, ...] = THRESHOLDS
+    densities: tuple[float, ...] = DENSITIES
+    pairs: bool = True
+    """Whether to compare every two deltas."""
+
+    def __post_init__(self) -> None:
+        raise_if_any(
+            [
+                f"threshold {each}: not a number ≥ 0. Give one like 1e-5."
+                for each in self.thresholds
+                if not (math.isfinite(each) and each >= 0)
+            ]
+            + [
+                f"density {each}: not a share in (0, 1]. Give one like 0.2."
+                for each in self.densities
+                if not 0 < each <= 1
+            ]
+        )
+        object.__setattr__(self, "thresholds", tuple(sorted(set(map(float, self.thresholds)))))
+        # Before trimming is what every other density is compared with.
+        object.__setattr__(self, "densities", tuple(sorted({*map(float, self.densities), 1.0})))
+
+
+def problems_of(base: Path, branches: Mapping[str, Path]) -> list[str]:
+    """All that keeps branches from being deltas on `base`.
+
+    Reads headers only, unless an adapter names another folder as its base: then both are compared.
+
+    Returns:
+        Problems, each with what, where and what to do.
+    """
+    try:
+        store = open_model(base)
+    except PaftError:
+        return list(dict.fromkeys(each for branch in branches.values() for each in check_belongs(base, branch)))
+    return list(dict.fromkeys(each for branch in branches.values() for each in branch_problems(store, branch)))
+
+
+def open_deltas(base: Path, branches: Mapping[str, Path], names: Collection[str] | None = None) -> dict[str, Delta]:
+    """Name → delta, in the order given; reads headers only, as far as `problems_of` does.
+
+    Raises:
+        PaftError: a folder is missing, or a branch does not belong to the base; with `names`, a delta that has none of them.
+    """
+    raise_if_any(problems_of(base, branches))
+    store = open_model(base)
+    deltas = {name: delta_of(store, branch) for name, branch in branches.items()}
+    raise_if_any(
+        [
+            f"{delta.branch}: its delta has nothing to measure. Check that the branch was trained."
+            for delta in deltas.values()
+            if not any(0 not in store.shape(each) for each in delta.names if names is None or each in names)
+        ]
+    )
+    return deltas
+
+
+def diverged(deltas: Mapping[str, Delta], broken: Mapping[str, list[str]]) -> None:
+    """Refuse deltas that hold NaN or infinity.
+
+    Args:
+        deltas: all of them.
+        broken: name of a delta → its tensors that do.
+
+    Raises:
+        PaftError: there are any.
+    """
+    raise_if_any(
+        [
+            f"{deltas[which].branch}: NaN or infinity in its delta of {some(names)}: its training diverged. "
+            "Retrain with a lower learning rate."
+            for which, names in broken.items()
+        ]
+    )
+
 
 # More threads would only wait for memory, and each holds files mapped.
 MOST_THREADS = 8

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from paft_plugin.thresholds import threshold_key
+from paft_plugin.formats import threshold_key
 
 
 @dataclass(frozen=True)

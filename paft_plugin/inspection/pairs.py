@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paft_plugin.deltas import Delta
+from paft_plugin.formats import threshold_key
 from paft_plugin.inspection import kernels
 from paft_plugin.inspection.kernels import FINE, KEYS, LANES, Counts, Doubles, Floats
-from paft_plugin.inspection.magnitudes import edge_within, key_of_greatest
 from paft_plugin.inspection.measures import Election, Interference, Overlap, Subspaces
 from paft_plugin.inspection.stream import blocks
-from paft_plugin.inspection.tally import Tally
-from paft_plugin.thresholds import threshold_key
+from paft_plugin.inspection.tally import Tally, edge_within, key_of_greatest
 
 SAMPLE, PLACES = 1 << 17, 16
 """Entries from which edges are guessed, and the places of a tensor that they are taken from."""

@@ -18,9 +18,9 @@ from paft_plugin.drawing import (
     styles_of,
     whole_numbers,
 )  # fmt: skip
+from paft_plugin.formats import threshold_key, threshold_label
 from paft_plugin.inspection.inspected import InspectedDelta, InspectedPair, Inspection
 from paft_plugin.inspection.measures import Interference
-from paft_plugin.thresholds import threshold_key, threshold_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from rich import box
 from rich.table import Table
 
+from paft_plugin.formats import threshold_key, threshold_label
 from paft_plugin.inspection.inspected import InspectedDelta, InspectedPair, Inspection
 from paft_plugin.inspection.measures import Measures
-from paft_plugin.thresholds import threshold_key, threshold_label
 
 BLANK = "–"
 SIDE_BY_SIDE = 4

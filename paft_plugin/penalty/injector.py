@@ -8,28 +8,73 @@ autograd graph, DDP or gradient-checkpointing hook ever sees the penalty.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from paft_plugin.deltas.proof import Measurement, Record
 from paft_plugin.errors import PaftError, raise_if_any, some
-from paft_plugin.penalty.callbacks import PenaltyCallback
-from paft_plugin.penalty.find import find_live_deltas, trained_themselves
+from paft_plugin.formats import threshold_label
+from paft_plugin.penalty.find import References, find_live_deltas, take_references, trained_themselves
 from paft_plugin.penalty.inspector import Inspector
 from paft_plugin.penalty.live import LiveDelta, Shrinkable, add_subgradients, gradient_norm, measure
 from paft_plugin.penalty.proximal import step_sizes
-from paft_plugin.penalty.record import Measurement, Record
-from paft_plugin.penalty.references import References, take_references
 from paft_plugin.penalty.settings import PenaltySettings
-from paft_plugin.penalty.steering import Steering
-from paft_plugin.penalty.strength import Progress, Schedule, Strength
+from paft_plugin.penalty.strength import Progress, Schedule, Steering, Strength, missed_target, too_few_steps
 from paft_plugin.penalty.support import why_gradients_are_lost, why_no_gradient_is_left, why_unsupported
 from paft_plugin.penalty.zero import PartitionedDelta, before_engine_step, loss_scale
-from paft_plugin.thresholds import threshold_label
+
+logger = logging.getLogger(__name__)
+
+STATE_KEY = "paft"
+
+
+class PenaltyCallback(TrainerCallback):
+    """Drives the injector, keeps its state with every checkpoint, and `paft.json` true to what has run so far.
+
+    The state lies in the checkpoint's `trainer_state.json`, under `stateful_callbacks`. transformers' `ExportableState` would put
+    it there too, but restores it only on request, into a new callback built without arguments.
+    """
+
+    def __init__(self, injector: PenaltyInjector) -> None:
+        self._injector = injector
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._injector.begin(state.stateful_callbacks.get(STATE_KEY))
+        self._write(args, state)
+        self._warn(state, too_few_steps(self._injector.record.settings, state.max_steps))
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._injector.after_optimizer_step()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._injector.end_step()
+        self._injector.inspect()
+        state.stateful_callbacks[STATE_KEY] = self._injector.state()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._write(args, state)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._injector.end()
+        self._write(args, state)
+        self._warn(state, missed_target(self._injector.record.content()))
+
+    def _warn(self, state: TrainerState, what: str | None) -> None:
+        if what and state.is_world_process_zero:
+            logger.warning(what)
+
+    def _write(self, args: TrainingArguments, state: TrainerState) -> None:
+        if state.is_world_process_zero:
+            self._injector.record.write(Path(args.output_dir))
 
 
 class PenaltyInjector:

@@ -12,15 +12,156 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from copy import copy
+from dataclasses import dataclass
+from typing import Any
 
-from transformers import PrinterCallback, ProgressCallback, Trainer
+import torch
+from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from paft_plugin.errors import some
-from paft_plugin.penalty.base_norms import base_square
-from paft_plugin.penalty.histograms import log_histogram, log_magnitudes
-from paft_plugin.penalty.live import LiveDelta
-from paft_plugin.penalty.tally import Measurable, Tally, hoyer, measurable, tally, top_share, total
-from paft_plugin.thresholds import threshold_label
+from paft_plugin.formats import threshold_label
+from paft_plugin.penalty.l1 import difference_blocks, memory_order
+from paft_plugin.penalty.live import ExpertsDelta, FullDelta, LiveDelta
+from paft_plugin.penalty.sharded import local, sum_over_shards
+from paft_plugin.penalty.tally import (
+    BINS_PER_OCTAVE,
+    Measurable,
+    Tally,
+    bin_edges,
+    hoyer,
+    measurable,
+    tally,
+    top_share,
+    total,
+)
+
+INT8_LARGEST = 127  # bitsandbytes' weight is int8 × the row's scale / this
+ROWS = 1024  # of an int8 weight that are widened at a time
+QUANTISED = ("Linear4bit", "Linear8bitLt")
+
+
+@torch.no_grad()
+def base_square(model: nn.Module, delta: Measurable) -> float | None:
+    """‖θ_pre‖₂² of what `delta` is added to, over all shards; None where it is stored as something else than numbers.
+
+    bitsandbytes' 4-bit weights are unpacked one at a time, as each forward pass does.
+
+    Args:
+        model: whose modules bear the names of the deltas.
+        delta: one of its deltas, whatever it has become by now.
+    """
+    if isinstance(delta, FullDelta):
+        square = _square(delta.reference).to(delta.device)
+        return sum_over_shards(square, delta.parameter).item()
+    if isinstance(delta, ExpertsDelta):
+        wrapper = model.get_submodule(delta.name.rpartition(".")[0])
+        assert isinstance(wrapper, ParamWrapper)
+        return _square_of_weight(wrapper.get_param())
+    adapted = model.get_submodule(delta.name)
+    assert isinstance(adapted, BaseTunerLayer)
+    base = adapted.get_base_layer()
+    if type(base).__name__ in QUANTISED:
+        return _square_of_quantised(base)
+    weight = getattr(base, "weight", None)
+    return _square_of_weight(weight) if isinstance(weight, Tensor) else None
+
+
+def _square_of_weight(weight: Tensor) -> float | None:
+    # Narrower floats bear a scale somewhere else.
+    if weight.is_meta or not weight.is_floating_point() or weight.element_size() < 2:
+        return None
+    return sum_over_shards(_square(local(weight)), weight).item()
+
+
+def _square_of_quantised(layer: Any) -> float | None:
+    weight = layer.weight
+    if type(weight).__name__ == "Params4bit":
+        # In evaluation, some CPUs repack the weight in a way that dequantize_4bit misreads.
+        if weight.quant_state is None or getattr(weight.quant_state, "packing_format_for_cpu", False):
+            return None
+        from bitsandbytes.functional import dequantize_4bit
+
+        return _square(dequantize_4bit(weight.data, weight.quant_state)).item()
+    if type(weight).__name__ == "Int8Params" and weight.dtype == torch.int8:
+        # The first forward pass moves them from the weight into the layer's state.
+        scales = weight.SCB if weight.SCB is not None else layer.state.SCB
+        if scales is not None:
+            rows = torch.cat([block.float().square().sum(1) for block in weight.data.split(ROWS)])
+            return (rows.double() * (scales.double() / INT8_LARGEST).square()).sum().item()
+    return None
+
+
+def _square(tensor: Tensor) -> Tensor:
+    """‖tensor‖₂², ``[]`` fp64, block by block."""
+    square = torch.zeros((), dtype=torch.float64, device=tensor.device)
+    for _, block in difference_blocks(tensor, None, memory_order(tensor)):
+        square += block.dot(block)
+    return square
+
+
+PER_BIN = BINS_PER_OCTAVE // 2
+LOWEST = 2.0**-40  # about 1e-12: whatever is smaller shares the first bin, exact zeros included
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts between edges, N < 400 of them, so that Weights & Biases takes it (512)."""
+
+    counts: list[int]  # [N]
+    edges: list[float]  # [N + 1], log₁₀|δ|
+
+
+def log_magnitudes(tally: Tally) -> Histogram | None:
+    """Of all entries of δ, from the smallest to the largest; None if one of them is infinite or no number."""
+    edges = bin_edges()
+    first = int(torch.searchsorted(edges, LOWEST))
+    counts = torch.cat([tally.bins[:first].sum()[None], tally.bins[first:].view(-1, PER_BIN).sum(1)])
+    ends = torch.cat([torch.tensor([LOWEST / 2**0.5], dtype=torch.float64), edges[first::PER_BIN]]).log10()
+    low, high = (int(at) for at in counts.nonzero().aminmax())
+    if not ends[high + 1].isfinite():
+        return None
+    return Histogram(counts[low : high + 1].tolist(), ends[low : high + 2].tolist())
+
+
+def log_histogram(callbacks: Sequence[TrainerCallback], name: str, histogram: Histogram, step: int) -> None:
+    """Hand `histogram` to each logger among `callbacks` that takes one, under the name that its scalars would get."""
+    for callback in callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+            callback.tb_writer.add_histogram_raw(f"train/{name}", **_for_tensorboard(histogram), global_step=step)
+        elif isinstance(callback, WandbCallback):
+            import wandb
+
+            _log_beside_step(wandb, name, histogram, step)
+        elif isinstance(callback, TrackioCallback):
+            import trackio
+
+            _log_beside_step(trackio, name, histogram, step)
+
+
+def _log_beside_step(library: Any, name: str, histogram: Histogram, step: int) -> None:
+    drawn = library.Histogram(np_histogram=(histogram.counts, histogram.edges))
+    library.log({f"train/{name}": drawn, "train/global_step": step})
+
+
+def _for_tensorboard(histogram: Histogram) -> dict[str, Any]:
+    counts = torch.tensor(histogram.counts, dtype=torch.float64)
+    edges = torch.tensor(histogram.edges, dtype=torch.float64)
+    middles = (edges[:-1] + edges[1:]) / 2
+    return {
+        "min": histogram.edges[0],
+        "max": histogram.edges[-1],
+        "num": counts.sum().item(),
+        "sum": (counts * middles).sum().item(),
+        "sum_squares": (counts * middles.square()).sum().item(),
+        # An empty bucket first: a bucket begins where the one before it ends.
+        "bucket_limits": histogram.edges,
+        "bucket_counts": [0, *histogram.counts],
+    }
+
 
 logger = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from paft_plugin.deltas.proof import Measurement
 from paft_plugin.penalty.l1 import (
     L1Pass,
     add_subgradient_of_difference,
@@ -24,7 +25,6 @@ from paft_plugin.penalty.l1 import (
     subgradient_of_product,
 )
 from paft_plugin.penalty.proximal import shrink_
-from paft_plugin.penalty.record import Measurement
 from paft_plugin.penalty.sharded import add_to_gradient, find_in_shard, local, sum_over_shards, whole
 
 StepSize = Callable[[nn.Parameter], float]

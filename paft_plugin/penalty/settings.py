@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from paft_plugin.penalty.find import L1On
-from paft_plugin.penalty.references import ReferencePlace
+from paft_plugin.penalty.find import L1On, ReferencePlace
 
 Mode = Literal["subgradient", "proximal"]
 

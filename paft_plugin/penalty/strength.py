@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import copy
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from paft_plugin.errors import PaftError
+from paft_plugin.formats import threshold_key, threshold_label
+from paft_plugin.penalty.live import LiveDelta
 
 
 @dataclass(frozen=True)
@@ -31,3 +45,248 @@ class Schedule:
     def at(self, progress: Progress) -> float:
         steps = max(1, round(self.warmup_ratio * progress.total))
         return self.strength * min(1.0, (progress.done + 1) / steps)
+
+
+ENOUGH_STEPS = 60
+"""Optimizer steps with which the demo's SFT branch came from far to .9 ± .013; with 40 it ended at .74 (penalty/LOG.md)."""
+TOLERANCE = 0.5
+"""Log-odds: .85 to .94 around .9. What steering leaves is .14 at most (penalty/LOG.md); farther off, something went wrong."""
+CERTAIN = 1e-6
+"""Shares closer than this to 0 and 1 are as good as these."""
+
+
+def too_few_steps(record: Mapping[str, Any], steps: int) -> str | None:
+    """What to say of a training of so many optimizer steps before it begins; None if they suffice, or it has no target.
+
+    Args:
+        record: The content of `paft.json`, or what of it is settings.
+        steps: All of the run.
+    """
+    if record.get("target_sparsity") is None or steps >= ENOUGH_STEPS:
+        return None
+    return (
+        f"paft_target_sparsity: {steps} steps are few: it took {ENOUGH_STEPS} for λ to find itself and for the delta to shrink. "
+        "Train on more rows, for more epochs, or with fewer rows a step, or set paft_l1_lambda alone."
+    )
+
+
+def missed_target(record: Mapping[str, Any]) -> str | None:
+    """What to say of a finished training that ended far from its target; None if it had none, or met it.
+
+    Args:
+        record: The content of `paft.json`.
+    """
+    target, threshold, history = record.get("target_sparsity"), record.get("target_threshold"), record.get("history")
+    if target is None or threshold is None or not record.get("finished") or not history:
+        return None
+    ended = (record.get("sparsity") or {}).get(threshold_key(threshold))
+    if ended is None or abs(log_odds(ended, CERTAIN) - log_odds(target, CERTAIN)) <= TOLERANCE:
+        return None
+    step, strength = history[-1]["step"], history[-1]["lambda"]
+    longer = (
+        f"for {ENOUGH_STEPS} steps or more (more epochs, fewer rows a step)" if step < ENOUGH_STEPS else "for longer"
+    )
+    return (
+        f"paft_target_sparsity: {target:g} was missed: {ended:.1%} of the delta's entries are at or under "
+        f"{threshold_label(threshold)}. λ had come to {strength:.2g} by step {step}: train {longer}, and let it start there "
+        f"(paft_l1_lambda: {strength:.1e})."
+    )
+
+
+def log_odds(share: float, certain: float) -> float:
+    """ln(p / (1 − p)) of a share p in [0, 1], which counts as no closer to 0 and 1 than `certain`."""
+    share = max(certain, min(1 - certain, share))
+    return math.log(share / (1 - share))
+
+
+PROPORTIONAL = 0.1  # decades of λ per unit of log-odds
+INTEGRAL = 10.0  # decades of λ per unit of log-odds and run
+LANDING = 3.0  # the same, over what is left of the run: late, when the learning rate is low, λ has little time to act
+LARGEST_ERROR = 1.0  # log-odds; a forecast farther off says no more than "far away"
+LARGEST_MOVE = 0.15  # decades a step
+FIRST_LOOK = 8  # steps: before, too few have passed to see who crosses zero
+CERTAIN_CONTROLLER = 1e-3  # shares closer than this to 0 and 1 are beyond the sample
+BAND = (0.02, 5.0)  # the penalty's pull over the task's: below, it does nothing; above, it drowns the task
+MEMORY = 0.9  # of the smoothed balance of the two, per step
+
+
+class TargetSparsity:
+    """The strength of each step, from the sparsity that the ones before it lead to."""
+
+    def __init__(self, start: float, target: float) -> None:
+        """Start at λ = `start` > 0; steer to `target`, a share in (0, 1)."""
+        self._log_strength = math.log10(start)
+        self._target = log_odds(target, CERTAIN_CONTROLLER)
+        self._last_error: float | None = None
+        self._log_balance: float | None = None
+
+    def at(self, progress: Progress) -> float:
+        """λ of the step that follows; 0 until the first `weigh`, because a wild start could wreck the model in one step."""
+        return 0.0 if self._log_balance is None else 10.0**self._log_strength
+
+    def weigh(self, balance: float) -> None:
+        """Keep λ where it can matter, which makes where it started almost irrelevant.
+
+        Args:
+            balance: the λ > 0 at which the penalty pulls as hard as the task.
+        """
+        new = math.log10(balance)
+        old = new if self._log_balance is None else self._log_balance
+        self._log_balance = MEMORY * old + (1 - MEMORY) * new
+        lowest, highest = (self._log_balance + math.log10(edge) for edge in BAND)
+        self._log_strength = max(lowest, min(highest, self._log_strength))
+
+    def observe(self, progress: Progress, forecast: float) -> None:
+        """Learn the sparsity that the run would end at with λ as it is."""
+        if progress.done < FIRST_LOOK:
+            return
+        error = self._target - log_odds(forecast, CERTAIN_CONTROLLER)
+        error = max(-LARGEST_ERROR, min(LARGEST_ERROR, error))
+        change = 0.0 if self._last_error is None else error - self._last_error
+        left = progress.total - progress.done
+        move = PROPORTIONAL * change + (INTEGRAL / progress.total + LANDING / (left + 1)) * error
+        self._log_strength += max(-LARGEST_MOVE, min(LARGEST_MOVE, move))
+        self._last_error = error
+
+    def state(self) -> dict[str, float | None]:
+        """What has to be saved with a checkpoint, as JSON."""
+        return {
+            "log_strength": self._log_strength,
+            "last_error": self._last_error,
+            "log_balance": self._log_balance,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self._log_strength = state["log_strength"]
+        self._last_error = state["last_error"]
+        self._log_balance = state["log_balance"]
+
+
+SAMPLE_SIZE = 1 << 15  # a share of .9 is known to ± .0017 (one standard error)
+WINDOW = 9  # steps; some held entries swing slowly: 5 steps see 15 points too few in one set-up (LOG.md)
+FREEZE = 3  # steps; what the last ones still move hardly gets over a threshold again (LOG.md)
+
+
+class SettlingSample:
+    """The sign of each sampled entry, and how many steps ago it last crossed zero."""
+
+    def __init__(self, deltas: Sequence[LiveDelta], size: int = SAMPLE_SIZE, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        total = sum(delta.entries for delta in deltas)
+        self._places: list[tuple[LiveDelta, Tensor]] = []
+        for delta in deltas:
+            quota = round(size * delta.entries / total)
+            if quota:
+                indices = torch.randint(delta.entries, (quota,), generator=generator)
+                self._places.append((delta, indices.to(delta.device)))
+        count = sum(len(indices) for _, indices in self._places)
+        self._values = torch.zeros(count)
+        self._signs = torch.zeros(count, dtype=torch.int8)
+        self._age = torch.full((count,), WINDOW, dtype=torch.uint8)
+
+    def look(self) -> None:
+        """Take in where the last optimizer step led."""
+        self._values = self._read()
+        signs = self._values.sign().to(torch.int8)
+        crossed = signs * self._signs <= 0
+        self._age = torch.where(crossed, 0, (self._age + 1).clamp_(max=WINDOW))
+        self._signs = signs
+
+    def movement(self) -> float:
+        """How far the entries are by now, on average, from where they were at the last `look`."""
+        return (self._read() - self._values).abs().mean().item()
+
+    def settling(self, threshold: float, decay: float) -> float:
+        """Share of entries that are small, or that crossed zero within the window and will be small.
+
+        Args:
+            threshold: what counts as small.
+            decay: how much less far they will swing in the end: the last learning rate over the present one.
+        """
+        size = self._values.abs()
+        return ((size <= threshold) | ((self._age < WINDOW) & (size * decay <= threshold))).float().mean().item()
+
+    def state(self) -> str:
+        """Signs and ages, for a checkpoint: one byte an entry, in base64."""
+        packed = (self._signs + 1).to(torch.uint8) + 3 * self._age
+        return base64.b64encode(packed.numpy().tobytes()).decode("ascii")
+
+    def restore(self, state: str) -> None:
+        """Go on from what `state` returned; the values themselves are read anew."""
+        packed = torch.frombuffer(bytearray(base64.b64decode(state)), dtype=torch.uint8)
+        self._signs = (packed % 3).to(torch.int8) - 1
+        self._age = packed // 3
+        self._values = self._read()
+
+    @torch.no_grad()
+    def _read(self) -> Tensor:
+        return torch.cat([delta.sample(indices).cpu() for delta, indices in self._places])
+
+
+def settled_learning_rate(scheduler: LRScheduler, steps_left: int) -> float:
+    """The first group's learning rate `FREEZE` steps before the last of `steps_left`, after which nothing settles any more.
+
+    Found by running a copy of the scheduler ahead. One that waits for a metric is taken to stay where it is.
+    """
+    groups = [{**group, "params": []} for group in scheduler.optimizer.param_groups]
+    if not isinstance(scheduler, ReduceLROnPlateau):
+        stand_in = SimpleNamespace(param_groups=groups, step=scheduler.optimizer.step, _opt_called=True)
+        ahead = copy.deepcopy(scheduler, {id(scheduler.optimizer): stand_in})
+        for _ in range(steps_left - 1 - FREEZE):
+            ahead.step()
+    return float(groups[0]["lr"])
+
+
+class Steering:
+    """λ of each step, moved so that sparsity at `threshold` ends at `target`."""
+
+    forecast: float | None = None
+    """The sparsity that the run is heading for."""
+
+    def __init__(self, start: float, target: float, threshold: float) -> None:
+        self._controller = TargetSparsity(start, target)
+        self._threshold = threshold
+
+    def begin(self, deltas: Sequence[LiveDelta], scheduler: LRScheduler, steps_left: int) -> None:
+        """Choose the entries to watch, and find out where the learning rate is going."""
+        self._sample = SettlingSample(deltas)
+        self._settled_rate = settled_learning_rate(scheduler, steps_left)
+
+    def at(self, progress: Progress) -> float:
+        """λ of the step that follows."""
+        return self._controller.at(progress)
+
+    def weigh_gradients(self, task: float, penalty: float) -> None:
+        """Compare the norm of the task's gradient with that of the norm's subgradient, λ left out."""
+        if task > 0 and penalty > 0:
+            self._controller.weigh(task / penalty)
+
+    def weigh_movement(self, learning_rate: float) -> None:
+        """Compare how far the optimizer step moved δ with how far soft-thresholding will, λ left out."""
+        moved = self._sample.movement()
+        if moved > 0 and learning_rate > 0:
+            self._controller.weigh(moved / learning_rate)
+
+    def look(self, progress: Progress, optimizer: Optimizer) -> None:
+        """Take in where the step led."""
+        rate = float(optimizer.param_groups[0]["lr"])
+        decay = self._settled_rate / rate if rate else 1.0
+        self._sample.look()
+        self.forecast = self._sample.settling(self._threshold, decay)
+        self._controller.observe(progress, self.forecast)
+
+    def state(self) -> dict[str, Any]:
+        """What has to be saved with a checkpoint, as JSON."""
+        return {"controller": self._controller.state(), "sample": self._sample.state()}
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Go on from what `state` returned, after `begin`.
+
+        Raises:
+            PaftError: if there is none: the checkpoint's run had no target.
+        """
+        if state is None:
+            raise PaftError("paft_target_sparsity: the checkpoint was written without it: start anew, or remove it")
+        self._controller.restore(state["controller"])
+        self._sample.restore(state["sample"])

@@ -8,8 +8,33 @@ from torch import nn
 from transformers import Trainer
 
 from paft_plugin.errors import some
-from paft_plugin.penalty.optimizers import why_not_optimizer, why_not_proximal
 from paft_plugin.penalty.settings import PenaltySettings
+
+
+def why_not_optimizer(setting: str, name: str) -> list[str]:
+    """A problem if the optimizer of this name consumes gradients during backward.
+
+    Args:
+        setting: what the user calls it by: `optimizer` in an axolotl config, `optim` in transformers' TrainingArguments.
+        name: as both spell it: `lomo`, `galore_adamw_layerwise` …
+    """
+    plain = name.lower()
+    if "lomo" not in plain and not plain.endswith("layerwise"):
+        return []
+    return [
+        f"{setting}: {name}: it consumes gradients during backward, before the penalty's can be added: use another one, "
+        "such as adamw_torch"
+    ]
+
+
+def why_not_proximal(setting: str, name: str) -> list[str]:
+    """A problem if soft-thresholding the parameters after a step of this optimizer would not last; arguments as above."""
+    if not name.lower().startswith("schedule_free"):
+        return []
+    return [
+        f"{setting}: {name}: it averages weights of its own, which paft_l1_mode: proximal does not reach: use another one, "
+        "such as adamw_torch, or paft_l1_mode: subgradient"
+    ]
 
 
 def why_unsupported(trainer: Trainer, settings: PenaltySettings) -> list[str]:

@@ -1,3 +1,3 @@
-"""Stages with markers, run as real commands in processes of their own."""
+"""What PAFT runs: from a `paft.yml` to trained branches, fused models, scores and a report."""
 
 from __future__ import annotations

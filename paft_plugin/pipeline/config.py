@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, model_validator
 
 from paft_plugin.evaluation.config import EvaluationConfig
-from paft_plugin.fusion.methods import METHODS
+from paft_plugin.fusion.recipe.methods import METHODS
 from paft_plugin.schema import (
     STRICT,
     MappingOfNames,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-from paft_plugin.deltas.findings import Findings
-from paft_plugin.errors import PaftError
+from paft_plugin.errors import Findings, PaftError
 
 TIMEOUT = 5.0  # seconds
 Kind = Literal["model", "dataset"]

@@ -14,22 +14,21 @@ from rich.table import Table
 from rich.text import Text
 
 from paft_plugin.errors import raise_if_any
+from paft_plugin.pipeline.arms import Setup, locate
 from paft_plugin.pipeline.config import ExecutorConfig, read_config
-from paft_plugin.pipeline.devices import choose_devices, find_devices
-from paft_plugin.pipeline.events import EventLog
-from paft_plugin.pipeline.executor import Executor
-from paft_plugin.pipeline.given import given_files, write_files
-from paft_plugin.pipeline.identity import identities
-from paft_plugin.pipeline.local import LocalExecutor
-from paft_plugin.pipeline.logs import size
-from paft_plugin.pipeline.markers import outdated
-from paft_plugin.pipeline.plan import make_stages, readable
+from paft_plugin.pipeline.estimate.disk import needed_bytes
+from paft_plugin.pipeline.plan import given_files, make_stages, readable, write_files
 from paft_plugin.pipeline.preflight import preflight
-from paft_plugin.pipeline.preflight.disk import needed_bytes
-from paft_plugin.pipeline.progress import Progress
-from paft_plugin.pipeline.scheduler import run_stages
-from paft_plugin.pipeline.setup import Setup, locate
-from paft_plugin.pipeline.stages import Stage, in_order
+from paft_plugin.runner.devices import choose_devices, find_devices
+from paft_plugin.runner.executor import Executor
+from paft_plugin.runner.identity import identities
+from paft_plugin.runner.local import LocalExecutor
+from paft_plugin.runner.logs import size
+from paft_plugin.runner.markers import outdated
+from paft_plugin.runner.scheduler import run_stages
+from paft_plugin.runner.stages import Stage, in_order
+from paft_plugin.runner.watch.events import EventLog
+from paft_plugin.runner.watch.progress import Progress
 
 
 def run_pipeline(file: Path, console: Console, *, arms: Sequence[str] = (), sequential: bool = False) -> Setup:
@@ -146,7 +145,7 @@ def make_executor(config: ExecutorConfig) -> Executor:
         PaftError: GPUs that are not there, a cluster that is not, the extra `ray` is not installed.
     """
     if config.kind == "ray":
-        from paft_plugin.pipeline.ray_cluster import RayExecutor
+        from paft_plugin.runner.ray.cluster import RayExecutor
 
         return RayExecutor(config.address)
     found = find_devices()

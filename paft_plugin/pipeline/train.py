@@ -8,11 +8,53 @@ the last checkpoint even if a kill left it half-written: such ones are removed f
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
+import zipfile
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from paft_plugin.errors import PaftError
 from paft_plugin.schema import read_yaml
+
+_STATE = "trainer_state.json"  # the Trainer writes it last
+
+
+def drop_torn(output_dir: Path) -> list[Path]:
+    """Remove the checkpoints in `output_dir` that a kill or a power cut left half-written; returns their folders."""
+    torn = [folder for folder in sorted(output_dir.glob("checkpoint-*")) if folder.is_dir() and not is_whole(folder)]
+    for folder in torn:
+        shutil.rmtree(folder)
+    return torn
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint can be resumed from: its state is there, and no file of it is cut short or garbled."""
+    try:
+        json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+        files = [path for path in checkpoint.rglob("*") if path.is_file()]
+        return all(_is_whole_file(path) for path in files)
+    except (OSError, ValueError):
+        return False
+
+
+def _is_whole_file(path: Path) -> bool:
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt"):  # its header says how long the file must be
+                return True
+        except SafetensorError:
+            return False
+    if path.suffix in (".pt", ".pth", ".bin"):
+        try:
+            with zipfile.ZipFile(path) as archive:  # what torch.save writes, with a checksum of each part
+                return archive.testzip() is None
+        except zipfile.BadZipFile:
+            return False
+    return True
+
 
 DEFAULT_SEED = 42  # what axolotl takes when a config names none (`set_default_seed` in its schema)
 HINT = "Give an axolotl config."
@@ -54,7 +96,7 @@ def main(arguments: list[str]) -> int:
 def _drop_torn(config: Path) -> None:
     content = read_yaml(config, HINT)
     if content.get("auto_resume_from_checkpoints") and content.get("output_dir"):
-        from paft_plugin.pipeline.checkpoints import drop_torn
+        from paft_plugin.pipeline.train import drop_torn
 
         for folder in drop_torn(Path(content["output_dir"])):
             print(f"{folder} was not written to the end: removed.")

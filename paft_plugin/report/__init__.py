@@ -1,3 +1,3 @@
-"""What people read in the end: tables and the run\x27s README."""
+"""What people read in the end: the page of a run, its README, its model cards."""
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from paft_plugin.evaluation.measures import Measure
+from paft_plugin.evaluation.results import Measure
+from paft_plugin.formats import threshold_label
 from paft_plugin.report.choice import Choice
 from paft_plugin.report.differences import comparisons, number, signed, standard_error
 from paft_plugin.report.page import BLANK, Cell, Column, Row, Table, difference_cell, number_cell, unbroken
 from paft_plugin.report.results import Arm, Results
-from paft_plugin.thresholds import threshold_label
 
 
 def arm_table(results: Results, choice: Choice) -> Table:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from paft_plugin.drawing import joined
-from paft_plugin.evaluation.measures import Measure
+from paft_plugin.evaluation.results import Measure
 from paft_plugin.report.differences import Difference, difference, number
 from paft_plugin.report.results import Arm, Results
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from paft_plugin.evaluation.arms import BASE_ARM, ArmResult, Comparison
-from paft_plugin.evaluation.scores import read_scores
+from paft_plugin.evaluation.results import BASE_ARM, ArmResult, Comparison, read_scores
 from paft_plugin.files import write_json, write_text
+from paft_plugin.formats import threshold_key
 from paft_plugin.inspection.inspected import INSPECTION_FILE, InspectedDelta, read_inspection
 from paft_plugin.report.readme import render_readme
 from paft_plugin.report.run_file import RunFile, read_run
 from paft_plugin.report.table import results_content
-from paft_plugin.thresholds import threshold_key
 
 INSPECTIONS = (Path("inspection") / "branches", Path("inspection") / "fused")
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from paft_plugin.evaluation.measures import Measure
+from paft_plugin.evaluation.results import Measure
 from paft_plugin.report.results import Arm, Results
 
 BAR = 2.0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -13,15 +14,95 @@ from huggingface_hub import EvalResult, ModelCardData
 from paft_plugin import __version__
 from paft_plugin.drawing import Plot, as_png, joined
 from paft_plugin.errors import PaftError
-from paft_plugin.files import PROOF_FILE, write_bytes, write_text
+from paft_plugin.files import PROOF_FILE, read_json_or_nothing, write_bytes, write_text
 from paft_plugin.inspection.inspected import INSPECTION_FILE, read_inspection
 from paft_plugin.inspection.plots import sparsity_by_layer
 from paft_plugin.report.arm_tables import arm_table
 from paft_plugin.report.choice import choose
-from paft_plugin.report.origin import Base, Data, read_base, read_data
 from paft_plugin.report.page import Row, Table
-from paft_plugin.report.repeat import read_record
 from paft_plugin.report.results import RESULTS, Arm, Results, read_results
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
+_METADATA = re.compile(r"\A---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
+_DATA_FILE = re.compile(r"\.(jsonl?|csv|parquet|arrow|txt)(\.\w+)?$")
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model."""
+
+    path: str
+    """As the recipe names it."""
+    hub_name: str | None
+    licence: Mapping[str, str]
+    """`license`, `license_name` and `license_link` as its card or config states them; empty if neither does."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a branch was trained on."""
+
+    branch: str
+    paths: tuple[str, ...]
+
+    @property
+    def hub_names(self) -> tuple[str, ...]:
+        """Those of the paths that name a data set on the hub."""
+        return tuple(path for path in self.paths if is_hub_name(path) and not _DATA_FILE.search(path))
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether `path` reads as `owner/name` and is no folder or file here."""
+    return bool(_HUB_NAME.fullmatch(path)) and not Path(path).exists()
+
+
+def read_base(path: str) -> Base:
+    """What is known of the base model at `path`, a folder or a name on the hub; asks no network."""
+    folder = Path(path)
+    config, card = read_json_or_nothing(folder / "config.json"), _card_metadata(folder / "README.md")
+    licence = {}
+    for key in ("license", "license_name", "license_link"):
+        stated = card.get(key) or config.get(key)
+        if isinstance(stated, str) and stated:
+            licence[key] = stated
+    return Base(path, _hub_name(path, config), licence)
+
+
+def _hub_name(path: str, config: Mapping[str, Any]) -> str | None:
+    if is_hub_name(path):
+        return path
+    if cached := _CACHED.search(PurePath(path).as_posix()):  # a snapshot in the hub's own cache
+        return f"{cached[1]}/{cached[2]}"
+    stated = config.get("_name_or_path")
+    return stated if isinstance(stated, str) and is_hub_name(stated) else None
+
+
+def _card_metadata(file: Path) -> Mapping[str, Any]:
+    """The block at the head of a model card; empty if there is none that can be read."""
+    try:
+        block = _METADATA.match(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(block[1]) if block else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_data(run: Path) -> list[Data]:
+    """The data sets of each branch, from the axolotl configs of the run."""
+    found = []
+    for file in sorted(run.glob("configs/*.yml"), key=lambda config: config.stem):
+        if not (run / "branches" / file.stem).is_dir():
+            continue
+        try:
+            config = yaml.safe_load(file.read_text(encoding="utf-8"))
+            paths = [str(entry["path"]) for entry in config.get("datasets") or []]
+        except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError):
+            continue
+        if paths:
+            found.append(Data(file.stem, tuple(dict.fromkeys(paths))))
+    return found
+
 
 CARD, PICTURE, RECIPE = "README.md", "sparsity.png", "mergekit_config.yml"
 _HEADER_BASE = re.compile(r"^# base model: (.+)$", re.MULTILINE)  # what `axolotl paft recipe` writes above every recipe
@@ -194,7 +275,7 @@ def _provenance(folder: Path) -> str:
     kept = _PROVENANCE.search(card.read_text(encoding="utf-8")) if card.is_file() else None
     if kept:
         return kept[0].strip()
-    record = read_record(folder / PROOF_FILE)
+    record = read_json_or_nothing(folder / PROOF_FILE)
     versions = ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items())
     return f"## Provenance\n\nThe merge left no fingerprints of its inputs. {versions or f'paft-plugin {__version__}'}."
 

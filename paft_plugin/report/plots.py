@@ -23,13 +23,13 @@ from paft_plugin.drawing import (
     style_of,
     styles_of,
 )  # fmt: skip
-from paft_plugin.evaluation.measures import Measure
-from paft_plugin.inspection.curves import Curve
+from paft_plugin.evaluation.results import Measure
+from paft_plugin.formats import threshold_label
+from paft_plugin.inspection.training_log import Curve
 from paft_plugin.report.choice import Choice
 from paft_plugin.report.differences import BAR, number, signed, standard_error
 from paft_plugin.report.labels import Point, label_points
 from paft_plugin.report.results import Arm, Results
-from paft_plugin.thresholds import threshold_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

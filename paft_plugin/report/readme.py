@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 
-from paft_plugin.evaluation.arms import ArmResult, Comparison
+from paft_plugin.evaluation.results import ArmResult, Comparison
 from paft_plugin.report.run_file import RunFile
 from paft_plugin.report.table import markdown_table
 

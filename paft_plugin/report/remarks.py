@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from paft_plugin.drawing import joined
-from paft_plugin.inspection.verdict import Check, Diagnosis, Evidence
+from paft_plugin.inspection.diagnosis.verdict import Check, Diagnosis, Evidence
 from paft_plugin.report.page import Cell, Column, Row, Table, number_cell
 
 Kind = Literal["bad", "good", "plain"]

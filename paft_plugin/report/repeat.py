@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from paft_plugin.files import PROOF_FILE
+from paft_plugin.files import PROOF_FILE, read_json_or_nothing
 from paft_plugin.report.run_file import Step, read_run
 
 _SEED = re.compile(r"^seed:\s*(\d+)\s*$", re.MULTILINE)
@@ -40,7 +38,7 @@ def how_to_repeat(run: Path) -> Repeat:
     versions: dict[str, str] = {}
     seeds: dict[str, str] = {}
     for file in records:
-        record = read_record(file)
+        record = read_json_or_nothing(file)
         for package, version in (record.get("versions") or {}).items():
             versions.setdefault(str(package).replace("_", "-"), str(version))
         if record.get("seed") is not None:
@@ -55,12 +53,3 @@ def how_to_repeat(run: Path) -> Repeat:
         "paft.yml" if (run / "paft.yml").is_file() else None,
         planned.description if planned else "",
     )
-
-
-def read_record(file: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where there is none that can be read."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from paft_plugin.errors import PaftError
-from paft_plugin.evaluation.measures import Measure
+from paft_plugin.evaluation.results import Measure
 
 RESULTS = "results.json"
 SCHEMA = 2

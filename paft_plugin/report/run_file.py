@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paft_plugin.deltas.store import read_json
 from paft_plugin.errors import PaftError
+from paft_plugin.files import read_json
 
 RUN_FILE = Path("configs") / "run.json"
 SCHEMA = 1

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paft_plugin.errors import PaftError
-from paft_plugin.files import PROOF_FILE, write_text
-from paft_plugin.inspection.curves import Curve, read_curve
+from paft_plugin.files import PROOF_FILE, read_json_or_nothing, write_text
+from paft_plugin.formats import threshold_key
 from paft_plugin.inspection.diagnosis import diagnose
 from paft_plugin.inspection.inspected import INSPECTION_FILE, Inspection, read_inspection
+from paft_plugin.inspection.training_log import Curve, read_curve
+from paft_plugin.penalty.strength import missed_target
 from paft_plugin.report.arm_tables import arm_table, comparison_table
 from paft_plugin.report.choice import RULE, Choice, choose
 from paft_plugin.report.differences import Difference, difference, number, standard_error
@@ -18,11 +20,9 @@ from paft_plugin.report.inspection_page import deltas_part, pairs_part, write_in
 from paft_plugin.report.page import VERDICT_WORDS, prose, render, shown
 from paft_plugin.report.plots import loss_chart, strength_chart, tax_chart
 from paft_plugin.report.remarks import Remark, diagnosis_remarks, lint_remarks
-from paft_plugin.report.repeat import how_to_repeat, read_record
+from paft_plugin.report.repeat import how_to_repeat
 from paft_plugin.report.results import RESULTS, Arm, Results, read_results
 from paft_plugin.report.search_part import search_part
-from paft_plugin.target import missed_target
-from paft_plugin.thresholds import threshold_key
 
 REPORT = Path("report") / "report.html"
 INSPECTIONS = (Path("inspection") / "branches", Path())
@@ -141,7 +141,7 @@ def _targets(run: Path, curves: Sequence[Curve]) -> dict[str, tuple[str, float]]
     """Branch → threshold and sparsity that it was to end at, of those that had a target."""
     targets = {}
     for curve in curves:
-        record = read_record(run / "branches" / curve.branch / PROOF_FILE)
+        record = read_json_or_nothing(run / "branches" / curve.branch / PROOF_FILE)
         if isinstance(record.get("target_sparsity"), float) and isinstance(record.get("target_threshold"), float):
             targets[curve.branch] = (threshold_key(record["target_threshold"]), record["target_sparsity"])
     return targets
@@ -150,7 +150,7 @@ def _targets(run: Path, curves: Sequence[Curve]) -> dict[str, tuple[str, float]]
 def missed_targets(run: Path) -> list[str]:
     """What to say of each branch that ended far from its `paft_target_sparsity`."""
     files = sorted(run.glob(f"branches/*/{PROOF_FILE}"))
-    return [f"{file.parent.name}: {missed}" for file in files if (missed := missed_target(read_record(file)))]
+    return [f"{file.parent.name}: {missed}" for file in files if (missed := missed_target(read_json_or_nothing(file)))]
 
 
 def _tiles(choice: Choice) -> list[Tile]:

@@ -12,8 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from paft_plugin.evaluation.arms import ArmResult, Comparison
-from paft_plugin.evaluation.measures import Measure
+from paft_plugin.evaluation.results import ArmResult, Comparison, Measure
 
 SCHEMA = 2
 BLANK = "–"

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from paft_plugin.evaluation.config import MeasuresByTask
-from paft_plugin.fusion.methods import METHODS
+from paft_plugin.fusion.recipe.methods import METHODS
 from paft_plugin.schema import STRICT, Folder, MappingOfNames, known, raise_lines
 from paft_plugin.search.space import DEFAULTS, range_problems
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from paft_plugin.drawing import COLOURS, SHAPES
 from paft_plugin.files import write_bytes
-from paft_plugin.search.front import pareto_front
-from paft_plugin.search.report import PLOT, Outcome
+from paft_plugin.search.report import PLOT, Outcome, pareto_front
 from paft_plugin.search.study import Finished
 
 if TYPE_CHECKING:

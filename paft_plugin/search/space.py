@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from paft_plugin.fusion.methods import METHODS
+from paft_plugin.fusion.recipe.methods import METHODS
 
 if TYPE_CHECKING:
     import optuna

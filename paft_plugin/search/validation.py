@@ -15,7 +15,7 @@ from typing import Any
 
 from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.evaluation.config import MeasureConfig
-from paft_plugin.evaluation.measures import Measure
+from paft_plugin.evaluation.results import Measure
 from paft_plugin.evaluation.tasks import Catalogue, OpenTask, data_files, open_measures
 
 TEST = re.compile(r"(^|[^a-z])test(s|ing)?([^a-z]|$)", re.IGNORECASE)

@@ -30,7 +30,7 @@ def load_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loa
     import torch
     from axolotl.utils.dict import DictDefault
 
-    from axolotl_configs.stand_ins import make_base
+    from tests.axolotl_configs.stand_ins import make_base
 
     gc.freeze()  # axolotl's packing collects garbage for every batch: spare it all that has been imported
     versions = {"torch_version": torch.__version__.split("+")[0]}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from axolotl_configs.stand_ins import (
+from tests.axolotl_configs.stand_ins import (
     CONFIGS,
     DIALOGUES,
     PAIRS,

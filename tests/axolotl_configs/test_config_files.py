@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from axolotl_configs.stand_ins import BASES, CONFIG_ROOT, CONFIGS
+from tests.axolotl_configs.stand_ins import BASES, CONFIG_ROOT, CONFIGS
 
 SFT = [path for path in CONFIGS if path.stem.startswith("sft")]
 PREFERENCE = [path for path in CONFIGS if path not in SFT]

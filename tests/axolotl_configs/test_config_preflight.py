@@ -8,7 +8,10 @@ import pytest
 import yaml
 from safetensors.torch import save_file
 
-from axolotl_configs.stand_ins import (
+from paft_plugin.pipeline.arms import resolve
+from paft_plugin.pipeline.config import read_config
+from paft_plugin.pipeline.preflight import preflight
+from tests.axolotl_configs.stand_ins import (
     CONFIGS,
     DIALOGUES,
     argilla_rows,
@@ -17,9 +20,6 @@ from axolotl_configs.stand_ins import (
     ultrafeedback_rows,
     write_rows,
 )
-from paft_plugin.pipeline.config import read_config
-from paft_plugin.pipeline.preflight import preflight
-from paft_plugin.pipeline.setup import resolve
 
 
 def pairs() -> list[tuple[Path, Path]]:

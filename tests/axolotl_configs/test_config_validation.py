@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from axolotl_configs.stand_ins import CONFIGS, make_tokenizer
+from tests.axolotl_configs.stand_ins import CONFIGS, make_tokenizer
 
 REPLACED = ("base_model", "output_dir")
 
@@ -38,7 +38,7 @@ def test_vocabulary_stays_the_bases(path: Path, load_config: Callable[..., Any])
     from axolotl.loaders import load_tokenizer
     from axolotl.utils.chat_templates import get_chat_template
 
-    from axolotl_configs.stand_ins import BASES
+    from tests.axolotl_configs.stand_ins import BASES
 
     base = BASES[yaml.safe_load(path.read_text(encoding="utf-8"))["base_model"]]
     tokenizer = load_tokenizer(load_config(path))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from paft_plugin.demo.paft import QUICK_DEMO
+from paft_plugin.demo.configs import QUICK_DEMO
 from paft_plugin.demo.run import write_inputs
+from paft_plugin.pipeline.arms import resolve
 from paft_plugin.pipeline.config import read_config
-from paft_plugin.pipeline.setup import resolve
 
 FILES = sorted((Path(__file__).parents[2] / "axolotl_configs").glob("*/paft.yml"))
 

@@ -17,7 +17,15 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from .stand_ins import BASES, CONFIG_ROOT, DIALOGUES, make_base, ultrachat_rows, ultrafeedback_rows, write_rows
+from tests.axolotl_configs.stand_ins import (
+    BASES,
+    CONFIG_ROOT,
+    DIALOGUES,
+    make_base,
+    ultrachat_rows,
+    ultrafeedback_rows,
+    write_rows,
+)
 
 READY = os.environ.get("PAFT_READY", "qwen2.5-0.5b")
 COPIES = 8  # of the few rows: packed, they still make more than one step

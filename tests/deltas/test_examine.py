@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from paft_plugin.deltas import Findings, check_finite, examine, open_delta
+from paft_plugin.deltas import check_finite, examine, open_delta
+from paft_plugin.errors import Findings
 from tests.deltas.builders import edit_config, make_adapter, make_base, make_model, make_tokenizer
 
 PROOF = {"schema": 1, "finished": True, "steps_penalised": 200, "lambda": 1e-4}

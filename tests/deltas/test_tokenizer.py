@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from paft_plugin.deltas.findings import Findings
 from paft_plugin.deltas.tokenizer import compare, conflicts, read_tokenizer
-from paft_plugin.errors import PaftError
+from paft_plugin.errors import Findings, PaftError
 from tests.deltas.builders import make_tokenizer
 
 

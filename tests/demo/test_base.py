@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from paft_plugin.demo import pretrain, world
-from paft_plugin.demo.tokenizer import build_tokenizer
+from paft_plugin.demo.pretrain import build_tokenizer
 
 ITEMS = 60
 

@@ -17,7 +17,7 @@ from axolotl.utils.dict import DictDefault
 
 from paft_plugin.demo import world
 from paft_plugin.demo.data import MOST_ITEMS, write_data, write_tasks
-from paft_plugin.demo.tokenizer import build_tokenizer
+from paft_plugin.demo.pretrain import build_tokenizer
 from paft_plugin.errors import PaftError
 
 MEASURES = ("skill", "retained", "style", "preference")

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from paft_plugin.demo.configs import QUICK_DEMO
 from paft_plugin.demo.data import write_tasks
-from paft_plugin.demo.paft import QUICK_DEMO
 from paft_plugin.demo.run import write_inputs
 from paft_plugin.errors import PaftError
-from paft_plugin.pipeline.search import search_request
+from paft_plugin.pipeline.arms import search_request
 from paft_plugin.search.validation import open_goals
 
 

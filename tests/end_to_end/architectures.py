@@ -24,10 +24,9 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from paft_plugin.demo.tokenizer import build_tokenizer
-
-from .replay import why_not_penalised
-from .sweeps import STRENGTH, WITNESSED, train_all
+from paft_plugin.demo.pretrain import build_tokenizer
+from tests.end_to_end.replay import why_not_penalised
+from tests.end_to_end.sweeps import STRENGTH, WITNESSED, train_all
 
 STEPS = 2
 SIZES: dict[str, Any] = {

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from paft_plugin.demo import world
 from paft_plugin.demo.configs import CPU_ONLY
-from paft_plugin.demo.tokenizer import build_tokenizer
+from paft_plugin.demo.pretrain import build_tokenizer
 
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
 PLUGIN = {"plugins": ["paft_plugin.PAFTPlugin"]}

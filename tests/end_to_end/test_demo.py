@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from paft_plugin.demo.paft import QUICK_DEMO
+from paft_plugin.demo.configs import QUICK_DEMO
 
 pytestmark = pytest.mark.slow
 LIMIT = 1200  # seconds, only so that a hang ends

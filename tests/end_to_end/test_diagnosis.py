@@ -17,18 +17,16 @@ import yaml
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from paft_plugin.deltas import open_delta
-from paft_plugin.demo.configs import QUICK
-from paft_plugin.demo.paft import QUICK_DEMO
+from paft_plugin.demo.configs import QUICK, QUICK_DEMO
 from paft_plugin.demo.run import write_inputs
-from paft_plugin.inspection.curves import read_curve
 from paft_plugin.inspection.diagnosis import diagnose
-from paft_plugin.inspection.diagnosis.survival import survival
+from paft_plugin.inspection.diagnosis.dominance import survival
+from paft_plugin.inspection.diagnosis.verdict import Diagnosis
 from paft_plugin.inspection.inspect import inspect_deltas
 from paft_plugin.inspection.inspected import read_inspection, write_inspection
-from paft_plugin.inspection.verdict import Diagnosis
+from paft_plugin.inspection.training_log import read_curve
 from paft_plugin.pipeline.run import prepare
-
-from .sweeps import train_all
+from tests.end_to_end.sweeps import train_all
 
 pytestmark = pytest.mark.slow
 

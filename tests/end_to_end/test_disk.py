@@ -10,9 +10,8 @@ import pytest
 import yaml
 
 from paft_plugin import demo
-from paft_plugin.pipeline.disk import SMALL, estimate_disk
-
-from .conftest import LORA, axolotl_train
+from paft_plugin.pipeline.estimate.disk import SMALL, estimate_disk
+from tests.end_to_end.conftest import LORA, axolotl_train
 
 pytestmark = pytest.mark.slow
 

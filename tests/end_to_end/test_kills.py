@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from paft_plugin.files import file_digest
-from paft_plugin.pipeline.markers import read_marker
+from paft_plugin.runner.markers import read_marker
 from tests.pipeline.runs import write_run
 
 pytestmark = pytest.mark.slow

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
 
-from .conftest import LORA, PLUGIN, axolotl_train
-from .test_plugin import record, succeed
+from tests.end_to_end.conftest import LORA, PLUGIN, axolotl_train
+from tests.end_to_end.test_plugin import record, succeed
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from .conftest import LORA, PLUGIN, axolotl, axolotl_train, seeded_train
+from tests.end_to_end.conftest import LORA, PLUGIN, axolotl, axolotl_train, seeded_train
 
 pytestmark = pytest.mark.slow
 Config = Callable[..., Path]

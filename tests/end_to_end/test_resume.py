@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from .conftest import LORA, PLUGIN, axolotl_train
-from .test_plugin import record, succeed, weights
+from tests.end_to_end.conftest import LORA, PLUGIN, axolotl_train
+from tests.end_to_end.test_plugin import record, succeed, weights
 
 pytestmark = pytest.mark.slow
 Config = Callable[..., Path]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from .architectures import train_kinds
-from .conftest import LORA
+from tests.end_to_end.architectures import train_kinds
+from tests.end_to_end.conftest import LORA
 
 pytestmark = pytest.mark.slow
 

@@ -11,9 +11,9 @@ import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from paft_plugin.demo.configs import QUICK_DEMO, paft_yml
 from paft_plugin.demo.data import write_tasks
-from paft_plugin.demo.paft import QUICK_DEMO, paft_yml
-from paft_plugin.demo.tokenizer import build_tokenizer
+from paft_plugin.demo.pretrain import build_tokenizer
 from paft_plugin.evaluation.config import EvaluationConfig
 from paft_plugin.evaluation.score import score_model
 from paft_plugin.evaluation.scorer import Scorer

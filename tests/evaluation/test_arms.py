@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paft_plugin.evaluation.arms import ArmResult, Comparison, alignment_tax
-from paft_plugin.evaluation.measures import Measure
+from paft_plugin.evaluation.results import ArmResult, Comparison, Measure, alignment_tax
 
 SKILL = Measure("sums", "sums", "acc", "none", True)
 SKILLS = {"base": 0.0, "sft": 0.9, "sft-l1": 0.8, "kto": 0.1, "sequential": 0.7, "paft-ties": 1.0}

@@ -22,11 +22,10 @@ from paft_plugin.evaluation import score as scoring
 from paft_plugin.evaluation.candidates import Candidate, parse_all
 from paft_plugin.evaluation.config import EvaluationConfig, write_measures
 from paft_plugin.evaluation.loading import load, resolve_device
-from paft_plugin.evaluation.measures import Measure
+from paft_plugin.evaluation.results import Measure
 from paft_plugin.evaluation.score import main, score
 from paft_plugin.evaluation.scorer import Scorer, TaskScore
-
-from .conftest import build_model, demo_config
+from tests.evaluation.conftest import build_model, demo_config
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 

@@ -14,12 +14,11 @@ from safetensors.torch import load_file
 from paft_plugin.evaluation.candidates import Candidate
 from paft_plugin.evaluation.config import MeasureConfig
 from paft_plugin.evaluation.loading import load
-from paft_plugin.evaluation.measures import Measure
+from paft_plugin.evaluation.results import Measure
 from paft_plugin.evaluation.scorer import Scorer, tokenise_once
 from paft_plugin.evaluation.tasks import OpenTask, open_measures
+from tests.evaluation.conftest import build_model, demo_config, write_rows
 from tests.search.conftest import make_items, make_task
-
-from .conftest import build_model, demo_config, write_rows
 
 NAMES = ["paft_skill", "paft_preference", "paft_style", "paft_retained"]
 

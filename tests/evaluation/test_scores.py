@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 
 from paft_plugin.errors import PaftError
-from paft_plugin.evaluation.arms import ArmResult
-from paft_plugin.evaluation.measures import Measure
-from paft_plugin.evaluation.scores import read_scores, scores_content
+from paft_plugin.evaluation.results import ArmResult, Measure, read_scores, scores_content
 from paft_plugin.files import write_json
 
 MEASURES = [Measure("skill", "sums", "acc", "none", True), Measure("ppl", "text", "word_perplexity", "none", False)]

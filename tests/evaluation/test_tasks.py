@@ -16,11 +16,10 @@ from lm_eval.filters.extraction import RegexFilter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paft_plugin.demo import data, world
-from paft_plugin.demo.tokenizer import EOS
+from paft_plugin.demo.pretrain import EOS
 from paft_plugin.evaluation.candidates import Candidate
 from paft_plugin.evaluation.loading import load
-
-from .conftest import PREFERENCE, RETAINED, SKILL, STYLE, demo_score
+from tests.evaluation.conftest import PREFERENCE, RETAINED, SKILL, STYLE, demo_score
 
 SHIPPED = Path(data.__file__).parent / "tasks"
 

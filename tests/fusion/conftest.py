@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from paft_plugin.fusion.request import RecipeRequest
+from paft_plugin.fusion.recipe.settings import RecipeRequest
 from tests.deltas.builders import make_adapter, make_base, make_model, make_tokenizer
 
 

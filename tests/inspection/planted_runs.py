@@ -12,15 +12,9 @@ import torch
 import yaml
 from torch import Tensor
 
-from paft_plugin.inspection.inspected import (
-    Figures,
-    InspectedDelta,
-    InspectedPair,
-    Inspection,
-    write_inspection,
-)
+from paft_plugin.formats import threshold_key
+from paft_plugin.inspection.inspected import Figures, InspectedDelta, InspectedPair, Inspection, write_inspection
 from paft_plugin.inspection.measures import Election, Histogram, Interference, Measures, Overlap
-from paft_plugin.thresholds import threshold_key
 
 ENTRIES = 20_000
 THRESHOLDS = (1e-6, 1e-5)

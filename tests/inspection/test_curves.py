@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from paft_plugin.inspection.curves import read_curve
+from paft_plugin.inspection.training_log import read_curve
 
 LOSSES = {10: 0.3016, 20: 0.2872, 30: 0.2454, 40: 0.203}
 LAMBDA = 1e-4

@@ -9,8 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from paft_plugin.cli import paft
-
-from .planted_runs import PlantedRun, dense, sparse
+from tests.inspection.planted_runs import PlantedRun, dense, sparse
 
 HEALTHY = PlantedRun({"sft": dense(1), "dpo": dense(2)})
 DOMINATED = PlantedRun({"sft": dense(1), "dpo": 10 * dense(2)})

@@ -11,9 +11,8 @@ import torch
 
 from paft_plugin.errors import PaftError
 from paft_plugin.inspection.diagnosis import diagnose
-from paft_plugin.inspection.verdict import Check, Diagnosis
-
-from .planted_runs import PlantedRun, dense, proof, put, sparse
+from paft_plugin.inspection.diagnosis.verdict import Check, Diagnosis
+from tests.inspection.planted_runs import PlantedRun, dense, proof, put, sparse
 
 LEARNT, STUCK = (1.2, 0.8), (1.2, 1.19)
 SCORES = {"sft-l1": {"sums": 0.9, "manners": 0.2}, "dpo": {"sums": 0.2, "manners": 0.9}}

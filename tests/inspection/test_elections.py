@@ -11,10 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from paft_plugin.inspection.inspect import inspect_deltas
+from paft_plugin.formats import threshold_key
+from paft_plugin.inspection.inspect import Settings, inspect_deltas
 from paft_plugin.inspection.measures import Election, Interference
-from paft_plugin.inspection.settings import Settings
-from paft_plugin.thresholds import threshold_key
 from tests.inspection import brute
 
 DENSITIES = (0.001, 0.1, 0.25, 0.5, 0.9, 1.0)

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from paft_plugin.deltas import open_delta
-from paft_plugin.inspection.inspect import inspect_deltas
+from paft_plugin.formats import threshold_key
+from paft_plugin.inspection.inspect import Settings, inspect_deltas
 from paft_plugin.inspection.inspected import Inspection, read_inspection, write_inspection
 from paft_plugin.inspection.measures import Interference, Measures
-from paft_plugin.inspection.settings import Settings
-from paft_plugin.thresholds import threshold_key
 from tests.deltas.builders import make_adapter, make_base, make_model
 from tests.inspection import brute
 

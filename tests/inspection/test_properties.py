@@ -18,11 +18,10 @@ from torch import Tensor
 
 import paft_plugin.inspection.stream as stream
 from paft_plugin.inspection import kernels, pairs
-from paft_plugin.inspection.inspect import inspect_deltas
+from paft_plugin.inspection.inspect import Settings, inspect_deltas
 from paft_plugin.inspection.inspected import InspectedPair, Inspection
-from paft_plugin.inspection.magnitudes import gini, top_share
 from paft_plugin.inspection.measures import Measures
-from paft_plugin.inspection.settings import Settings
+from paft_plugin.inspection.tally import gini, top_share
 from tests.deltas.builders import make_adapter, make_base, make_model, merged_by_peft, weights
 from tests.inspection import brute
 

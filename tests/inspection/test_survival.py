@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from paft_plugin.inspection.diagnosis.survival import survival
-
-from .planted_runs import dense, histogram, interference, sparse
+from paft_plugin.inspection.diagnosis.dominance import survival
+from tests.inspection.planted_runs import dense, histogram, interference, sparse
 
 PAIRS = {
     "equals": (dense(1), dense(2)),

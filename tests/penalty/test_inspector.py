@@ -16,16 +16,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from paft_plugin.penalty.histograms import LOWEST, log_magnitudes
 from paft_plugin.penalty.injector import PenaltyInjector
-from paft_plugin.penalty.inspector import kind_of
+from paft_plugin.penalty.inspector import LOWEST, kind_of, log_magnitudes
 from paft_plugin.penalty.settings import PenaltySettings
-
-from .models import live
-from .test_adapters import TRAINED
-from .test_injector import assert_same, lora_llama, tiny_llama, trainable
-from .test_resume import STEPS, Stop, trainer_with
-from .test_tally import of_entries
+from tests.penalty.models import live
+from tests.penalty.test_adapters import TRAINED
+from tests.penalty.test_injector import assert_same, lora_llama, tiny_llama, trainable
+from tests.penalty.test_resume import STEPS, Stop, trainer_with
+from tests.penalty.test_tally import of_entries
 
 EVERY = 4
 Figures = dict[str, float]

@@ -9,9 +9,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from paft_plugin.penalty.find import L1On, find_live_deltas, trained_themselves
+from paft_plugin.penalty.find import L1On, find_live_deltas, take_references, trained_themselves
 from paft_plugin.penalty.live import FullDelta, LowRankDelta, Shrinkable, measure
-from paft_plugin.penalty.references import take_references
 from tests.penalty.models import copies, live, move, tiny_llama, tiny_mixtral, trainable, with_lora
 
 

@@ -12,8 +12,15 @@ from torch import Tensor, nn
 from paft_plugin.errors import PaftError
 from paft_plugin.penalty.injector import PenaltyInjector
 from paft_plugin.penalty.settings import PenaltySettings
-
-from .test_injector import LEARNING_RATE, assert_same, lora_llama, make_trainer, tiny_llama, trainable, trained
+from tests.penalty.test_injector import (
+    LEARNING_RATE,
+    assert_same,
+    lora_llama,
+    make_trainer,
+    tiny_llama,
+    trainable,
+    trained,
+)
 
 STRENGTH = 0.05
 

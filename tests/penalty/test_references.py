@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from paft_plugin.penalty.references import ReferencePlace, fits_on_device, take_references
+from paft_plugin.penalty.find import ReferencePlace, fits_on_device, take_references
 
 PLACES = get_args(ReferencePlace)
 

@@ -14,8 +14,7 @@ from transformers import Trainer, TrainerCallback
 from paft_plugin.errors import PaftError
 from paft_plugin.penalty.injector import PenaltyInjector
 from paft_plugin.penalty.settings import PenaltySettings
-
-from .test_injector import lora_llama, make_trainer, tiny_llama, trainable
+from tests.penalty.test_injector import lora_llama, make_trainer, tiny_llama, trainable
 
 STEPS, SAVED, STOPPED = 14, 4, 10
 CASES: dict[str, tuple[Any, PenaltySettings]] = {

@@ -24,12 +24,18 @@ from transformers import (
     TrainingArguments,
 )
 
-from paft_plugin.penalty.controller import BAND, TargetSparsity
 from paft_plugin.penalty.injector import PenaltyInjector
 from paft_plugin.penalty.live import FullDelta
 from paft_plugin.penalty.settings import PenaltySettings
-from paft_plugin.penalty.settling import FREEZE, WINDOW, SettlingSample, settled_learning_rate
-from paft_plugin.penalty.strength import Progress
+from paft_plugin.penalty.strength import (
+    BAND,
+    FREEZE,
+    WINDOW,
+    Progress,
+    SettlingSample,
+    TargetSparsity,
+    settled_learning_rate,
+)
 
 TARGET = 0.9
 SIZES = {

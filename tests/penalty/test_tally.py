@@ -11,10 +11,9 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
-from paft_plugin.penalty.base_norms import base_square
-from paft_plugin.penalty.find import find_live_deltas, trained_themselves
+from paft_plugin.penalty.find import find_live_deltas, take_references, trained_themselves
+from paft_plugin.penalty.inspector import base_square
 from paft_plugin.penalty.live import ExpertsDelta, FullDelta, measure
-from paft_plugin.penalty.references import take_references
 from paft_plugin.penalty.tally import (
     BINS,
     Tally,
@@ -27,9 +26,17 @@ from paft_plugin.penalty.tally import (
     top_share,
     total,
 )
-
-from .models import clear_threshold, copies, deltas_in_double, entries_of, live, move, tiny_llama, with_lora
-from .test_adapters import TRAINED
+from tests.penalty.models import (
+    clear_threshold,
+    copies,
+    deltas_in_double,
+    entries_of,
+    live,
+    move,
+    tiny_llama,
+    with_lora,
+)
+from tests.penalty.test_adapters import TRAINED
 
 
 def of_entries(entries: Tensor) -> Tally:

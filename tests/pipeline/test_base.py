@@ -13,8 +13,7 @@ import pytest
 from paft_plugin.errors import PaftError
 from paft_plugin.pipeline.base import base_folder
 from paft_plugin.pipeline.config import PaftConfig
-
-from .hub import FakeHub, hub  # noqa: F401
+from tests.pipeline.hub import FakeHub, hub  # noqa: F401
 
 COMMIT = "0123456789" * 4
 Make = Callable[[str], PaftConfig]

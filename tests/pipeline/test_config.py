@@ -10,8 +10,7 @@ import pytest
 
 from paft_plugin.errors import PaftError
 from paft_plugin.pipeline.config import read_config
-
-from .runs import write_run, write_yaml
+from tests.pipeline.runs import write_run, write_yaml
 
 
 def problems(file: Path) -> list[str]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from paft_plugin.pipeline.hub import access
-
-from .hub import FakeHub, hub  # noqa: F401
+from tests.pipeline.hub import FakeHub, hub  # noqa: F401
 
 PATH = "/api/models/org/model/auth-check"
 

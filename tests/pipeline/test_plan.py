@@ -10,15 +10,13 @@ import pytest
 import yaml
 
 from paft_plugin.errors import PaftError
-from paft_plugin.pipeline.given import given_files, write_files
-from paft_plugin.pipeline.identity import identities
-from paft_plugin.pipeline.markers import outdated, prepare_folder, write_marker
-from paft_plugin.pipeline.plan import make_stages, readable
+from paft_plugin.pipeline.arms import Setup
+from paft_plugin.pipeline.plan import given_files, make_stages, readable, write_files
 from paft_plugin.pipeline.run import open_setup
-from paft_plugin.pipeline.setup import Setup
-from paft_plugin.pipeline.stages import Stage, absolute, in_order
-
-from .runs import edit, write_run
+from paft_plugin.runner.identity import identities
+from paft_plugin.runner.markers import outdated, prepare_folder, write_marker
+from paft_plugin.runner.stages import Stage, absolute, in_order
+from tests.pipeline.runs import edit, write_run
 
 
 def configs_of(setup: Setup) -> dict[str, dict]:

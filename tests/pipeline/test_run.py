@@ -14,11 +14,10 @@ from paft_plugin.cli import paft
 from paft_plugin.errors import PaftError
 from paft_plugin.files import write_json
 from paft_plugin.pipeline.config import ExecutorConfig
-from paft_plugin.pipeline.local import LocalExecutor
 from paft_plugin.pipeline.run import make_executor, open_setup, prepare, show_results, variables
-
-from .hub import FakeHub, hub  # noqa: F401
-from .runs import edit, write_run
+from paft_plugin.runner.local import LocalExecutor
+from tests.pipeline.hub import FakeHub, hub  # noqa: F401
+from tests.pipeline.runs import edit, write_run
 
 
 def call(*arguments: str, code: int = 0) -> str:

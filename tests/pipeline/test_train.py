@@ -49,7 +49,7 @@ def write_base(folder: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from paft_plugin.demo.tokenizer import build_tokenizer
+    from paft_plugin.demo.pretrain import build_tokenizer
 
     tokenizer = build_tokenizer()
     torch.manual_seed(0)

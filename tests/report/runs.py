@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from paft_plugin.files import write_json, write_text
+from paft_plugin.formats import threshold_key
 from paft_plugin.inspection.inspected import (
     Figures,
     InspectedDelta,
@@ -21,7 +22,6 @@ from paft_plugin.inspection.inspected import (
     write_inspection,
 )
 from paft_plugin.inspection.measures import Election, Histogram, Interference, Measures, Overlap
-from paft_plugin.thresholds import threshold_key
 
 MODULES = ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj")
 THRESHOLDS = (1e-5, 1e-3)

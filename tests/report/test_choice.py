@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from paft_plugin.evaluation.measures import Measure
+from paft_plugin.evaluation.results import Measure
 from paft_plugin.report.choice import choose
 from paft_plugin.report.differences import comparisons, difference, number, signed, standard_error
 from paft_plugin.report.results import Arm, Results

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from paft_plugin.drawing import CSS_NAMES, Missing, Plot, as_png, as_svg, style_of, styles_of
-from paft_plugin.inspection.curves import Curve, read_curve
 from paft_plugin.inspection.inspected import Inspection
 from paft_plugin.inspection.plots import (
     histograms,
@@ -21,6 +20,7 @@ from paft_plugin.inspection.plots import (
     plotted_pairs,
     sparsity_by_layer,
 )
+from paft_plugin.inspection.training_log import Curve, read_curve
 from paft_plugin.report.choice import choose
 from paft_plugin.report.plots import loss_chart, strength_chart, tax_chart
 from paft_plugin.report.results import Results, read_results

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 import pytest
 from rich.console import Console
 
-from paft_plugin.evaluation.arms import ArmResult, Comparison
-from paft_plugin.evaluation.measures import Measure
+from paft_plugin.evaluation.results import ArmResult, Comparison, Measure
 from paft_plugin.report.table import markdown_table, results_content, terminal_table
 
 NAMES = ["skill", "preference", "style", "retained"]

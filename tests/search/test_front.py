@@ -7,7 +7,7 @@ import random
 import optuna
 import pytest
 
-from paft_plugin.search.front import even_handed, pareto_front
+from paft_plugin.search.report import even_handed, pareto_front
 
 
 def test_a_small_case_by_hand() -> None:

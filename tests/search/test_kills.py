@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from paft_plugin.pipeline.search import search_request
+from paft_plugin.pipeline.arms import search_request
 from paft_plugin.search.run import run_search
-
-from .conftest import Write
+from tests.search.conftest import Write
 
 pytestmark = pytest.mark.slow
 LIMIT = 300  # seconds, only so that a hang ends

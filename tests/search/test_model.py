@@ -16,9 +16,9 @@ from paft_plugin.evaluation.config import MeasureConfig
 from paft_plugin.evaluation.loading import load
 from paft_plugin.evaluation.scorer import Scorer
 from paft_plugin.fusion.merge import open_fusion, write_fusion
-from paft_plugin.fusion.recipe import write_recipe
-from paft_plugin.fusion.request import RecipeRequest
-from paft_plugin.search.model import FusedModel
+from paft_plugin.fusion.recipe.settings import RecipeRequest
+from paft_plugin.fusion.recipe.write import write_recipe
+from paft_plugin.search.run import FusedModel
 from paft_plugin.search.validation import open_goals
 from tests.deltas.builders import make_adapter, make_base
 

@@ -22,16 +22,13 @@ from paft_plugin.evaluation.config import MeasureConfig
 from paft_plugin.evaluation.loading import load
 from paft_plugin.evaluation.scorer import Scorer
 from paft_plugin.fusion.merge import open_fusion, write_fusion
-from paft_plugin.pipeline.search import search_request
+from paft_plugin.pipeline.arms import search_request
 from paft_plugin.search import run as running
-from paft_plugin.search.front import pareto_front
-from paft_plugin.search.model import FusedModel
-from paft_plugin.search.report import table
-from paft_plugin.search.run import run_search
+from paft_plugin.search.report import pareto_front, table
+from paft_plugin.search.run import FusedModel, run_search
 from paft_plugin.search.study import locked
 from paft_plugin.search.validation import open_goals
-
-from .conftest import Write
+from tests.search.conftest import Write
 
 NAMES = ["first", "second"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from paft_plugin.fusion.methods import METHODS
-from paft_plugin.fusion.recipe import write_recipe
+from paft_plugin.fusion.recipe.methods import METHODS
+from paft_plugin.fusion.recipe.write import write_recipe
 from paft_plugin.search.space import DEFAULTS, make_spaces, propose, seed_of
 from tests.fusion.conftest import World, make_world
 

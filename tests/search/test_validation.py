@@ -11,8 +11,7 @@ from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.config import MeasureConfig
 from paft_plugin.search.validation import open_goals, split_problems
 from tests.evaluation.conftest import write_rows
-
-from .conftest import make_items, make_task
+from tests.search.conftest import make_items, make_task
 
 VALIDATION = {"validation_split": "validation"}
 

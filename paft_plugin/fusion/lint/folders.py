@@ -12,13 +12,12 @@ from paft_plugin.deltas.belongs import check_belongs, check_finite
 from paft_plugin.deltas.delta import open_delta
 from paft_plugin.deltas.fit import quantised
 from paft_plugin.deltas.proof import why_unproven
-from paft_plugin.deltas.store import FLOATS, is_adapter, open_model, read_json
+from paft_plugin.deltas.store import FLOATS, is_adapter, open_model
 from paft_plugin.errors import PaftError, raise_if_any, some
-from paft_plugin.files import PROOF_FILE
-from paft_plugin.fusion.lint.findings import Finding, Keys
-from paft_plugin.fusion.lint.places import exists, looks_local
-from paft_plugin.fusion.lint.subject import Entry, Subject, same_folder
-from paft_plugin.fusion.tokenizers import same_tokenizer
+from paft_plugin.files import PROOF_FILE, read_json
+from paft_plugin.fusion.lint.rules import Finding, Keys
+from paft_plugin.fusion.lint.subject import Entry, Subject, exists, looks_local, same_folder
+from paft_plugin.fusion.recipe.write import same_tokenizer
 
 
 def paths(subject: Subject) -> Iterator[Finding]:

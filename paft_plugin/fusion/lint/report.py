@@ -6,8 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from paft_plugin.fusion.lint.codes import Code
-from paft_plugin.fusion.lint.findings import Finding, errors
+from paft_plugin.fusion.lint.rules import Code, Finding, errors
 
 SCHEMA = 1
 

@@ -16,8 +16,8 @@ from mergekit.merge_methods import registered_methods
 from pydantic import BaseModel, ValidationError
 
 from paft_plugin.fusion.lint.document import Document
-from paft_plugin.fusion.lint.findings import Finding, Keys, dotted
-from paft_plugin.fusion.lint.places import exists
+from paft_plugin.fusion.lint.rules import Finding, Keys, dotted
+from paft_plugin.fusion.lint.subject import exists
 
 # The keys that hold another mapping of the same recipe: where a lost key may belong.
 INNER = "parameters"

@@ -19,8 +19,21 @@ from paft_plugin.deltas.fit import quantised
 from paft_plugin.deltas.store import TensorStore, is_adapter, open_model
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.lint.document import Document
-from paft_plugin.fusion.lint.findings import Finding, Keys
-from paft_plugin.fusion.lint.places import exists
+from paft_plugin.fusion.lint.rules import Finding, Keys
+
+
+def exists(text: str) -> bool:
+    """Whether something of this name is on this disk; a text that can be no path is not."""
+    try:
+        return bool(text) and Path(text).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def looks_local(text: str) -> bool:
+    """Whether a text can only be a folder: `org/name` and `name` may also be on the hub."""
+    return text.startswith(("/", ".", "~")) or text.count("/") > 1 or "\\" in text
+
 
 Scope = tuple[Keys, dict[str, Any]]
 """Where a mapping of parameters stands, and what it holds."""

@@ -8,8 +8,8 @@
 
 from __future__ import annotations
 
-from paft_plugin.fusion.merge.fast import fuse_tensors
 from paft_plugin.fusion.merge.fusion import Fusion, open_fusion
+from paft_plugin.fusion.merge.selection import fuse_tensors
 from paft_plugin.fusion.merge.write import write_fusion
 from paft_plugin.memory import reuse_freed_memory
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from mergekit.architecture import ModelArchitecture, get_architecture_info
 from mergekit.architecture.auto import infer_architecture_info
+from mergekit.architecture.json_definitions import JsonModuleArchitecture
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
@@ -22,13 +23,34 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from paft_plugin.errors import PaftError
-from paft_plugin.fusion.merge.buffers import without_old_buffers
 from paft_plugin.fusion.merge.configuration import read_recipe, references, without_adapters
-from paft_plugin.fusion.merge.fast import fast_selection
 from paft_plugin.fusion.merge.loaders import ModelLoader, loaders_in_place, open_loaders
 from paft_plugin.fusion.merge.plan import Plan
 from paft_plugin.fusion.merge.seeding import Stream
+from paft_plugin.fusion.merge.selection import fast_selection
 from paft_plugin.fusion.merge.untouched import draws
+
+BUFFERS = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
+
+
+def without_old_buffers(architecture: ModelArchitecture) -> ModelArchitecture:
+    """The architecture with such tensors merged where they are, and not missed where they aren't."""
+    modules = {}
+    for name, module in architecture.modules.items():
+        inside = module.architecture
+        if isinstance(inside, JsonModuleArchitecture):
+            weights = [
+                weight.model_copy(update={"optional": True}) if weight.name.endswith(BUFFERS) else weight
+                for weight in inside.definition.layer_templates.weights
+            ]
+            if weights != inside.definition.layer_templates.weights:
+                templates = inside.definition.layer_templates.model_copy(update={"weights": weights})
+                definition = inside.definition.model_copy(update={"layer_templates": templates})
+                module = module.model_copy(
+                    update={"architecture": inside.model_copy(update={"definition": definition})}
+                )
+        modules[name] = module
+    return architecture.model_copy(update={"modules": modules})
 
 
 @dataclass

@@ -10,7 +10,7 @@ from paft_plugin.inspection.diagnosis.dominance import dominance
 from paft_plugin.inspection.diagnosis.excessive_l1 import excessive_l1
 from paft_plugin.inspection.diagnosis.facts import Facts, read_facts
 from paft_plugin.inspection.diagnosis.mismatch import mismatch
-from paft_plugin.inspection.verdict import Diagnosis
+from paft_plugin.inspection.diagnosis.verdict import Diagnosis
 
 PENALISED, DENSE = "sft-l1", "sft"
 STAGED = ("sequential",)  # trained on top of another branch, so that its delta is not fused with it

@@ -3,16 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from paft_plugin.formats import threshold_key
 from paft_plugin.inspection.diagnosis.facts import Facts
-from paft_plugin.inspection.diagnosis.judge import judged, unknown
 from paft_plugin.inspection.diagnosis.remedies import balance
-from paft_plugin.inspection.diagnosis.survival import survival
+from paft_plugin.inspection.diagnosis.verdict import Check, Evidence, Signature, judged, unknown
 from paft_plugin.inspection.inspected import InspectedPair, Inspection
-from paft_plugin.inspection.verdict import Check, Evidence, Signature
-from paft_plugin.thresholds import threshold_key
+from paft_plugin.inspection.measures import Histogram
+
+
+def survival(
+    own: Histogram,
+    other: Histogram,
+    conflict: float,  # share of Σ|δ₁δ₂| in entries of opposite signs
+    contested: float = 1.0,  # share of the branch's entries that the other branch can change too
+    weight: float = 1.0,  # of the branch, in units of the other's
+) -> float | None:
+    """Share of a branch's mass that takes part in the merged delta, without trimming; None for a delta of zeros."""
+    opponents = sorted(_bins(other))
+    total = other.zeros + sum(count for _, count in opponents)
+    mass = lost = 0.0
+    for size, count in _bins(own, weight):
+        greater = sum(n * (0.5 if there == size else 1.0) for there, n in opponents if there >= size)
+        mass += count * size
+        lost += count * size * greater / total
+    return 1.0 - conflict * contested * lost / mass if mass else None
+
+
+def _bins(histogram: Histogram, weight: float = 1.0) -> Iterator[tuple[float, int]]:
+    """(geometric middle × weight, count) of what is not zero; what lies beyond the ends is taken to lie at them."""
+    edges = histogram.log10_edges
+    for low, high, count in zip(edges, edges[1:], histogram.counts, strict=False):
+        if count:
+            yield weight * 10.0 ** ((low + high) / 2), count
+    if histogram.underflow:
+        yield weight * 10.0 ** edges[0], histogram.underflow
+    if histogram.overflow:
+        yield weight * 10.0 ** edges[-1], histogram.overflow
+
 
 NORM_RATIO = 1 / 3
 SURVIVAL = 0.75

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 
-from paft_plugin.inspection.curves import Curve
+from paft_plugin.formats import threshold_key
 from paft_plugin.inspection.diagnosis.facts import Facts
-from paft_plugin.inspection.diagnosis.judge import judged, unknown
 from paft_plugin.inspection.diagnosis.remedies import weaker_penalty
-from paft_plugin.inspection.verdict import Check, Evidence, Signature
-from paft_plugin.thresholds import threshold_key
+from paft_plugin.inspection.diagnosis.verdict import Check, Evidence, Signature, judged, unknown
+from paft_plugin.inspection.training_log import Curve
 
 RECOVERY = 0.5  # of what the dense twin learnt
 FALL = 0.05  # of the loss at the start, where there is no twin

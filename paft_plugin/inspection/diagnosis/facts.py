@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,10 +11,10 @@ from typing import Any
 import yaml
 
 from paft_plugin.errors import PaftError
-from paft_plugin.files import PROOF_FILE
-from paft_plugin.inspection.curves import Curve, read_curve_of, shown
+from paft_plugin.files import PROOF_FILE, read_json_or_nothing
 from paft_plugin.inspection.inspected import INSPECTION_FILE, InspectedPair, Inspection, read_inspection
 from paft_plugin.inspection.measures import Measures
+from paft_plugin.inspection.training_log import Curve, read_curve_of, shown
 
 BRANCH_INSPECTION = Path("inspection") / "branches"
 RESULTS_FILE = "results.json"
@@ -110,14 +109,14 @@ def read_facts(folder: Path) -> Facts:
     for delta in inspection.deltas if inspection is not None else ():
         folders.setdefault(delta.name, Path(delta.folder))
     curves = {name: read_curve_of(path, folder, name) for name, path in folders.items()}
-    proofs = {name: read_object(path / PROOF_FILE) for name, path in folders.items()}
+    proofs = {name: read_json_or_nothing(path / PROOF_FILE) for name, path in folders.items()}
     known = [name for name in folders if curves[name] or proofs[name] or (inspection and _inspected(inspection, name))]
     if not known:
         raise PaftError(
             f"{folder}: nothing to diagnose: neither an {INSPECTION_FILE} (run `axolotl paft inspect` first) nor branches "
             "with a training log or a paft.json."
         )
-    results = read_object(folder / RESULTS_FILE)
+    results = read_json_or_nothing(folder / RESULTS_FILE)
     return Facts(
         folder=folder,
         inspection=inspection,
@@ -130,15 +129,6 @@ def read_facts(folder: Path) -> Facts:
         recipes={file.parent.name: _recipe(file, known) for file in sorted(folder.glob("recipes/*/*.yml"))},
         branches=tuple(known),
     )
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty if there is none."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _inspections(folder: Path) -> tuple[Path, Path]:
@@ -192,3 +182,12 @@ def _texts(content: Any) -> Iterator[str]:
     elif isinstance(content, dict):
         for value in content.values():
             yield from _texts(value)
+
+
+def density(measures: Measures) -> float:
+    """Share of entries that a delta of equal magnitudes with the same norms would have: (‖δ‖₁/‖δ‖₂)² / n.
+
+    1 if all |δ| are equal, 0.64 for a normal distribution, 1/n for a single entry. No factor on the delta changes it, so a delta
+    that is merely small is not sparse.
+    """
+    return (measures.l1 / measures.l2) ** 2 / measures.entries

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 
-from paft_plugin.inspection.diagnosis.density import density
-from paft_plugin.inspection.diagnosis.facts import RESULTS_FILE, Facts
-from paft_plugin.inspection.diagnosis.judge import judged, unknown
+from paft_plugin.formats import threshold_key
+from paft_plugin.inspection.diagnosis.facts import RESULTS_FILE, Facts, density
 from paft_plugin.inspection.diagnosis.remedies import thinner
+from paft_plugin.inspection.diagnosis.verdict import Check, Evidence, Signature, judged, unknown
 from paft_plugin.inspection.measures import Measures
-from paft_plugin.inspection.verdict import Check, Evidence, Signature
-from paft_plugin.thresholds import threshold_key
 
 DENSITY_RATIO = 1 / 5
 WEIGHT = 1 / 3  # of the sparser one's norm: that of a delta which dominance would take for overruled

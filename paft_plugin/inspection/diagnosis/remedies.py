@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from paft_plugin.inspection.diagnosis.density import density
-from paft_plugin.inspection.diagnosis.facts import Facts
+from paft_plugin.inspection.diagnosis.facts import Facts, density
+from paft_plugin.inspection.diagnosis.verdict import Remedy
 from paft_plugin.inspection.measures import Measures
-from paft_plugin.inspection.verdict import Remedy
 
 TARGET = 0.9  # the paper's: L1 takes the SFT delta above 90 % sparsity
 TARGETS = (0.5, 0.95)

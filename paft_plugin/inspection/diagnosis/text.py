@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from paft_plugin.inspection.verdict import Check, Diagnosis, Evidence, Remedy
+from paft_plugin.inspection.diagnosis.verdict import Check, Diagnosis, Evidence, Remedy
 
 INDENT = (0, 0, 0, 2)
 STYLES = {"found": "bold red", "clear": "green", "unknown": "yellow"}

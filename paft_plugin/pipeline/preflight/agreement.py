@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from paft_plugin.deltas.findings import Findings
 from paft_plugin.deltas.tokenizer import Tokenizer, compare, conflicts, read_tokenizer
-from paft_plugin.errors import PaftError, some
+from paft_plugin.errors import Findings, PaftError, some
+from paft_plugin.pipeline.arms import Setup
 from paft_plugin.pipeline.branches import Branch
-from paft_plugin.pipeline.preflight.answer import Answer
-from paft_plugin.pipeline.setup import Setup
+from paft_plugin.pipeline.preflight.ask import Answer
 
 
 def same_base(setup: Setup, branch: Branch) -> Findings:

@@ -8,13 +8,35 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from paft_plugin.files import write_json
+from paft_plugin.pipeline.arms import Setup
 from paft_plugin.pipeline.branches import Branch
-from paft_plugin.pipeline.logs import tail
-from paft_plugin.pipeline.preflight.answer import Answer
-from paft_plugin.pipeline.setup import Setup
+from paft_plugin.runner.logs import tail
+
+
+@dataclass
+class Answer:
+    """What was found out about one branch."""
+
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    precision: dict[str, str] = field(default_factory=dict)
+    """`compute` and `weights`, such as bf16 and 4 bits; empty if the config is not valid."""
+    rendered: str | None = None
+    """A small conversation in the chat template that the data are read with; None if they are read without one."""
+    ending: str = ""
+    """What comes right before an answer in the branch's rows; empty if unknown."""
+    tokenizer_saved: bool = False
+
+    def add(self, found: Any) -> None:
+        """Take over problems and warnings."""
+        self.problems += found.problems
+        self.warnings += found.warnings
+
 
 PATIENCE = 600.0  # seconds; a plugin that hangs on import is all that this is for
 

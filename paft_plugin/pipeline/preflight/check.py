@@ -6,11 +6,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from paft_plugin.deltas.findings import Findings
+from paft_plugin.errors import Findings
+from paft_plugin.pipeline.arms import DENSE, SPARSE, Setup
 from paft_plugin.pipeline.branches import Branch
+from paft_plugin.pipeline.estimate.disk import check_disk
 from paft_plugin.pipeline.preflight.ask import asked
-from paft_plugin.pipeline.preflight.disk import check_disk
-from paft_plugin.pipeline.preflight.remote import remote_data
+from paft_plugin.pipeline.preflight.data_files import remote_data
 from paft_plugin.pipeline.preflight.static import (
     check_base,
     check_evaluation,
@@ -19,7 +20,6 @@ from paft_plugin.pipeline.preflight.static import (
     check_resume,
     check_trained,
 )
-from paft_plugin.pipeline.setup import DENSE, SPARSE, Setup
 
 
 def preflight(setup: Setup) -> Findings:

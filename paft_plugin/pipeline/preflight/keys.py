@@ -11,7 +11,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import AliasChoices, BaseModel
 
-from paft_plugin.deltas.findings import Findings
+from paft_plugin.errors import Findings
 from paft_plugin.pipeline.preflight.data_files import file_type
 
 CLOSE = 0.8

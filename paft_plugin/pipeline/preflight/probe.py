@@ -38,7 +38,7 @@ def main(request: Path) -> None:
 def _answer(question: dict[str, Any], folder: Path) -> None:
     import datasets
 
-    from paft_plugin.pipeline.preflight.answer import Answer
+    from paft_plugin.pipeline.preflight.ask import Answer
     from paft_plugin.pipeline.preflight.view import view
 
     logging.disable(logging.WARNING)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from paft_plugin.deltas.findings import Findings
 from paft_plugin.deltas.store import open_model
-from paft_plugin.errors import PaftError, some
+from paft_plugin.errors import Findings, PaftError, some
+from paft_plugin.pipeline.arms import SPARSE, Setup
 from paft_plugin.pipeline.branches import PLUGIN, Branch
-from paft_plugin.pipeline.setup import SPARSE, Setup
 
 
 def check_base(setup: Setup) -> Findings:

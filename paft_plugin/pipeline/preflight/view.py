@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from paft_plugin.pipeline.preflight.answer import Answer
+from paft_plugin.pipeline.preflight.ask import Answer
 from paft_plugin.pipeline.preflight.data_files import Sample, entries, local_files, read_sample
 from paft_plugin.pipeline.preflight.keys import dropped_keys, unknown_keys
 from paft_plugin.pipeline.preflight.shape import common_ending, shape_of

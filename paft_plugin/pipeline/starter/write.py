@@ -9,11 +9,11 @@ from typing import Literal
 
 from paft_plugin.errors import PaftError
 from paft_plugin.files import write_text
+from paft_plugin.penalty.strength import ENOUGH_STEPS
 from paft_plugin.pipeline.branches import PLUGIN
 from paft_plugin.pipeline.starter.model import BaseModel, look_at, sequence_length
 from paft_plugin.pipeline.starter.render import Line, Section, entry, render
 from paft_plugin.pipeline.starter.rows import Reading, read_preference, read_sft
-from paft_plugin.target import ENOUGH_STEPS
 
 Adapter = Literal["lora", "qlora", "full"]
 Strategy = Literal["dpo", "orpo", "simpo"]

@@ -8,7 +8,7 @@ import pytest
 
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.lint import errors
-from paft_plugin.fusion.lint.codes import CODES, explain
+from paft_plugin.fusion.lint.rules import CODES, explain
 from tests.fusion.lint import planted_folders  # noqa: F401  (its recipes enter themselves into CASES)
 from tests.fusion.lint.conftest import Bench
 from tests.fusion.lint.planted import ALSO, CASES

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from paft_plugin.fusion.lint import lint_recipe
-from paft_plugin.fusion.methods import METHODS
-from paft_plugin.fusion.recipe import write_recipe
-from paft_plugin.fusion.request import RecipeRequest
+from paft_plugin.fusion.recipe.methods import METHODS
+from paft_plugin.fusion.recipe.settings import RecipeRequest
+from paft_plugin.fusion.recipe.write import write_recipe
 from tests.fusion.lint.conftest import Bench
 
 TRUE_WARNINGS = {

@@ -16,7 +16,7 @@ from mergekit.merge_methods import get
 from mergekit.merge_methods.base import BasePolicy, ParameterSpec
 
 from paft_plugin.fusion.lint import errors, lint_recipe
-from paft_plugin.fusion.methods import METHODS
+from paft_plugin.fusion.recipe.methods import METHODS
 from tests.fusion.lint.conftest import Bench
 
 SETTINGS = settings(
@@ -124,7 +124,7 @@ def test_a_single_slip_in_any_key_is_an_error(bench: Bench, data: st.DataObject)
 
 def test_every_key_of_the_shipped_recipes_is_guarded(bench: Bench) -> None:
     """Not by chance: each key of each shipped recipe, with one letter missing."""
-    from paft_plugin.fusion.examples import FOLDER
+    from paft_plugin.fusion.recipe.examples import FOLDER
 
     seen = set()
     for file in sorted(FOLDER.glob("*.yml")):

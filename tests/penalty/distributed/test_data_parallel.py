@@ -20,7 +20,16 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .worker import BATCH, CLIPPING, LARGE_STRENGTH, MICRO_BATCHES, RATE, STRENGTH, build, dtype_of
+from tests.penalty.distributed.worker import (
+    BATCH,
+    CLIPPING,
+    LARGE_STRENGTH,
+    MICRO_BATCHES,
+    RATE,
+    STRENGTH,
+    build,
+    dtype_of,
+)
 
 pytestmark = pytest.mark.slow
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from paft_plugin.deltas.findings import Findings
 from paft_plugin.demo import configs, data
+from paft_plugin.errors import Findings
 from paft_plugin.files import write_bytes
+from paft_plugin.pipeline.arms import Setup, resolve
 from paft_plugin.pipeline.config import read_config
 from paft_plugin.pipeline.preflight import preflight
-from paft_plugin.pipeline.setup import Setup, resolve
 
 Content = dict[str, Any]
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from paft_plugin.deltas.findings import Findings
+from paft_plugin.errors import Findings
 from paft_plugin.pipeline.preflight.data_files import FIRST, LAST, read_sample
-
-from ..hub import FakeHub, hub  # noqa: F401
-from .conftest import Room
+from tests.pipeline.hub import FakeHub, hub  # noqa: F401
+from tests.pipeline.preflight.conftest import Room
 
 Preflight = Callable[..., Findings]
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from paft_plugin.deltas.findings import Findings
+from paft_plugin.errors import Findings
 from paft_plugin.pipeline.preflight import preflight
-
-from .conftest import Room
+from tests.pipeline.preflight.conftest import Room
 
 Preflight = Callable[..., Findings]
 PLUGIN = "paft_plugin.PAFTPlugin"

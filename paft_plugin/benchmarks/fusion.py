@@ -1,0 +1,198 @@
+"""What a merge of two adapters costs, beside plain `mergekit-yaml`: `python -m paft_plugin.benchmarks.fusion [--quick]`.
+
+Makes a random Qwen2 of 0.5 B parameters in bf16 with two adapters (r = 16, all linear layers) and merges them by TIES and
+DARE-TIES, each time with `mergekit-yaml` and its correct flags and with `axolotl paft merge`, each in a process of its own.
+Shows wall and CPU time, peak memory and the bytes of whole models written in between, and checks that both wrote the same
+bits. Ours is run on half the layers, too: its memory must not grow with their number.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import click
+
+from paft_plugin.benchmarks.harness import Figure, Row, apart, benchmark_command, figure
+
+PACKAGES = ("paft-plugin", "mergekit", "torch", "transformers", "peft")
+METHODS = ("ties", "dare_ties")
+SEED = 0
+BAR = 0.2
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a Qwen2."""
+
+    layers: int
+    vocabulary: int
+
+
+FULL, QUICK = Size(layers=24, vocabulary=151936), Size(layers=4, vocabulary=8192)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One merge, in a process of its own."""
+
+    wall_s: float
+    cpu_s: float
+    peak_mb: float
+    intermediate_mb: float
+    """Whole models written for the merge alone."""
+
+
+def measure(size: Size, repeats: int, folder: Path) -> list[Row]:
+    """A row for each method; both tools take turns."""
+    whole, half = folder / "whole", folder / "half"
+    apart(make_models, size, whole)
+    apart(make_models, Size(size.layers // 2, size.vocabulary), half)
+    rows = []
+    for method in METHODS:
+        click.echo(f"{method} …", err=True)
+        plain_runs, our_runs, same = [], [], True
+        for _ in range(repeats):
+            plain_runs.append(plain(method, whole))
+            our_runs.append(ours(method, whole))
+            same &= apart(same_bits, whole / "plain", whole / "ours")
+            shutil.rmtree(whole / "plain")
+            shutil.rmtree(whole / "ours")
+        of_half = ours(method, half)
+        shutil.rmtree(half / "ours")
+        rows.append(_row(method, size, plain_runs, our_runs, of_half, same))
+    return rows
+
+
+def _row(method: str, size: Size, plain_runs: list[Run], our_runs: list[Run], of_half: Run, same: bool) -> Row:
+    figures: list[Figure] = []
+    timings: dict[str, list[float]] = {}
+    held = size == FULL  # on a small model, imports are most of either
+    for what, unit in (("wall_s", "s"), ("cpu_s", "s"), ("peak_mb", "MB"), ("intermediate_mb", "MB")):
+        name = {"intermediate_mb": "between"}.get(what, what.rpartition("_")[0])
+        plain_samples, our_samples = ([getattr(run, what) for run in runs] for runs in (plain_runs, our_runs))
+        figures += [figure(f"{name}, plain", plain_samples, unit), figure(f"{name}, ours", our_samples, unit)]
+        pairs = [one / other for one, other in zip(our_samples, plain_samples, strict=True)]
+        bar = {"wall_s": BAR, "peak_mb": BAR, "intermediate_mb": 0.0}.get(what)
+        figures.append(
+            Figure(f"{name}, ours / plain", median(pairs), "×", min(pairs), max(pairs), bar if held else None)
+        )
+        timings |= {f"{name}, plain": plain_samples, f"{name}, ours": our_samples}
+    growth = median(run.peak_mb for run in our_runs) / of_half.peak_mb
+    figures.append(Figure("peak, ours, all / half the layers", growth, "×", at_most=1.05 if held else None))
+    figures.append(Figure("the same bits", float(same), "", at_least=1))
+    note = (
+        f"Qwen2, {size.layers} layers, bf16, two adapters r=16 on all linear layers, density 0.5; plain: mergekit-yaml; "
+        "between: bytes of models on disk that only the merge needs"
+    )
+    return Row(method, figures, timings, note)
+
+
+def make_models(size: Size, folder: Path) -> None:
+    """A base in bf16, two adapters on it, and a recipe for each method."""
+    import torch
+    import yaml
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    shape = {"hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14, "num_key_value_heads": 2}
+    torch.manual_seed(SEED)
+    config = Qwen2Config(
+        vocab_size=size.vocabulary, num_hidden_layers=size.layers, tie_word_embeddings=True, dtype="bfloat16", **shape
+    )
+    model = Qwen2ForCausalLM(config).to(torch.bfloat16)
+    base = folder / "base"
+    model.save_pretrained(base)
+    model.name_or_path = str(base)
+    for branch in ("sft", "preference"):
+        peft_model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
+        with torch.no_grad():
+            for name, parameter in peft_model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=1e-3)
+        peft_model.save_pretrained(folder / branch)
+        model = peft_model.unload()
+    for method in METHODS:
+        models = [
+            {
+                "model": {"model": {"path": str(base)}, "lora": {"path": str(folder / branch)}},
+                "parameters": {"weight": 1.0, "density": 0.5},
+            }
+            for branch in ("sft", "preference")
+        ]
+        dtypes = {"dtype": "float32", "out_dtype": "bfloat16"}
+        recipe = {"merge_method": method, "base_model": {"model": {"path": str(base)}}, "models": models, **dtypes}
+        (folder / f"{method}.yml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+
+
+def plain(method: str, folder: Path) -> Run:
+    """`mergekit-yaml` with an empty cache, in fp32."""
+    cache = folder / "cache"
+    flags = ["--lora-merge-cache", str(cache), "--lora-merge-dtype", "float32", "--random-seed", str(SEED), "--quiet"]
+    command = [*_tool("mergekit-yaml"), str(folder / f"{method}.yml"), str(folder / "plain"), *flags]
+    wall, cpu, peak = _timed(command)
+    written = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
+    shutil.rmtree(cache)
+    return Run(wall, cpu, peak, written / 1e6)
+
+
+def ours(method: str, folder: Path) -> Run:
+    """`axolotl paft merge`, which writes nothing but the result."""
+    command = [*_tool("axolotl"), "paft", "merge", str(folder / f"{method}.yml"), str(folder / "ours"), "--quiet"]
+    before = {entry.name for entry in folder.iterdir()}
+    wall, cpu, peak = _timed(command)
+    left = [folder / name for name in {entry.name for entry in folder.iterdir()} - before - {"ours"}]
+    written = sum(file.stat().st_size for entry in left for file in (entry, *entry.rglob("*")) if file.is_file())
+    return Run(wall, cpu, peak, written / 1e6)
+
+
+def same_bits(one: Path, other: Path) -> bool:
+    """Whether two models hold the same tensors, bit for bit but for the sign of a zero."""
+    import torch
+
+    from paft_plugin.deltas.store import open_model
+
+    first, second = open_model(one), open_model(other)
+    return first.names == second.names and all(
+        first.dtype(name) == second.dtype(name) and torch.equal(first.tensor(name), second.tensor(name))
+        for name in first.names
+    )
+
+
+def _tool(name: str) -> list[str]:
+    """A command of this very environment."""
+    return [sys.executable, str(Path(sys.executable).with_name(name))]
+
+
+def _timed(command: list[str]) -> tuple[float, float, float]:
+    """Wall seconds, CPU seconds and peak memory in MB of a process; its output is shown only if it fails."""
+    with TemporaryDirectory() as folder, (Path(folder) / "log").open("w+b") as log:
+        start = time.perf_counter()
+        outputs = [(os.POSIX_SPAWN_DUP2, log.fileno(), stream) for stream in (1, 2)]
+        process = os.posix_spawn(command[0], command, os.environ, file_actions=outputs)
+        _, status, usage = os.wait4(process, 0)
+        wall = time.perf_counter() - start
+        if code := os.waitstatus_to_exitcode(status):
+            log.seek(0)
+            raise click.ClickException(f"{' '.join(command)} ended with {code}:\n{log.read().decode()[-2000:]}")
+    kilo = 1e6 if sys.platform == "darwin" else 1e3
+    return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / kilo
+
+
+command = benchmark_command(
+    "Measure what a merge of two adapters costs, beside plain mergekit-yaml.",
+    measure,
+    full=FULL,
+    quick=QUICK,
+    packages=PACKAGES,
+    repeats=1,
+)
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,181 @@
+"""Benchmarks' results: figures beside their bars, as a table for people and as JSON for machines.
+
+Medians stand beside their extremes, because a machine that others use gives other numbers each time, and the JSON holds every raw
+timing.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+from unittest.mock import patch
+
+import click
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from paft_plugin.files import write_json
+
+SCHEMA = 1
+BLANK = "–"
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of the table; `low` and `high` are the extremes of what its median was taken of."""
+
+    what: str
+    value: float
+    unit: str
+    low: float | None = None
+    high: float | None = None
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether its bar is met; None if it has none."""
+        if self.at_most is None and self.at_least is None:
+            return None
+        return (self.at_most is None or self.value <= self.at_most) and (
+            self.at_least is None or self.value >= self.at_least
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """A named comparison."""
+
+    name: str
+    figures: list[Figure]
+    timings: dict[str, list[float]] = field(default_factory=dict)
+    note: str = ""
+
+
+def figure(what: str, samples: Sequence[float], unit: str) -> Figure:
+    """The median of `samples`, and their extremes."""
+    return Figure(what, median(samples), unit, min(samples), max(samples))
+
+
+def as_table(rows: Sequence[Row]) -> Table:
+    """Each row's name, and a line for each of its figures; whole at 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("Figure", no_wrap=True)
+    for heading in ("Median", "Min – max", "Bar"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("Met", no_wrap=True, min_width=3)
+    for row in rows:
+        table.add_row(row.name if row.figures else f"{row.name}: {row.note}", style="bold", end_section=not row.figures)
+        for figure in row.figures:
+            table.add_row(f"  {figure.what}", *_cells(figure), end_section=figure is row.figures[-1])
+    return table
+
+
+def _cells(figure: Figure) -> tuple[str, str, str, str]:
+    extremes = BLANK
+    if figure.low is not None and figure.high is not None:
+        extremes = f"{_number(figure.low)} – {_number(figure.high)}"
+    bar = BLANK
+    if figure.at_most is not None:
+        bar = f"≤ {_number(figure.at_most)}"
+    elif figure.at_least is not None:
+        bar = f"≥ {_number(figure.at_least)}"
+    met = {None: BLANK, True: "yes", False: "NO"}[figure.met]
+    return f"{_number(figure.value)} {figure.unit}".rstrip(), extremes, bar, met
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value == int(value) or abs(value) >= 100 else f"{value:.4g}"
+
+
+def as_json(rows: Sequence[Row], packages: Sequence[str], conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that was measured, and on what.
+
+    Args:
+        rows: what was measured.
+        packages: whose versions matter.
+        conditions: how it was measured, as JSON.
+    """
+    return {
+        "schema": SCHEMA,
+        **conditions,
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
+        "machine": {
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        },
+        "rows": [
+            {
+                "name": row.name,
+                "note": row.note,
+                "figures": [{**asdict(figure), "met": figure.met} for figure in row.figures],
+                "timings": row.timings,
+            }
+            for row in rows
+        ],
+    }
+
+
+T = TypeVar("T")
+Size = TypeVar("Size")
+
+
+def benchmark_command(
+    text: str,
+    measure: Callable[[Size, int, Path], list[Row]],
+    *,
+    full: Size,
+    quick: Size,
+    packages: Sequence[str],
+    repeats: int,
+) -> click.Command:
+    """The command line of a benchmark.
+
+    Args:
+        text: Its help.
+        measure: Takes a size, the number of repeats, and a folder for the models.
+        full: The size that is measured, a dataclass.
+        quick: That of `--quick`.
+        packages: Whose versions matter.
+        repeats: How often, unless it is said.
+    """
+    sizes: dict[bool, Any] = {False: full, True: quick}
+
+    @click.command(help=text)
+    @click.option("--quick", is_flag=True, help="A small model: shows that the benchmark runs, and no more.")
+    @click.option("--repeats", type=click.IntRange(min=1), default=repeats, show_default=True, help="Of each kind.")
+    @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write.")
+    @click.option("--work", type=click.Path(path_type=Path), help="Where the models go. [a temporary folder]")
+    def command(quick: bool, repeats: int, output: Path | None, work: Path | None) -> None:
+        size = sizes[quick]
+        with TemporaryDirectory(dir=work, prefix="paft-benchmark-") as folder:
+            rows = measure(size, repeats, Path(folder))
+        Console().print(as_table(rows))
+        for row in rows:
+            click.echo(f"{row.name}: {row.note}")
+        if output:
+            threads = os.environ.get("OMP_NUM_THREADS")
+            conditions = {"quick": quick, "size": asdict(size), "OMP_NUM_THREADS": threads}
+            write_json(output, as_json(rows, packages, conditions))
+
+    return command
+
+
+def apart(function: Callable[..., T], *arguments: Any, environment: Mapping[str, str] | None = None) -> T:
+    """A call in a process of its own, with more in its environment: peak memory is a process's."""
+    with patch.dict(os.environ, environment or {}), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()

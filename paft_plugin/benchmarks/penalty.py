@@ -1,0 +1,284 @@
+"""The rows of the benchmark: each a comparison, with the bar that it is held to."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from unittest.mock import patch
+
+import click
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from paft_plugin.benchmarks.harness import MIB, Figure, Row, apart, as_json, as_table, figure
+from paft_plugin.benchmarks.training_steps import (
+    FULL,
+    QUICK,
+    RANK,
+    SUBGRADIENT,
+    Scale,
+    make_trainer,
+    now,
+    peak_memory,
+    random_llama,
+    time_steps,
+)
+from paft_plugin.deltas.proof import PACKAGES
+from paft_plugin.files import write_json
+from paft_plugin.penalty import kernel
+from paft_plugin.penalty.injector import PenaltyInjector
+from paft_plugin.penalty.l1 import BLOCK_ENTRIES, measure_product, subgradient_of_product
+from paft_plugin.penalty.settings import PenaltySettings
+
+ACCUMULATION = 8
+WARM_UP = 4  # rounds until the heap no longer grows
+PROXIMAL = PenaltySettings(1e-6, mode="proximal", l1_on="factors")
+CONTROLLER = PenaltySettings(1e-6, target_sparsity=0.5)
+INSPECT_STEPS = 50  # what the README recommends for paft_inspect_steps
+EVERY_STEP = PenaltySettings(1e-6, inspect_steps=1)
+# For glibc: whatever is freed stays mapped. Otherwise every large tensor is mapped anew, and its first touch costs page faults;
+# which of the two a training process does depends on what it allocated before.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TRIM_THRESHOLD_": "8000000000",
+    "MALLOC_TOP_PAD_": "2000000000",
+}
+
+Factors = list[tuple[Tensor, Tensor]]
+
+
+def lora_step(scale: Scale) -> Row:
+    """Training steps of a LoRA with the penalty against those without."""
+    model = random_llama(scale, lora=True)
+    whole = time_steps(model, scale)
+    split = time_steps(random_llama(scale, lora=True), scale, alternate=False, gradient_accumulation_steps=ACCUMULATION)
+    note = f"{_size(model)}, LoRA r={RANK} on all linear layers, {_tokens(scale)}, logged every step"
+    figures = [
+        *whole.ratios(at_most=1.03),
+        figure("penalty, accumulation 1", whole.penalty, "s"),
+        figure(f"penalty, accumulation {ACCUMULATION}", split.penalty, "s"),
+        Figure(f"passes a step, accumulation {ACCUMULATION}", max(split.passes), "", at_most=1),
+    ]
+    timings = whole.timings() | {f"penalty in a step, accumulation {ACCUMULATION}": split.penalty}
+    return Row("lora step", figures, timings, note)
+
+
+def full_step(scale: Scale) -> Row:
+    """Training steps of a whole model with the penalty, θ_pre on the device, against those without."""
+    settings = PenaltySettings(SUBGRADIENT.strength, reference="device")
+    model = random_llama(scale, lora=False)
+    times = time_steps(model, scale, settings)
+    copy = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    allowed = copy + 4 * BLOCK_ENTRIES
+    plain, penalised = (peak_memory(_full_training, scale, one) for one in (None, settings))
+    extra = penalised - plain
+    figures = [
+        *times.ratios(at_most=1.05),
+        figure("penalty", times.penalty, "s"),
+        Figure("peak memory without penalty", plain / MIB, "MiB"),
+        Figure("peak memory with penalty", penalised / MIB, "MiB"),
+        Figure("extra memory", extra / MIB, "MiB"),
+        Figure("one θ_pre copy + one block", allowed / MIB, "MiB"),
+        # Two processes never peak at quite the same size.
+        Figure("extra / (copy + block)", extra / allowed, "×", at_most=1.02),
+    ]
+    note = f"{_size(model)}, AdamW, fp32, {_tokens(scale)}; memory: 2 steps of one sequence in processes of their own"
+    return Row("full step", figures, times.timings(), note)
+
+
+def _full_training(scale: Scale, settings: PenaltySettings | None) -> Callable[[], object]:
+    def work() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            model = random_llama(scale, lora=False)
+            trainer = make_trainer(model, scale, Path(folder), 2, per_device_train_batch_size=1)
+            if settings:
+                PenaltyInjector(trainer, settings).install()
+            trainer.train()
+
+    return work
+
+
+def proximal_step(scale: Scale) -> Row:
+    """The penalty's own time in proximal mode, which takes the norm of the factors."""
+    return _own_time("proximal step", PROXIMAL, scale)
+
+
+def controller(scale: Scale) -> Row:
+    """The penalty's own time when λ is steered."""
+    return _own_time("controller", CONTROLLER, scale)
+
+
+def inspection(scale: Scale) -> Row:
+    """What one inspection of a LoRA costs, and what share of a run that is at the recommended interval."""
+    model = random_llama(scale, lora=True)
+    times = time_steps(model, scale, EVERY_STEP)
+    steps = INSPECT_STEPS * median(times.plain)
+    shares = [100 * seconds / steps for seconds in times.inspections]
+    figures = [
+        figure("step without penalty", times.plain, "s"),
+        figure("one inspection", times.inspections, "s"),
+        Figure(f"inspection / {INSPECT_STEPS} steps", median(shares), "%", min(shares), max(shares), at_most=1),
+    ]
+    timings = {"plain step": times.plain, "inspection": times.inspections}
+    return Row("inspection", figures, timings, f"{_size(model)}, LoRA r={RANK} on all linear layers, {_tokens(scale)}")
+
+
+def _own_time(name: str, settings: PenaltySettings, scale: Scale) -> Row:
+    # What the penalty does is independent of the tokens, so the steps around it may be short.
+    short = replace(scale, sequences=2, sequence_length=32, pairs=scale.repeats)
+    model = random_llama(short, lora=True)
+    times = time_steps(model, short, settings, alternate=False)
+    note = f"{_size(model)}, LoRA r={RANK} on all linear layers, with its logging; no bar"
+    return Row(name, [figure("penalty", times.penalty, "s")], {"penalty in a step": times.penalty}, note)
+
+
+def layer_set(scale: Scale) -> Row:
+    """One decoder layer of Llama-3-8B: our two passes against autograd through the products."""
+    fresh = apart(_time_layer_set, scale)
+    kept = apart(_time_layer_set, scale, environment=KEEP_MEMORY)
+    memory_naive, memory_ours = (peak_memory(_on_layer_set, work, scale.layer_set) for work in (naive, ours))
+    figures = [
+        figure("naive autograd: norm + gradient", fresh["naive"], "s"),
+        figure("ours: subgradient + norm + count", fresh["ours"], "s"),
+        figure("ours: subgradient only", fresh["ours_without_measure"], "s"),
+        _speedup("naive / ours", fresh, "ours", 10),
+        _speedup("naive / ours, subgradient only", fresh, "ours_without_measure", None),
+        figure("memory kept: naive autograd", kept["naive"], "s"),
+        figure("memory kept: ours", kept["ours"], "s"),
+        _speedup("memory kept: naive / ours", kept, "ours", 10),
+        _speedup("memory kept: subgradient only", kept, "ours_without_measure", None),
+        Figure("extra memory, naive", memory_naive / MIB, "MiB"),
+        Figure("extra memory, ours", memory_ours / MIB, "MiB"),
+        Figure("memory, ours / naive", memory_ours / memory_naive, "×", at_most=1 / 20),
+    ]
+    entries = sum(rows * columns for rows, columns in scale.layer_set) / 1e6
+    note = (
+        f"LoRA r={RANK}, fp32, {entries:.1f} M entries of δ; naive: one loss term and one backward for all, no count; "
+        "memory kept: the allocator returns nothing to the system, so naive pays no page faults"
+    )
+    timings = fresh | {f"memory kept: {name}": samples for name, samples in kept.items()}
+    return Row("llama-3-8b layer set", figures, timings, note)
+
+
+def _time_layer_set(scale: Scale) -> dict[str, list[float]]:
+    factors = random_factors(scale.layer_set)
+    contenders = (naive, ours, ours_without_measure)
+    samples: dict[str, list[float]] = {work.__name__: [] for work in contenders}
+    for _ in range(WARM_UP + scale.repeats):
+        for work in contenders:
+            start = now()
+            work(factors)
+            samples[work.__name__].append(now() - start)
+    return {name: seconds[WARM_UP:] for name, seconds in samples.items()}
+
+
+def _speedup(what: str, samples: Mapping[str, Sequence[float]], name: str, at_least: float | None) -> Figure:
+    slow, fast = samples["naive"], samples[name]
+    pairs = [one / other for one, other in zip(slow, fast, strict=True)]
+    return Figure(what, median(slow) / median(fast), "×", min(pairs), max(pairs), at_least=at_least)
+
+
+def random_factors(shapes: Sequence[tuple[int, int]]) -> Factors:
+    """A and B of LoRAs on linear maps of `shapes` (out, in)."""
+    torch.manual_seed(0)
+    return [
+        (torch.randn(RANK, columns, requires_grad=True), torch.randn(rows, RANK, requires_grad=True))
+        for rows, columns in shapes
+    ]
+
+
+def naive(factors: Factors) -> object:
+    """As one writes it into a loss: the norm with its graph, and one backward."""
+    for A, B in factors:
+        A.grad = B.grad = None
+    loss = torch.stack([(2.0 * B @ A).abs().sum() for A, B in factors]).sum()
+    loss.backward()
+    return loss
+
+
+def ours(factors: Factors) -> object:
+    """What a step that is logged costs: subgradient, norm and the count at one threshold."""
+    return ours_without_measure(factors), [measure_product(A, B, 2.0, (1e-5,)) for A, B in factors]
+
+
+def ours_without_measure(factors: Factors) -> object:
+    """What a step that is not logged costs."""
+    return [subgradient_of_product(A, B, 2.0) for A, B in factors]
+
+
+def _on_layer_set(work: Callable[[Factors], object], shapes: Sequence[tuple[int, int]]) -> Callable[[], object]:
+    work(random_factors([(512, 512)]))  # libraries that load, and buffers that they keep, are nobody's extra
+    return partial(work, random_factors(shapes))
+
+
+def gpu(scale: Scale) -> Row:
+    """LoRA steps on a GPU, in bf16 at four times the tokens, with the Triton kernels and without."""
+    if not torch.cuda.is_available():
+        return Row("gpu", [], note="no GPU here")
+    long = replace(scale, sequences=4 * scale.sequences)
+    figures: list[Figure] = []
+    timings: dict[str, list[float]] = {}
+    for name, on in (("kernel", True), ("torch", False)):
+        model = random_llama(long, lora=True).bfloat16()
+        switch: AbstractContextManager[object] = (
+            nullcontext() if on else patch.object(kernel, "runs_on", lambda _: False)
+        )
+        with switch:
+            times = time_steps(model, long, use_cpu=False, bf16=True)
+        figures += [
+            Figure(f"{name}: {one.what}", one.value, one.unit, one.low, one.high, one.at_most)
+            for one in [*times.ratios(at_most=1.01), figure("penalty", times.penalty, "s")]
+        ]
+        timings |= times.timings(f"{name}: ")
+    note = f"{torch.cuda.get_device_name()}, bf16, {_tokens(long)}; the clock waits for the GPU around the penalty"
+    return Row("gpu", figures, timings, note)
+
+
+def _size(model: nn.Module) -> str:
+    return f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M parameters"
+
+
+def _tokens(scale: Scale) -> str:
+    return f"{scale.sequences * scale.sequence_length} tokens a step"
+
+
+ROWS: dict[str, Callable[[Scale], Row]] = {
+    "lora step": lora_step,
+    "llama-3-8b layer set": layer_set,
+    "full step": full_step,
+    "proximal step": proximal_step,
+    "controller": controller,
+    "inspection": inspection,
+    "gpu": gpu,
+}
+
+
+@click.command()
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write.")
+@click.option("--quick", is_flag=True, help="Fewer tokens and repeats: to see that it runs, not to compare.")
+@click.option("--only", type=click.Choice(list(ROWS)), multiple=True, help="A row to run; all by default.")
+def command(output: Path | None, quick: bool, only: tuple[str, ...]) -> None:
+    """Measure what the L1 penalty costs in time and memory."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models and tokens are made on the spot
+    scale = QUICK if quick else FULL
+    rows = []
+    for name in only or ROWS:
+        click.echo(f"{name} …", err=True)
+        rows.append(ROWS[name](scale))
+        if output:
+            # After every row: what was measured so far outlives an interruption.
+            write_json(output, as_json(rows, PACKAGES, {"quick": quick, "scale": asdict(scale)}))
+    Console().print(as_table(rows))
+    for row in rows:
+        click.echo(f"{row.name}: {row.note}")
+
+
+if __name__ == "__main__":
+    command()

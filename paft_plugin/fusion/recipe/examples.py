@@ -1,0 +1,52 @@
+"""The ready recipes of `mergekit_recipes/`: `python -m paft_plugin.fusion.recipe.examples` writes them anew.
+
+They show what `axolotl paft recipe` writes for Mistral-7B-v0.1, the paper's base, with paths to put one's own in place of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from paft_plugin.files import write_text
+from paft_plugin.fusion.recipe.methods import METHODS
+from paft_plugin.fusion.recipe.render import render_recipe
+from paft_plugin.fusion.recipe.settings import RecipeRequest, settle
+
+FOLDER = Path(__file__).parents[2] / "mergekit_recipes"
+ADAPTERS = RecipeRequest(
+    base=Path("/models/Mistral-7B-v0.1"),
+    sft=Path("/runs/sft-l1"),
+    preference=Path("/runs/dpo"),
+    method="ties",
+    output=Path("/runs/recipe.yml"),
+)
+# In a recipe of one's own, the fingerprint of what base and adapters hold.
+CACHE = "0123456789abcdef"
+
+
+def examples() -> dict[str, str]:
+    """File name → recipe: each method on two adapters, then TIES weighted, by filter and on two full models."""
+    requests = {f"paft-{name}": replace(ADAPTERS, method=name) for name in METHODS}
+    requests["paft-ties-weighted"] = replace(ADAPTERS, weight_sft=0.6, weight_preference=1.0)
+    requests["paft-ties-filtered"] = replace(ADAPTERS, filters=("mlp:density-sft=0.1", "embed:density=0.05"))
+    requests["paft-linear-scaled"] = replace(ADAPTERS, method="linear", scale=0.7)
+    full = replace(ADAPTERS, sft=Path("/runs/sft-l1-full"), preference=Path("/runs/dpo-full"))
+    requests["paft-ties-full"] = full
+    return {f"{name}.yml": _render(name, request, adapters=request is not full) for name, request in requests.items()}
+
+
+def main() -> None:
+    """Write every example to `mergekit_recipes/`."""
+    for name, text in examples().items():
+        write_text(FOLDER / name, text)
+
+
+def _render(name: str, request: RecipeRequest, adapters: bool) -> str:
+    request = replace(request, output=request.output.with_name(f"{name}.yml"))
+    recipe = settle(request, sft_is_adapter=adapters, preference_is_adapter=adapters, dtype="bfloat16", cache=CACHE)
+    return render_recipe(recipe)
+
+
+if __name__ == "__main__":
+    main()

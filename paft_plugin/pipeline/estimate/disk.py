@@ -1,0 +1,97 @@
+"""Whether the disk has room for a run, and lets us write."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paft_plugin.errors import Findings
+from paft_plugin.pipeline.arms import BASE, SEQUENTIAL, Setup
+from paft_plugin.pipeline.estimate.memory import dtype_bytes, optimizer_bytes, trained_shapes
+from paft_plugin.pipeline.estimate.shapes import Shapes, count, weight_shapes
+from paft_plugin.runner.logs import size
+
+SMALL = 2 << 20
+"""Bytes for the small files of each save: state, configs, proof."""
+_KEPT = 4  # axolotl's save_total_limit when the config names none
+_TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "chat_template*", "added_tokens.json")
+
+
+def estimate_disk(config: Mapping[str, Any], base: Path) -> int:
+    """Bytes that the training writes into its output folder: what it ends with, and its checkpoints; 0: unknown.
+
+    Checkpoints hold the optimizer's states, and one more than are kept lies there while the oldest is deleted. The prepared data
+    set is not in it.
+    """
+    shapes = weight_shapes(base)
+    if not shapes:
+        return 0
+    number = 4 if config.get("adapter") else dtype_bytes(config)
+    trains = trained_shapes(config, shapes)
+    tokenizer = sum(file.stat().st_size for pattern in _TOKENIZER for file in base.glob(pattern))
+    saved = number * count(trains) + tokenizer + SMALL
+    checkpoint = saved + round(_optimizer(config, trains, number))
+    stray = dtype_bytes(config) * count(shapes) if config.get("adapter") and config.get("rl") else 0
+    return saved + stray + _checkpoints(config) * checkpoint
+
+
+def _optimizer(config: Mapping[str, Any], trains: Shapes, number: int) -> float:
+    """A paged optimizer's states are written like any other's."""
+    name = str(config.get("optimizer") or "").replace("paged_", "")
+    return optimizer_bytes({**config, "optimizer": name}, trains, number)
+
+
+def _checkpoints(config: Mapping[str, Any]) -> int:
+    """How many lie there at once, at most."""
+    if config.get("save_strategy") == "no":
+        return 0
+    most = int(config.get("save_total_limit") or _KEPT) + 1
+    steps, every = config.get("max_steps"), config.get("save_steps")
+    if isinstance(steps, int) and isinstance(every, int) and every > 0 and steps > 0:
+        return min(most, -(-steps // every))
+    return most
+
+
+MARGIN = 64 << 20
+"""Logs, prepared data, scores, reports."""
+
+
+def check_disk(setup: Setup) -> Findings:
+    """Free space of the output folder's disk against what the run writes, and whether it may be written to."""
+    findings = Findings()
+    folder = next(place for place in (setup.run_dir, *setup.run_dir.parents) if place.exists())
+    if not os.access(folder, os.W_OK | os.X_OK):
+        findings.add(
+            [f"output_dir: {setup.run_dir} cannot be written to. Change its rights, or choose another folder."]
+        )
+    needed = needed_bytes(setup)
+    held = _held(setup.run_dir)
+    free = shutil.disk_usage(folder).free
+    if needed - held > free:
+        findings.add(
+            [
+                f"output_dir: the run writes about {size(needed - held)}, and the disk of {setup.run_dir} has {size(free)} free. "
+                "Make room, choose another disk, name fewer arms, or lower save_total_limit."
+            ]
+        )
+    return findings
+
+
+def needed_bytes(setup: Setup) -> int:
+    """About what a run writes, in bytes: branches with their checkpoints, fused models, logs."""
+    model = sum(file.stat().st_size for file in setup.base.glob("*.safetensors"))
+    trainings = [setup.branches[name] for name in setup.needed if setup.branches[name].trained is None]
+    if SEQUENTIAL in setup.arms:
+        trainings.append(setup.branches[setup.preference])
+    # Where nothing is known of the model's layers, a training is taken for one of a whole model.
+    total = MARGIN + sum(estimate_disk(branch.content, setup.base) or model for branch in trainings)
+    wholes = [arm for arm in setup.arms if arm != BASE and arm not in setup.branches and arm != SEQUENTIAL]
+    return total + model * (len(wholes) + 2 * (SEQUENTIAL in setup.arms))
+
+
+def _held(folder: Path) -> int:
+    """What an earlier run there has written already."""
+    return sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir()) if folder.is_dir() else 0

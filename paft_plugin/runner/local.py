@@ -1,0 +1,160 @@
+"""This machine as an executor: each command in a process of its own, some at once, none left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+from paft_plugin.errors import raise_if_any
+from paft_plugin.runner import guard
+from paft_plugin.runner.devices import VISIBLE, Device, main_memory
+from paft_plugin.runner.executor import Ended, Job
+from paft_plugin.runner.placement import Machine, Placed, impossible, place
+from paft_plugin.runner.stages import Stage
+
+ShareDevice = Literal["auto", "never"]
+_GUARD = str(Path(guard.__file__).resolve())
+
+
+class LocalExecutor:
+    """Runs stages on this machine, at most `workers` at once, each on devices of its own.
+
+    Args:
+        devices: The GPUs to use (`find_devices`); without any, stages run on the CPU and see no GPU.
+        workers: Stages at once.
+        threads: Of each stage (`OMP_NUM_THREADS`, `MKL_NUM_THREADS`); None: as inherited, or an equal share of the cores.
+        share_device: Whether two stages may be on one GPU at once, if their estimates fit together: `auto` or `never`.
+        grace: Seconds between SIGTERM and SIGKILL for commands that have to be stopped.
+
+    Raises:
+        PaftError: Fewer than one worker, thread, or another `share_device`.
+    """
+
+    def __init__(
+        self,
+        devices: Sequence[Device] = (),
+        *,
+        workers: int = 2,
+        threads: int | None = None,
+        share_device: ShareDevice = "auto",
+        grace: float = 10.0,
+    ) -> None:
+        counts = {"worker": workers, "thread": 1 if threads is None else threads}
+        problems = [f"At least one {what} is needed, not {count}." for what, count in counts.items() if count < 1]
+        if share_device not in get_args(ShareDevice):
+            problems.append(f"share_device is auto or never, not {share_device!r}.")
+        raise_if_any(problems)
+        self.grace = grace
+        self.machine = Machine(workers, tuple(devices), main_memory(), share_device == "auto")
+        self._threads = threads
+        self._running: dict[GuardedCommand, Placed] = {}
+        self._found: dict[str, tuple[int, ...]] = {}  # the stage that had room last, and where
+
+    def check(self, stage: Stage) -> str:
+        """Why `stage` can never run here: it wants more devices than there are."""
+        return impossible(self.machine, stage.resources)
+
+    def has_room(self, stage: Stage, waiting: Sequence[Stage]) -> bool:
+        """Whether a worker, enough devices and enough memory are free (`placement.py` says how that is decided)."""
+        running, wanted = list(self._running.values()), [each.resources for each in waiting]
+        indices = place(self.machine, running, stage.resources, wanted)
+        self._found = {} if indices is None else {stage.name: indices}
+        return indices is not None
+
+    def start(self, job: Job, lock: int) -> GuardedCommand:
+        """Start the stage's command under a guard of its own, on the devices that `has_room` found."""
+        indices = self._found.pop(job.stage.name)
+        devices = [self.machine.devices[index] for index in indices]
+        variables = {**self._thread_variables(), **job.environment, VISIBLE: ",".join(device.id for device in devices)}
+        command = GuardedCommand(job, variables, _names(devices), self.grace, lock, release=self._release)
+        self._running[command] = Placed(job.stage.resources, indices)
+        return command
+
+    def close(self) -> None:
+        """Nothing is held beyond the running stages."""
+
+    def _thread_variables(self) -> dict[str, str]:
+        if self._threads is None and "OMP_NUM_THREADS" in os.environ:
+            return {}
+        threads = self._threads or max(1, _cores() // self.machine.workers)
+        return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+
+    def _release(self, command: GuardedCommand) -> None:
+        self._running.pop(command, None)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _names(devices: Sequence[Device]) -> str:
+    """`GPU 0` or `GPU 0, 1`; nothing for none."""
+    labels = [device.label for device in devices]
+    return ", ".join([*labels[:1], *(label.removeprefix("GPU ") for label in labels[1:])])
+
+
+class GuardedCommand:
+    """A stage's command and the guard that holds it; `release` is called with it once it has ended."""
+
+    # By path and isolated (-I -S): nothing in the working directory or the environment can get into the guard's way.
+    guard: tuple[str, ...] = (sys.executable, "-I", "-S", _GUARD)
+
+    def __init__(
+        self,
+        job: Job,
+        variables: Mapping[str, str],
+        where: str,
+        grace: float,
+        lock: int,
+        release: Callable[[GuardedCommand], None],
+    ) -> None:
+        guarded = [*self.guard, str(lock), str(grace), *job.stage.command]
+        self.where, self._release = where, release
+        with job.log.open("ab" if job.append else "wb") as output:
+            output.write(f"$ {shlex.join(job.stage.command)}\n".encode())
+            output.flush()
+            self._guard = subprocess.Popen(
+                guarded,
+                cwd=job.run_dir,
+                env={**os.environ, **variables},
+                stdin=subprocess.PIPE,
+                bufsize=0,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C at the terminal reaches us alone, and we tell the guards
+                pass_fds=[lock],
+            )
+
+    def poll(self) -> Ended | None:
+        """How the command ended, or None while any of its processes runs."""
+        if self._guard.poll() is None:
+            return None
+        self.let_go()
+        return Ended(self._guard.returncode)
+
+    def stop(self) -> None:
+        """SIGTERM to all of its processes, SIGKILL after the grace."""
+        self._tell(guard.STOP)
+
+    def kill(self) -> None:
+        """SIGKILL to all of its processes."""
+        self._tell(guard.KILL)
+
+    def let_go(self) -> None:
+        """Let go of a guard that has ended, or that does not come to an end."""
+        assert self._guard.stdin is not None
+        self._guard.stdin.close()
+        if self._guard.returncode != 0:
+            guard.kill_session(self._guard.pid)  # in case it was the guard itself that was killed
+        self._release(self)
+
+    def _tell(self, message: bytes) -> None:
+        assert self._guard.stdin is not None
+        with contextlib.suppress(OSError, ValueError):  # it has just ended
+            self._guard.stdin.write(message)

@@ -1,0 +1,256 @@
+"""A Ray cluster as an executor: each attempt at a stage is an actor, which Ray places by what the stage takes.
+
+The run directory has to be on storage that all nodes share. Nothing is shipped: paft-plugin, axolotl and the rest are
+installed on the nodes, and inside a stage axolotl's own launchers stay in charge. The driver keeps the run's lock; each
+remote guard keeps its stage's hold (`hold.py`), and as long as that is taken, whatever became of the node or of Ray's word
+on it, an attempt counts as running: two never write into one folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from paft_plugin.errors import PaftError
+from paft_plugin.runner.executor import Ended, Job
+from paft_plugin.runner.lock import hold_path, is_held
+from paft_plugin.runner.ray.connect import alive_nodes, check_nodes, connect, in_words
+from paft_plugin.runner.ray.node import Attempt
+from paft_plugin.runner.stages import Resources, Stage, absolute
+
+_HOLD_PATIENCE = 120.0  # seconds beyond the grace: an NFS server gives up a dead client's locks after 90
+
+
+def bundle(resources: Resources, *, gpus: bool) -> dict[str, float]:
+    """What a stage takes, in Ray's words: CPUs, GPUs, bytes of memory.
+
+    A CPU for each process, and a process for each device, which is what axolotl's launchers start. Where there are no
+    `gpus` at all in the cluster, a stage takes none.
+    """
+    taken: dict[str, float] = {"CPU": max(1, resources.devices)}
+    if gpus and resources.devices:
+        taken["GPU"] = resources.devices
+    if resources.memory:
+        taken["memory"] = resources.memory
+    return taken
+
+
+def task_options(taken: dict[str, float]) -> dict[str, Any]:
+    """Ray's options for an attempt that takes `taken`; Ray repeats nothing, since that is the scheduler's to decide."""
+    return {
+        "num_cpus": taken["CPU"],
+        "num_gpus": taken.get("GPU", 0),
+        "memory": taken.get("memory"),
+        "max_restarts": 0,
+        "max_task_retries": 0,
+        "max_concurrency": 4,  # `run` waits in one thread; `stop` and `kill` must get through
+    }
+
+
+class Place(NamedTuple):
+    """Where an attempt runs: what Ray reserved, and the node on which it did (empty when that has just gone)."""
+
+    group: Any
+    node_id: str
+    address: str
+
+
+class RayExecutor:
+    """Runs stages on the nodes of a Ray cluster, as many at once as fit.
+
+    Args:
+        address: `HOST:PORT` of the cluster's head; `auto`: what `RAY_ADDRESS` names, or the cluster of this machine.
+        grace: Seconds between SIGTERM and SIGKILL for commands that have to be stopped.
+
+    Raises:
+        PaftError: Ray is not installed, no cluster is there, or it runs another version of Ray or Python.
+    """
+
+    def __init__(self, address: str = "auto", grace: float = 10.0) -> None:
+        self.grace = grace
+        self._ray = connect(address)
+        self._gpus = any(node.total.get("GPU") for node in alive_nodes())
+        self._wanted: dict[str, dict[str, float]] = {}  # stage → what it takes
+        self._reserved: dict[str, Any] = {}  # stage → placement group, until the stage starts
+        self._running: set[RemoteAttempt] = set()
+        self._known: set[str] = set()  # nodes that were looked at
+
+    def check(self, stage: Stage) -> str:
+        """Why no node of the cluster, as it is now, could ever hold `stage`; empty if one can."""
+        taken = self._wanted[stage.name] = bundle(stage.resources, gpus=self._gpus)
+        nodes = alive_nodes()
+        if any(node.can_hold(taken) for node in nodes):
+            return ""
+        return f"it takes {in_words(taken)}, and no node of the Ray cluster has that: {'; '.join(map(str, nodes))}."
+
+    def has_room(self, stage: Stage, waiting: Sequence[Stage] = ()) -> bool:
+        """Whether Ray has reserved what `stage` takes; asks for it if need be, in the order in which stages come."""
+        from ray.util import placement_group
+
+        if not self._running and (problem := self.check(stage)):
+            raise PaftError(f"Stage {stage.name!r} cannot go on: {problem}")  # the node that could hold it is gone
+        if stage.name not in self._reserved:
+            self._reserved[stage.name] = placement_group([self._wanted[stage.name]])
+        return self._reservation(self._reserved[stage.name])["state"] == "CREATED"
+
+    def start(self, job: Job, lock: int) -> RemoteAttempt:
+        """Start the attempt where its place is reserved.
+
+        Raises `PaftError` when the node cannot run it, or when the stage would itself start tasks of Ray.
+        """
+        refuse_ray_in_ray(job)
+        self._look_at_nodes(job)
+        group = self._reserved.pop(job.stage.name)
+        running = RemoteAttempt(
+            self._ray, job, self.grace, self._place(group), self._wanted[job.stage.name], self._release
+        )
+        self._running.add(running)
+        return running
+
+    def close(self) -> None:
+        """Leave the cluster; what was reserved is free again."""
+        self._ray.shutdown()
+
+    def _look_at_nodes(self, job: Job) -> None:
+        able = [node for node in alive_nodes() if any(node.can_hold(taken) for taken in self._wanted.values())]
+        if new := [node for node in able if node.id not in self._known]:
+            check_nodes(new, job.run_dir)
+            self._known.update(node.id for node in new)
+
+    def _reservation(self, group: Any) -> dict[str, Any]:
+        from ray.util import placement_group_table
+
+        return placement_group_table(group)
+
+    def _place(self, group: Any) -> Place:
+        ids = self._reservation(group)["bundles_to_node_id"].values()
+        node = next((node for node in alive_nodes() if node.id in ids), None)
+        return Place(group, node.id if node else "", node.address if node else "")
+
+    def _release(self, running: RemoteAttempt) -> None:
+        self._running.discard(running)
+
+
+class RemoteAttempt:
+    """A stage under way on some node; `release` is called with it once it has ended and nothing of it is left."""
+
+    def __init__(
+        self,
+        ray: Any,
+        job: Job,
+        grace: float,
+        place: Place,
+        taken: dict[str, float],
+        release: Callable[[RemoteAttempt], None],
+    ) -> None:
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        self.where = f"node {place.address}" if place.address else ""
+        self._ray, self._job, self._grace, self._place, self._release = ray, job, grace, place, release
+        self._hold = hold_path(job.run_dir, job.stage.name)
+        self._ended: Ended | None = None
+        self._gone: Ended | None = None  # how it ended, once nothing of it is left
+        self._deadline = 0.0
+        actor = ray.remote(Attempt).options(
+            **task_options(taken), scheduling_strategy=PlacementGroupSchedulingStrategy(place.group)
+        )
+        self._actor = actor.remote()
+        self._run = self._actor.run.remote(job, grace, self._hold, sys.executable)
+
+    def poll(self) -> Ended | None:
+        """How the command ended, or None while any of its processes may run."""
+        if self._ended is None and (ended := self._after_loss(self._gone) if self._gone else self._look()):
+            self._ended = ended
+            self.let_go()
+        return self._ended
+
+    def stop(self) -> None:
+        """SIGTERM to all of its processes, SIGKILL after the grace."""
+        self._actor.stop.remote()
+
+    def kill(self) -> None:
+        """SIGKILL to all of its processes."""
+        self._actor.kill.remote()
+
+    def let_go(self) -> None:
+        """Give back what it held; the lifeline of a guard that still lives ends with the actor."""
+        from ray.util import remove_placement_group
+
+        self._ray.kill(self._actor)
+        remove_placement_group(self._place.group)
+        self._release(self)
+
+    def _look(self) -> Ended | None:
+        errors = self._ray.exceptions
+        if not self._ray.wait([self._run], timeout=0)[0]:
+            return None
+        try:
+            return Ended(self._ray.get(self._run))
+        except errors.RayTaskError as error:  # our own code failed there: a log that cannot be written, say
+            return self._fail(f"The command could not be run on {self.where}: {error.cause}")
+        except errors.OutOfMemoryError as error:
+            # No loss of a place: it would run out of memory again elsewhere.
+            self._say(f"Ray ended the stage, because {self.where} ran out of memory: {_first_line(error)}")
+            self._gone = Ended(-signal.SIGKILL)
+        except errors.RayError as error:
+            self._gone = Ended(-signal.SIGKILL, lost=f"{self._what_is_gone()}: {_first_line(error)}")
+        # Whatever is gone, the guard may live, and its command until the guard has ended it.
+        self._ray.kill(self._actor)
+        self._deadline = time.monotonic() + self._grace + _HOLD_PATIENCE
+        return None
+
+    def _after_loss(self, gone: Ended) -> Ended | None:
+        if not is_held(self._hold):
+            return gone
+        if time.monotonic() < self._deadline:
+            return None
+        return self._fail(
+            f"{self._what_is_gone()}, but what ran there may still write: see that it does not, delete {self._hold}, then "
+            "run the same command again."
+        )
+
+    def _what_is_gone(self) -> str:
+        alive = any(node.id == self._place.node_id for node in alive_nodes())
+        return f"Ray's worker on {self.where} is gone" if alive else f"{self.where} is gone"
+
+    def _fail(self, why: str) -> Ended:
+        self._say(why)
+        return Ended(1)
+
+    def _say(self, text: str) -> None:
+        """Into the log, of which a failed stage shows the end."""
+        with contextlib.suppress(OSError), self._job.log.open("a") as log:
+            log.write(f"{text}\n")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]
+
+
+def refuse_ray_in_ray(job: Job) -> None:
+    """A config with `use_ray` would wait for the GPUs that its own stage holds, and its workers would outlive the guard."""
+    configs = (absolute(job.run_dir, path) for path in job.stage.inputs if path.suffix in (".yml", ".yaml"))
+    asking = [str(config) for config in configs if _uses_ray(config)]
+    if "--use-ray" in job.stage.command:
+        asking.append("its command")
+    if asking:
+        raise PaftError(
+            f"Stage {job.stage.name!r} starts tasks of Ray itself (use_ray: true in {', '.join(asking)}), and with `executor: "
+            "ray` it is one already: leave use_ray out, and give the branch the devices of one node; or keep it and run with "
+            "`executor: local`."
+        )
+
+
+def _uses_ray(config: Path) -> bool:
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False  # whatever it is, it is no config of axolotl's
+    return isinstance(content, dict) and bool(content.get("use_ray"))

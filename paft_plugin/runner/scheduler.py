@@ -1,0 +1,252 @@
+"""Runs stages: each as soon as what it needs is done and there is room, none twice, none left behind.
+
+A stage that fails takes only those along that need it: a night's training does not end because something beside it broke.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from paft_plugin.errors import PaftError, raise_if_any
+from paft_plugin.runner import logs
+from paft_plugin.runner.executor import Ended, Executor, Job, Running
+from paft_plugin.runner.identity import identities
+from paft_plugin.runner.lock import locked
+from paft_plugin.runner.markers import forget, outdated, prepare_folder, read_marker, write_marker
+from paft_plugin.runner.stages import Stage, absolute, in_order, log_path, needing
+from paft_plugin.runner.watch.watcher import StageResult, Watcher
+
+POLL = 0.05  # seconds
+_GRACE_EXTRA = 5.0  # seconds beyond the grace that a stage may take to end before we stop waiting for it
+_ATTEMPTS = 4  # of a stage whose place goes away under it
+
+
+def run_stages(
+    wanted: Sequence[Stage],
+    run_dir: Path,
+    executor: Executor,
+    watchers: Sequence[Watcher] = (),
+    *,
+    prepare: Callable[[], None] | None = None,
+    variables: dict[str, str] | None = None,
+) -> list[StageResult]:
+    """Run what is not up to date; results come in the order of `wanted`.
+
+    Args:
+        wanted: The stages, in any order.
+        run_dir: Holds everything: output folders, `logs/`, the markers, the lock. Commands start in it.
+        executor: Where they run; it decides what runs at once. Closed in the end.
+        watchers: Are told what happens.
+        prepare: Writes the stages' inputs that belong into the run directory; called under the lock, before they are read.
+        variables: For every command; they do not matter to results (thread counts, offline mode).
+
+    Raises:
+        PaftError: mistakes in the stages, another run at work, or failed stages, all of them, once everything
+            that does not need them is through. Finished stages are kept in every case.
+        KeyboardInterrupt: after SIGINT, SIGTERM or SIGHUP, once every process of the run is gone.
+    """
+    run_dir = absolute(Path.cwd(), run_dir)
+    try:
+        ordered = in_order(wanted, run_dir)
+        raise_if_any([f"Stage {stage.name!r}: {why}" for stage in ordered if (why := executor.check(stage))])
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with locked(run_dir, patience=executor.grace + _GRACE_EXTRA) as lock:
+            if prepare:
+                prepare()
+            run = _Run(ordered, run_dir, executor, watchers, dict(variables or {}), lock)
+            with contextlib.ExitStack() as stack:
+                interrupts = stack.enter_context(_Interrupts())
+                for watcher in watchers:
+                    stack.enter_context(watcher)
+                run.execute(interrupts)
+            return [run.results[stage.name] for stage in wanted]
+    except OSError as error:
+        raise PaftError(_explain(error, run_dir)) from error
+    finally:
+        executor.close()
+
+
+def _explain(error: OSError, run_dir: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"The disk is full at {run_dir}: make room, then run the same command again. Finished stages are kept."
+    where = f" ({error.filename})" if error.filename and str(error.filename) != str(run_dir) else ""
+    return f"Cannot work in the run directory {run_dir}: {error.strerror or error}{where}."
+
+
+class _Interrupts:
+    """Counts SIGINT, SIGTERM and SIGHUP instead of raising wherever Python stands, so that clean-up is never cut short."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.before: dict[int, Callable[[int, FrameType | None], Any] | int] = {}
+
+    def __enter__(self) -> _Interrupts:
+        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                handler = signal.getsignal(signum)
+                if handler not in (None, signal.SIG_IGN):  # ignored: `nohup`, or a shell's background job
+                    self.before[signum] = handler
+                    signal.signal(signum, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        for signum, handler in self.before.items():
+            signal.signal(signum, handler)
+        if self.count and error is None:
+            raise KeyboardInterrupt  # it came when the last stage was through, and the caller must hear of it, too
+
+    def _note(self, _signum: int, _frame: FrameType | None) -> None:
+        self.count += 1
+
+
+class _Attempt:
+    """A stage under way, since when (monotonic seconds), and which attempt it is."""
+
+    def __init__(self, stage: Stage, running: Running, number: int) -> None:
+        self.stage, self.running, self.number = stage, running, number
+        self.since = time.monotonic()
+
+
+class _Run:
+    """One call of `run_stages`."""
+
+    def __init__(
+        self,
+        ordered: list[Stage],
+        run_dir: Path,
+        executor: Executor,
+        watchers: Sequence[Watcher],
+        variables: dict[str, str],
+        lock: int,
+    ) -> None:
+        self.ordered, self.run_dir, self.executor, self.watchers = ordered, run_dir, executor, watchers
+        self.variables, self.lock = variables, lock
+        self.identities = identities(ordered, run_dir)
+        self.reasons = outdated(ordered, run_dir, self.identities)
+        self.pending = {stage.name: stage for stage in ordered if stage.name in self.reasons}
+        self.attempts: dict[str, int] = {}
+        self.running: dict[str, _Attempt] = {}
+        self.results: dict[str, StageResult] = {}
+        self.failures: list[str] = []
+
+    def execute(self, interrupts: _Interrupts) -> None:
+        """Skip what is up to date and run the rest, as far as it can run; whatever goes wrong, nothing runs on afterwards."""
+        for watcher in self.watchers:
+            watcher.planned(self.ordered, self.reasons)
+        for stage in self.ordered:
+            marker = read_marker(self.run_dir, stage.name)
+            if stage.name not in self.pending and marker:
+                log = log_path(self.run_dir, stage.name)
+                self._through(StageResult(stage.name, stage.title, "skipped", marker.seconds, log))
+        forget(self.pending.values(), self.run_dir)
+        try:
+            while self.pending or self.running:
+                self._launch(interrupts)
+                self._collect()
+                if interrupts.count:
+                    raise KeyboardInterrupt
+                for watcher in self.watchers:
+                    watcher.refresh()
+                time.sleep(POLL)
+        finally:
+            self._stop(interrupts)
+        if self.failures:
+            raise PaftError([*self.failures[:-1], f"{self.failures[-1]}\n{logs.GO_ON}"])
+
+    def _through(self, result: StageResult) -> None:
+        self.results[result.name] = result
+        for watcher in self.watchers:
+            watcher.ended(result)
+
+    def _launch(self, interrupts: _Interrupts) -> None:
+        waiting: list[Stage] = []
+        for stage in [stage for stage in self.ordered if stage.name in self.pending]:
+            if interrupts.count:
+                return
+            if not self.results.keys() >= set(stage.needs):
+                continue
+            if self.executor.has_room(stage, waiting):
+                del self.pending[stage.name]
+                self._start(stage)
+            else:
+                waiting.append(stage)
+
+    def _start(self, stage: Stage) -> None:
+        kept = prepare_folder(stage, self.run_dir, self.identities[stage.name].fingerprint)
+        log = log_path(self.run_dir, stage.name)
+        log.parent.mkdir(exist_ok=True)
+        number = self.attempts.get(stage.name, 0) + 1
+        self.attempts[stage.name] = number
+        running = self.executor.start(Job(stage, self.run_dir, log, kept or number > 1, self.variables), self.lock)
+        self.running[stage.name] = _Attempt(stage, running, number)
+        for watcher in self.watchers:
+            watcher.started(stage, log, running.where)
+
+    def _collect(self) -> None:
+        """Mark what ended well, and give up what needs a stage that did not."""
+        for name, attempt in list(self.running.items()):
+            ended = attempt.running.poll()
+            if ended is None:
+                continue
+            del self.running[name]
+            if ended.code == 0 and not ended.lost:
+                self._done(attempt)
+            elif ended.lost and attempt.number < _ATTEMPTS:
+                self.pending[name] = attempt.stage
+                for watcher in self.watchers:
+                    watcher.lost(attempt.stage, ended.lost)
+            else:
+                self._failed(attempt, ended)
+
+    def _done(self, attempt: _Attempt) -> None:
+        stage = attempt.stage
+        seconds = time.monotonic() - attempt.since
+        marker = write_marker(self.run_dir, stage.name, self.identities[stage.name], seconds)
+        log = log_path(self.run_dir, stage.name)
+        self._through(StageResult(stage.name, stage.title, "done", marker.seconds, log))
+
+    def _failed(self, attempt: _Attempt, ended: Ended) -> None:
+        stage = attempt.stage
+        for name in needing(stage.name, {each.name: each.needs for each in self.ordered}):
+            self.pending.pop(name, None)
+        log = log_path(self.run_dir, stage.name)
+        lost = f"lost its place {attempt.number} times, at last: {ended.lost}"
+        why = lost if ended.lost else logs.how_it_ended(ended.code)
+        for watcher in self.watchers:
+            watcher.failed(stage, why)
+        self.failures.append(logs.failure(stage.name, stage.title, why, log))
+
+    def _stop(self, interrupts: _Interrupts) -> None:
+        """End what still runs, with all its processes: SIGTERM, after the grace or a second Ctrl-C SIGKILL."""
+        if not self.running:
+            return
+        left = [attempt.running for attempt in self.running.values()]
+        seen, hurried = interrupts.count, False
+        deadline = time.monotonic() + self.executor.grace + _GRACE_EXTRA
+        for running in left:
+            running.stop()
+        for watcher in self.watchers:
+            # rich's answer to a closed standard output: maybe why we are here
+            with contextlib.suppress(OSError, SystemExit):
+                watcher.stopping()
+        while left := [running for running in left if running.poll() is None]:
+            if time.monotonic() > deadline:
+                break
+            if interrupts.count > seen and not hurried:
+                hurried = True
+                for running in left:
+                    running.kill()
+            time.sleep(POLL)
+        for running in left:
+            running.let_go()
+        self.running.clear()
