@@ -1,4 +1,4 @@
-"""The style that every plot shares, and plots as files: SVG that takes the page's colours, PNG for everywhere else.
+"""The style that every plot shares, names beside points, and plots as files: SVG that takes the page's colours, PNG elsewhere.
 
 Colours are Okabe and Ito's, which colour-blind people can tell apart; markers and lines differ as well, for print and everyone.
 The same data gives the same bytes: no date, no version, no random identifier.
@@ -7,6 +7,7 @@ The same data gives the same bytes: no date, no version, no random identifier.
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -183,6 +184,109 @@ def step_axis(axes: Axes) -> None:
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     axes.set_xlabel("optimizer step")
+
+
+Box = tuple[float, float, float, float]
+"""Left, bottom, right, top in typographic points."""
+LABEL_SIZE, LINE_HEIGHT, CHARACTER = (
+    8,
+    9.6,
+    4.7,
+)  # typographic points; a character's width is that of the widest common fonts
+NEAR = 16  # typographic points: a name farther from its point than that gets a line to it
+REACHES = (9, 15, 24, 36, 50, 66, 84, 104)
+DIRECTIONS = tuple((math.cos(math.pi / 8 * step), math.sin(math.pi / 8 * step)) for step in range(16))
+
+
+@dataclass(frozen=True)
+class NamedPoint:
+    """A point with a name, and the half lengths of its error bars, in the data's units."""
+
+    name: str
+    x: float
+    y: float
+    dx: float = 0.0
+    dy: float = 0.0
+    is_bold: bool = False
+
+
+def label_points(
+    axes: Axes, points: Sequence[NamedPoint], marks: Sequence[NamedPoint], together: float = 12, between: str = "\n"
+) -> None:
+    """Write each point's name beside it, where it covers no other name, point or error bar as far as there is room.
+
+    Args:
+        axes: Their limits and place must be final.
+        points: What to name.
+        marks: What no name may cover, points and error bars.
+        together: Points nearer than that (in typographic points), or in one place, share a list of names.
+        between: What stands between the names of such a list.
+    """
+    scale = 72 / axes.figure.dpi
+    taken = [box for mark in marks for box in _mark_boxes(axes, mark, scale)]
+    left, bottom, right, top = (float(edge) * scale for edge in axes.bbox.extents)
+    for group in _groups(axes, points, scale, together):
+        x, y = _place(axes, group[0], scale)
+        text = between.join(point.name for point in group)
+        lines = text.split("\n")
+        width, height = max(map(len, lines)) * CHARACTER + 2, LINE_HEIGHT * len(lines) + 1
+        offsets = [
+            (across * (width / 2 + reach), up * (height / 2 + reach), reach)
+            for reach in REACHES
+            for across, up in DIRECTIONS
+        ]
+        boxes = [_box(x + dx, y + dy, width, height) for dx, dy, _ in offsets]
+        inside = [left <= box[0] and box[2] <= right and bottom <= box[1] and box[3] <= top for box in boxes]
+        # Where nothing is free, cover as little as can be.
+        best = min(
+            range(len(boxes)),
+            key=lambda place: (not inside[place], sum(_overlap(boxes[place], other) for other in taken), place),
+        )
+        taken.append(boxes[best])
+        dx, dy, reach = offsets[best]
+        axes.annotate(
+            text, (group[0].x, group[0].y), xytext=(dx, dy), textcoords="offset points", ha="center", va="center",
+            fontsize=LABEL_SIZE, linespacing=1.15, color=INK,
+            fontweight="bold" if any(point.is_bold for point in group) else "normal",
+            arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkB": 4} if reach > NEAR else None,
+        )  # fmt: skip
+
+
+def _groups(axes: Axes, points: Sequence[NamedPoint], scale: float, together: float) -> list[list[NamedPoint]]:
+    """Points that lie on each other, the largest group first."""
+    groups: list[list[NamedPoint]] = []
+    for point in points:
+        place = _place(axes, point, scale)
+        near = next((group for group in groups if math.dist(_place(axes, group[0], scale), place) <= together), None)
+        if near is None:
+            groups.append([point])
+        else:
+            near.append(point)
+    return sorted(groups, key=len, reverse=True)
+
+
+def _place(axes: Axes, point: NamedPoint, scale: float) -> tuple[float, float]:
+    x, y = axes.transData.transform((point.x, point.y)) * scale
+    return float(x), float(y)
+
+
+def _mark_boxes(axes: Axes, point: NamedPoint, scale: float) -> list[Box]:
+    """What a point and its error bars cover."""
+    corners = [(point.x - point.dx, point.y - point.dy), (point.x + point.dx, point.y + point.dy)]
+    (left, bottom), (right, top) = (map(float, corner) for corner in axes.transData.transform(corners) * scale)
+    x, y = _place(axes, point, scale)
+    return [(left, y - 2, right, y + 2), (x - 2, bottom, x + 2, top), _box(x, y, 12, 12)]
+
+
+def _box(x: float, y: float, width: float, height: float) -> Box:
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+def _overlap(one: Box, other: Box) -> float:
+    """The area that both cover."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(width, 0.0) * max(height, 0.0)
 
 
 def as_png(plot: Plot) -> bytes:

@@ -13,9 +13,11 @@ from paft_plugin.drawing import (
     WIDE,
     WIDTH,
     Missing,
+    NamedPoint,
     Plot,
     common_style,
     joined,
+    label_points,
     log_axis,
     new_figure,
     plain_number,
@@ -28,7 +30,6 @@ from paft_plugin.formats import threshold_label
 from paft_plugin.inspection.training_log import Curve
 from paft_plugin.report.choice import Choice
 from paft_plugin.report.differences import BAR, number, signed, standard_error
-from paft_plugin.report.labels import Point, label_points
 from paft_plugin.report.results import Arm, Results
 
 if TYPE_CHECKING:
@@ -75,13 +76,13 @@ def tax_chart(results: Results, choice: Choice) -> Plot | Missing:
     )
 
 
-def _point_of(arm: Arm, goals: tuple[Measure, Measure]) -> Point:
+def _point_of(arm: Arm, goals: tuple[Measure, Measure]) -> NamedPoint:
     x, y = (arm.scores[goal.name] for goal in goals)
     dx, dy = (BAR * (standard_error(arm, goal.name) or 0.0) for goal in goals)
-    return Point(arm.name, x, y, dx, dy)
+    return NamedPoint(arm.name, x, y, dx, dy)
 
 
-def _crowd(points: Sequence[Point], goals: tuple[Measure, Measure]) -> list[Point]:
+def _crowd(points: Sequence[NamedPoint], goals: tuple[Measure, Measure]) -> list[NamedPoint]:
     """The arms in the best third of both measures, if they are too many to name there; otherwise none."""
 
     def is_good(place: int, value: float) -> bool:
@@ -104,7 +105,7 @@ def _axis_label(measure: Measure) -> str:
     return f"{measure.name} ({'more' if measure.higher_is_better else 'less'} is better)"
 
 
-def _draw_point(axes: Axes, point: Point, is_ringed: bool) -> None:
+def _draw_point(axes: Axes, point: NamedPoint, is_ringed: bool) -> None:
     style = style_of(point.name)
     axes.errorbar(
         point.x, point.y, xerr=point.dx, yerr=point.dy, color=style.colour, linewidth=0.8, alpha=0.6, zorder=2

@@ -8,7 +8,7 @@ import textwrap
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from paft_plugin.drawing import COLOURS, SHAPES
+from paft_plugin.drawing import COLOURS, SHAPES, NamedPoint, label_points
 from paft_plugin.files import write_bytes
 from paft_plugin.search.report import PLOT, Outcome, pareto_front
 from paft_plugin.search.study import Finished
@@ -61,13 +61,11 @@ def _panel(figure: Figure, axes: Axes, outcome: Outcome, first: int, second: int
     line = sorted(points[place] for place in pareto_front(points, [goal.higher_is_better for goal in goals]))
     axes.plot(*zip(*line, strict=True), color="0.6", linewidth=1, zorder=1)
     front = {trial.number for trial in outcome.front}
-    labels: dict[Point, list[str]] = {}
     for trial, point in zip(outcome.scored, points, strict=True):
         _point(axes, outcome, trial, point, trial.number in front)
         if trial.number in front:
             errors = [trial.stderr[place] or 0.0 for place in (first, second)]
             axes.errorbar(*point, xerr=errors[0], yerr=errors[1], color="0.8", linewidth=0.8, zorder=0)
-            labels.setdefault(point, []).append(str(trial.number))
     shown = [
         point for trial, point in zip(outcome.scored, points, strict=True) if trial.number in front or trial.is_default
     ]
@@ -77,8 +75,12 @@ def _panel(figure: Figure, axes: Axes, outcome: Outcome, first: int, second: int
     axes.set_xlabel(_axis(goals[0].name, goals[0].higher_is_better))
     axes.set_ylabel(_axis(goals[1].name, goals[1].higher_is_better))
     start = outcome.start
-    bold = str(start.number) if start else ""
-    _place_labels(figure, axes, {point: ", ".join(numbers) for point, numbers in labels.items()}, points, bold)
+    marks = [
+        NamedPoint(str(trial.number), *point, is_bold=trial == start)
+        for trial, point in zip(outcome.scored, points, strict=True)
+    ]
+    figure.draw_without_rendering()  # only then is it known where a point lies
+    label_points(axes, [mark for mark in marks if int(mark.name) in front], marks, together=0, between=", ")
 
 
 def _limits(values: list[float]) -> tuple[float, float]:
@@ -86,50 +88,6 @@ def _limits(values: list[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     margin = 0.15 * (high - low) or 0.05 * (abs(high) or 1.0)
     return low - margin, high + margin
-
-
-def _place_labels(figure: Figure, axes: Axes, labels: dict[Point, str], points: list[Point], bold: str) -> None:
-    """Write each point's label beside it, where it covers no other point or label, with a line to it if that is far."""
-    figure.draw_without_rendering()  # only then is it known where a point lies
-    taken = [_box(_place(figure, axes, point), 6, 6) for point in points]
-    for point, text in labels.items():
-        x, y = _place(figure, axes, point)
-        width, height = 5.5 * len(text) + 5, 9.0
-        places = [
-            ((distance + width / 2) * math.cos(angle), (distance + height / 2) * math.sin(angle))
-            for distance in (7, 14, 22, 30, 38, 46)
-            for angle in (math.pi / 4 * eighth for eighth in range(8))
-        ]
-        boxes = [_box((x + dx, y + dy), width, height) for dx, dy in places]
-        free = next((index for index, box in enumerate(boxes) if not any(_overlap(box, other) for other in taken)), 0)
-        taken.append(boxes[free])
-        far = math.hypot(*places[free]) > 18
-        axes.annotate(
-            text,
-            point,
-            xytext=places[free],
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            fontsize=9,
-            fontweight="bold" if bold in text.split(", ") else "normal",
-            arrowprops={"arrowstyle": "-", "color": "0.5", "linewidth": 0.6} if far else None,
-        )
-
-
-def _place(figure: Figure, axes: Axes, point: Point) -> Point:
-    """Where a point of the data lies, in typographic points."""
-    x, y = axes.transData.transform(point) * (72 / figure.dpi)
-    return float(x), float(y)
-
-
-def _box(middle: Point, width: float, height: float) -> tuple[float, float, float, float]:
-    x, y = middle
-    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
-
-
-def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _course(outcome: Outcome) -> Figure:

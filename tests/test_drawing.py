@@ -10,14 +10,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-from paft_plugin.drawing import common_style, new_figure
-from paft_plugin.report.labels import Point, label_points
+from paft_plugin.drawing import NamedPoint, common_style, label_points, new_figure
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_names_cover_neither_each_other_nor_a_mark(seed: int) -> None:
     rng = random.Random(seed)
-    points = [Point(f"parallel-arm{place}", rng.random(), rng.random(), 0.02, 0.02) for place in range(7)]
+    points = [NamedPoint(f"parallel-arm{place}", rng.random(), rng.random(), 0.02, 0.02) for place in range(7)]
     with common_style():
         figure = new_figure(height=3.8)
         canvas = FigureCanvasAgg(figure)
@@ -44,7 +43,7 @@ def test_points_in_one_place_share_a_list() -> None:
     with common_style():
         figure = new_figure()
         axes = figure.subplots()
-        points = [Point(name, 0.5, 0.5, 0.0, 0.0) for name in ("a", "b")] + [Point("c", 0.9, 0.9, 0.0, 0.0)]
+        points = [NamedPoint(name, 0.5, 0.5, 0.0, 0.0) for name in ("a", "b")] + [NamedPoint("c", 0.9, 0.9, 0.0, 0.0)]
         figure.draw_without_rendering()
         label_points(axes, points, points)
     assert sorted(text.get_text() for text in axes.texts) == ["a\nb", "c"]
