@@ -32,17 +32,16 @@ def lint(
     """
     width = shutil.get_terminal_size().columns
     if explain is not None:
-        from paft_plugin.fusion.lint.report import explanation
         from paft_plugin.fusion.lint.rules import explain as explained
+        from paft_plugin.fusion.lint.rules import explanation
 
         click.echo("\n".join(explanation(explained(explain), width)))
         return
     if not recipes:
         raise click.UsageError("Missing argument 'RECIPE...'.")
 
-    from paft_plugin.files import write_json
     from paft_plugin.fusion.lint import errors, lint_recipe
-    from paft_plugin.fusion.lint.report import as_json, as_text, summary
+    from paft_plugin.fusion.lint.findings import LintFile, as_text, summary
 
     with quietly():
         findings = {file: lint_recipe(file, read_weights=not no_weights) for file in recipes}
@@ -51,6 +50,6 @@ def lint(
             click.echo(line)
     click.echo(summary(findings, not no_weights))
     if json_file is not None:
-        write_json(json_file, as_json(findings, not no_weights))
+        LintFile.of(findings, not no_weights).write(json_file)
     if any(errors(found) for found in findings.values()):
         ctx.exit(BAD_INPUT)

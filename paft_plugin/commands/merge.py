@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from paft_plugin.commands.exits import quietly
-from paft_plugin.errors import PaftError, raise_if_any
+from paft_plugin.errors import PaftError
 
 if TYPE_CHECKING:
     from paft_plugin.fusion.merge import Fusion
@@ -70,16 +70,14 @@ def _lint_for_merge(recipe: Path) -> list[str]:
     Raises:
         PaftError: the errors among the findings.
     """
-    from paft_plugin.fusion.lint import errors, lint_recipe
-    from paft_plugin.fusion.lint.report import as_text
+    from paft_plugin.fusion.lint import lint_recipe
+    from paft_plugin.fusion.lint.findings import as_sentences, as_text, for_merge
 
     with quietly():
-        findings = [finding for finding in lint_recipe(recipe) if not finding.plain_only]
-    wrong = errors(findings)
-    raise_if_any([f"{finding.code} {finding.file}: {finding.message} {finding.fix}" for finding in wrong])
+        findings = for_merge(lint_recipe(recipe))
     for line in as_text(findings, shutil.get_terminal_size().columns):
         click.echo(line, err=True)
-    return [f"{finding.code}: {finding.message}" for finding in findings]
+    return as_sentences(findings)
 
 
 def _merge_into_adapter(

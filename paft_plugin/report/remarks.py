@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from paft_plugin.drawing import joined
+from paft_plugin.errors import PaftError
+from paft_plugin.fusion.lint.findings import Finding, LintFile
 from paft_plugin.inspection.diagnosis.verdict import Check, Diagnosis, Evidence
 from paft_plugin.report.page import Cell, Column, Row, Table, number_cell
 
@@ -90,19 +91,18 @@ def lint_remarks(run: Path) -> list[Remark] | None:
     remarks = []
     for file in files:
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            found = [finding for recipe in content["recipes"] for finding in recipe["findings"]]
+            found = [finding for recipe in LintFile.read(file).recipes for finding in recipe.findings]
             remarks += [_lint_remark(file.parent.name, finding) for finding in found]
-        except (ValueError, KeyError, TypeError):
+        except PaftError:
             remarks.append(Remark("bad", f"Unreadable: {file.parent.name}", f"{file.relative_to(run)} is damaged."))
     return sorted(remarks, key=lambda remark: remark.kind != "bad")
 
 
-def _lint_remark(arm: str, finding: dict[str, Any]) -> Remark:
-    where = f"{finding['where']}: " if finding.get("where") else ""
+def _lint_remark(arm: str, finding: Finding) -> Remark:
+    where = f"{finding.where}: " if finding.where else ""
     return Remark(
-        "bad" if finding["severity"] == "error" else "plain",
-        f"{arm}: {finding['severity']} {finding['code']} {finding['name']}",
-        f"{where}{finding['message']}",
-        remedies=(str(finding["fix"]),),
+        "bad" if finding.severity == "error" else "plain",
+        f"{arm}: {finding.severity} {finding.code} {finding.name}",
+        f"{where}{finding.message}",
+        remedies=(finding.fix,),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paft_plugin.fusion.lint.rules import Finding, errors
+from paft_plugin.fusion.lint.findings import Finding, errors
 
 __all__ = ["Finding", "errors", "lint_recipe"]
 

@@ -10,7 +10,8 @@ from mergekit.common import ModelReference
 from paft_plugin.deltas.delta import Delta, delta_of
 from paft_plugin.deltas.store import FLOATS, TensorStore, is_adapter, open_model
 from paft_plugin.errors import PaftError
-from paft_plugin.fusion.lint.rules import Finding, Keys
+from paft_plugin.fusion.lint.findings import Finding
+from paft_plugin.fusion.lint.rules import Keys
 from paft_plugin.fusion.lint.subject import Subject
 
 CACHE, DTYPE = "--lora-merge-cache", "--lora-merge-dtype"

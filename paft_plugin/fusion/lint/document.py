@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from paft_plugin.errors import PaftError
-from paft_plugin.fusion.lint.rules import Finding, Keys, make
+from paft_plugin.fusion.lint.findings import Finding
+from paft_plugin.fusion.lint.rules import Keys, make
 from paft_plugin.fusion.run import header_command
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.lint import cache, folders, merging, parameters, shape
 from paft_plugin.fusion.lint.document import Document, read
-from paft_plugin.fusion.lint.rules import Finding, errors
+from paft_plugin.fusion.lint.findings import Finding, errors
 from paft_plugin.fusion.lint.subject import Subject, method_named
 from paft_plugin.fusion.lint.survey import survey
 from paft_plugin.fusion.lint.weights import WEIGHT_CHECKS

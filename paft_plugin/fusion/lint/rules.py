@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from paft_plugin.errors import PaftError
-
-Severity = Literal["error", "warning"]
+from paft_plugin.fusion.lint.findings import Finding, Severity, wrapped
 
 
 @dataclass(frozen=True)
@@ -223,6 +220,16 @@ CODES = {
 }
 
 
+def explanation(codes: list[Code], width: int) -> list[str]:
+    """What codes mean, for people."""
+    lines = []
+    for code in codes:
+        where = " (plain mergekit-yaml only)" if code.plain_only else ""
+        lines.append(f"{code.code} {code.name}: {code.severity}{where}")
+        lines += wrapped(code.explanation, width)
+    return lines
+
+
 def explain(asked: str) -> list[Code]:
     """The code that is asked for by number or name, or `all`.
 
@@ -244,37 +251,6 @@ Keys = tuple[str | int, ...]
 """Keys and list positions that lead to a value in the recipe."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong, or not as it seems, in a recipe."""
-
-    code: str
-    """Such as `PAFT102`; `codes.CODES` explains each."""
-    name: str
-    """The code in words, such as `unknown-key`."""
-    severity: Literal["error", "warning"]
-    file: Path
-    line: int | None
-    """Line in the file, from 1; None where the finding has no place there."""
-    where: str
-    """Path in the YAML, such as `models[0].parameters.weight`; empty for the recipe as a whole."""
-    message: str
-    """What is wrong, in a sentence."""
-    fix: str
-    """What to do, in a sentence."""
-    plain_only: bool
-    """Whether it matters to plain `mergekit-yaml` alone: its flags, and the adapters that it writes out as models."""
-
-    def as_json(self) -> dict[str, Any]:
-        """For `--json`: plain values under the fields' names."""
-        return {**asdict(self), "file": str(self.file)}
-
-
-def errors(findings: Iterable[Finding]) -> list[Finding]:
-    """Those that must be mended before a merge."""
-    return [finding for finding in findings if finding.severity == "error"]
-
-
 def dotted(keys: Keys) -> str:
     """`models[0].parameters.weight`."""
     text = ""
@@ -286,4 +262,14 @@ def dotted(keys: Keys) -> str:
 def make(name: str, file: Path, line: int | None, keys: Keys, message: str, fix: str) -> Finding:
     """A finding of the code with this name."""
     code = CODES[name]
-    return Finding(code.code, name, code.severity, file, line, dotted(keys), message, fix, code.plain_only)
+    return Finding(
+        code=code.code,
+        name=name,
+        severity=code.severity,
+        file=file,
+        line=line,
+        where=dotted(keys),
+        message=message,
+        fix=fix,
+        plain_only=code.plain_only,
+    )

@@ -16,7 +16,8 @@ from mergekit.merge_methods import registered_methods
 from pydantic import BaseModel, ValidationError
 
 from paft_plugin.fusion.lint.document import Document
-from paft_plugin.fusion.lint.rules import Finding, Keys, dotted
+from paft_plugin.fusion.lint.findings import Finding
+from paft_plugin.fusion.lint.rules import Keys, dotted
 from paft_plugin.fusion.lint.subject import exists
 
 # The keys that hold another mapping of the same recipe: where a lost key may belong.

@@ -19,7 +19,8 @@ from paft_plugin.deltas.fit import quantised
 from paft_plugin.deltas.store import TensorStore, is_adapter, open_model
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.lint.document import Document
-from paft_plugin.fusion.lint.rules import Finding, Keys
+from paft_plugin.fusion.lint.findings import Finding
+from paft_plugin.fusion.lint.rules import Keys
 
 
 def exists(text: str) -> bool:

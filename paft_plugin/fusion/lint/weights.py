@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from mergekit.merge_methods.generalized_task_arithmetic import GeneralizedTaskArithmeticMerge
 from mergekit.sparsify import SparsificationMethod
 
+from paft_plugin.fusion.lint.findings import Finding
 from paft_plugin.fusion.lint.folders import not_finite
-from paft_plugin.fusion.lint.rules import Finding, Keys
+from paft_plugin.fusion.lint.rules import Keys
 from paft_plugin.fusion.lint.subject import Entry, Subject
 from paft_plugin.fusion.lint.survey import NARROW, Look, TensorFacts
 
