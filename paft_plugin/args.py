@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from paft_plugin.errors import closest
 from paft_plugin.penalty.support import why_not_optimizer, why_not_proximal
 
 DEFAULT_SEED = 42  # what axolotl takes when a config names none
@@ -95,15 +95,13 @@ def misspelt_keys(keys: Iterable[str], known: set[str]) -> list[str]:
             continue
         plain = re.sub(r"[^a-z0-9]+", "_", key.lower())
         prefixed = plain if plain.startswith("paft") else f"paft_{plain}"
-        close = difflib.get_close_matches(prefixed, ours, n=1, cutoff=0.8) or difflib.get_close_matches(
-            plain, ours, n=1, cutoff=0.8
-        )
-        if close:
-            problems.append(f"{key}: no such key; did you mean {close[0]}?")
-        elif plain.startswith("paft"):
-            suggestion = difflib.get_close_matches(plain, ours, n=1, cutoff=0.6)
-            hint = f"did you mean {suggestion[0]}?" if suggestion else f"the plugin's keys are {', '.join(ours)}"
-            problems.append(f"{key}: no such key; {hint}")
+        meant = closest(prefixed, ours, 0.8) or closest(plain, ours, 0.8)
+        if meant is None and plain.startswith("paft"):
+            meant = closest(plain, ours)
+            if meant is None:
+                problems.append(f"{key}: no such key; the plugin's keys are {', '.join(ours)}")
+        if meant is not None:
+            problems.append(f"{key}: no such key; did you mean {meant}?")
     return problems
 
 

@@ -1,7 +1,8 @@
-"""The one exception for what a user can mend."""
+"""The one exception for what a user can mend, and the words that several messages share."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -27,6 +28,28 @@ def some(names: Sequence[str], most: int = 3) -> str:
     """The first few of many names, and how many more there are."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def closest(name: str, names: Iterable[str], likeness: float = 0.6) -> str | None:
+    """The one of `names` that a misspelt `name` is most like; None if it is less than `likeness` (0 to 1) like any."""
+    return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=likeness)), None)
+
+
+def did_you_mean(name: str, names: Iterable[str], otherwise: str = "") -> str:
+    """A sentence that suggests the closest of `names`; `otherwise` if none is close."""
+    close = closest(name, names)
+    return otherwise if close is None else f"Did you mean {close}?"
+
+
+def one_line(error: BaseException, most: int | None = None) -> str:
+    """What another library's error says, on one line and of at most so many characters; its type if it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if most is None or len(text) <= most else f"{text[:most]} …"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what another library's error says: torch and the hub add paragraphs of advice."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @dataclass

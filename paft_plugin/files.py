@@ -1,10 +1,11 @@
-"""Files written whole or not at all, JSON files with one model each, and fingerprints of what files hold."""
+"""Files written whole or not at all, JSON files with one model each, fingerprints, and what is a path or a name on the hub."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ from paft_plugin.errors import PaftError
 
 PROOF_FILE = "paft.json"
 """Beside a branch that the penalty shaped: what ran (`deltas/proof.py`)."""
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/\w[\w.-]*")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -71,6 +73,16 @@ def read_json_or_nothing(path: Path) -> dict[str, Any]:
         return read_json(path)
     except (OSError, ValueError):  # PaftError is a ValueError
         return {}
+
+
+def is_hub_name(text: str, path: Path | None = None) -> bool:
+    """Whether `text` reads as `owner/name`, and nothing lies at `path`, which is what it would be as a path here."""
+    return bool(_HUB_NAME.fullmatch(text)) and not (path or Path(text)).exists()
+
+
+def looks_local(text: str) -> bool:
+    """Whether a text can only be a path: `org/name` and `name` may also be on the hub."""
+    return text.startswith(("/", ".", "~")) or text.count("/") > 1 or "\\" in text
 
 
 Stored = TypeVar("Stored", bound="JsonFile")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
 
-from paft_plugin.errors import PaftError
+from paft_plugin.errors import PaftError, did_you_mean, one_line
 
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 Model = TypeVar("Model", bound=BaseModel)
@@ -57,14 +56,13 @@ def known(what: str, name: str, names: Sequence[str]) -> str:
         ValueError: it is not; suggests the closest one.
     """
     if name not in names:
-        raise ValueError(f"no such {what}. {did_you_mean(name, names)}")
+        raise ValueError(f"no such {what}. {suggestion(name, names)}")
     return name
 
 
-def did_you_mean(name: str, names: Sequence[str]) -> str:
-    """The closest of `names`, or all of them."""
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"Did you mean {close[0]}?" if close else f"There are {', '.join(names)}."
+def suggestion(name: str, names: Sequence[str]) -> str:
+    """A sentence with the closest of `names`, or else with all of them."""
+    return did_you_mean(name, names, otherwise=f"There are {', '.join(names)}.")
 
 
 MappingOfNames = BeforeValidator(as_mapping)
@@ -89,7 +87,7 @@ def read_yaml(file: Path, hint: str) -> dict[str, Any]:
     except OSError as error:
         raise PaftError(f"{file}: cannot be read ({error.strerror}). {hint}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PaftError(f"{file}: no valid YAML: {' '.join(str(error).split())}") from None
+        raise PaftError(f"{file}: no valid YAML: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise PaftError(f"{file}: should hold keys and values. {hint}")
     return content
@@ -130,7 +128,7 @@ def _explain(model: type[BaseModel], fault: dict[str, Any]) -> list[str]:
         return [f"{prefix}{what}. {_description(model, path)}".rstrip()]
     holder = _model_at(model, path[:-1])
     assert holder is not None
-    return [f"{prefix}no such key. {did_you_mean(str(path[-1]), list(holder.model_fields))}"]
+    return [f"{prefix}no such key. {suggestion(str(path[-1]), list(holder.model_fields))}"]
 
 
 def _model_at(kind: Any, path: tuple[int | str, ...]) -> type[BaseModel] | None:

@@ -126,7 +126,7 @@ def _row(
 def inspect(folders: Sequence[Path]) -> Run:
     """The base's folder and its branches'; imports and start-up are not in the time, compiling is."""
     from paft_plugin.inspection.inspect import inspect_deltas
-    from paft_plugin.memory import reuse_freed_memory
+    from paft_plugin.machine import reuse_freed_memory
 
     reuse_freed_memory()
     base, *branches = folders
@@ -173,7 +173,7 @@ def materialise(folders: Sequence[Path], threads: int) -> Run:
     import torch
 
     from paft_plugin.deltas import open_delta
-    from paft_plugin.memory import reuse_freed_memory
+    from paft_plugin.machine import reuse_freed_memory
 
     reuse_freed_memory()
     torch.set_num_threads(1)

@@ -57,7 +57,7 @@ def inspect(
     from paft_plugin.inspection.outputs import check_writable, write_outputs
     from paft_plugin.inspection.progress import entries_done
     from paft_plugin.inspection.table import tables
-    from paft_plugin.memory import reuse_freed_memory
+    from paft_plugin.machine import reuse_freed_memory
 
     problems, branches = _named(deltas)
     try:

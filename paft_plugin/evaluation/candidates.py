@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from paft_plugin.errors import PaftError, raise_if_any
+from paft_plugin.files import read_json_or_nothing
 
 ARM_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 ADAPTER_CONFIG = "adapter_config.json"
@@ -75,10 +75,7 @@ class Candidate:
 
 
 def _named_base(adapter: Path) -> Path | None:
-    try:
-        named = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError):
-        return None
+    named = read_json_or_nothing(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
     return Path(named) if named and Path(named).is_dir() else None
 
 

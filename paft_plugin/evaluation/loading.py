@@ -5,29 +5,11 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
-from paft_plugin.errors import PaftError
+from paft_plugin.errors import PaftError, one_line
 from paft_plugin.evaluation.candidates import Candidate
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
-
-
-def resolve_device(device: str, where: str) -> str:
-    """`auto` is a GPU where there is one.
-
-    Raises:
-        PaftError: The device is not to be had; `where` is the key that names it.
-    """
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise PaftError(f"{where}: {device} is not to be had here ({reason}). Give cpu, or leave it out.") from None
-    return device
 
 
 def load(
@@ -69,7 +51,7 @@ def load(
                 warnings.filterwarnings("error", message="(?s).*Found missing adapter keys")
                 model = PeftModel.from_pretrained(model, candidate.adapter)
     except Exception as error:  # transformers and PEFT raise almost anything for a bad folder
-        raise PaftError(f"{where} can't be loaded: {_one_line(error)}") from error
+        raise PaftError(f"{where} can't be loaded: {one_line(error, 300)}") from error
     if lacking := sorted(info["missing_keys"]):
         raise PaftError(
             f"{where} lacks {len(lacking)} tensors of the model that its config describes, e.g. {lacking[0]}"
@@ -81,8 +63,3 @@ def load(
         )
     # In half precision, the log-likelihoods of two answers to choose from would often come out equal.
     return HFLM(pretrained=model.to(device), tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32")
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:300]} …"

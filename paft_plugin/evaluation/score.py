@@ -43,14 +43,14 @@ def score(
     Raises:
         PaftError: A candidate, a task or the device can't be used, named in one line each.
     """
-    from paft_plugin.evaluation.loading import resolve_device
+    from paft_plugin.machine import usable_device
 
     problems = problems_of(candidates)
     measures: list[Measure] = []
     tasks: dict[str, OpenTask] = {}
     device = config.device
     try:
-        device = resolve_device(config.device, "evaluation.device")
+        device = usable_device(config.device, "evaluation.device")
     except PaftError as error:
         problems += error.problems
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import random
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr
@@ -11,7 +10,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paft_plugin.errors import PaftError, raise_if_any, some
+from paft_plugin.errors import PaftError, did_you_mean, one_line, raise_if_any, some
 from paft_plugin.evaluation.config import MeasureConfig
 from paft_plugin.evaluation.results import Measure
 
@@ -87,7 +86,7 @@ class Catalogue:
                 include_path=None if folder is None else str(folder), include_defaults=folder is None
             )
         except Exception as error:  # YAML's, or whatever lm-eval makes of a file that is none of its own
-            raise PaftError(f"{folder}: cannot be read as lm-eval tasks: {_one_line(error)}") from error
+            raise PaftError(f"{folder}: cannot be read as lm-eval tasks: {_cause(error)}") from error
 
     @property
     def single_tasks(self) -> list[str]:
@@ -102,8 +101,7 @@ class Catalogue:
         """
         if name in self._manager.task_index:
             return str(self._manager.task_index[name]["type"])
-        close = difflib.get_close_matches(name, self._manager.task_index, n=1)
-        hint = f"Did you mean {close[0]}?" if close else "Name a task's own `task:`."
+        hint = did_you_mean(name, self._manager.task_index, otherwise="Name a task's own `task:`.")
         raise PaftError(f"{where}: no such task {self._place}. {hint}")
 
     def config(self, name: str, where: str) -> dict[str, Any]:
@@ -115,7 +113,7 @@ class Catalogue:
         try:
             return self._yaml(name, "full")
         except Exception as error:  # of whatever code the task brings along
-            raise PaftError(f"{where}: cannot be opened: {_one_line(error)}. {self._hint(name)}") from error
+            raise PaftError(f"{where}: cannot be opened: {_cause(error)}. {self._hint(name)}") from error
 
     def _yaml(self, name: str, mode: str) -> dict[str, Any]:
         """The YAML in one of lm-eval's modes: full, or simple (functions are left out, so no code of the task runs)."""
@@ -145,7 +143,7 @@ class Catalogue:
             with redirect_stderr(StringIO()):  # the bars of `datasets`
                 opened = OpenTask(name, get_task_dict([{"task": name, **changes}], self._manager))
         except Exception as error:  # whatever `datasets`, Jinja or lm-eval make of a bad file or task
-            raise PaftError(f"{where}: cannot be opened: {_one_line(error)}. {self._hint(name)}") from error
+            raise PaftError(f"{where}: cannot be opened: {_cause(error)}. {self._hint(name)}") from error
         raise_if_any([f"{where}: {problem}" for problem in _unfit(opened)])
         return opened
 
@@ -312,8 +310,8 @@ def _overlaps(tasks: Mapping[str, OpenTask], where: str) -> list[str]:
     return problems
 
 
-def _one_line(error: BaseException) -> str:
+def _cause(error: BaseException) -> str:
     """What went wrong at the bottom: `datasets` wraps a bad line of a file in an error that says nothing of it."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (" ".join(str(error).split()) or type(error).__name__)[:300].rstrip(".")
+    return one_line(error, 300).rstrip(".")

@@ -8,7 +8,6 @@ dictionary with an `epoch`.
 from __future__ import annotations
 
 import ast
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from paft_plugin.files import PROOF_FILE
+from paft_plugin.files import PROOF_FILE, read_json_or_nothing
 from paft_plugin.formats import threshold_key
 
 STARTS = "[axolotl.train] Starting trainer..."
@@ -227,7 +226,7 @@ def _curve(branch: str, sources: tuple[str, ...], points: Mapping[int, Point]) -
 
 def _from_state(file: Path) -> dict[int, Point]:
     """`log_history` of a checkpoint's `trainer_state.json`."""
-    history = _json(file).get("log_history")
+    history = read_json_or_nothing(file).get("log_history")
     points: dict[int, Point] = {}
     for entry in history if isinstance(history, list) else []:
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):
@@ -237,7 +236,7 @@ def _from_state(file: Path) -> dict[int, Point]:
 
 def _from_proof(file: Path) -> dict[int, Point]:
     """The history of `paft.json`."""
-    history = _json(file).get("history")
+    history = read_json_or_nothing(file).get("history")
     points: dict[int, Point] = {}
     for entry in history if isinstance(history, list) else []:
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):
@@ -303,11 +302,3 @@ def _last_state(folder: Path) -> Path | None:
 def _step_of(state: Path) -> int | None:
     number = state.parent.name.removeprefix("checkpoint-")
     return int(number) if number.isdigit() else None
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -13,7 +13,7 @@ from paft_plugin.pipeline.base import base_folder
 from paft_plugin.pipeline.branches import Branch, preference_name, read_branch, without_penalty
 from paft_plugin.pipeline.config import PaftConfig, read_config
 from paft_plugin.runner.devices import find_devices
-from paft_plugin.schema import did_you_mean
+from paft_plugin.schema import suggestion
 from paft_plugin.search.config import SearchRequest
 
 BASE, SPARSE, DENSE, SEQUENTIAL = "base", "sft-l1", "sft", "sequential"
@@ -207,7 +207,7 @@ def _no_arm(name: str, possible: Sequence[str]) -> str:
             f"arm {name}: needs the axolotl configs of both branches, to train what it compares with, and one is given as "
             f"`trained:`. Give its config, or name a dense SFT branch under compare: {{{DENSE}: …}}."
         )
-    return f"arm {name}: there is none. {did_you_mean(name, possible)}"
+    return f"arm {name}: there is none. {suggestion(name, possible)}"
 
 
 def search_request(file: Path) -> SearchRequest:

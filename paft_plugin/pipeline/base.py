@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from paft_plugin.errors import PaftError
+from paft_plugin.errors import PaftError, one_line
+from paft_plugin.files import read_json_or_nothing
 from paft_plugin.pipeline.config import PaftConfig
 from paft_plugin.pipeline.hub import offline, raise_unless_allowed
 
@@ -63,7 +64,7 @@ def _downloaded(name: str) -> Path:
     try:
         return Path(_snapshot(name, local_files_only=False))
     except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError) as error:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         raise PaftError(
             f"base: {name} cannot be downloaded ({text}). What has arrived is kept: run it again."
         ) from None
@@ -81,16 +82,11 @@ def _snapshot(name: str, **options: Any) -> str:
 
 def _complete(folder: Path) -> bool:
     """Whether a cached snapshot has its weights: transformers alone may have fetched no more than the configuration."""
-    import json
-
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return any(folder.glob("*.safetensors"))
-    try:
-        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-    return all((folder / file).is_file() for file in files)
+    shards = read_json_or_nothing(index).get("weight_map")
+    return isinstance(shards, dict) and all((folder / str(file)).is_file() for file in shards.values())
 
 
 def _check(folder: Path, name: str) -> None:

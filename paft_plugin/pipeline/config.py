@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, model_validator
 
 from paft_plugin.evaluation.config import EvaluationConfig
+from paft_plugin.files import is_hub_name
 from paft_plugin.fusion.recipe.methods import METHODS
 from paft_plugin.schema import (
     STRICT,
@@ -23,7 +24,6 @@ from paft_plugin.schema import (
 from paft_plugin.search.config import SearchConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HINT = "`axolotl paft init` writes one with comments; the README explains it."
 
 
@@ -32,7 +32,7 @@ def _base(value: str, info: ValidationInfo) -> str:
     folder = in_folder(Path(value), info)
     if folder.is_dir():
         return str(folder)
-    if HUB_NAME.fullmatch(value) and not folder.exists():
+    if is_hub_name(value, folder):
         return value
     raise ValueError(f"{value} is neither a folder (there is no {folder}) nor a hub name like org/model.")
 

@@ -12,7 +12,7 @@ import yaml
 
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.config import task_inputs
-from paft_plugin.files import write_text
+from paft_plugin.files import read_json_or_nothing, write_text
 from paft_plugin.pipeline.arms import BASE, DENSE, SEQUENTIAL, WHOLE, Setup
 from paft_plugin.pipeline.branches import Branch, config_text
 from paft_plugin.pipeline.config import MethodOptions
@@ -349,10 +349,8 @@ def _whole_of_given(base: Path, adapter: Path) -> str:
 
 def _dtype(base: Path) -> str:
     """The dtype that a model's config names, the one that its weights are saved in; fp32 if it names none."""
-    try:
-        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return "float32"  # a model that is still to be made has the base's, and a broken one is preflight's to name
+    # A model that is still to be made has the base's, and a broken one is preflight's to name.
+    config = read_json_or_nothing(base / "config.json")
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 

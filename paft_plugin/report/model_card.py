@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from paft_plugin import __version__
 from paft_plugin.drawing import Plot, as_png, joined
 from paft_plugin.errors import PaftError
-from paft_plugin.files import PROOF_FILE, read_json_or_nothing, write_bytes, write_text
+from paft_plugin.files import PROOF_FILE, is_hub_name, read_json_or_nothing, write_bytes, write_text
 from paft_plugin.inspection.inspected import INSPECTION_FILE, read_inspection
 from paft_plugin.inspection.plots import sparsity_by_layer
 from paft_plugin.report.arm_tables import arm_table
@@ -22,7 +22,6 @@ from paft_plugin.report.choice import choose
 from paft_plugin.report.page import Row, Table
 from paft_plugin.report.results import RESULTS, Arm, Results, read_results
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
 _METADATA = re.compile(r"\A---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
 _DATA_FILE = re.compile(r"\.(jsonl?|csv|parquet|arrow|txt)(\.\w+)?$")
@@ -50,11 +49,6 @@ class Data:
     def hub_names(self) -> tuple[str, ...]:
         """Those of the paths that name a data set on the hub."""
         return tuple(path for path in self.paths if is_hub_name(path) and not _DATA_FILE.search(path))
-
-
-def is_hub_name(path: str) -> bool:
-    """Whether `path` reads as `owner/name` and is no folder or file here."""
-    return bool(_HUB_NAME.fullmatch(path)) and not Path(path).exists()
 
 
 def read_base(path: str) -> Base:

@@ -148,13 +148,13 @@ def require_extra() -> None:
 
 
 def _search(request: SearchRequest, console: Console) -> Outcome:
-    from paft_plugin.evaluation.loading import resolve_device
     from paft_plugin.evaluation.scorer import Scorer, quiet
+    from paft_plugin.machine import usable_device
     from paft_plugin.search.run import FusedModel
     from paft_plugin.search.validation import open_goals
 
     search = request.search
-    device = resolve_device(search.device, "search.device")
+    device = usable_device(search.device, "search.device")
     inputs = _branch_inputs(request)
     goals, tasks = open_goals(search.objectives, search.tasks, search.test_tasks)
     folder = search_folder(request)

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paft_plugin.errors import PaftError, raise_if_any
+from paft_plugin.errors import PaftError, one_line, raise_if_any
 from paft_plugin.search.space import Options, Space, propose, seed_of
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def open_study(
         )
         study = optuna.create_study(storage=storage, study_name=NAME, directions=list(directions), load_if_exists=True)
     except Exception as error:  # SQLAlchemy's, SQLite's and alembic's, for a file that is no database of Optuna's
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise PaftError(f"{file}: cannot be used ({reason}). Delete {folder} to search anew.") from error
     try:
         _check_inputs(study, inputs, folder)

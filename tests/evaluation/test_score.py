@@ -21,10 +21,11 @@ from paft_plugin.errors import PaftError
 from paft_plugin.evaluation import score as scoring
 from paft_plugin.evaluation.candidates import Candidate, parse_all
 from paft_plugin.evaluation.config import EvaluationConfig, write_measures
-from paft_plugin.evaluation.loading import load, resolve_device
+from paft_plugin.evaluation.loading import load
 from paft_plugin.evaluation.results import Measure
 from paft_plugin.evaluation.score import main, score
 from paft_plugin.evaluation.scorer import Scorer, TaskScore
+from paft_plugin.machine import usable_device
 from tests.evaluation.conftest import build_model, demo_config
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -237,9 +238,9 @@ def test_all_mistakes_at_once_before_anything_is_scored(
 
 
 def test_a_device_that_is_not_there_is_one_line() -> None:
-    assert resolve_device("cpu", "here") == "cpu"
+    assert usable_device("cpu", "here") == "cpu"
     with pytest.raises(PaftError, match=r"^search\.device: "):
-        resolve_device("nonsense", "search.device")
+        usable_device("nonsense", "search.device")
 
 
 def test_the_command_line_explains_and_returns_2(

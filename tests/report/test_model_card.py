@@ -9,7 +9,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from paft_plugin.errors import PaftError
-from paft_plugin.report.model_card import is_hub_name, read_base, write_model_card, write_model_cards
+from paft_plugin.files import is_hub_name
+from paft_plugin.report.model_card import read_base, write_model_card, write_model_cards
 from tests.report.runs import PROVENANCE
 
 Run = Callable[..., Path]

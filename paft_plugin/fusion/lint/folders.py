@@ -14,10 +14,10 @@ from paft_plugin.deltas.fit import quantised
 from paft_plugin.deltas.proof import why_unproven
 from paft_plugin.deltas.store import FLOATS, is_adapter, open_model
 from paft_plugin.errors import PaftError, raise_if_any, some
-from paft_plugin.files import PROOF_FILE, read_json
+from paft_plugin.files import PROOF_FILE, looks_local, read_json
 from paft_plugin.fusion.lint.findings import Finding
 from paft_plugin.fusion.lint.rules import Keys
-from paft_plugin.fusion.lint.subject import Entry, Subject, exists, looks_local, same_folder
+from paft_plugin.fusion.lint.subject import Entry, Subject, exists, same_folder
 from paft_plugin.fusion.recipe.write import same_tokenizer
 
 

@@ -10,9 +10,9 @@ from mergekit.merge_methods.base import BasePolicy
 from mergekit.merge_methods.generalized_task_arithmetic import GeneralizedTaskArithmeticMerge
 from mergekit.sparsify import SparsificationMethod
 
+from paft_plugin.errors import closest
 from paft_plugin.fusion.lint.findings import Finding
 from paft_plugin.fusion.lint.parameters import settings, values_of
-from paft_plugin.fusion.lint.shape import closest
 from paft_plugin.fusion.lint.subject import Entry, Group, Subject, base_is_merged
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")

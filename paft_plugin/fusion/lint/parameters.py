@@ -9,10 +9,9 @@ import yaml
 from mergekit.merge_methods import registered_methods
 from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 
-from paft_plugin.errors import some
+from paft_plugin.errors import closest, some
 from paft_plugin.fusion.lint.findings import Finding
 from paft_plugin.fusion.lint.rules import Keys, dotted
-from paft_plugin.fusion.lint.shape import closest
 from paft_plugin.fusion.lint.subject import Entry, Group, Scope, Subject
 
 LIMITS: dict[str, tuple[float, float]] = {

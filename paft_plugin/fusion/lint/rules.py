@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from paft_plugin.errors import PaftError
+from paft_plugin.errors import PaftError, did_you_mean
 from paft_plugin.fusion.lint.findings import Finding, Severity, wrapped
 
 
@@ -241,9 +240,10 @@ def explain(asked: str) -> list[Code]:
     found = [code for code in CODES.values() if asked.upper() == code.code or asked == code.name]
     if not found:
         known = [*CODES, *(code.code for code in CODES.values())]
-        close = difflib.get_close_matches(asked, known, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        raise PaftError(f"--explain {asked}: no such code.{hint} `--explain all` lists them.")
+        hint = did_you_mean(asked, known)
+        raise PaftError(
+            " ".join(filter(None, [f"--explain {asked}: no such code.", hint, "`--explain all` lists them."]))
+        )
     return found
 
 

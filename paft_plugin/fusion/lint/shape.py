@@ -5,7 +5,6 @@ The known keys and kinds are those of the installed mergekit's own configuration
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -15,6 +14,7 @@ from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import registered_methods
 from pydantic import BaseModel, ValidationError
 
+from paft_plugin.errors import closest
 from paft_plugin.fusion.lint.document import Document
 from paft_plugin.fusion.lint.findings import Finding
 from paft_plugin.fusion.lint.rules import Keys, dotted
@@ -118,11 +118,6 @@ def texts(kind: Any, value: Any, keys: Keys) -> Iterator[tuple[Keys, str, type[B
     elif origin is list and isinstance(value, list):
         for index, item in enumerate(value):
             yield from texts(arguments[0], item, (*keys, index))
-
-
-def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that a misspelt one is most like, if any is like it."""
-    return next(iter(difflib.get_close_matches(str(word), list(known), n=1)), None)
 
 
 def _can_hold(kind: Any, value: Any) -> bool:

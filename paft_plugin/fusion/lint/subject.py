@@ -31,11 +31,6 @@ def exists(text: str) -> bool:
         return False
 
 
-def looks_local(text: str) -> bool:
-    """Whether a text can only be a folder: `org/name` and `name` may also be on the hub."""
-    return text.startswith(("/", ".", "~")) or text.count("/") > 1 or "\\" in text
-
-
 Scope = tuple[Keys, dict[str, Any]]
 """Where a mapping of parameters stands, and what it holds."""
 

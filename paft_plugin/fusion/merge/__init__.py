@@ -11,6 +11,6 @@ from __future__ import annotations
 from paft_plugin.fusion.merge.fusion import Fusion, open_fusion
 from paft_plugin.fusion.merge.selection import fuse_tensors
 from paft_plugin.fusion.merge.write import write_fusion
-from paft_plugin.memory import reuse_freed_memory
+from paft_plugin.machine import reuse_freed_memory
 
 __all__ = ["Fusion", "fuse_tensors", "open_fusion", "reuse_freed_memory", "write_fusion"]

@@ -12,7 +12,7 @@ from mergekit.common import ModelPath, ModelReference
 from mergekit.config import MergeConfiguration
 from pydantic import BaseModel, ValidationError
 
-from paft_plugin.errors import PaftError, raise_if_any
+from paft_plugin.errors import PaftError, one_line, raise_if_any
 
 _DICT_FORM = "Write it as `model: {model: {path: …}, lora: {path: …}}`: there a path may hold any character."
 
@@ -41,7 +41,7 @@ def parse_recipe(text: str, recipe: Path) -> MergeConfiguration:
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise PaftError(f"{recipe}: no valid YAML: {' '.join(str(error).split())}") from None
+        raise PaftError(f"{recipe}: no valid YAML: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise PaftError(
             f"{recipe}: not a recipe: a mergekit YAML file starts with keys such as merge_method and models."

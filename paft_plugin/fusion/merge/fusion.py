@@ -7,7 +7,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from mergekit.architecture import ModelArchitecture, get_architecture_info
 from mergekit.architecture.auto import infer_architecture_info
 from mergekit.architecture.json_definitions import JsonModuleArchitecture
@@ -22,13 +21,14 @@ from mergekit.tokenizer import TokenizerInfo
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from paft_plugin.errors import PaftError
+from paft_plugin.errors import PaftError, one_line
 from paft_plugin.fusion.merge.configuration import read_recipe, references, without_adapters
 from paft_plugin.fusion.merge.loaders import ModelLoader, loaders_in_place, open_loaders
 from paft_plugin.fusion.merge.plan import Plan
 from paft_plugin.fusion.merge.seeding import Stream
 from paft_plugin.fusion.merge.selection import fast_selection
 from paft_plugin.fusion.merge.untouched import draws
+from paft_plugin.machine import usable_device
 
 BUFFERS = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 
@@ -114,7 +114,7 @@ class Fusion:
         except PaftError:
             raise
         except (RuntimeError, ValueError) as error:
-            raise PaftError(f"{self.recipe}: {' '.join(str(error).split())}") from error
+            raise PaftError(f"{self.recipe}: {one_line(error)}") from error
 
 
 def open_fusion(recipe: Path, seed: int = 0, device: str = "auto") -> Fusion:
@@ -133,7 +133,7 @@ def open_fusion(recipe: Path, seed: int = 0, device: str = "auto") -> Fusion:
         method_called(config.merge_method)
     except RuntimeError:
         raise PaftError(f"{recipe}: merge_method {config.merge_method}: mergekit has no such method.") from None
-    options = MergeOptions(device=_available(device))
+    options = MergeOptions(device=device if device == "auto" else usable_device(device, "--device"))
     loaders = open_loaders(references(config))
     bare = without_adapters(config)
     # mergekit remembers what it found at a path, whatever is there now.
@@ -142,17 +142,5 @@ def open_fusion(recipe: Path, seed: int = 0, device: str = "auto") -> Fusion:
         architecture = without_old_buffers(get_architecture_info(bare, options))
         model_config = _model_out_config(bare, architecture)
     except (RuntimeError, ValueError) as error:
-        raise PaftError(f"{recipe}: {' '.join(str(error).split())}") from error
+        raise PaftError(f"{recipe}: {one_line(error)}") from error
     return Fusion(recipe, text, config, loaders, options, seed, architecture, model_config)
-
-
-def _available(device: str) -> str:
-    """`device`, if a tensor can be put there."""
-    if device == "auto":
-        return device
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise PaftError(f"--device {device}: not to be had here ({reason}). Give cpu, or leave it out.") from None
-    return device

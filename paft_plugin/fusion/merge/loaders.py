@@ -23,7 +23,7 @@ from paft_plugin.deltas.belongs import branch_problems, check_finite
 from paft_plugin.deltas.delta import Delta, delta_of
 from paft_plugin.deltas.fit import BUFFERS, quantised
 from paft_plugin.deltas.store import ADAPTER_CONFIG, ADAPTER_FILE, TensorStore, open_model, tied_names
-from paft_plugin.errors import PaftError, raise_if_any
+from paft_plugin.errors import PaftError, first_line, raise_if_any
 
 MODEL_PATTERNS = ["*.json", "*.safetensors", "*.safetensors.index.json", "*.jinja", "tokenizer.model", "*.txt"]
 ADAPTER_PATTERNS = [ADAPTER_CONFIG, ADAPTER_FILE]
@@ -175,8 +175,8 @@ def folder_of(path: ModelPath, patterns: list[str]) -> Path:
     try:
         found = huggingface_hub.snapshot_download(path.path, revision=path.revision, allow_patterns=patterns)
     except (OSError, ValueError) as error:  # offline, unknown, private, or no name of a repository at all
-        reason = str(error).strip().splitlines()[0]
-        raise PaftError(f"{path}: no such folder, and not to be had from the hub ({reason}). Check the name.") from None
+        why = first_line(error)
+        raise PaftError(f"{path}: no such folder, and not to be had from the hub ({why}). Check the name.") from None
     return Path(found)
 
 

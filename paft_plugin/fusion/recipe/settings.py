@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import unicodedata
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paft_plugin.errors import raise_if_any
+from paft_plugin.errors import did_you_mean, raise_if_any
 from paft_plugin.fusion.recipe.methods import (
     METHODS,
     NOT_OFFERED,
@@ -265,9 +264,7 @@ def option_problems(request: RecipeRequest) -> list[str]:
 def _unknown_method(name: str) -> str:
     if name in NOT_OFFERED:
         return f"--method {name}: {NOT_OFFERED[name]}. Take one of {', '.join(METHODS)}."
-    close = difflib.get_close_matches(name, METHODS, n=1)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    return f"--method {name}: not one of {', '.join(METHODS)}.{hint}"
+    return f"--method {name}: not one of {', '.join(METHODS)}. {did_you_mean(name, METHODS)}".rstrip()
 
 
 def _density_problems(request: RecipeRequest, method: Method, filters: list[Filter]) -> list[str]:
@@ -354,8 +351,7 @@ def _extra_problems(request: RecipeRequest, method: Method) -> list[str]:
         option = f"--{name.replace('_', '-')}"
         extra = _extra(name, method)
         if name not in extra_names():
-            close = difflib.get_close_matches(name, extra_names(), n=1)
-            problems.append(f"{option}: no method takes it.{f' Did you mean {close[0]}?' if close else ''}")
+            problems.append(f"{option}: no method takes it. {did_you_mean(name, extra_names())}".rstrip())
         elif extra is None:
             problems.append(
                 f"{option}: {method.name} does not take it. Leave it out, or take one of {takers(takes_extra(name))}."

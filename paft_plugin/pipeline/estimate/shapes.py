@@ -8,6 +8,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from paft_plugin.files import read_json_or_nothing
+
 Shapes = Mapping[str, tuple[int, ...]]
 _LENGTH = 8  # bytes before a safetensors header, its length (github.com/huggingface/safetensors, "Format")
 _MOST = 100_000_000  # bytes: what the format allows a header
@@ -15,12 +17,7 @@ _MOST = 100_000_000  # bytes: what the format allows a header
 
 def read_config(base: Path) -> dict[str, Any]:
     """The base's config.json, of a multimodal one the part on text; empty if there is none that can be read."""
-    try:
-        content = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(content, dict):
-        return {}
+    content = read_json_or_nothing(base / "config.json")
     text = content.get("text_config")
     return text if isinstance(text, dict) else content
 

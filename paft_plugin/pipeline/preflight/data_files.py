@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from paft_plugin.errors import Findings
+from paft_plugin.files import looks_local
 from paft_plugin.pipeline.branches import Branch
 from paft_plugin.pipeline.hub import access, offline
 
@@ -279,7 +280,7 @@ def remote_data(branch: Branch) -> Findings:
             findings.add(warnings=[f"{where}: {path} is not looked at before training."])
         elif Path(path).exists():
             findings.add([f"{where}: {path} has no files that can be read ({', '.join(SUFFIXES)}). Check the path."])
-        elif _looks_local(path):
+        elif not path or looks_local(path) or Path(path).suffix in SUFFIXES:
             findings.add([f"{where}: {path}: no such file. Paths are meant from the folder of {branch.where}."])
         elif offline():
             if not _cached(path):
@@ -296,10 +297,6 @@ def remote_data(branch: Branch) -> Findings:
                 [f"{where}: {warning}" for warning in found.warnings],
             )
     return findings
-
-
-def _looks_local(path: str) -> bool:
-    return not path or path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).suffix in SUFFIXES
 
 
 def _cached(name: str) -> bool:

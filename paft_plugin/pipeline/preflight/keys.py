@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import operator
 import types
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import AliasChoices, BaseModel
 
-from paft_plugin.errors import Findings
+from paft_plugin.errors import Findings, closest
 from paft_plugin.pipeline.preflight.data_files import file_type
 
 CLOSE = 0.8
@@ -34,9 +33,8 @@ def unknown_keys(schema: type[BaseModel], content: Mapping[str, Any], where: str
         start = f"{where}: {path}: "
         if any(problem.startswith(start) for problem in said):
             continue
-        close = difflib.get_close_matches(path.rpartition(".")[2], names, n=1, cutoff=CLOSE)
-        if close:
-            findings.add([f"{start}axolotl has no such key and would drop it. Did you mean {close[0]}?"])
+        if close := closest(path.rpartition(".")[2], names, CLOSE):
+            findings.add([f"{start}axolotl has no such key and would drop it. Did you mean {close}?"])
         else:
             findings.add(
                 warnings=[f"{start}axolotl has no such key and drops it. Remove it if it was to do something."]

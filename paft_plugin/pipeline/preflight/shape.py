@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from paft_plugin.errors import one_line
 from paft_plugin.pipeline.preflight.data_files import Row
 
 IGNORED = -100
@@ -300,8 +301,8 @@ def _unreadable(what: str, row: Row, error: Exception, advice: str) -> str:
 
 def _said(error: Exception) -> str:
     """An exception in few words; a bare KeyError names only its key."""
-    text = " ".join(str(error).split())[:200]
-    return f"no {text}" if isinstance(error, KeyError) else text or type(error).__name__
+    text = one_line(error, 200)
+    return f"no {text}" if isinstance(error, KeyError) else text
 
 
 def common_ending(texts: Sequence[str]) -> str:

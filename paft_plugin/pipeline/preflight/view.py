@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from paft_plugin.errors import one_line
 from paft_plugin.pipeline.preflight.ask import Answer
 from paft_plugin.pipeline.preflight.data_files import Sample, entries, local_files, read_sample
 from paft_plugin.pipeline.preflight.keys import dropped_keys, unknown_keys
@@ -96,7 +97,7 @@ def _validated(content: Mapping[str, Any], where: str, here: bool, answer: Answe
         answer.problems += [f"{where}: {line}" for fault in error.errors() for line in _lines(dict(fault))]
         return None
     except Exception as error:  # axolotl's validators raise all kinds
-        answer.problems.append(f"{where}: axolotl refuses this config: {' '.join(str(error).split())}")
+        answer.problems.append(f"{where}: axolotl refuses this config: {one_line(error)}")
         return None
     cfg.dataset_num_proc = None  # in this process
     return cfg
@@ -122,7 +123,7 @@ def _tokenizer(cfg: Any, where: str, answer: Answer) -> Any:
     try:
         return load_tokenizer(cfg)
     except Exception as error:
-        answer.problems.append(f"{where}: axolotl cannot load the tokenizer: {' '.join(str(error).split())}")
+        answer.problems.append(f"{where}: axolotl cannot load the tokenizer: {one_line(error)}")
     return None
 
 
@@ -140,7 +141,7 @@ def _rendered(cfg: Any, tokenizer: Any, where: str, answer: Answer) -> str | Non
             text = tokenizer.apply_chat_template(CONVERSATION, chat_template=template, tokenize=False)
         except Exception as error:  # templates raise what they like
             answer.problems.append(
-                f"{where}: datasets[{index}]: the chat template cannot be used ({' '.join(str(error).split())}). Name one that "
+                f"{where}: datasets[{index}]: the chat template cannot be used ({one_line(error)}). Name one that "
                 "exists, such as chat_template: chatml, or give chat_template_jinja."
             )
             continue

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paft_plugin.deltas.tokenizer import read_tokenizer
-from paft_plugin.errors import PaftError
+from paft_plugin.errors import PaftError, one_line
 from paft_plugin.files import read_json
 from paft_plugin.pipeline.base import cached_folder
 from paft_plugin.pipeline.estimate.shapes import count, weight_shapes
@@ -89,4 +89,4 @@ def _tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers raises all kinds
-        raise PaftError(f"{folder}: transformers cannot load its tokenizer: {' '.join(str(error).split())}") from None
+        raise PaftError(f"{folder}: transformers cannot load its tokenizer: {one_line(error)}") from None

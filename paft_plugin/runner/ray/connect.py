@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from paft_plugin import __version__
-from paft_plugin.errors import PaftError, raise_if_any
+from paft_plugin.errors import PaftError, one_line, raise_if_any
 from paft_plugin.runner import logs
 from paft_plugin.runner.ray import node_probe
 from paft_plugin.runner.stages import MARKERS
@@ -74,7 +74,7 @@ def connect(address: str) -> Any:
     try:
         ray.init(address=found, log_to_driver=False, logging_level="ERROR")
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        why = " ".join(str(error).split())
+        why = one_line(error)
         raise PaftError(
             f"Cannot join the Ray cluster at {found}: {why}. The run has to be started on a machine that belongs to the "
             "cluster (`ray start --address=…` makes it one), with the Python and the Ray that the cluster runs."

@@ -1,0 +1,43 @@
+"""This machine: the device that tensors go to, and memory that is used again instead of being asked for anew."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+from paft_plugin.errors import PaftError, first_line
+
+# Of glibc's mallopt (malloc.h).
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+
+
+def usable_device(device: str, where: str) -> str:
+    """`device`, once a tensor could be put there; `auto` is a GPU where there is one.
+
+    Raises:
+        PaftError: It is not to be had; `where` is the key or option that names it.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = first_line(error)
+        raise PaftError(f"{where}: {device} is not to be had here ({why}). Give cpu, or leave it out.") from None
+    return device
+
+
+def reuse_freed_memory() -> None:
+    """Tell the C library to keep what this process frees, from here to its end; does nothing where it is not glibc.
+
+    Merging and inspecting allocate and free tensors of the same few sizes all the time. glibc maps each large one anew, and
+    the system zeroes its pages at the first touch: half of the time of a DARE merge. What a process holds at most hardly grows.
+    """
+    if sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
