@@ -9,11 +9,11 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,19 +49,28 @@ class Style:
     line: str
 
 
-@dataclass(frozen=True)
-class Plot:
-    """A figure with the words around it."""
+class Drawn(NamedTuple):
+    """A figure with what is said of it."""
 
-    name: str
-    """Of files and anchors: lower case and dashes."""
-    title: str
+    figure: Figure
     caption: str
     """What to see, with this run's own numbers."""
     alt: str
     """What kind of picture it is, for those who don't see it; the caption says the rest."""
-    figure: Figure
     wide: bool = False
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot as it goes onto a page or into a file."""
+
+    name: str
+    """Of files and anchors: lower case and dashes."""
+    title: str
+    figure: Figure
+    caption: str
+    alt: str
+    wide: bool
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,32 @@ class Missing:
     name: str
     title: str
     why: str
+
+
+Source = TypeVar("Source")
+
+
+@dataclass(frozen=True)
+class Chart(Generic[Source]):
+    """A kind of plot: what it is called, where it is shown, and the function that draws it (see `chart`)."""
+
+    name: str
+    title: str
+    section: str
+    """Of the pages that show it."""
+    draw: Callable[[Source], Drawn | str]
+    """Draws the data, or says in one sentence why there is nothing to draw."""
+
+    def __call__(self, source: Source) -> Plot | Missing:
+        """Draw `source` in the style that all plots share."""
+        with common_style():
+            drawn = self.draw(source)
+        return Missing(self.name, self.title, drawn) if isinstance(drawn, str) else Plot(self.name, self.title, *drawn)
+
+
+def chart(name: str, title: str, section: str) -> Callable[[Callable[[Source], Drawn | str]], Chart[Source]]:
+    """Make the decorated function a `Chart`; it is shown once it stands in its module's list."""
+    return lambda draw: Chart(name, title, section, draw)
 
 
 FAMILIES = (
@@ -141,7 +176,7 @@ RC = {
 
 @contextmanager
 def common_style() -> Iterator[None]:
-    """matplotlib's settings, in force while a plot is drawn (also a decorator: `@common_style()`) or written."""
+    """matplotlib's settings, in force while a plot is drawn or written."""
     import matplotlib
 
     with matplotlib.rc_context(RC):

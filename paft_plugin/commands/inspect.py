@@ -54,9 +54,8 @@ def inspect(
     from rich.console import Console
 
     from paft_plugin.inspection.inspect import DENSITIES, THRESHOLDS, Settings, inspect_deltas, problems_of
-    from paft_plugin.inspection.outputs import check_writable, write_outputs
-    from paft_plugin.inspection.progress import entries_done
-    from paft_plugin.inspection.table import tables
+    from paft_plugin.inspection.inspected import check_writable, write_inspection
+    from paft_plugin.inspection.terminal import entries_done, tables
     from paft_plugin.machine import reuse_freed_memory
 
     problems, branches = _named(deltas)
@@ -67,14 +66,15 @@ def inspect(
     if problems:
         raise PaftError(problems + problems_of(base, branches))
     check_writable(output_dir)
-    if not no_plots:
-        _can_draw()
     reuse_freed_memory()
     with entries_done(Console(stderr=True)) as progress:
         inspection = inspect_deltas(base, branches, settings, progress=progress)
-    written = write_outputs(inspection, output_dir)
+    written = [write_inspection(inspection, output_dir)]
     if not no_plots:
-        written += _draw(output_dir)
+        from paft_plugin.inspection.plots import write_plots
+        from paft_plugin.report.inspection_page import write_inspection_page
+
+        written += [write_inspection_page(output_dir), *write_plots(inspection, output_dir)]
     console = Console()
     for table in tables(inspection):
         console.print(table)
@@ -96,34 +96,3 @@ def _named(deltas: tuple[str, ...]) -> tuple[list[str], dict[str, Path]]:
         else:
             branches[name] = Path(folder)
     return problems, branches
-
-
-def _can_draw() -> None:
-    """Know before measuring whether plots can be drawn.
-
-    Raises:
-        PaftError: matplotlib, which comes with an extra, is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-
-        import paft_plugin.report.inspection_page  # noqa: F401
-    except ImportError as error:
-        raise PaftError(
-            f"Plots cannot be drawn: {error}. Install matplotlib (`pip install matplotlib`), or give --no-plots."
-        ) from None
-
-
-def _draw(folder: Path) -> list[Path]:
-    """Write the page and each plot that there is something to draw for; returns the files."""
-    from paft_plugin.drawing import Plot, as_png
-    from paft_plugin.files import write_bytes
-    from paft_plugin.inspection.inspected import read_inspection
-    from paft_plugin.inspection.plots import inspection_plots
-    from paft_plugin.report.inspection_page import write_inspection_page
-
-    drawn = [plot for plot in inspection_plots(read_inspection(folder)) if isinstance(plot, Plot)]
-    files = [folder / f"{plot.name}.png" for plot in drawn]
-    for plot, file in zip(drawn, files, strict=True):
-        write_bytes(file, as_png(plot))
-    return [write_inspection_page(folder), *files]

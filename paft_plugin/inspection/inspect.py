@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,7 +29,6 @@ from paft_plugin.inspection.groups import Groups, place_of
 from paft_plugin.inspection.inspected import Figures, InspectedDelta, InspectedPair, Inspection
 from paft_plugin.inspection.measures import Interference, Measures, Rank, Subspaces
 from paft_plugin.inspection.pairs import PairTally, Trim, find_trim, likely_edges
-from paft_plugin.inspection.progress import OnEntries
 from paft_plugin.inspection.rank import compare_spaces, estimated_rank, rank_from_factors
 from paft_plugin.inspection.stream import ReadAhead, changes
 from paft_plugin.inspection.tally import Counting, Tally, log_histogram
@@ -130,6 +129,8 @@ UNDER_WAY = 48
 """Tensors that are begun, or wait for an earlier one; each keeps a histogram of 260 kB for each delta."""
 
 Pair = tuple[str, str]
+OnEntries = Callable[[int, int], None]
+"""Called with the entries done since the last call, and all that there are."""
 
 
 @dataclass

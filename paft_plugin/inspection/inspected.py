@@ -193,6 +193,23 @@ class Inspection:
         )
 
 
+def check_writable(folder: Path) -> None:
+    """Make the folder, so that a place that cannot be written is known before anything is measured.
+
+    Raises:
+        PaftError: it is a file, or may not be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".paft-inspect"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise PaftError(
+            f"{folder}: cannot be written ({error.strerror}). Give a folder that you may write to as --output-dir."
+        ) from None
+
+
 def write_inspection(inspection: Inspection, folder: Path) -> Path:
     """Write `inspection.json` into `folder`, atomically; returns the file."""
     file = folder / INSPECTION_FILE

@@ -1,23 +1,31 @@
-"""Plots of an inspection: how sparse each delta is and where, how large its entries are, and where two deltas interfere."""
+"""Plots of an inspection: how sparse each delta is and where, how large its entries are, and where two deltas interfere.
+
+What stands in `PLOTS` is drawn: as a file beside `inspection.json`, on its page, and in a run's report.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paft_plugin.drawing import (
     MUTED,
     WIDE,
+    Chart,
+    Drawn,
     Missing,
     Plot,
-    common_style,
+    as_png,
+    chart,
     joined,
     new_figure,
     plain_number,
     styles_of,
     whole_numbers,
 )  # fmt: skip
+from paft_plugin.files import write_bytes
 from paft_plugin.formats import threshold_key, threshold_label
 from paft_plugin.inspection.inspected import InspectedDelta, InspectedPair, Inspection
 from paft_plugin.inspection.measures import Interference
@@ -34,11 +42,6 @@ ON_DARK, ON_LIGHT = "#fffffe", "#000001"
 MIDDLE = 0.179  # luminance on which black and white are equally readable, at a contrast of 4.6
 
 
-def inspection_plots(inspection: Inspection) -> list[Plot | Missing]:
-    """Every plot of an inspection, in the order in which they are read."""
-    return [sparsity_by_layer(inspection), histograms(inspection), interference_map(inspection)]
-
-
 def plotted_threshold(inspection: Inspection) -> float | None:
     """The threshold that plots use: 1e-5 if it was measured, otherwise the lowest."""
     if USUAL_THRESHOLD in inspection.thresholds:
@@ -46,15 +49,13 @@ def plotted_threshold(inspection: Inspection) -> float | None:
     return next(iter(inspection.thresholds), None)
 
 
-@common_style()
-def sparsity_by_layer(inspection: Inspection) -> Plot | Missing:
+@chart("sparsity", "Sparsity by layer", "deltas")
+def sparsity_by_layer(inspection: Inspection) -> Drawn | str:
     """The paper's figure: the sparsity of each layer, a line for each delta."""
-    name, title = "sparsity", "Sparsity by layer"
     threshold = plotted_threshold(inspection)
     layered = [delta for delta in inspection.deltas if delta.figures.layers]
     if threshold is None or not layered:
-        why = "No sparsity threshold was inspected." if threshold is None else "No delta changes a tensor of a layer."
-        return Missing(name, title, why)
+        return "No sparsity threshold was inspected." if threshold is None else "No delta changes a tensor of a layer."
     figure = new_figure()
     axes = figure.subplots()
     styles = styles_of([delta.name for delta in layered])
@@ -75,12 +76,10 @@ def sparsity_by_layer(inspection: Inspection) -> Plot | Missing:
     whole_numbers(axes.xaxis)
     figure.legend(loc="outside upper center", ncols=min(len(layered), 4))
     said = " ".join(_sparsity_said(delta, threshold) for delta in layered)
-    return Plot(
-        name,
-        title,
+    return Drawn(
+        figure,
         f"A sparse delta is a line near the top. {said}",
         f"Line chart: sparsity at {threshold_label(threshold)} of each layer of {joined([d.name for d in layered])}.",
-        figure,
     )
 
 
@@ -96,13 +95,12 @@ def _sparsity_said(delta: InspectedDelta, threshold: float) -> str:
     return f"{delta.name}: {total:.1%} in total, from {shares[low]:.1%} in layer {low} to {shares[high]:.1%} in layer {high}."
 
 
-@common_style()
-def histograms(inspection: Inspection) -> Plot | Missing:
+@chart("histogram", "How large the entries are", "deltas")
+def histograms(inspection: Inspection) -> Drawn | str:
     """|δ| of every delta on a logarithmic scale, as shares of its entries."""
-    name, title = "histogram", "How large the entries are"
     drawn = [delta for delta in inspection.deltas if sum(delta.histogram.counts)]
     if not drawn:
-        return Missing(name, title, "Every entry of every delta is exactly zero, or beyond the histogram's ends.")
+        return "Every entry of every delta is exactly zero, or beyond the histogram's ends."
     figure = new_figure()
     axes = figure.subplots()
     styles = styles_of([delta.name for delta in drawn])
@@ -129,13 +127,11 @@ def histograms(inspection: Inspection) -> Plot | Missing:
     axes.set_xlabel("|δ|")
     axes.set_ylabel("share of entries per bin")
     figure.legend(loc="outside upper center", ncols=min(len(drawn), 4))
-    return Plot(
-        name,
-        title,
+    return Drawn(
+        figure,
         "Left of the dotted line an entry counts as zero at that threshold. " * (threshold is not None)
         + " ".join(_histogram_said(delta) for delta in drawn),
         f"Histogram of |δ| on a logarithmic scale for {joined([delta.name for delta in drawn])}.",
-        figure,
     )
 
 
@@ -160,19 +156,19 @@ def _histogram_said(delta: InspectedDelta) -> str:
     return said + "."
 
 
-@common_style()
-def interference_map(inspection: Inspection) -> Plot | Missing:
+@chart("interference", "Where two branches pull apart", "interference")
+def interference_map(inspection: Inspection) -> Drawn | str:
     """Layer × module: the share of entries that both deltas change, in opposite directions."""
-    name, title = "interference", "Where two branches pull apart"
     pairs = plotted_pairs(inspection)
     threshold = plotted_threshold(inspection)
     if threshold is None or not pairs:
-        why = "No pair of deltas was inspected." if inspection.deltas else "No delta was inspected."
-        return Missing(name, title, why if threshold is not None else "No sparsity threshold was inspected.")
+        if threshold is None:
+            return "No sparsity threshold was inspected."
+        return "No pair of deltas was inspected." if inspection.deltas else "No delta was inspected."
     layers = sorted({layer for pair in pairs for layer, _ in pair.figures.cells})
     modules = sorted({module for pair in pairs for _, module in pair.figures.cells})
     if not layers:
-        return Missing(name, title, "No two deltas change the same tensor of a layer.")
+        return "No two deltas change the same tensor of a layer."
     grids = [_grid(pair, layers, modules, threshold) for pair in pairs]
     greatest = max((share for grid in grids for row in grid for share in row if math.isfinite(share)), default=0.0)
     columns = 2 if len(layers) <= NARROW_MODEL and len(pairs) > 1 else 1
@@ -196,15 +192,13 @@ def interference_map(inspection: Inspection) -> Plot | Missing:
     bar.ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
     bar.outline.set_visible(False)
     left_out = len(_candidates(inspection)) - len(pairs)
-    return Plot(
-        name,
-        title,
+    return Drawn(
+        figure,
         f"Share of entries where both |δ| are above {threshold_label(threshold)} and their signs are opposite; a merge must "
         f"overrule one branch there. {' '.join(_interference_said(pair, threshold) for pair in pairs)}"
         + (f" Only in the table: {left_out} more." if left_out > 0 else ""),
         f"Heat map, layers across and kinds of modules downwards, for {joined([f'{p.first} with {p.second}' for p in pairs])}.",
-        figure,
-        wide=wide,
+        wide,
     )
 
 
@@ -268,3 +262,23 @@ def _interference_said(pair: InspectedPair, threshold: float) -> str:
         share = conflict_share(pair.figures.cells[worst], threshold)
         said += f", at most {share:.1%} in {worst[1]} of layer {worst[0]}"
     return f"{said}."
+
+
+PLOTS: tuple[Chart[Inspection], ...] = (sparsity_by_layer, histograms, interference_map)
+"""In the order in which they are read."""
+
+
+def inspection_plots(inspection: Inspection, section: str) -> list[Plot | Missing]:
+    """What is drawn of an inspection in one section of a page: `deltas` or `interference`."""
+    return [each(inspection) for each in PLOTS if each.section == section]
+
+
+def write_plots(inspection: Inspection, folder: Path) -> list[Path]:
+    """Write each plot that there is something to draw for as a PNG; returns the files."""
+    written = []
+    for each in PLOTS:
+        plot = each(inspection)
+        if isinstance(plot, Plot):
+            written.append(folder / f"{plot.name}.png")
+            write_bytes(written[-1], as_png(plot))
+    return written

@@ -12,10 +12,8 @@ from paft_plugin.formats import threshold_key, threshold_label
 from paft_plugin.inspection.inspected import InspectedPair, Inspection, read_inspection
 from paft_plugin.inspection.plots import (
     conflict_share,
-    histograms,
-    interference_map,
+    inspection_plots,
     plotted_threshold,
-    sparsity_by_layer,
 )
 from paft_plugin.report.differences import signed
 from paft_plugin.report.page import BLANK, Cell, Column, Row, Shown, Table, number_cell, render, shown, unbroken
@@ -219,14 +217,14 @@ class Part:
 
 def deltas_part(inspection: Inspection) -> Part:
     """Sparsity and sizes."""
-    drawn, missing = shown([sparsity_by_layer(inspection), histograms(inspection)])
+    drawn, missing = shown(inspection_plots(inspection, "deltas"))
     details = [table for table in (layer_table(inspection), module_table(inspection)) if table is not None]
     return Part([sparsity_table(inspection), size_table(inspection)], details, drawn, missing)
 
 
 def pairs_part(inspection: Inspection) -> Part:
     """Interference."""
-    drawn, missing = shown([interference_map(inspection)])
+    drawn, missing = shown(inspection_plots(inspection, "interference"))
     tables = [table for table in (pair_table(inspection),) if table is not None]
     details = [table for table in (election_table(inspection),) if table is not None]
     return Part(tables, details, drawn, missing)

@@ -1,9 +1,10 @@
-"""Plots of a run: what its arms trade, and how its branches trained."""
+"""Plots of a run: what its arms trade, and how its branches trained. What stands in `PLOTS` comes onto the run's page."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from paft_plugin.drawing import (
@@ -12,10 +13,12 @@ from paft_plugin.drawing import (
     PAPER,
     WIDE,
     WIDTH,
+    Chart,
+    Drawn,
     Missing,
     NamedPoint,
     Plot,
-    common_style,
+    chart,
     joined,
     label_points,
     log_axis,
@@ -38,16 +41,28 @@ if TYPE_CHECKING:
 MANY = 3  # arms close together that still have room for their names
 
 
-@common_style()
-def tax_chart(results: Results, choice: Choice) -> Plot | Missing:
+@dataclass(frozen=True)
+class RunData:
+    """What is drawn of a run."""
+
+    results: Results
+    choice: Choice
+    curves: Sequence[Curve] = ()
+    """Of its branches, as far as anything was logged."""
+    targets: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    """Branch → (threshold, sparsity that it was to end at), where it had a target."""
+
+
+@chart("tax", "What alignment costs", "arms")
+def tax_chart(run: RunData) -> Drawn | str:
     """Skill against preference, one point an arm, with bars of two standard errors; where arms crowd, that part enlarged."""
-    name, title = "tax", "What alignment costs"
+    results, choice = run.results, run.choice
     if results.skill is None or results.preference is None:
-        return Missing(name, title, "The run names no measure of the skill, or none of the preference.")
+        return "The run names no measure of the skill, or none of the preference."
     goals = results.measure(results.skill), results.measure(results.preference)
     points = [_point_of(arm, goals) for arm in results.arms if all(goal.name in arm.scores for goal in goals)]
     if len(points) < 2:
-        return Missing(name, title, "Fewer than two arms have been scored on both the skill and the preference.")
+        return "Fewer than two arms have been scored on both the skill and the preference."
     crowd = _crowd(points, goals)
     figure = new_figure(WIDE if crowd else WIDTH, 3.8)
     panels = figure.subplots(1, 2 if crowd else 1, squeeze=False)[0]
@@ -66,13 +81,11 @@ def tax_chart(results: Results, choice: Choice) -> Plot | Missing:
     label_points(panels[0], [point for point in points if point not in crowd], points)
     if crowd:
         label_points(panels[1], crowd, crowd)
-    return Plot(
-        name,
-        title,
+    return Drawn(
+        figure,
         _tax_caption(results, choice, *goals),
         f"Scatter chart of {len(points)} arms: {goals[0].name} across, {goals[1].name} upwards.",
-        figure,
-        wide=bool(crowd),
+        bool(crowd),
     )
 
 
@@ -136,24 +149,18 @@ def _point(arm: Arm, skill: Measure, preference: Measure) -> str:
     return joined([f"{name} {number(score)}" for name, score in known]) if known else "no score"
 
 
-@common_style()
-def strength_chart(curves: Sequence[Curve], targets: Mapping[str, tuple[str, float]]) -> Plot | Missing:
-    """λ above, sparsity below, over the steps of every branch with a penalty.
-
-    Args:
-        curves: Of any branches.
-        targets: Branch → (threshold, sparsity that it was to end at), where it had a target.
-    """
-    name, title = "strength", "Strength and sparsity over training"
-    penalised = [curve for curve in curves if any(map(math.isfinite, curve.lambda_)) and curve.sparsity]
+@chart("strength", "Strength and sparsity over training", "training")
+def strength_chart(run: RunData) -> Drawn | str:
+    """λ above, sparsity below, over the steps of every branch with a penalty."""
+    penalised = [curve for curve in run.curves if any(map(math.isfinite, curve.lambda_)) and curve.sparsity]
     if not penalised:
-        return Missing(name, title, "No branch has a record of λ: none was trained with the penalty.")
+        return "No branch has a record of λ: none was trained with the penalty."
     figure = new_figure(height=3.6)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.6))
     styles = styles_of([curve.branch for curve in penalised])
     said = []
     for curve in penalised:
-        style, target = styles[curve.branch], targets.get(curve.branch)
+        style, target = styles[curve.branch], run.targets.get(curve.branch)
         threshold = target[0] if target and target[0] in curve.sparsity else min(curve.sparsity, key=float)
         drawn: dict[str, Any] = {"color": style.colour, "marker": style.marker, "linestyle": style.line}
         above.plot(*_known(curve.steps, curve.lambda_), **drawn)
@@ -168,9 +175,7 @@ def strength_chart(curves: Sequence[Curve], targets: Mapping[str, tuple[str, flo
     below.set_ylim(-0.02, 1.02)
     step_axis(below)
     below.legend(loc="best")
-    return Plot(
-        name, title, " ".join(said), "Two line charts over the optimizer steps: λ above, sparsity below.", figure
-    )
+    return Drawn(figure, " ".join(said), "Two line charts over the optimizer steps: λ above, sparsity below.")
 
 
 def _strength_axis(axes: Axes, strengths: Sequence[float]) -> None:
@@ -199,15 +204,16 @@ def _strength_said(curve: Curve, threshold: str, target: tuple[str, float] | Non
     return said + (f"; dotted: its target, {target[1]:.0%}." if target else ".")
 
 
-@common_style()
-def loss_chart(curves: Sequence[Curve]) -> Plot | Missing:
+@chart("loss", "Loss with and without the penalty", "training")
+def loss_chart(run: RunData) -> Drawn | str:
     """The task loss of SFT with and without the penalty, and what the penalised branch minimises in sum."""
-    name, title = "loss", "Loss with and without the penalty"
     trained = [
-        curve for curve in curves if curve.branch in ("sft", "sft-l1") and len(_known(curve.steps, curve.loss)[0]) > 1
+        curve
+        for curve in run.curves
+        if curve.branch in ("sft", "sft-l1") and len(_known(curve.steps, curve.loss)[0]) > 1
     ]
     if not trained:
-        return Missing(name, title, "Neither a checkpoint nor a log of an SFT branch holds losses.")
+        return "Neither a checkpoint nor a log of an SFT branch holds losses."
     figure = new_figure()
     axes = figure.subplots()
     for curve in trained:
@@ -231,7 +237,7 @@ def loss_chart(curves: Sequence[Curve]) -> Plot | Missing:
     step_axis(axes)
     axes.set_ylabel("loss (nats)")
     axes.legend(loc="best")
-    return Plot(name, title, _loss_said(trained), "Line chart of the training loss over the optimizer steps.", figure)
+    return Drawn(figure, _loss_said(trained), "Line chart of the training loss over the optimizer steps.")
 
 
 def _loss_said(trained: Sequence[Curve]) -> str:
@@ -252,3 +258,12 @@ def _known(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], li
     """The steps at which a value was logged, and the values."""
     pairs = [(step, value) for step, value in zip(steps, values, strict=True) if math.isfinite(value)]
     return [step for step, _ in pairs], [value for _, value in pairs]
+
+
+PLOTS: tuple[Chart[RunData], ...] = (tax_chart, strength_chart, loss_chart)
+"""In the order in which they are read."""
+
+
+def run_plots(run: RunData, section: str) -> list[Plot | Missing]:
+    """What is drawn of a run in one section of its page: `arms` or `training`."""
+    return [each(run) for each in PLOTS if each.section == section]

@@ -18,7 +18,7 @@ from paft_plugin.report.choice import RULE, Choice, choose
 from paft_plugin.report.differences import Difference, difference, number, standard_error
 from paft_plugin.report.inspection_page import deltas_part, pairs_part, write_inspection_page
 from paft_plugin.report.page import VERDICT_WORDS, prose, render, shown
-from paft_plugin.report.plots import loss_chart, strength_chart, tax_chart
+from paft_plugin.report.plots import RunData, run_plots
 from paft_plugin.report.remarks import Remark, diagnosis_remarks, lint_remarks
 from paft_plugin.report.repeat import how_to_repeat
 from paft_plugin.report.results import RESULTS, Arm, Results, read_results
@@ -86,7 +86,8 @@ def report_html(run: Path, results: Results) -> str:
     inspection = _inspection(run)
     search, lint = search_part(run), lint_remarks(run)
     diagnosis, no_diagnosis = _diagnosis(run)
-    curves, repeat = _curves(run), how_to_repeat(run)
+    repeat, curves = how_to_repeat(run), _curves(run)
+    data = RunData(results, choice, curves, _targets(run, curves))
     name = run.absolute().name
     return render(
         "report.html",
@@ -100,8 +101,8 @@ def report_html(run: Path, results: Results) -> str:
         facts=[*_facts(results, choice, diagnosis, lint), *missed_targets(run)],
         arms=arm_table(results, choice),
         comparisons=comparison_table(results, choice),
-        arm_plots=shown([tax_chart(results, choice)]),
-        training=shown([strength_chart(curves, _targets(run, curves)), loss_chart(curves)]),
+        arm_plots=shown(run_plots(data, "arms")),
+        training=shown(run_plots(data, "training")),
         deltas=None if inspection is None else deltas_part(inspection),
         pairs=None if inspection is None else pairs_part(inspection),
         no_inspection=NO_INSPECTION,

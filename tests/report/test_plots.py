@@ -10,20 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from paft_plugin.drawing import CSS_NAMES, Missing, Plot, as_png, as_svg, style_of, styles_of
-from paft_plugin.inspection.inspected import Inspection
+from paft_plugin.drawing import CSS_NAMES, Drawn, Missing, Plot, as_png, as_svg, chart, new_figure, style_of, styles_of
+from paft_plugin.inspection.inspected import Inspection, write_inspection
 from paft_plugin.inspection.plots import (
+    PLOTS,
     histograms,
-    inspection_plots,
     interference_map,
     luminance,
     plotted_pairs,
     sparsity_by_layer,
+    write_plots,
 )
 from paft_plugin.inspection.training_log import Curve, read_curve
+from paft_plugin.report import plots as of_runs
 from paft_plugin.report.choice import choose
-from paft_plugin.report.plots import loss_chart, strength_chart, tax_chart
+from paft_plugin.report.plots import RunData, loss_chart, strength_chart, tax_chart
 from paft_plugin.report.results import Results, read_results
+from paft_plugin.report.run_report import write_report
 from tests.report.runs import inspect, random_delta, three_deltas, write_branch, write_run
 
 DELTAS = three_deltas()
@@ -57,15 +60,37 @@ def plot(drawn: Plot | Missing) -> Plot:
 
 
 def every_plot(inspection: Inspection, results: Results, curves: Sequence[Curve]) -> list[Plot]:
-    return [
-        plot(drawn)
-        for drawn in (
-            *inspection_plots(inspection),
-            tax_chart(results, choose(results)),
-            strength_chart(curves, {"sft-l1": ("1e-05", 0.9)}),
-            loss_chart(curves),
-        )
-    ]
+    run = RunData(results, choose(results), curves, {"sft-l1": ("1e-05", 0.9)})
+    return [plot(drawn) for drawn in (*(each(inspection) for each in PLOTS), *(each(run) for each in of_runs.PLOTS))]
+
+
+@chart("entries", "Entries of every delta", "deltas")
+def entries(inspection: Inspection) -> Drawn | str:
+    """A plot that somebody adds."""
+    figure = new_figure()
+    figure.subplots().bar([delta.name for delta in inspection.deltas], 1.0)
+    return Drawn(figure, "As many as there are.", "Bar chart.")
+
+
+@chart("arms", "How many arms there are", "training")
+def arms(run: RunData) -> Drawn | str:
+    return f"There are {len(run.results.arms)}, which needs no plot."
+
+
+def test_a_plot_that_is_added_to_the_list_is_a_file_and_on_the_page_and_in_the_report(
+    inspection: Inspection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paft_plugin.inspection.plots.PLOTS", (*PLOTS, entries))
+    monkeypatch.setattr("paft_plugin.report.plots.PLOTS", (*of_runs.PLOTS, arms))
+    write_inspection(inspection, tmp_path)
+    assert [file.name for file in write_plots(inspection, tmp_path)] == [
+        "sparsity.png", "histogram.png", "interference.png", "entries.png"
+    ]  # fmt: skip
+    report = write_report(write_run(tmp_path / "run")).read_text(encoding="utf-8")
+    for page in (write_report(tmp_path).read_text(encoding="utf-8"), report):
+        for file in tmp_path.glob("*.png"):
+            assert f'<figure id="{file.stem}"' in page
+    assert "There are 9, which needs no plot." in report
 
 
 def test_the_same_data_gives_the_same_bytes(inspection: Inspection, results: Results, curves: list[Curve]) -> None:
@@ -166,7 +191,7 @@ def test_opposite_deltas_conflict_everywhere_and_equal_ones_nowhere() -> None:
 
 def test_a_large_model_and_odd_names_are_drawn() -> None:
     deep = inspect({"<b>&": random_delta(0, 1e-3, 0.5, layers=40), "b": random_delta(1, 1e-3, 0.5, layers=40)})
-    for one in map(plot, inspection_plots(deep)):
+    for one in (plot(each(deep)) for each in PLOTS):
         ElementTree.fromstring(as_svg(one))  # noqa: S314
         assert "<b>" not in as_svg(one)
     assert plot(interference_map(deep)).wide
@@ -194,18 +219,22 @@ def test_what_is_missing_is_said_in_one_sentence(inspection: Inspection, results
     silent = [replace(curve, loss=(float("nan"),) * len(curve.steps)) for curve in curves]
     unscored = replace(results, arms=results.arms[:1])
     nothing = replace(results, skill=None)
+
+    def run(of: Results, curves: Sequence[Curve] = ()) -> RunData:
+        return RunData(of, choose(of), curves)
+
     cases: list[Draw] = [
         lambda: sparsity_by_layer(replace(inspection, thresholds=())),
         lambda: sparsity_by_layer(replace(inspection, deltas=())),
         lambda: histograms(inspect({"sft": zero})),
         lambda: interference_map(inspect(DELTAS, with_pairs=False)),
         lambda: interference_map(replace(inspection, thresholds=())),
-        lambda: tax_chart(nothing, choose(nothing)),
-        lambda: tax_chart(unscored, choose(unscored)),
-        lambda: strength_chart(curves[:1], {}),
-        lambda: strength_chart([], {}),
-        lambda: loss_chart(silent),
-        lambda: loss_chart(curves[2:]),
+        lambda: tax_chart(run(nothing)),
+        lambda: tax_chart(run(unscored)),
+        lambda: strength_chart(run(results, curves[:1])),
+        lambda: strength_chart(run(results)),
+        lambda: loss_chart(run(results, silent)),
+        lambda: loss_chart(run(results, curves[2:])),
     ]
     for draw in cases:
         drawn = draw()
@@ -213,20 +242,22 @@ def test_what_is_missing_is_said_in_one_sentence(inspection: Inspection, results
         assert drawn.why.endswith(".")
 
 
-def test_a_controller_that_waits_is_drawn_in_decades_and_steps_are_whole(tmp_path: Path) -> None:
-    curve = read_curve(write_run(tmp_path), "sft-l1")
+def test_a_controller_that_waits_is_drawn_in_decades_and_steps_are_whole(run: Path, results: Results) -> None:
+    curve = read_curve(run, "sft-l1")
     assert curve is not None
     short = replace(curve, steps=(1, 2, 3, 4), lambda_=(0.0, 1e-5, 1e-4, 1e-3))
-    above, below = plot(strength_chart([short], {})).figure.axes
+    above, below = plot(strength_chart(RunData(results, choose(results), [short]))).figure.axes
     assert above.get_yscale() == "log"
     assert all(tick == int(tick) for tick in below.get_xticks())
 
 
-def test_one_branch_alone_and_a_constant_strength_are_drawn(tmp_path: Path) -> None:
+def test_one_branch_alone_and_a_constant_strength_are_drawn(tmp_path: Path, results: Results) -> None:
     write_branch(tmp_path, "sft")
     curve = read_curve(tmp_path, "sft")
     assert curve is not None
-    assert "no losses of sft-l1" in plot(loss_chart([curve])).caption
+    assert "no losses of sft-l1" in plot(loss_chart(RunData(results, choose(results), [curve]))).caption
     for strength in (0.0, 1e-6):
         constant = replace(curve, lambda_=(strength,) * 4, l1_norm=(1.0,) * 4, sparsity={"1e-05": (0.5,) * 4})
-        assert f"λ stays at {strength:.3g}" in plot(strength_chart([constant], {})).caption
+        assert (
+            f"λ stays at {strength:.3g}" in plot(strength_chart(RunData(results, choose(results), [constant]))).caption
+        )

@@ -1,20 +1,40 @@
-"""An inspection for the terminal: what each delta is like, and how every two interfere; readable at 80 columns."""
+"""An inspection in the terminal: a bar while it runs, then tables of each delta and each pair that fit into 80 columns."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from paft_plugin.formats import threshold_key, threshold_label
 from paft_plugin.inspection.inspected import InspectedDelta, InspectedPair, Inspection
 from paft_plugin.inspection.measures import Measures
 
+if TYPE_CHECKING:
+    from paft_plugin.inspection.inspect import OnEntries
+
 BLANK = "–"
 SIDE_BY_SIDE = 4
 """Deltas that fit beside one another."""
 USUAL_THRESHOLD = 1e-5
+
+
+@contextmanager
+def entries_done(console: Console) -> Iterator[OnEntries]:
+    """While the context lasts, a bar on the console (if that is a terminal) that moves with each call of what it yields."""
+    columns = (TextColumn("Inspecting"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("inspect", total=None)
+
+        def move(done: int, of: int) -> None:
+            bar.update(task, advance=done, total=of)
+
+        yield move
 
 
 def tables(inspection: Inspection) -> Iterator[Table]:
