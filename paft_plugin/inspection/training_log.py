@@ -1,16 +1,16 @@
-"""How far a training is, from the log that it writes: tqdm's bar and the metrics that transformers prints.
+"""How a training goes, from what the Trainer writes: the state of a running one (`Follower`), and its curve (`read_curve`).
 
-`Starting trainer...` is axolotl's own line. The first bar without a description after it is the Trainer's (`tqdm` in
-transformers/trainer_callback.py), later ones of another length are evaluations. Metrics stand on a line of their own, as a
-dictionary with an `epoch`.
+A stage's log holds tqdm's bars and the metrics that transformers prints, on a line of their own, as a dictionary. `Starting
+trainer...` is axolotl's own line. The first bar without a description after it is the Trainer's (`tqdm` in
+transformers/trainer_callback.py), later ones of another length are evaluations. A curve takes more exact figures from the last
+checkpoint's `trainer_state.json` and from `paft.json`, where they are.
 """
 
 from __future__ import annotations
 
-import ast
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,20 @@ from typing import Any
 from paft_plugin.files import PROOF_FILE, read_json_or_nothing
 from paft_plugin.formats import threshold_key
 
+Point = dict[str, float]
+"""What was logged at one step: the logger's name of a metric → value."""
 STARTS = "[axolotl.train] Starting trainer..."
+LATE = 5  # the end of a training is its last fifth: the last logged point alone is one batch's luck
+SPARSITY = "paft/sparsity@"
+"""What the names of sparsities begin with, before their threshold."""
 _BAR = re.compile(r"^\s*\d+%\|[^|]*\| (\d+)/(\d+) \[[\d:]+<([\d:?]+),")
 _METRIC = re.compile(r"'([^']+)': '?(-?(?:\d[\d.]*(?:e[+-]?\d+)?|inf)|nan)'?[,}]", re.IGNORECASE)
-_SPARSITY = "paft/sparsity@"
 _BREAK = re.compile(rb"[\r\n]")
+
+
+def printed_metrics(line: str) -> Point:
+    """The numbers in a line of metrics that the Trainer printed; none if the line is none."""
+    return {name: float(value) for name, value in _METRIC.findall(line)} if line.startswith("{'") else {}
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class Training:
     def sparsity(self) -> tuple[str, float] | None:
         """The first threshold that is logged, as it is written there, and the share of entries at or under it."""
         found = (
-            (name.removeprefix(_SPARSITY), value) for name, value in self.metrics.items() if name.startswith(_SPARSITY)
+            (name.removeprefix(SPARSITY), value) for name, value in self.metrics.items() if name.startswith(SPARSITY)
         )
         return next(found, None)
 
@@ -69,8 +78,7 @@ def advance(training: Training, line: str) -> Training:
         step, total = int(bar[1]), int(bar[2])
         if training.total in (0, total):
             return replace(training, step=step, total=total, remaining=_seconds(bar[3]))
-    elif line.startswith("{'") and "'epoch': " in line:
-        found = {name: float(value) for name, value in _METRIC.findall(line)}
+    elif "epoch" in (found := printed_metrics(line)):
         known = {name: value for name, value in found.items() if name == "loss" or math.isfinite(value)}
         return replace(training, metrics={**training.metrics, **known})
     return training
@@ -118,17 +126,6 @@ def _seconds(clock: str) -> float | None:
     for part in clock.split(":"):
         seconds = 60 * seconds + int(part)
     return float(seconds)
-
-
-LATE = 5  # the end of a training is its last fifth: the last logged point alone is one batch's luck
-_SPARSITY_of_curves = "paft/sparsity@"
-_PRINTED = re.compile(
-    r"(?P<done>\d+)/\d+ \[\d+:\d+"  # a progress bar: the step that the next printed figures belong to
-    r"|(?P<figures>\{'[^{}\n]*\})"
-)
-
-Point = dict[str, float]
-"""What was logged at one step: the logger's name of a metric → value."""
 
 
 @dataclass(frozen=True)
@@ -187,15 +184,16 @@ def read_curve_of(folder: Path, run_dir: Path, branch: str) -> Curve | None:
     points: dict[int, Point] = {}
     sources: list[str] = []
     # The least exact first, so that the others overwrite it.
-    for source, found in (
+    readers: tuple[tuple[Path | None, Callable[[Path], dict[int, Point]]], ...] = (
         (run_dir / "logs" / f"{branch}.log", _from_log),
         (folder / PROOF_FILE, _from_proof),
         (_last_state(folder), _from_state),
-    ):
-        read = found(source) if source is not None else {}
-        if source is not None and read:
+    )
+    for source, read in readers:
+        found = {} if source is None else read(source)
+        if source is not None and found:
             sources.insert(0, shown(source, run_dir))
-        for step, point in read.items():
+        for step, point in found.items():
             points.setdefault(step, {}).update(point)
     return _curve(branch, tuple(sources), points) if points else None
 
@@ -211,7 +209,7 @@ def _curve(branch: str, sources: tuple[str, ...], points: Mapping[int, Point]) -
     def series(name: str) -> tuple[float, ...]:
         return tuple(points[step].get(name, math.nan) for step in steps)
 
-    sparsities = sorted({name for point in points.values() for name in point if name.startswith(_SPARSITY_of_curves)})
+    sparsities = sorted({name for point in points.values() for name in point if name.startswith(SPARSITY)})
     return Curve(
         branch=branch,
         sources=sources,
@@ -220,63 +218,56 @@ def _curve(branch: str, sources: tuple[str, ...], points: Mapping[int, Point]) -
         learning_rate=series("learning_rate"),
         lambda_=series("paft/lambda"),
         l1_norm=series("paft/l1_norm"),
-        sparsity={name.removeprefix(_SPARSITY_of_curves): series(name) for name in sparsities},
+        sparsity={name.removeprefix(SPARSITY): series(name) for name in sparsities},
     )
 
 
-def _from_state(file: Path) -> dict[int, Point]:
-    """`log_history` of a checkpoint's `trainer_state.json`."""
-    history = read_json_or_nothing(file).get("log_history")
-    points: dict[int, Point] = {}
-    for entry in history if isinstance(history, list) else []:
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            points.setdefault(entry["step"], {}).update(_numbers(entry))
-    return points
-
-
-def _from_proof(file: Path) -> dict[int, Point]:
-    """The history of `paft.json`."""
-    history = read_json_or_nothing(file).get("history")
-    points: dict[int, Point] = {}
-    for entry in history if isinstance(history, list) else []:
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            shares = entry.get("sparsity")
-            named = (
-                {f"{_SPARSITY_of_curves}{key}": share for key, share in shares.items()}
-                if isinstance(shares, dict)
-                else {}
-            )
-            known = {"paft/lambda": entry.get("lambda"), "paft/l1_norm": entry.get("l1_norm"), **named}
-            points[entry["step"]] = _numbers(known)
-    return points
-
-
 def _from_log(file: Path) -> dict[int, Point]:
-    """The figures that the Trainer printed between its progress bars, in a stage's log."""
+    """The metrics of a stage's log, at the step that the bar before them says; without bars they are counted."""
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return {}
     points: dict[int, Point] = {}
-    for step, figures in _printed(text):
-        points.setdefault(step, {}).update(_numbers(figures))
+    step = printed = 0
+    for line in re.split(r"[\r\n]", text):
+        if bar := _BAR.match(line):
+            step = int(bar[1])
+        elif "loss" in (metrics := printed_metrics(line)):
+            printed += 1
+            points.setdefault(step or printed, {}).update(_numbers(metrics))
     return points
 
 
-def _printed(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(step, figures) in the order in which they were printed; without progress bars, steps are counted by what was printed."""
-    done = printed = 0
-    for found in _PRINTED.finditer(text):
-        if found["done"]:
-            done = int(found["done"])
-            continue
-        try:
-            figures = ast.literal_eval(found["figures"])
-        except (ValueError, SyntaxError):
-            continue
-        if isinstance(figures, dict) and "loss" in figures:
-            printed += 1
-            yield done or printed, figures
+def _from_state(file: Path) -> dict[int, Point]:
+    """`log_history` of a checkpoint's `trainer_state.json`."""
+    return _points(read_json_or_nothing(file).get("log_history"))
+
+
+def _from_proof(file: Path) -> dict[int, Point]:
+    """The history of `paft.json`, under the names that the Trainer logs."""
+    history = read_json_or_nothing(file).get("history")
+    entries = []
+    for entry in history if isinstance(history, list) else []:
+        if isinstance(entry, dict):
+            known = {
+                "step": entry.get("step"),
+                "paft/lambda": entry.get("lambda"),
+                "paft/l1_norm": entry.get("l1_norm"),
+            }
+            shares = entry.get("sparsity")
+            named = {f"{SPARSITY}{key}": share for key, share in shares.items()} if isinstance(shares, dict) else {}
+            entries.append({**known, **named})
+    return _points(entries)
+
+
+def _points(history: Any) -> dict[int, Point]:
+    """Step → what the entries of a list say of it; what is no entry with a step is left out."""
+    points: dict[int, Point] = {}
+    for entry in history if isinstance(history, list) else []:
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            points.setdefault(entry["step"], {}).update(_numbers(entry))
+    return points
 
 
 def _numbers(entry: Mapping[str, Any]) -> Point:
@@ -285,8 +276,8 @@ def _numbers(entry: Mapping[str, Any]) -> Point:
     for name, value in entry.items():
         try:
             number = float(value)
-            if name.startswith(_SPARSITY_of_curves):
-                name = _SPARSITY_of_curves + threshold_key(float(name.removeprefix(_SPARSITY_of_curves)))
+            if name.startswith(SPARSITY):
+                name = SPARSITY + threshold_key(float(name.removeprefix(SPARSITY)))
         except (TypeError, ValueError):
             continue
         point[name] = number
@@ -295,10 +286,9 @@ def _numbers(entry: Mapping[str, Any]) -> Point:
 
 def _last_state(folder: Path) -> Path | None:
     """The `trainer_state.json` of the last checkpoint."""
-    states = [file for file in folder.glob("checkpoint-*/trainer_state.json") if _step_of(file) is not None]
-    return max(states, key=lambda file: _step_of(file) or 0, default=None)
-
-
-def _step_of(state: Path) -> int | None:
-    number = state.parent.name.removeprefix("checkpoint-")
-    return int(number) if number.isdigit() else None
+    states = {
+        int(number): file
+        for file in folder.glob("checkpoint-*/trainer_state.json")
+        if (number := file.parent.name.removeprefix("checkpoint-")).isdigit()
+    }
+    return states[max(states)] if states else None
