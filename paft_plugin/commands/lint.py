@@ -32,16 +32,17 @@ def lint(
     """
     width = shutil.get_terminal_size().columns
     if explain is not None:
-        from paft_plugin.fusion.lint.rules import explain as explained
-        from paft_plugin.fusion.lint.rules import explanation
+        from paft_plugin.fusion.lint.linter import explain_rules
 
-        click.echo("\n".join(explanation(explained(explain), width)))
+        with quietly():
+            lines = explain_rules(explain, width)
+        click.echo("\n".join(lines))
         return
     if not recipes:
         raise click.UsageError("Missing argument 'RECIPE...'.")
 
-    from paft_plugin.fusion.lint import errors, lint_recipe
-    from paft_plugin.fusion.lint.findings import LintFile, as_text, summary
+    from paft_plugin.fusion.lint.findings import LintFile, as_text, errors, summary
+    from paft_plugin.fusion.lint.linter import lint_recipe
 
     with quietly():
         findings = {file: lint_recipe(file, read_weights=not no_weights) for file in recipes}

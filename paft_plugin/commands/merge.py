@@ -70,8 +70,8 @@ def _lint_for_merge(recipe: Path) -> list[str]:
     Raises:
         PaftError: the errors among the findings.
     """
-    from paft_plugin.fusion.lint import lint_recipe
     from paft_plugin.fusion.lint.findings import as_sentences, as_text, for_merge
+    from paft_plugin.fusion.lint.linter import lint_recipe
 
     with quietly():
         findings = for_merge(lint_recipe(recipe))

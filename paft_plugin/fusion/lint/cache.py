@@ -11,8 +11,8 @@ from paft_plugin.deltas.delta import Delta, delta_of
 from paft_plugin.deltas.store import FLOATS, TensorStore, is_adapter, open_model
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.lint.findings import Finding
-from paft_plugin.fusion.lint.rules import Keys
-from paft_plugin.fusion.lint.subject import Subject
+from paft_plugin.fusion.lint.rules import Keys, Rule
+from paft_plugin.fusion.lint.subject import Subject, recipe_check, weight_check
 
 CACHE, DTYPE = "--lora-merge-cache", "--lora-merge-dtype"
 TENSORS = 4
@@ -21,6 +21,15 @@ TOLERANCE = {"F32": 0.01, "F64": 0.01}
 """Relative error of a cached delta that is still the same adapter; rounded to 16 bits, most of a small delta is gone."""
 
 
+ADAPTER_FLAGS = Rule.warning(
+    501, "adapter-flags", "mergekit-yaml stops at an adapter without --lora-merge-cache for it as a model."
+)
+ADAPTER_ROUNDED = Rule.warning(
+    502, "adapter-rounded", "Without --lora-merge-dtype float32, base + adapter is rounded to the base's dtype."
+)
+
+
+@recipe_check
 def flags(subject: Subject) -> Iterator[Finding]:
     """The header's command lacks a flag that an adapter needs, or there is no such command."""
     adapters = [(keys, reference) for keys, reference in subject.references if reference.lora]
@@ -29,11 +38,20 @@ def flags(subject: Subject) -> Iterator[Finding]:
     fix = f"Run `mergekit-yaml RECIPE OUT {CACHE} NEW_FOLDER {DTYPE} float32`, or `axolotl paft merge`, which needs neither."
     if subject.document.option(CACHE) is None:
         has = "the header's command has none" if subject.document.command else "the recipe names no command that has it"
-        yield subject.finding("adapter-flags", adapters[0][0], f"An adapter needs {CACHE}, and {has}.", fix)
+        yield subject.finding(ADAPTER_FLAGS, adapters[0][0], f"An adapter needs {CACHE}, and {has}.", fix)
     elif subject.document.option(DTYPE) not in ("float32", "float64"):
-        yield subject.finding("adapter-rounded", (), f"The header's command has no {DTYPE} float32.", fix)
+        yield subject.finding(ADAPTER_ROUNDED, (), f"The header's command has no {DTYPE} float32.", fix)
 
 
+CACHE_BROKEN = Rule.error(
+    503, "cache-broken", "A merge that was cut off left half a model in the adapter cache; mergekit takes it as whole."
+)
+CACHE_ROUNDED = Rule.warning(
+    505, "cache-rounded", "The adapter cache was written in a narrower dtype, and mergekit would use it as it is."
+)
+
+
+@recipe_check
 def entries(subject: Subject) -> Iterator[Finding]:
     """What lies in the adapter cache already: whole models that were cut off, or written in a narrow dtype."""
     for keys, folder, _ in _cached(subject):
@@ -41,18 +59,24 @@ def entries(subject: Subject) -> Iterator[Finding]:
             store = open_model(folder)
         except PaftError as error:
             yield subject.finding(
-                "cache-broken", keys, f"Half a model in the adapter cache: {error.problems[0]}", _delete(folder)
+                CACHE_BROKEN, keys, f"Half a model in the adapter cache: {error.problems[0]}", _delete(folder)
             )
             continue
         if store.main_dtype not in ("F32", "F64"):
             yield subject.finding(
-                "cache-rounded",
+                CACHE_ROUNDED,
                 keys,
                 f"{folder} holds base + adapter in {FLOATS.get(store.main_dtype, store.main_dtype)}.",
                 _delete(folder),
             )
 
 
+CACHE_STALE = Rule.error(
+    504, "cache-stale", "The adapter cache holds another adapter's weights: mergekit knows it by the path alone."
+)
+
+
+@weight_check
 def contents(subject: Subject) -> Iterator[Finding]:
     """An adapter cache that holds the weights of another adapter."""
     for keys, folder, reference in _cached(subject):
@@ -66,7 +90,7 @@ def contents(subject: Subject) -> Iterator[Finding]:
             continue  # other checks say why
         if _is_other(cached, delta):
             yield subject.finding(
-                "cache-stale", keys, f"{folder} is not {adapter} on its base: it was written before.", _delete(folder)
+                CACHE_STALE, keys, f"{folder} is not {adapter} on its base: it was written before.", _delete(folder)
             )
 
 

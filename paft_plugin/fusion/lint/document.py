@@ -11,7 +11,7 @@ import yaml
 
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.lint.findings import Finding
-from paft_plugin.fusion.lint.rules import Keys, make
+from paft_plugin.fusion.lint.rules import Keys, Rule, make
 from paft_plugin.fusion.run import header_command
 
 
@@ -32,15 +32,20 @@ class Document:
         """The line of a value, or of the nearest thing around it that has one."""
         return next((self.lines[keys[:end]] for end in range(len(keys), 0, -1) if keys[:end] in self.lines), None)
 
-    def finding(self, name: str, keys: Keys, message: str, fix: str) -> Finding:
+    def finding(self, rule: Rule, keys: Keys, message: str, fix: str) -> Finding:
         """A finding at a place in this document."""
-        return make(name, self.file, self.line(keys), keys, message, fix)
+        return make(rule, self.file, self.line(keys), keys, message, fix)
 
     def option(self, name: str) -> str | None:
         """The value of an option in the header's command; None if it is not there."""
         if self.command is None or name not in self.command[:-1]:
             return None
         return self.command[self.command.index(name) + 1]
+
+
+NOT_YAML = Rule.error(
+    101, "not-yaml", "The file is missing, no valid YAML, or its top level is no mapping of keys to values."
+)
 
 
 def read(file: Path) -> Document | Finding:
@@ -51,19 +56,19 @@ def read(file: Path) -> Document | Finding:
         content = yaml.safe_load(text)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:
-        return make("not-yaml", file, None, (), f"{error.strerror or error}.", fix)
+        return make(NOT_YAML, file, None, (), f"{error.strerror or error}.", fix)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        return make("not-yaml", file, mark.line + 1 if mark else None, (), f"No valid YAML: {problem}.", fix)
+        return make(NOT_YAML, file, mark.line + 1 if mark else None, (), f"No valid YAML: {problem}.", fix)
     if not isinstance(content, dict) or node is None:
         kind = "is empty" if content is None else f"holds a {type(content).__name__}, not keys with values"
-        return make("not-yaml", file, None, (), f"The file {kind}.", fix)
+        return make(NOT_YAML, file, None, (), f"The file {kind}.", fix)
     lines: dict[Keys, int] = {}
     try:
         duplicates = tuple(_places(node, (), lines))
     except RecursionError:
-        return make("not-yaml", file, None, (), "An anchor (&) in it holds itself, so it has no end.", fix)
+        return make(NOT_YAML, file, None, (), "An anchor (&) in it holds itself, so it has no end.", fix)
     return Document(file, content, lines, duplicates, _command(file))
 
 

@@ -16,11 +16,22 @@ from paft_plugin.deltas.store import FLOATS, is_adapter, open_model
 from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.files import PROOF_FILE, looks_local, read_json
 from paft_plugin.fusion.lint.findings import Finding
-from paft_plugin.fusion.lint.rules import Keys
-from paft_plugin.fusion.lint.subject import Entry, Subject, exists, same_folder
+from paft_plugin.fusion.lint.rules import Keys, Rule
+from paft_plugin.fusion.lint.subject import Entry, Subject, exists, recipe_check, same_folder, weight_check
 from paft_plugin.fusion.recipe.write import same_tokenizer
 
+FOLDER_MISSING = Rule.error(301, "folder-missing", "A model's or an adapter's folder is not there.")
+NOT_CHECKED = Rule.warning(
+    302, "not-checked", "Something could not be looked at, so what depends on it was not checked."
+)
+RELATIVE_PATH = Rule.warning(
+    303, "relative-path", "A relative path means another folder wherever the merge is run, or a name on the hub."
+)
+HOME_IN_PATH = Rule.error(305, "home-in-path", "mergekit does not expand `~`: it looks for a folder of that name.")
+WRONG_FOLDER = Rule.error(306, "wrong-folder", "An adapter where a model belongs, or a model where an adapter belongs.")
 
+
+@recipe_check
 def paths(subject: Subject) -> Iterator[Finding]:
     """Folders that are missing, relative, on the hub, or not what they should be."""
     told = set()
@@ -34,13 +45,24 @@ def paths(subject: Subject) -> Iterator[Finding]:
         for path in subject.document.command[1:3]:
             if not Path(path).is_absolute():
                 yield subject.finding(
-                    "relative-path",
+                    RELATIVE_PATH,
                     (),
                     f"The header's command names {path}, which is another place in every folder it is run from.",
                     "Write absolute paths there.",
                 )
 
 
+OTHER_BASE = Rule.error(308, "other-base", "The adapter says that it was trained on another base model.")
+VOCABULARY_GREW = Rule.error(
+    309, "vocabulary-grew", "Training added tokens, so the branch's embedding no longer has the base's shape."
+)
+DOES_NOT_FIT = Rule.error(310, "does-not-fit", "The branch's tensors are not those of the base model.")
+TWO_BASES = Rule.warning(
+    311, "two-bases", "An adapter stands on another model than base_model: its delta holds their difference, too."
+)
+
+
+@recipe_check
 def belonging(subject: Subject) -> Iterator[Finding]:
     """Branches that are no delta on their base."""
     pretrained = subject.pretrained
@@ -55,7 +77,7 @@ def belonging(subject: Subject) -> Iterator[Finding]:
             base = Path(reference.model.path)
             if base != pretrained and not same_folder(base, pretrained):
                 yield subject.finding(
-                    "two-bases",
+                    TWO_BASES,
                     entry.keys,
                     f"The adapter stands on {base}, and base_model is {pretrained}: its delta is also their difference.",
                     "Name the same model in both places.",
@@ -63,6 +85,12 @@ def belonging(subject: Subject) -> Iterator[Finding]:
         yield from _belongs(subject, entry, base)
 
 
+UNREADABLE = Rule.error(
+    307, "unreadable", "The folder's weights cannot be read: pickled, truncated, quantised or of an unknown kind."
+)
+
+
+@recipe_check
 def readable(subject: Subject) -> Iterator[Finding]:
     """Whole models that cannot be opened, where there is no base to compare them with."""
     for keys, reference in () if subject.pretrained else subject.references:
@@ -71,9 +99,13 @@ def readable(subject: Subject) -> Iterator[Finding]:
             try:
                 open_model(folder)
             except PaftError as error:
-                yield subject.finding("unreadable", keys, *halves(error.problems[0]))
+                yield subject.finding(UNREADABLE, keys, *halves(error.problems[0]))
 
 
+UNPROVEN = Rule.warning(312, "unproven", "No branch has a paft.json that proves that the L1 penalty shaped it.")
+
+
+@recipe_check
 def proofs(subject: Subject) -> Iterator[Finding]:
     """No branch that the penalty shaped, or one that it did not shape to the end."""
     folders = [entry.folder for group in subject.groups for entry in group.branches]
@@ -84,7 +116,7 @@ def proofs(subject: Subject) -> Iterator[Finding]:
         return
     unfinished = [reason for folder, reason in reasons.items() if (folder / PROOF_FILE).is_file() and reason]
     yield subject.finding(
-        "unproven",
+        UNPROVEN,
         (),
         unfinished[0].rstrip(".") + "."
         if unfinished
@@ -93,6 +125,12 @@ def proofs(subject: Subject) -> Iterator[Finding]:
     )
 
 
+NOT_FINITE = Rule.error(
+    401, "not-finite", "NaN or infinity in a branch: its training diverged, and the merge would hold it too."
+)
+
+
+@weight_check
 def finite(subject: Subject) -> Iterator[Finding]:
     """NaN or infinity in an adapter, or in a whole model that the survey of deltas does not look at."""
     surveyed = {delta.branch.resolve() for delta in subject.deltas.values()}
@@ -103,7 +141,7 @@ def finite(subject: Subject) -> Iterator[Finding]:
         try:
             if entry.reference.lora:
                 for problem in check_finite(folder):
-                    yield subject.finding("not-finite", entry.keys, *halves(problem))
+                    yield subject.finding(NOT_FINITE, entry.keys, *halves(problem))
             elif folder.resolve() not in surveyed:
                 store = open_model(folder)
                 raise_if_any(quantised(store))
@@ -117,9 +155,18 @@ def finite(subject: Subject) -> Iterator[Finding]:
 def not_finite(subject: Subject, entry: Entry, tensors: list[str]) -> Finding:
     """The finding for a whole model with NaN or infinity in these tensors."""
     message = f"{entry.folder}: NaN or infinity in {some(tensors)}."
-    return subject.finding("not-finite", entry.keys, message, "Retrain it with a lower learning rate.")
+    return subject.finding(NOT_FINITE, entry.keys, message, "Retrain it with a lower learning rate.")
 
 
+TOKENIZER_UNION = Rule.warning(
+    313, "tokenizer-union", "A union of tokenizers reorders and resizes the embeddings; padding rows go."
+)
+TOKENIZER_OPEN = Rule.warning(
+    314, "tokenizer-open", "Without base_model and tokenizer, the tokenizer comes from any of the models."
+)
+
+
+@recipe_check
 def tokenizers(subject: Subject) -> Iterator[Finding]:
     """A union of tokenizers, or a tokenizer that is left to chance."""
     config = subject.config
@@ -128,7 +175,7 @@ def tokenizers(subject: Subject) -> Iterator[Finding]:
     if source == "union":
         default = "" if config.tokenizer_source else " (the default of `tokenizer:`)"
         yield subject.finding(
-            "tokenizer-union",
+            TOKENIZER_UNION,
             keys,
             f"A union of tokenizers{default} gives tokens new numbers and drops the vocabulary's padding rows.",
             "Branches of one base share its tokenizer: delete this, or name the base as the source.",
@@ -139,13 +186,19 @@ def tokenizers(subject: Subject) -> Iterator[Finding]:
     )
     if config.base_model is None and source in (None, "base") and differ:
         yield subject.finding(
-            "tokenizer-open",
+            TOKENIZER_OPEN,
             keys if source else (),
             "The models' tokenizers differ, and without base_model mergekit takes any one of them.",
             "Add `tokenizer: {source: {model: {path: …}}}` with the base's folder.",
         )
 
 
+OUT_DTYPE_MISSING = Rule.warning(
+    315, "out-dtype-missing", "Merged in float32 and written so: twice the size of a bf16 base."
+)
+
+
+@recipe_check
 def out_dtype(subject: Subject) -> Iterator[Finding]:
     """A model that would be written in float32 though its base is smaller."""
     dtype = subject.config.dtype
@@ -154,7 +207,7 @@ def out_dtype(subject: Subject) -> Iterator[Finding]:
     own = next(filter(None, (_dtype(Path(reference.model.path)) for _, reference in subject.references)), "")
     if own not in ("float32", "float64"):
         yield subject.finding(
-            "out-dtype-missing",
+            OUT_DTYPE_MISSING,
             ("dtype",),
             f"Without out_dtype the merged model is written in {dtype}.",
             f"Add `out_dtype: {own}`." if own else "Add the base's own, such as `out_dtype: bfloat16`.",
@@ -165,24 +218,24 @@ def _path(subject: Subject, keys: Keys, path: str, as_adapter: bool) -> Iterator
     kind = "adapter" if as_adapter else "model"
     if path.startswith("~"):
         yield subject.finding(
-            "home-in-path", keys, f"mergekit looks for a folder named ~ in {path}.", f"Write {Path.home()} for it."
+            HOME_IN_PATH, keys, f"mergekit looks for a folder named ~ in {path}.", f"Write {Path.home()} for it."
         )
     elif not exists(path):
         beside = subject.document.file.parent / path
         if exists(str(beside)):
             yield subject.finding(
-                "relative-path",
+                RELATIVE_PATH,
                 keys,
                 f"{path} is beside the recipe, but mergekit looks for it in the folder in which it runs.",
                 f"Write {beside.resolve()}.",
             )
         elif looks_local(path):
             yield subject.finding(
-                "folder-missing", keys, f"{path}: no such folder.", f"Check the path of this {kind}, or train it first."
+                FOLDER_MISSING, keys, f"{path}: no such folder.", f"Check the path of this {kind}, or train it first."
             )
         else:
             yield subject.finding(
-                "not-checked",
+                NOT_CHECKED,
                 keys,
                 f"{path} is no folder here; mergekit would look for it on the hub, so its weights were not checked.",
                 "Download it and give its folder, to have them checked.",
@@ -190,7 +243,7 @@ def _path(subject: Subject, keys: Keys, path: str, as_adapter: bool) -> Iterator
     else:
         if not Path(path).is_absolute():
             yield subject.finding(
-                "relative-path",
+                RELATIVE_PATH,
                 keys,
                 f"{path} is another folder wherever the merge is run, and mergekit may ask the hub for it.",
                 f"Write {Path(path).resolve()}.",
@@ -202,7 +255,7 @@ def _path(subject: Subject, keys: Keys, path: str, as_adapter: bool) -> Iterator
                 else "an adapter, and stands here as a model"
             )
             yield subject.finding(
-                "wrong-folder",
+                WRONG_FOLDER,
                 keys,
                 f"{path} is {found}.",
                 "Write an adapter as `model: {model: {path: BASE}, lora: {path: ADAPTER}}`, a model as `model: MODEL`.",
@@ -217,9 +270,9 @@ def _belongs(subject: Subject, entry: Entry, base: Path) -> Iterator[Finding]:
         delta = open_delta(base, entry.folder)
     except PaftError:
         # Either one of them cannot be opened, or they do not fit each other; the first says so of a file or a dtype.
-        name = "does-not-fit" if _opens(base) and _opens(entry.folder) else "unreadable"
+        name = DOES_NOT_FIT if _opens(base) and _opens(entry.folder) else UNREADABLE
     else:
-        name = "vocabulary-grew" if delta.grown else "other-base"
+        name = VOCABULARY_GREW if delta.grown else OTHER_BASE
     for problem in problems:
         yield subject.finding(name, entry.keys, *halves(problem))
 

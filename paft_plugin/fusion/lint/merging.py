@@ -13,13 +13,23 @@ from mergekit.sparsify import SparsificationMethod
 from paft_plugin.errors import closest
 from paft_plugin.fusion.lint.findings import Finding
 from paft_plugin.fusion.lint.parameters import settings, values_of
-from paft_plugin.fusion.lint.subject import Entry, Group, Subject, base_is_merged
+from paft_plugin.fusion.lint.rules import Rule
+from paft_plugin.fusion.lint.subject import Entry, Group, Subject, base_is_merged, recipe_check
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16", "float": "float32"}
 DROPPING = (SparsificationMethod.random, SparsificationMethod.della_magprune, SparsificationMethod.magnitude_outliers)
 
 
+WRONG_MODELS = Rule.error(
+    109, "wrong-models", "The method takes another number of models, needs a base model, or got a model twice."
+)
+BASE_AVERAGED = Rule.error(
+    110, "base-averaged", "This method knows no base model: it would average the base in as one more model, or stop."
+)
+
+
+@recipe_check
 def models(subject: Subject) -> Iterator[Finding]:
     """Too many models or too few, one twice, a base model that is missing or not wanted."""
     method = subject.spec.name
@@ -27,7 +37,7 @@ def models(subject: Subject) -> Iterator[Finding]:
         references = [entry.reference for entry in group.entries]
         if base_is_merged(subject.spec) and group.base is not None and group.base not in references:
             yield subject.finding(
-                "base-averaged",
+                BASE_AVERAGED,
                 ("base_model",) if "base_model" in subject.document.content else group.keys,
                 f"{method} knows no base model: {group.base} would be merged as one more model.",
                 "Delete base_model. To merge deltas onto a base, take task_arithmetic or multislerp.",
@@ -37,10 +47,16 @@ def models(subject: Subject) -> Iterator[Finding]:
             references.append(group.base)  # as mergekit does
         try:
             subject.method.validate_inputs(references, group.base)
-        except ValueError as error:
-            yield subject.finding("wrong-models", group.keys, f"{method}: {_reason(error)}.", _way_out(subject, group))
+        except ValueError as refusal:
+            yield subject.finding(WRONG_MODELS, group.keys, f"{method}: {_reason(refusal)}.", _way_out(subject, group))
 
 
+UNKNOWN_DTYPE = Rule.error(
+    112, "unknown-dtype", "mergekit knows float32, bfloat16, float16 and float64 by these names alone."
+)
+
+
+@recipe_check
 def dtypes(subject: Subject) -> Iterator[Finding]:
     """dtypes that mergekit does not know under their names."""
     for key in ("dtype", "out_dtype"):
@@ -52,9 +68,15 @@ def dtypes(subject: Subject) -> Iterator[Finding]:
         if name and (dtype is None or not dtype.is_floating_point):
             match = SHORT.get(name.lower()) or closest(name, FLOATS)
             hint = f"Did you mean {match}?" if match else f"Take one of {', '.join(FLOATS)}."
-            yield subject.finding("unknown-dtype", (key,), f"mergekit knows no {key} {name!r} to merge in.", hint)
+            yield subject.finding(UNKNOWN_DTYPE, (key,), f"mergekit knows no {key} {name!r} to merge in.", hint)
 
 
+UNKNOWN_CHAT_TEMPLATE = Rule.error(
+    111, "unknown-chat-template", "mergekit has no chat template of this name, and notices after the whole merge."
+)
+
+
+@recipe_check
 def chat_template(subject: Subject) -> Iterator[Finding]:
     """A chat template's name that mergekit does not have."""
     asked = subject.config.chat_template
@@ -66,19 +88,25 @@ def chat_template(subject: Subject) -> Iterator[Finding]:
         match = closest(asked, shipped)
         hint = f"Did you mean {match}? " if match else ""
         yield subject.finding(
-            "unknown-chat-template",
+            UNKNOWN_CHAT_TEMPLATE,
             ("chat_template",),
             f"{asked!r} is neither the name of a template nor one itself.",
             f"{hint}Give auto, a Jinja template, or one of {', '.join(shipped)}.",
         )
 
 
+WITHOUT_EFFECT = Rule.warning(
+    108, "without-effect", "mergekit accepts this key or parameter here, but nothing reads it."
+)
+
+
+@recipe_check
 def idle_parameters(subject: Subject) -> Iterator[Finding]:
     """Keys and parameters that mergekit accepts and never reads."""
     for index, one in enumerate(subject.config.slices or []):
         if one.residual_weight is not None:
             yield subject.finding(
-                "without-effect", ("slices", index, "residual_weight"), "Nothing reads it.", "Delete it."
+                WITHOUT_EFFECT, ("slices", index, "residual_weight"), "Nothing reads it.", "Delete it."
             )
     idle = {}
     method = subject.method
@@ -92,9 +120,16 @@ def idle_parameters(subject: Subject) -> Iterator[Finding]:
         idle["nuslerp_row_wise"] = "it counts only with `nuslerp_flatten: false`"
     for parameter, keys, _ in settings(subject):
         if parameter.name in idle:
-            yield subject.finding("without-effect", keys, f"Nothing reads it: {idle[parameter.name]}.", "Delete it.")
+            yield subject.finding(WITHOUT_EFFECT, keys, f"Nothing reads it: {idle[parameter.name]}.", "Delete it.")
 
 
+WEIGHTS_CANCEL = Rule.error(207, "weights-cancel", "The weights add up to 0 where they are divided by their sum.")
+NOTHING_MERGED = Rule.error(
+    208, "nothing-merged", "Every weight, or the factor on the merged delta, is 0: the result is the base model."
+)
+
+
+@recipe_check
 def sums(subject: Subject) -> Iterator[Finding]:
     """Weights that add up to 0, or are all 0."""
     names = {parameter.name for parameter in subject.spec.parameters}
@@ -109,23 +144,32 @@ def sums(subject: Subject) -> Iterator[Finding]:
         divides = next((name for name in ("normalize", "normalize_weights") if name in names), None)
         divided = divides is None or any(values_of(subject, group, None, divides))
         if not any(flat):
-            yield subject.finding("nothing-merged", group.keys, "Every weight is 0.", "Give one model a weight.")
+            yield subject.finding(NOTHING_MERGED, group.keys, "Every weight is 0.", "Give one model a weight.")
         elif divided and abs(total) < 1e-8:
             yield subject.finding(
-                "weights-cancel",
+                WEIGHTS_CANCEL,
                 group.keys,
                 f"The weights {', '.join(f'{weight:g}' for weight in flat)} add up to 0, and are divided by their sum.",
                 f"Change one{f', or write `{divides}: false`' if divides else ''}.",
             )
     if "lambda" in names and 0 in values_of(subject, subject.groups[0], None, "lambda"):
         yield subject.finding(
-            "nothing-merged",
+            NOTHING_MERGED,
             ("parameters", "lambda"),
             "lambda is 0: the result is the base model.",
             "Give it a value such as 1.",
         )
 
 
+NOTHING_DROPPED = Rule.warning(
+    213, "nothing-dropped", "The method lives on dropping entries, and at density 1 (mergekit's default) drops none."
+)
+DELLA_WINDOW = Rule.error(
+    214, "della-window", "DELLA needs density − epsilon and density + epsilon within (0, 1); mergekit stops otherwise."
+)
+
+
+@recipe_check
 def drops(subject: Subject) -> Iterator[Finding]:
     """A density of 1 where the method lives on dropping, and DELLA's window."""
     method = subject.method
@@ -142,7 +186,7 @@ def drops(subject: Subject) -> Iterator[Finding]:
             if densities and idle:
                 written = "density" in entry.parameters[1]
                 yield subject.finding(
-                    "nothing-dropped",
+                    NOTHING_DROPPED,
                     (*entry.parameters[0], "density") if written else entry.keys,
                     f"{method.method_name} drops nothing at density 1{'' if written else ', which is the default'}.",
                     "Give a density below 1, such as 0.5, or take ties or task_arithmetic.",
@@ -156,15 +200,15 @@ def _windows(subject: Subject, entry: Entry, densities: list[float], epsilons: l
         for epsilon in epsilons:
             if 0 < density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
                 yield subject.finding(
-                    "della-window",
+                    DELLA_WINDOW,
                     (*entry.parameters[0], "density"),
                     f"density {density:g} ± epsilon {epsilon:g} leaves (0, 1), and mergekit stops.",
                     f"Give this model an epsilon below {min(density, 1 - density):.4g}.",
                 )
 
 
-def _reason(error: ValueError) -> str:
-    text = str(error)
+def _reason(refusal: ValueError) -> str:
+    text = str(refusal)
     return text[0].lower() + text[1:]
 
 

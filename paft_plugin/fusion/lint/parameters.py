@@ -11,8 +11,8 @@ from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 
 from paft_plugin.errors import closest, some
 from paft_plugin.fusion.lint.findings import Finding
-from paft_plugin.fusion.lint.rules import Keys, dotted
-from paft_plugin.fusion.lint.subject import Entry, Group, Scope, Subject
+from paft_plugin.fusion.lint.rules import Keys, Rule, dotted
+from paft_plugin.fusion.lint.subject import Entry, Group, Scope, Subject, recipe_check
 
 LIMITS: dict[str, tuple[float, float]] = {
     "density": (0.0, 1.0),
@@ -59,22 +59,22 @@ def default_covers(setting: Any) -> bool:
     return setting != [] and (pairs is None or any(name is None for name, _ in pairs))
 
 
-def problem(parameter: ParameterSpec, value: Any) -> tuple[str, str] | None:
-    """(code, sentence) of what is wrong with one value; None if nothing is."""
+def problem(parameter: ParameterSpec, value: Any) -> tuple[Rule, str] | None:
+    """(rule, sentence) of what is wrong with one value; None if nothing is."""
     try:
         valid = parameter.validate(value)
     except ValueError:
         kind = getattr(parameter.value_type, "__name__", "number")
-        return "wrong-value", f"{parameter.name} is {value!r}, and mergekit wants a {_KINDS.get(kind, kind)}"
+        return WRONG_VALUE, f"{parameter.name} is {value!r}, and mergekit wants a {_KINDS.get(kind, kind)}"
     if parameter.value_type in (float, int) and isinstance(value, bool):
-        return "wrong-value", f"{parameter.name} is {str(value).lower()}, and mergekit wants a {_KINDS['float']}"
+        return WRONG_VALUE, f"{parameter.name} is {str(value).lower()}, and mergekit wants a {_KINDS['float']}"
     if not isinstance(valid, (int, float)) or isinstance(valid, bool):
         return None
     lowest, highest = LIMITS.get(parameter.name, (float("-inf"), float("inf")))
     if not lowest <= valid <= highest or valid in (float("inf"), float("-inf")):
-        return "out-of-range", f"{parameter.name} is {valid:g}, which is {_range(lowest, highest)}"
+        return OUT_OF_RANGE, f"{parameter.name} is {valid:g}, which is {_range(lowest, highest)}"
     if parameter.name in ABOVE_ZERO and valid == 0:
-        return "out-of-range", f"{parameter.name} is 0, which throws everything away"
+        return OUT_OF_RANGE, f"{parameter.name} is 0, which throws everything away"
     return None
 
 
@@ -87,6 +87,15 @@ def _range(lowest: float, highest: float) -> str:
     return f"not from {lowest:g} to {highest:g}"
 
 
+UNKNOWN_PARAMETER = Rule.error(
+    201, "unknown-parameter", "The method does not take this parameter, so mergekit ignores it."
+)
+WRONG_SCOPE = Rule.error(
+    202, "wrong-scope", "A parameter of the whole recipe stands under a model, where mergekit never looks for it."
+)
+
+
+@recipe_check
 def known(subject: Subject) -> Iterator[Finding]:
     """Parameters that the method does not take, or not where they stand."""
     own = {parameter.name: parameter for parameter in subject.spec.parameters}
@@ -97,13 +106,20 @@ def known(subject: Subject) -> Iterator[Finding]:
                 yield _unknown(subject, place, list(own))
             elif under_model and own[name].scope == ParameterScope.SHARED:
                 yield subject.finding(
-                    "wrong-scope",
+                    WRONG_SCOPE,
                     place,
                     f"`{name}` is one for the whole recipe: mergekit never looks for it under a model.",
                     f"Move it to the recipe's own `parameters:`, as `{dotted(('parameters', name))}`.",
                 )
 
 
+WRONG_VALUE = Rule.error(
+    204, "wrong-value", "A parameter's value is of the wrong kind, such as a word where a number belongs."
+)
+OUT_OF_RANGE = Rule.error(205, "out-of-range", "A parameter's value is outside of what it can mean.")
+
+
+@recipe_check
 def valued(subject: Subject) -> Iterator[Finding]:
     """Values of the wrong kind or out of range."""
     for parameter, keys, setting in settings(subject):
@@ -114,6 +130,12 @@ def valued(subject: Subject) -> Iterator[Finding]:
                 yield subject.finding(found[0], place, f"{found[1]}.", fix)
 
 
+MISSING_PARAMETER = Rule.error(
+    203, "missing-parameter", "A parameter without a default is missing for a model, so mergekit stops."
+)
+
+
+@recipe_check
 def required(subject: Subject) -> Iterator[Finding]:
     """Parameters without a default that some model lacks."""
     for group in subject.groups:
@@ -131,6 +153,18 @@ def required(subject: Subject) -> Iterator[Finding]:
                     yield _missing(subject, parameter, entry.keys, scopes)
 
 
+NO_DEFAULT = Rule.warning(
+    210, "no-default", "Conditions without a last one for the rest: other tensors get mergekit's own default."
+)
+UNREACHABLE = Rule.warning(
+    211, "unreachable", "A condition that stands after one which takes the same tensors is never reached."
+)
+FILTER_WITHOUT_TENSORS = Rule.warning(
+    212, "filter-without-tensors", "No tensor of the base model has the filter's text in its name."
+)
+
+
+@recipe_check
 def conditional(subject: Subject) -> Iterator[Finding]:
     """Conditions that are never reached, that leave tensors without a value, or that fit no tensor."""
     for parameter, keys, setting in settings(subject):
@@ -143,7 +177,7 @@ def conditional(subject: Subject) -> Iterator[Finding]:
             if before != "":
                 first = "the one without a filter" if before is None else f"the filter {before}"
                 yield subject.finding(
-                    "unreachable",
+                    UNREACHABLE,
                     (*keys, index),
                     f"The condition for {name or 'every tensor'} is never reached: {first} stands before it.",
                     "Put the narrower condition first, and the one for all others last.",
@@ -151,20 +185,26 @@ def conditional(subject: Subject) -> Iterator[Finding]:
             if name and subject.base is not None and not any(name in tensor for tensor in subject.base.names):
                 parts = dict.fromkeys(part for tensor in subject.base.names for part in tensor.split("."))
                 yield subject.finding(
-                    "filter-without-tensors",
+                    FILTER_WITHOUT_TENSORS,
                     (*keys, index),
                     f"No tensor of {subject.base.folder} has {name!r} in its name.",
                     f"The parts of its names are {some([part for part in parts if not part.isdigit()], most=15)}.",
                 )
         if not default_covers(setting) and not parameter.required:
             yield subject.finding(
-                "no-default",
+                NO_DEFAULT,
                 keys,
                 f"Tensors that no filter takes get mergekit's default for {parameter.name}, {parameter.default}.",
                 f"End the list with a condition without a filter: `- value: {parameter.default}`.",
             )
 
 
+GRADIENT = Rule.warning(
+    209, "gradient", "A list of numbers is a gradient over the layers, not one value for each model."
+)
+
+
+@recipe_check
 def gradients(subject: Subject) -> Iterator[Finding]:
     """A list of numbers where a value for each model was probably meant."""
     per_model = {parameter.name for parameter in subject.spec.input_parameters}
@@ -174,13 +214,19 @@ def gradients(subject: Subject) -> Iterator[Finding]:
                 is_list = isinstance(setting, list) and not any(isinstance(item, dict) for item in setting)
                 if name in per_model and is_list and len(setting) in (len(group.entries), len(group.branches)):
                     yield subject.finding(
-                        "gradient",
+                        GRADIENT,
                         (*keys, name),
                         f"{setting} runs from the first layer to the last, the same for each of the models.",
                         f"For one {name} each, write it under each model's own `parameters:`.",
                     )
 
 
+PARAMETER_ON_BASE = Rule.warning(
+    206, "parameter-on-base", "A weight or density of the base model itself: it has no delta, so nothing reads it."
+)
+
+
+@recipe_check
 def on_base(subject: Subject) -> Iterator[Finding]:
     """Weights and densities that stand under the base model."""
     per_delta = {one.name for one in subject.spec.parameters if one.scope == ParameterScope.NON_BASE}
@@ -189,7 +235,7 @@ def on_base(subject: Subject) -> Iterator[Finding]:
             if entry.reference == group.base:
                 for name in per_delta & entry.parameters[1].keys():
                     yield subject.finding(
-                        "parameter-on-base",
+                        PARAMETER_ON_BASE,
                         (*entry.parameters[0], name),
                         f"This model is base_model: it has no delta, so nothing reads its {name}.",
                         "Delete it here, or lower the weights of the others.",
@@ -233,14 +279,14 @@ def _missing(subject: Subject, parameter: ParameterSpec, keys: Keys, scopes: tup
     partial = next(((*at, parameter.name) for at, scope in scopes if parameter.name in scope), None)
     if partial is not None:
         return subject.finding(
-            "missing-parameter",
+            MISSING_PARAMETER,
             partial,
             f"Tensors that no filter takes have no {parameter.name}, and mergekit stops there.",
             "End the list with a condition without a filter: `- value: …`.",
         )
     where = "under this model" if keys else "in the recipe's own `parameters:`"
     return subject.finding(
-        "missing-parameter",
+        MISSING_PARAMETER,
         keys,
         f"{subject.spec.name} needs `{parameter.name}`.",
         f"Add it {where}, such as `{parameter.name}: 0.5`.",
@@ -257,4 +303,4 @@ def _unknown(subject: Subject, keys: Keys, own: list[str]) -> Finding:
         match = closest(name, own)
         message = f"No method takes `{name}`, so mergekit ignores it."
         fix = f"Did you mean `{match}`?" if match else f"Delete it; {method} takes {', '.join(own) or 'no parameters'}."
-    return subject.finding("unknown-parameter", keys, message, fix)
+    return subject.finding(UNKNOWN_PARAMETER, keys, message, fix)

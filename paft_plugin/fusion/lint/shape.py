@@ -17,18 +17,31 @@ from pydantic import BaseModel, ValidationError
 from paft_plugin.errors import closest
 from paft_plugin.fusion.lint.document import Document
 from paft_plugin.fusion.lint.findings import Finding
-from paft_plugin.fusion.lint.rules import Keys, dotted
+from paft_plugin.fusion.lint.rules import Keys, Rule, dotted
 from paft_plugin.fusion.lint.subject import exists
 
 # The keys that hold another mapping of the same recipe: where a lost key may belong.
 INNER = "parameters"
 
 
+UNKNOWN_KEY = Rule.error(
+    102, "unknown-key", "mergekit ignores keys that it does not know, at every level and without a word."
+)
+DUPLICATE_KEY = Rule.error(
+    103, "duplicate-key", "A key that stands twice in one mapping: YAML silently keeps the last one."
+)
+ONE_OF_THREE = Rule.error(106, "one-of-three", "A recipe has exactly one of `models`, `slices` and `modules`.")
+TWO_TOKENIZERS = Rule.error(107, "two-tokenizers", "A recipe has `tokenizer` or `tokenizer_source`, not both.")
+SEPARATOR_IN_PATH = Rule.error(
+    304, "separator-in-path", "In a text, mergekit reads `+` as model+adapter and `@` as path@revision."
+)
+
+
 def structure(document: Document) -> Iterator[Finding]:
     """Findings of the structure alone."""
     for keys in document.duplicates:
         yield document.finding(
-            "duplicate-key", keys, f"`{keys[-1]}` stands here twice; the last one counts.", "Delete one of them."
+            DUPLICATE_KEY, keys, f"`{keys[-1]}` stands here twice; the last one counts.", "Delete one of them."
         )
     unknown = list(unknown_keys(MergeConfiguration, document.content, ()))
     for keys, owner in unknown:
@@ -37,19 +50,24 @@ def structure(document: Document) -> Iterator[Finding]:
     if len(given) != 1 and not _explained(unknown, (), ("models", "slices", "modules")):
         found = " and ".join(given) if given else "none of them"
         yield document.finding(
-            "one-of-three",
+            ONE_OF_THREE,
             (given[-1],) if given else (),
             f"A recipe has exactly one of models, slices and modules; here is {found}.",
             "For two branches of one base, keep `models`.",
         )
     if document.content.get("tokenizer") and document.content.get("tokenizer_source"):
         yield document.finding(
-            "two-tokenizers",
+            TWO_TOKENIZERS,
             ("tokenizer_source",),
             "mergekit takes tokenizer or tokenizer_source, and stops at both.",
             "Delete one of them.",
         )
     yield from _separators(document)
+
+
+WRONG_KIND = Rule.error(
+    104, "wrong-kind", "A value is of another kind than mergekit reads there, or a required key is missing."
+)
 
 
 def wrong_kinds(document: Document, explained: bool) -> tuple[MergeConfiguration | None, list[Finding]]:
@@ -64,8 +82,11 @@ def wrong_kinds(document: Document, explained: bool) -> tuple[MergeConfiguration
     except RuntimeError as error:
         text = str(error).rstrip(".")
         return None, [] if explained else [
-            document.finding("wrong-kind", (), f"mergekit cannot read it: {text}.", "Mend it.")
+            document.finding(WRONG_KIND, (), f"mergekit cannot read it: {text}.", "Mend it.")
         ]
+
+
+UNKNOWN_METHOD = Rule.error(105, "unknown-method", "The installed mergekit has no merge method of this name.")
 
 
 def unknown_method(document: Document, name: str) -> Finding:
@@ -73,7 +94,7 @@ def unknown_method(document: Document, name: str) -> Finding:
     names = sorted(method.spec.name for method in registered_methods())
     match = closest(name, names)
     fix = f"Did you mean {match}?" if match else f"Take one of {', '.join(names)}."
-    return document.finding("unknown-method", ("merge_method",), f"mergekit has no merge method {name!r}.", fix)
+    return document.finding(UNKNOWN_METHOD, ("merge_method",), f"mergekit has no merge method {name!r}.", fix)
 
 
 def unknown_keys(kind: Any, value: Any, keys: Keys) -> Iterator[tuple[Keys, type[BaseModel]]]:
@@ -142,7 +163,7 @@ def _unknown(document: Document, keys: Keys, owner: type[BaseModel]) -> Finding:
         fix = f"Put it into `{dotted((*keys[:-1], INNER, key))}`."
     else:
         fix = f"Delete it; the keys here are {', '.join(fields)}."
-    return document.finding("unknown-key", keys, f"`{key}` means nothing here: mergekit ignores it.", fix)
+    return document.finding(UNKNOWN_KEY, keys, f"`{key}` means nothing here: mergekit ignores it.", fix)
 
 
 def _parameter_names() -> set[str]:
@@ -165,10 +186,10 @@ def _kinds(document: Document, error: ValidationError) -> Iterator[Finding]:
             continue
         told.add(keys)
         if missing:
-            yield document.finding("wrong-kind", keys, f"`{missing}` is missing here.", f"Add `{missing}`.")
+            yield document.finding(WRONG_KIND, keys, f"`{missing}` is missing here.", f"Add `{missing}`.")
         else:
             reason = one["msg"][0].lower() + one["msg"][1:]
-            yield document.finding("wrong-kind", keys, f"mergekit cannot read this value: {reason}.", "Mend it.")
+            yield document.finding(WRONG_KIND, keys, f"mergekit cannot read this value: {reason}.", "Mend it.")
 
 
 def _place(document: Document, location: tuple[str | int, ...]) -> Keys:
@@ -190,7 +211,7 @@ def _separators(document: Document) -> Iterator[Finding]:
             wrong = "stops at it" if crashes else f"reads {' and '.join(parts)} here"
             form = "{model: {path: …}, lora: {path: …}}" if kind is ModelReference else "{path: …}"
             yield document.finding(
-                "separator-in-path",
+                SEPARATOR_IN_PATH,
                 keys,
                 f"In a text, + and @ separate adapter and revision: mergekit {wrong}.",
                 f"Write {text!r} as a mapping, `{form}`, or rename the folder.",

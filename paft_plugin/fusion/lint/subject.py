@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from paft_plugin.deltas.store import TensorStore, is_adapter, open_model
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.lint.document import Document
 from paft_plugin.fusion.lint.findings import Finding
-from paft_plugin.fusion.lint.rules import Keys
+from paft_plugin.fusion.lint.rules import Keys, Rule
 
 
 def exists(text: str) -> bool:
@@ -80,9 +80,9 @@ class Subject:
         """mergekit's own description of the method."""
         return self.method.spec
 
-    def finding(self, name: str, keys: Keys, message: str, fix: str) -> Finding:
+    def finding(self, rule: Rule, keys: Keys, message: str, fix: str) -> Finding:
         """A finding at a place in the recipe."""
-        return self.document.finding(name, keys, message, fix)
+        return self.document.finding(rule, keys, message, fix)
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -176,6 +176,25 @@ class Subject:
     ) -> Group:
         base = one.base_model or self.config.base_model
         return self._of_models((*keys, "sources"), raw["sources"], one.sources, base, (_scope(raw, keys), *shared))
+
+
+Check = Callable[[Subject], Iterator[Finding]]
+RECIPE_CHECKS: list[Check] = []
+"""They read the recipe, and of the folders only headers and small files."""
+WEIGHT_CHECKS: list[Check] = []
+"""They read weights, outside of the survey of the deltas."""
+
+
+def recipe_check(check: Check) -> Check:
+    """Enter a check into `RECIPE_CHECKS`."""
+    RECIPE_CHECKS.append(check)
+    return check
+
+
+def weight_check(check: Check) -> Check:
+    """Enter a check into `WEIGHT_CHECKS`."""
+    WEIGHT_CHECKS.append(check)
+    return check
 
 
 def method_named(name: str) -> MergeMethod | None:

@@ -10,7 +10,7 @@ from mergekit.sparsify import SparsificationMethod
 
 from paft_plugin.fusion.lint.findings import Finding
 from paft_plugin.fusion.lint.folders import not_finite
-from paft_plugin.fusion.lint.rules import Keys
+from paft_plugin.fusion.lint.rules import Keys, Rule
 from paft_plugin.fusion.lint.subject import Entry, Subject
 from paft_plugin.fusion.lint.survey import NARROW, Look, TensorFacts
 
@@ -24,20 +24,34 @@ UNIFORM = 1e-6
 """Where SCE stops to weigh (in mergekit's code)."""
 
 Facts = Sequence[TensorFacts]
+DeltaCheck = Callable[[Subject, Facts], Iterator[Finding]]
+DELTA_CHECKS: list[DeltaCheck] = []
+"""They take the survey of all tensors that the branches change."""
 
 
+def delta_check(check: DeltaCheck) -> DeltaCheck:
+    """Enter a check into `DELTA_CHECKS`."""
+    DELTA_CHECKS.append(check)
+    return check
+
+
+ZERO_DELTA = Rule.warning(410, "zero-delta", "A branch equals the base: it adds nothing to the merge.")
+
+
+@delta_check
 def zero(subject: Subject, facts: Facts) -> Iterator[Finding]:
     """A branch that equals the base."""
     for index, entry in branches(subject):
         if all(fact.looks[index].absolute == 0 for fact in facts):
             yield subject.finding(
-                "zero-delta",
+                ZERO_DELTA,
                 entry.keys,
                 f"{entry.folder.name} equals the base model: its delta is 0.",
                 "Check that it was trained, and that it is the folder you mean.",
             )
 
 
+@delta_check
 def finite(subject: Subject, facts: Facts) -> Iterator[Finding]:
     """NaN or infinity in a whole model (an adapter's file is looked at without the base)."""
     for index, entry in branches(subject):
@@ -46,6 +60,12 @@ def finite(subject: Subject, facts: Facts) -> Iterator[Finding]:
             yield not_finite(subject, entry, broken)
 
 
+DTYPE_ROUNDS = Rule.warning(
+    316, "dtype-rounds", "A dtype narrower than a branch: base + δ is rounded before the delta is taken."
+)
+
+
+@delta_check
 def rounding(subject: Subject, facts: Facts) -> Iterator[Finding]:
     """A recipe's dtype that is narrower than a branch."""
     if subject.config.dtype not in NARROW:
@@ -57,13 +77,19 @@ def rounding(subject: Subject, facts: Facts) -> Iterator[Finding]:
         square = sum(fact.looks[index].square for fact in facts)
         lost = math.sqrt(sum(fact.looks[index].lost for fact in facts) / square) if square else 0.0
         yield subject.finding(
-            "dtype-rounds",
+            DTYPE_ROUNDS,
             ("dtype",),
             f"{entry.folder.name} on its base is rounded to {subject.config.dtype} first: {lost:.0%} error in its delta.",
             "Write `dtype: float32`, and the base's own dtype as out_dtype.",
         )
 
 
+WEIGHTS_IDLE = Rule.warning(
+    402, "weights-idle", "With normalize, an entry that one branch alone changes is divided by its own weight."
+)
+
+
+@delta_check
 def idle_weights(subject: Subject, facts: Facts) -> Iterator[Finding]:
     """Weights that normalize takes back on deltas that hardly overlap."""
     method = subject.method
@@ -77,13 +103,13 @@ def idle_weights(subject: Subject, facts: Facts) -> Iterator[Finding]:
     fix = "Write `normalize: false`, or change densities instead of weights."
     if all(len(set(own)) == 1 for own in weights):
         message = "The weights are the same for all models, and normalize divides by them: they do nothing."
-        yield subject.finding("weights-idle", place, message, fix)
+        yield subject.finding(WEIGHTS_IDLE, place, message, fix)
         return
     changed = sum(fact.changed for fact in divided)
     alone = sum(fact.alone * fact.changed for fact in divided) / changed if changed else 0.0
     if alone >= ALONE:
         yield subject.finding(
-            "weights-idle",
+            WEIGHTS_IDLE,
             place,
             f"One branch alone changes {alone:.0%} of the changed entries, and normalize divides each by its own weight: "
             "the weights do nothing there.",
@@ -91,6 +117,12 @@ def idle_weights(subject: Subject, facts: Facts) -> Iterator[Finding]:
         )
 
 
+TRIMS_NOTHING = Rule.warning(
+    403, "trims-nothing", "density counts all entries: a delta with fewer non-zeros keeps every one of them."
+)
+
+
+@delta_check
 def trims_nothing(subject: Subject, facts: Facts) -> Iterator[Finding]:
     """A density that keeps every non-zero entry."""
     for index, entry in branches(subject, SparsificationMethod.magnitude, SparsificationMethod.magnitude_outliers):
@@ -100,7 +132,7 @@ def trims_nothing(subject: Subject, facts: Facts) -> Iterator[Finding]:
             share = _share(facts, index)
             densities = sorted({look.parameters["density"] for look in looks})
             yield subject.finding(
-                "trims-nothing",
+                TRIMS_NOTHING,
                 (*entry.keys, "parameters", "density"),
                 f"density {' or '.join(f'{one:g}' for one in densities)} trims nothing of {entry.folder.name}: "
                 f"{share:.2g} of its entries are not 0.",
@@ -108,6 +140,15 @@ def trims_nothing(subject: Subject, facts: Facts) -> Iterator[Finding]:
             )
 
 
+BREADCRUMBS_ZEROES = Rule.error(
+    404, "breadcrumbs-zeroes", "gamma counts all entries: it takes every non-zero entry of so sparse a delta."
+)
+BREADCRUMBS_GUTS = Rule.warning(
+    405, "breadcrumbs-guts", "gamma counts all entries: it takes at least half of the non-zero entries of a delta."
+)
+
+
+@delta_check
 def breadcrumbs(subject: Subject, facts: Facts) -> Iterator[Finding]:
     """Outliers that are the delta itself."""
     for index, entry in branches(subject, SparsificationMethod.magnitude_outliers):
@@ -121,13 +162,19 @@ def breadcrumbs(subject: Subject, facts: Facts) -> Iterator[Finding]:
         share = removed / nonzero if nonzero else 0.0
         if share >= 0.5:
             yield subject.finding(
-                "breadcrumbs-zeroes" if share > 0.999 else "breadcrumbs-guts",
+                BREADCRUMBS_ZEROES if share > 0.999 else BREADCRUMBS_GUTS,
                 entry.keys,
                 f"gamma takes {share:.0%} of the non-zero entries of {entry.folder.name}, the largest first.",
                 f"Give this model `gamma: 0`, or one far below its share of non-zeros, {_share(facts, index):.2g}.",
             )
 
 
+DELLA_RANKS_ZEROS = Rule.warning(
+    406, "della-ranks-zeros", "DELLA ranks zeros too: the non-zeros of a sparse delta all rank alike, as in DARE."
+)
+
+
+@delta_check
 def della(subject: Subject, facts: Facts) -> Iterator[Finding]:
     """Ranks that do not tell large entries from small ones."""
     for index, entry in branches(subject, SparsificationMethod.della_magprune):
@@ -136,7 +183,7 @@ def della(subject: Subject, facts: Facts) -> Iterator[Finding]:
         if used and share < SPARSE and any(_spread(look) for look in used):
             density, epsilon = used[0].parameters["density"], used[0].parameters["epsilon"]
             yield subject.finding(
-                "della-ranks-zeros",
+                DELLA_RANKS_ZEROS,
                 entry.keys,
                 f"Only {share:.2g} of {entry.folder.name} is not 0, so DELLA keeps all of that with nearly the same chance, "
                 f"about {density + epsilon * (1 - share):.2f}.",
@@ -144,6 +191,12 @@ def della(subject: Subject, facts: Facts) -> Iterator[Finding]:
             )
 
 
+SCE_UNIFORM = Rule.warning(
+    407, "sce-uniform", "SCE weighs branches equally where their mean squares add up to less than 1e-6."
+)
+
+
+@delta_check
 def sce(subject: Subject, facts: Facts) -> Iterator[Finding]:
     """Weights by energy that are all the same."""
     if subject.spec.name != "sce":
@@ -152,13 +205,19 @@ def sce(subject: Subject, facts: Facts) -> Iterator[Finding]:
     energies = [energy for energy in energies if energy]
     if energies and sum(energy < UNIFORM for energy in energies) > 0.9 * len(energies):
         yield subject.finding(
-            "sce-uniform",
+            SCE_UNIFORM,
             ("merge_method",),
             f"These deltas are too small for sce to weigh (mean square up to {max(energies):.1g}): it takes all alike.",
             "That is ties at density 1 with normalize; take it, with a density of your own.",
         )
 
 
+STOCK_RETURNS_BASE = Rule.warning(
+    408, "stock-returns-base", "Model Stock goes by the angle of the deltas: at a right angle it stays at the base."
+)
+
+
+@delta_check
 def model_stock(subject: Subject, facts: Facts) -> Iterator[Finding]:
     """Deltas at right angles to each other."""
     count = len(subject.deltas)
@@ -175,13 +234,17 @@ def model_stock(subject: Subject, facts: Facts) -> Iterator[Finding]:
     share = math.sqrt(moved / whole) if whole else 0.0
     if share < STILL:
         yield subject.finding(
-            "stock-returns-base",
+            STOCK_RETURNS_BASE,
             ("merge_method",),
             f"The deltas stand at right angles, so model_stock goes only {share:.1%} of the way to their mean.",
             "It is for models of one task. Take ties or task_arithmetic for branches of two.",
         )
 
 
+RAM_DROPS = Rule.warning(409, "ram-drops", "RAM takes entries up to epsilon for unchanged; most of a delta lies below.")
+
+
+@delta_check
 def ram(subject: Subject, facts: Facts) -> Iterator[Finding]:
     """An epsilon that most of a delta lies below."""
     if subject.spec.name not in ("ram", "ramplus_tl"):
@@ -191,7 +254,7 @@ def ram(subject: Subject, facts: Facts) -> Iterator[Finding]:
         below = sum(fact.looks[index].below for fact in facts)
         if whole and below / whole > 0.5:
             yield subject.finding(
-                "ram-drops",
+                RAM_DROPS,
                 entry.keys,
                 f"{below / whole:.0%} of {entry.folder.name} (by L1 norm) lies up to epsilon, which counts as unchanged.",
                 "Give a smaller epsilon, such as 1e-7.",
@@ -217,17 +280,3 @@ def _share(facts: Facts, index: int) -> float:
 
 def _spread(look: Look) -> bool:
     return bool(look.parameters["density"] < 1 and look.parameters["epsilon"] > 0)
-
-
-WEIGHT_CHECKS: tuple[Callable[[Subject, Facts], Iterator[Finding]], ...] = (
-    zero,
-    finite,
-    rounding,
-    idle_weights,
-    trims_nothing,
-    breadcrumbs,
-    della,
-    sce,
-    model_stock,
-    ram,
-)

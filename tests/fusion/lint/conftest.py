@@ -12,7 +12,8 @@ import pytest
 import torch
 import yaml
 
-from paft_plugin.fusion.lint import Finding, lint_recipe
+from paft_plugin.fusion.lint.findings import Finding
+from paft_plugin.fusion.lint.linter import lint_recipe
 from tests.deltas.builders import make_adapter, make_base, make_tokenizer
 from tests.fusion.deltas import make_pair, prove
 

@@ -7,8 +7,9 @@ import re
 import pytest
 
 from paft_plugin.errors import PaftError
-from paft_plugin.fusion.lint import errors
-from paft_plugin.fusion.lint.rules import CODES, explain
+from paft_plugin.fusion.lint.findings import errors
+from paft_plugin.fusion.lint.linter import explain_rules
+from paft_plugin.fusion.lint.rules import RULES
 from tests.fusion.lint import planted_folders  # noqa: F401  (its recipes enter themselves into CASES)
 from tests.fusion.lint.conftest import Bench
 from tests.fusion.lint.planted import ALSO, CASES
@@ -27,21 +28,24 @@ def test_a_planted_fault_is_found_and_nothing_else(
     for finding in findings:
         assert finding.message.endswith((".", "?", ")")), finding
         assert finding.fix
-        assert finding.severity == CODES[finding.name].severity
+        assert finding.severity == RULES[finding.name].severity
 
 
 def test_every_code_has_a_planted_recipe() -> None:
-    assert set(CASES) == set(CODES)
+    assert set(CASES) == set(RULES)
 
 
-def test_codes_are_unique_and_explained_by_number_or_name() -> None:
-    codes = [code.code for code in CODES.values()]
+def test_codes_are_unique_and_explained_by_code_or_name() -> None:
+    codes = [rule.code for rule in RULES.values()]
     assert len(set(codes)) == len(codes)
     assert all(re.fullmatch(r"PAFT[1-5]\d\d", code) for code in codes)
-    assert explain("paft102") == explain("unknown-key") == [CODES["unknown-key"]]
-    assert len(explain("all")) == len(CODES)
+    (heading, *_) = explain_rules("paft102", 80)
+    assert heading == "PAFT102 unknown-key: error"
+    assert explain_rules("unknown-key", 80) == explain_rules("paft102", 80)
+    headings = [line.split()[0] for line in explain_rules("all", 80) if not line.startswith(" ")]
+    assert headings == sorted(codes)
     with pytest.raises(PaftError, match="Did you mean unknown-key"):
-        explain("unknown-keys")
+        explain_rules("unknown-keys", 80)
 
 
 def test_a_finding_names_line_place_and_the_likeliest_word(bench: Bench) -> None:

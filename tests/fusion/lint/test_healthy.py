@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from paft_plugin.fusion.lint import lint_recipe
+from paft_plugin.fusion.lint.linter import lint_recipe
 from paft_plugin.fusion.recipe.methods import METHODS
 from paft_plugin.fusion.recipe.settings import RecipeRequest
 from paft_plugin.fusion.recipe.write import write_recipe

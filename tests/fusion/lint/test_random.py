@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from mergekit.merge_methods import get
 from mergekit.merge_methods.base import BasePolicy, ParameterSpec
 
-from paft_plugin.fusion.lint import errors, lint_recipe
+from paft_plugin.fusion.lint.findings import errors
+from paft_plugin.fusion.lint.linter import lint_recipe
 from paft_plugin.fusion.recipe.methods import METHODS
 from tests.fusion.lint.conftest import Bench
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from paft_plugin.fusion.lint import survey as module
 from paft_plugin.fusion.lint.document import Document, read
-from paft_plugin.fusion.lint.registry import as_subject
+from paft_plugin.fusion.lint.linter import as_subject
 from paft_plugin.fusion.lint.subject import Subject
 from tests.fusion.lint.conftest import Bench
 

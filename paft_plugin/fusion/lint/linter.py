@@ -1,63 +1,46 @@
-"""All checks in one place, in the order in which a recipe is looked at."""
+"""Takes a recipe through every check: first its structure, then what it says and names, then what the weights hold."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from paft_plugin.errors import PaftError
-from paft_plugin.fusion.lint import cache, folders, merging, parameters, shape
+from paft_plugin.fusion.lint import cache, merging, parameters, shape  # noqa: F401  (checks enter themselves)
 from paft_plugin.fusion.lint.document import Document, read
 from paft_plugin.fusion.lint.findings import Finding, errors
-from paft_plugin.fusion.lint.subject import Subject, method_named
+from paft_plugin.fusion.lint.folders import NOT_CHECKED, UNREADABLE, halves
+from paft_plugin.fusion.lint.rules import explain_rules
+from paft_plugin.fusion.lint.subject import RECIPE_CHECKS, WEIGHT_CHECKS, Check, Subject, method_named
 from paft_plugin.fusion.lint.survey import survey
-from paft_plugin.fusion.lint.weights import WEIGHT_CHECKS
+from paft_plugin.fusion.lint.weights import DELTA_CHECKS
 
-Check = Callable[[Subject], Iterator[Finding]]
-
-CHECKS: tuple[Check, ...] = (
-    parameters.known,
-    parameters.valued,
-    parameters.required,
-    parameters.conditional,
-    parameters.gradients,
-    parameters.on_base,
-    merging.models,
-    merging.dtypes,
-    merging.chat_template,
-    merging.idle_parameters,
-    merging.sums,
-    merging.drops,
-    folders.paths,
-    folders.belonging,
-    folders.readable,
-    folders.proofs,
-    folders.tokenizers,
-    folders.out_dtype,
-    cache.flags,
-    cache.entries,
-)
-"""Checks that read the recipe, and of the folders only headers and small files."""
-
-READING_CHECKS: tuple[Check, ...] = (folders.finite, cache.contents)
-"""Checks that read weights, outside of the survey of the deltas."""
+__all__ = ["as_subject", "explain_rules", "lint_recipe"]
 
 
-def look(path: Path, read_weights: bool) -> list[Finding]:
-    """`lint_recipe`, which imports this module, and mergekit with it, when it is first called."""
+def lint_recipe(path: Path, *, read_weights: bool = True) -> list[Finding]:
+    """Look for everything that is wrong, or not as it seems, in a mergekit recipe and in what it names.
+
+    Args:
+        path: The recipe; any mergekit YAML.
+        read_weights: Whether to read the branches' weights, tensor by tensor, for what the method makes of them.
+
+    Returns:
+        Findings in the order of the file. One step is taken where the last is sound: structure, parameters, then weights.
+    """
     document = read(path)
     if isinstance(document, Finding):
         return [document]
     findings = [*shape.structure(document)]
-    if any(finding.name == "separator-in-path" for finding in findings):
+    if any(finding.name == shape.SEPARATOR_IN_PATH.name for finding in findings):
         return findings  # whatever follows would be about paths that nobody wrote
     subject, more = as_subject(document, explained=bool(errors(findings)))
     findings += more
     if subject is not None:
-        findings += _checked(subject, CHECKS)
+        findings += _checked(subject, RECIPE_CHECKS)
         # An error in a parameter keeps mergekit's own resolver, which the survey asks, from answering.
         if read_weights and not any(finding.code.startswith("PAFT2") for finding in errors(findings)):
-            findings += _checked(subject, (*READING_CHECKS, _of_weights))
+            findings += _checked(subject, (*WEIGHT_CHECKS, _of_deltas))
     unique = dict.fromkeys(findings)
     return sorted(unique, key=lambda finding: (finding.line or 0, finding.code))
 
@@ -80,16 +63,16 @@ def _checked(subject: Subject, checks: Iterable[Check]) -> Iterator[Finding]:
             yield from check(subject)
         except PaftError as error:
             for problem in error.problems:
-                yield subject.finding("unreadable", (), *folders.halves(problem))
+                yield subject.finding(UNREADABLE, (), *halves(problem))
 
 
-def _of_weights(subject: Subject) -> Iterator[Finding]:
+def _of_deltas(subject: Subject) -> Iterator[Finding]:
     if subject.config.slices or subject.config.modules:
         yield subject.finding(
-            "not-checked", (), "What the weights hold is looked at for `models:` alone.", "Look at the deltas yourself."
+            NOT_CHECKED, (), "What the weights hold is looked at for `models:` alone.", "Look at the deltas yourself."
         )
         return
     facts = list(survey(subject))
     if facts:
-        for check in WEIGHT_CHECKS:
+        for check in DELTA_CHECKS:
             yield from check(subject, facts)
