@@ -1,6 +1,6 @@
 """Diagnoses of branches that `axolotl train` made: what was planted is found, and nothing is found where nothing was planted.
 
-`pytest -m slow -s tests/end_to_end/test_diagnosis.py` prints the table of `paft_plugin/inspection/DIAGNOSIS.md`.
+`pytest -m slow -s tests/end_to_end/test_diagnosis.py` prints the table of `paft_plugin/inspection/diagnosis/DIAGNOSIS.md`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from paft_plugin.deltas import open_delta
 from paft_plugin.demo.configs import QUICK, QUICK_DEMO
 from paft_plugin.demo.run import write_inputs
 from paft_plugin.inspection.diagnosis import diagnose
-from paft_plugin.inspection.diagnosis.dominance import survival
+from paft_plugin.inspection.diagnosis.signatures.dominance import survival
 from paft_plugin.inspection.diagnosis.verdict import Diagnosis
 from paft_plugin.inspection.inspect import inspect_deltas
 from paft_plugin.inspection.inspected import read_inspection, write_inspection

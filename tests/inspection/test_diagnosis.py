@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import pytest
 import torch
 
 from paft_plugin.errors import PaftError
-from paft_plugin.inspection.diagnosis import diagnose
-from paft_plugin.inspection.diagnosis.verdict import Check, Diagnosis
+from paft_plugin.inspection.diagnosis import diagnose, signatures
+from paft_plugin.inspection.diagnosis.verdict import BRANCH_CHECKS, Check, Diagnosis
 from tests.inspection.planted_runs import PlantedRun, dense, proof, put, sparse
 
 LEARNT, STUCK = (1.2, 0.8), (1.2, 1.19)
@@ -242,6 +243,30 @@ def test_names_that_say_nothing_are_asked_for_and_strange_ones_are_all_refused(t
 def test_a_folder_of_an_inspection_alone_will_do(tmp_path: Path) -> None:
     PlantedRun({"sft": 10 * dense(1), "dpo": dense(2)}).write(tmp_path)
     assert found(diagnose(tmp_path / "inspection" / "branches")) == {("dominance", "sft")}
+
+
+def test_a_signature_that_is_added_as_a_file_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "signatures").mkdir()
+    (tmp_path / "signatures" / "added.py").write_text(ADDED)
+    folder = healthy().write(tmp_path / "run")
+    before = [check.signature for check in diagnose(folder).checks]
+    monkeypatch.setattr(signatures, "__path__", [*signatures.__path__, str(tmp_path / "signatures")])
+    try:
+        checks = diagnose(folder).checks
+    finally:
+        del BRANCH_CHECKS[1:], sys.modules[f"{signatures.__name__}.added"]
+    assert before == ["excessive L1", "dominance", "dense-sparse mismatch"]
+    assert [check.signature for check in checks] == ["excessive L1", "too few entries", *before[1:]]
+
+
+ADDED = """
+from paft_plugin.inspection.diagnosis.verdict import Evidence, judged, of_branch
+
+@of_branch
+def too_few(facts, sft, twin):
+    entries = Evidence("Entries", facts.measures(sft).entries, facts.inspection_file, 10)
+    return judged("too few entries", (sft,), "clear", "There are enough.", evidence=[entries], deciding=[entries])
+"""
 
 
 def test_nothing_to_diagnose_is_an_error(tmp_path: Path) -> None:

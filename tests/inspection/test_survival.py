@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from paft_plugin.inspection.diagnosis.dominance import survival
+from paft_plugin.inspection.diagnosis.signatures.dominance import survival
 from tests.inspection.planted_runs import dense, histogram, interference, sparse
 
 PAIRS = {

@@ -1,16 +1,16 @@
-"""Which branch is which, and every check on them."""
+"""The diagnosis of a run: which branch is which, and every check of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 from paft_plugin.errors import PaftError
-from paft_plugin.inspection.diagnosis.dominance import dominance
-from paft_plugin.inspection.diagnosis.excessive_l1 import excessive_l1
+from paft_plugin.inspection.diagnosis import signatures
 from paft_plugin.inspection.diagnosis.facts import Facts, read_facts
-from paft_plugin.inspection.diagnosis.mismatch import mismatch
-from paft_plugin.inspection.diagnosis.verdict import Diagnosis
+from paft_plugin.inspection.diagnosis.verdict import BRANCH_CHECKS, PAIR_CHECKS, Diagnosis
 
 PENALISED, DENSE = "sft-l1", "sft"
 STAGED = ("sequential",)  # trained on top of another branch, so that its delta is not fused with it
@@ -40,13 +40,13 @@ def diagnose(
     Raises:
         PaftError: the folder is missing or holds nothing to diagnose; a name is no branch's; no name says which branch is SFT.
     """
+    for module in iter_modules(signatures.__path__):
+        import_module(f"{signatures.__name__}.{module.name}")  # registers its check, the first time
     facts = read_facts(folder)
     roles = _roles(facts, sft, preferences, twin)
-    penalty = excessive_l1(facts, roles.sft, roles.twin)
-    checks = [penalty]
-    for preference in roles.preferences:
-        checks.append(dominance(facts, roles.sft, preference, penalty.found))
-        checks.append(mismatch(facts, roles.sft, preference, penalty.found))
+    checks = [check(facts, roles.sft, roles.twin) for check in BRANCH_CHECKS]
+    excuse = next((check.signature for check in checks if check.found), None)
+    checks += [check(facts, roles.sft, preference, excuse) for preference in roles.preferences for check in PAIR_CHECKS]
     return Diagnosis(str(folder), roles.sft, roles.preferences, roles.twin, tuple(checks))
 
 

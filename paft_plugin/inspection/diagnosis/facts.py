@@ -182,12 +182,3 @@ def _texts(content: Any) -> Iterator[str]:
     elif isinstance(content, dict):
         for value in content.values():
             yield from _texts(value)
-
-
-def density(measures: Measures) -> float:
-    """Share of entries that a delta of equal magnitudes with the same norms would have: (‖δ‖₁/‖δ‖₂)² / n.
-
-    1 if all |δ| are equal, 0.64 for a normal distribution, 1/n for a single entry. No factor on the delta changes it, so a delta
-    that is merely small is not sparse.
-    """
-    return (measures.l1 / measures.l2) ** 2 / measures.entries

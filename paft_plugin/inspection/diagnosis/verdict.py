@@ -1,17 +1,24 @@
-"""What a diagnosis says: one check for each failure signature and what it is about, with everything that it rests on."""
+"""What a diagnosis says: one check for each failure signature and what it is about, with everything that it rests on.
+
+The functions that check stand in `signatures/`, a file for each signature, and register themselves with `of_branch` or `of_pair`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from paft_plugin.inspection.diagnosis.facts import Facts
 
 SCHEMA = 1
-
-Signature = Literal["dense-sparse mismatch", "excessive L1", "dominance"]
+RECIPE = "axolotl paft recipe"
+"""Where a remedy is an option of that command."""
 State = Literal["found", "clear", "unknown"]
 """`unknown`: what it takes to decide is missing."""
 Confidence = Literal["low", "medium", "high"]
+LEVELS: tuple[Confidence, ...] = ("high", "medium", "low")
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class Remedy:
 class Check:
     """One failure signature, looked for in one branch or one pair of branches."""
 
-    signature: Signature
+    signature: str
     branches: tuple[str, ...]
     """The branch or the pair that was looked at."""
     state: State
@@ -74,7 +81,7 @@ class Check:
     missing: tuple[str, ...]
     """What would have been looked at too, and where it was looked for."""
     confidence: Confidence
-    """In the state that it came to."""
+    """How sure it is that `state` is right."""
     confidence_reason: str
     remedies: tuple[Remedy, ...] = ()
 
@@ -114,11 +121,8 @@ class Diagnosis:
         return {"schema": SCHEMA, "healthy": self.healthy, **content}
 
 
-LEVELS: tuple[Confidence, ...] = ("high", "medium", "low")
-
-
 def judged(
-    signature: Signature,
+    signature: str,
     branches: tuple[str, ...],
     state: State,
     message: str,
@@ -162,6 +166,27 @@ def judged(
     )
 
 
-def unknown(signature: Signature, branches: tuple[str, ...], message: str, missing: Sequence[str] = ()) -> Check:
+def unknown(signature: str, branches: tuple[str, ...], message: str, missing: Sequence[str] = ()) -> Check:
     """A check that what is there does not decide."""
     return Check(signature, branches, "unknown", None, message, (), tuple(missing), "low", "Nothing to judge by.")
+
+
+BranchCheck = Callable[["Facts", str, "str | None"], Check]
+"""Looks for a signature in one SFT branch: facts, branch, its dense twin if there is one."""
+PairCheck = Callable[["Facts", str, str, "str | None"], Check]
+"""Looks for a signature in two branches that are fused: facts, SFT branch, preference branch, and the signature that was found in
+the SFT branch alone, if there was one: it may explain what is seen of the pair."""
+BRANCH_CHECKS: list[BranchCheck] = []
+PAIR_CHECKS: list[PairCheck] = []
+
+
+def of_branch(check: BranchCheck) -> BranchCheck:
+    """Have every diagnosis make this check of the SFT branch (decorator)."""
+    BRANCH_CHECKS.append(check)
+    return check
+
+
+def of_pair(check: PairCheck) -> PairCheck:
+    """Have every diagnosis make this check of the SFT branch with each preference branch (decorator)."""
+    PAIR_CHECKS.append(check)
+    return check

@@ -8,55 +8,24 @@ from dataclasses import dataclass
 
 from paft_plugin.formats import threshold_key
 from paft_plugin.inspection.diagnosis.facts import Facts
-from paft_plugin.inspection.diagnosis.remedies import balance
-from paft_plugin.inspection.diagnosis.verdict import Check, Evidence, Signature, judged, unknown
+from paft_plugin.inspection.diagnosis.verdict import RECIPE, Check, Evidence, Remedy, judged, of_pair, unknown
 from paft_plugin.inspection.inspected import InspectedPair, Inspection
 from paft_plugin.inspection.measures import Histogram
 
-
-def survival(
-    own: Histogram,
-    other: Histogram,
-    conflict: float,  # share of Σ|δ₁δ₂| in entries of opposite signs
-    contested: float = 1.0,  # share of the branch's entries that the other branch can change too
-    weight: float = 1.0,  # of the branch, in units of the other's
-) -> float | None:
-    """Share of a branch's mass that takes part in the merged delta, without trimming; None for a delta of zeros."""
-    opponents = sorted(_bins(other))
-    total = other.zeros + sum(count for _, count in opponents)
-    mass = lost = 0.0
-    for size, count in _bins(own, weight):
-        greater = sum(n * (0.5 if there == size else 1.0) for there, n in opponents if there >= size)
-        mass += count * size
-        lost += count * size * greater / total
-    return 1.0 - conflict * contested * lost / mass if mass else None
-
-
-def _bins(histogram: Histogram, weight: float = 1.0) -> Iterator[tuple[float, int]]:
-    """(geometric middle × weight, count) of what is not zero; what lies beyond the ends is taken to lie at them."""
-    edges = histogram.log10_edges
-    for low, high, count in zip(edges, edges[1:], histogram.counts, strict=False):
-        if count:
-            yield weight * 10.0 ** ((low + high) / 2), count
-    if histogram.underflow:
-        yield weight * 10.0 ** edges[0], histogram.underflow
-    if histogram.overflow:
-        yield weight * 10.0 ** edges[-1], histogram.overflow
-
-
 NORM_RATIO = 1 / 3
 SURVIVAL = 0.75
-SIGNATURE: Signature = "dominance"
+SIGNATURE = "dominance"
 
 
-def dominance(facts: Facts, sft: str, preference: str, excessive: bool) -> Check:
+@of_pair
+def dominance(facts: Facts, sft: str, preference: str, excuse: str | None) -> Check:
     """Look for it in a pair.
 
     Decided by two at once: a norm that is far the smaller, and entries of which much is overruled. A healthy sparse delta has a
     small norm, few entries and a small share of the merged delta, and yet nearly all of it survives.
 
     Args:
-        excessive: whether the SFT branch suffers from excessive L1, which would explain that it is dominated.
+        excuse: the signature that was found in the SFT branch alone, which would explain that it is dominated.
     """
     branches, pair = (sft, preference), facts.pair(sft, preference)
     if facts.inspection is None or pair is None:
@@ -72,8 +41,8 @@ def dominance(facts: Facts, sft: str, preference: str, excessive: bool) -> Check
     if reasons:
         message = f"Neither overrules the other: {kept[weak]:.0%} of {weak} and {kept[strong]:.0%} of {strong} survive."
         return judged(SIGNATURE, branches, "clear", message, evidence=evidence, deciding=reasons)
-    if excessive and weak == sft:
-        message = f"{strong} overrules {sft} because excessive L1 left nothing of {sft}. Mend that first."
+    if excuse and weak == sft:
+        message = f"{strong} overrules {sft} because {excuse} left nothing of {sft}. Mend that first."
         return judged(SIGNATURE, branches, "clear", message, evidence=evidence)
     times = f"{1 / contest.ratio:.3g} times {weak}'s"
     return judged(
@@ -84,7 +53,7 @@ def dominance(facts: Facts, sft: str, preference: str, excessive: bool) -> Check
         evidence=evidence,
         deciding=contest.deciding,
         culprit=strong,
-        remedies=balance(facts, sft, strong, weak, contest.ratio, contest.weight),
+        remedies=_balance(facts, sft, strong, weak, contest.ratio, contest.weight),
     )
 
 
@@ -178,3 +147,53 @@ def _shares(facts: Facts, pair: InspectedPair, weak: str) -> list[Evidence]:
             share = parts[0 if pair.first == weak else 1] / sum(parts)
             found.append(Evidence(f"{weak}'s share of the {what}, at density {float(key):g}", share, source))
     return found
+
+
+def _balance(facts: Facts, sft: str, strong: str, weak: str, ratio: float, weight: float) -> list[Remedy]:
+    """Against dominance: a weight that makes the norms equal; a lower learning rate where that is what differs."""
+    side = "sft" if strong == sft else "preference"
+    found = [
+        Remedy(
+            f"--weight-{side}", RECIPE, f"{weight:g}", f"{weight * ratio:.2g}",
+            f"It gives both deltas the norm of {weak}. With --no-normalize: a normalising method divides the weight out again "
+            "wherever one branch is alone.",
+        )
+    ]  # fmt: skip
+    curves = {name: facts.curves.get(name) for name in (strong, weak)}
+    rates = {name: curve.peak_learning_rate or 0.0 if curve else 0.0 for name, curve in curves.items()}
+    if rates[strong] > 3 * rates[weak] > 0:
+        reason = f"The highest that was logged is {rates[strong] / rates[weak]:.3g} times that of {weak}."
+        found.append(
+            Remedy("learning_rate", f"configs/{strong}.yml", f"{rates[strong]:.2g}", f"{rates[weak]:.2g}", reason)
+        )
+    return found
+
+
+def survival(
+    own: Histogram,
+    other: Histogram,
+    conflict: float,  # share of Σ|δ₁δ₂| in entries of opposite signs
+    contested: float = 1.0,  # share of the branch's entries that the other branch can change too
+    weight: float = 1.0,  # of the branch, in units of the other's
+) -> float | None:
+    """Share of a branch's mass that takes part in the merged delta, without trimming; None for a delta of zeros."""
+    opponents = sorted(_bins(other))
+    total = other.zeros + sum(count for _, count in opponents)
+    mass = lost = 0.0
+    for size, count in _bins(own, weight):
+        greater = sum(n * (0.5 if there == size else 1.0) for there, n in opponents if there >= size)
+        mass += count * size
+        lost += count * size * greater / total
+    return 1.0 - conflict * contested * lost / mass if mass else None
+
+
+def _bins(histogram: Histogram, weight: float = 1.0) -> Iterator[tuple[float, int]]:
+    """(geometric middle × weight, count) of what is not zero; what lies beyond the ends is taken to lie at them."""
+    edges = histogram.log10_edges
+    for low, high, count in zip(edges, edges[1:], histogram.counts, strict=False):
+        if count:
+            yield weight * 10.0 ** ((low + high) / 2), count
+    if histogram.underflow:
+        yield weight * 10.0 ** edges[0], histogram.underflow
+    if histogram.overflow:
+        yield weight * 10.0 ** edges[-1], histogram.overflow

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 
 from paft_plugin.formats import threshold_key
-from paft_plugin.inspection.diagnosis.facts import RESULTS_FILE, Facts, density
-from paft_plugin.inspection.diagnosis.remedies import thinner
-from paft_plugin.inspection.diagnosis.verdict import Check, Evidence, Signature, judged, unknown
+from paft_plugin.inspection.diagnosis.facts import RESULTS_FILE, Facts
+from paft_plugin.inspection.diagnosis.verdict import RECIPE, Check, Evidence, Remedy, judged, of_pair, unknown
 from paft_plugin.inspection.measures import Measures
 
 DENSITY_RATIO = 1 / 5
 WEIGHT = 1 / 3  # of the sparser one's norm: that of a delta which dominance would take for overruled
 HARM = 0.05  # share of items; three standard errors if that is more
-SIGNATURE: Signature = "dense-sparse mismatch"
+TARGETS = (0.5, 0.95)  # the least and the greatest sparsity that is advised
+SIGNATURE = "dense-sparse mismatch"
 
 
-def mismatch(facts: Facts, sft: str, preference: str, excessive: bool) -> Check:
+@of_pair
+def mismatch(facts: Facts, sft: str, preference: str, excuse: str | None) -> Check:
     """Look for it in a pair.
 
     Decided by how far the densities are apart, and by what the merge loses of what the sparser branch was trained for. Where no
@@ -24,7 +25,7 @@ def mismatch(facts: Facts, sft: str, preference: str, excessive: bool) -> Check:
     preference delta is not, because on trained branches it did none.
 
     Args:
-        excessive: whether the SFT branch suffers from excessive L1, which would explain a delta with hardly an entry.
+        excuse: the signature that was found in the SFT branch alone, which would explain a delta with hardly an entry.
     """
     branches = (sft, preference)
     measured = {name: measures for name in branches if (measures := facts.measures(name)) is not None}
@@ -41,8 +42,8 @@ def mismatch(facts: Facts, sft: str, preference: str, excessive: bool) -> Check:
     if not structure[0].speaks_for:
         message = f"{sparse} and {dense} are about as dense (1 : {1 / structure[0].value:.2g})."
         return judged(SIGNATURE, branches, "clear", message, evidence=structure, deciding=structure[:1])
-    if excessive and sparse == sft:
-        message = f"{gap} because excessive L1 left nothing of {sft}. Mend that first."
+    if excuse and sparse == sft:
+        message = f"{gap} because {excuse} left nothing of {sft}. Mend that first."
         return judged(SIGNATURE, branches, "clear", message, evidence=evidence, missing=missing)
     suffers, clause, reasons = _suffering(sft, sparse, dense, weight, harm)
     if not suffers:
@@ -66,7 +67,7 @@ def mismatch(facts: Facts, sft: str, preference: str, excessive: bool) -> Check:
         deciding=[structure[0], *reasons],
         missing=missing,
         culprit=dense,
-        remedies=thinner(facts, sft, dense, sparse),
+        remedies=_thinner(facts, sft, dense, sparse),
     )
 
 
@@ -120,3 +121,41 @@ def _harm(facts: Facts, sparse: str, dense: str, measure: str | None) -> tuple[l
     threshold = max(HARM, 3 * math.hypot(best.stderr, own.stderr))
     what = f"{measure} that {sparse} has and {arm}, the best arm of the two, has not"
     return [Evidence(what, own.share - best.share, RESULTS_FILE, threshold, above=True, slack=HARM / 2)], []
+
+
+def _thinner(facts: Facts, sft: str, dense: str, sparse: str) -> list[Remedy]:
+    """Against a mismatch: make the denser delta as sparse as the other one, in training (SFT) or in the recipe."""
+    nonzero = _nonzero(facts, sparse)
+    found = []
+    if dense == sft:
+        target = min(max(1 - nonzero, TARGETS[0]), TARGETS[1])
+        old = facts.proofs.get(dense, {}).get("target_sparsity")
+        found.append(
+            Remedy(
+                "paft_target_sparsity", f"configs/{dense}.yml", f"{old:g}" if old else None, f"{target:.2f}",
+                f"The sparsity of {sparse}, within {TARGETS[0]:g} and {TARGETS[1]:g}, with plugins: [paft_plugin.PAFTPlugin].",
+            )
+        )  # fmt: skip
+    side = "sft" if dense == sft else "preference"
+    used = facts.density(dense, sparse)
+    old_density = f"{used:g}" if used is not None else None
+    reason = f"Without training again: it keeps as many entries of {dense} as {sparse} has."
+    found.append(Remedy(f"--density-{side}", RECIPE, old_density, f"{max(nonzero, 0.01):.2g}", reason))
+    return found
+
+
+def _nonzero(facts: Facts, branch: str) -> float:
+    """Share of entries that count: the scale-free density, or the share above the threshold if that is less."""
+    measures = facts.measures(branch)
+    assert measures is not None, "the caller has compared its density"
+    above = 1 - measures.sparsity(facts.threshold) if facts.threshold is not None else 1.0
+    return min(density(measures), above)
+
+
+def density(measures: Measures) -> float:
+    """Share of entries that a delta of equal magnitudes with the same norms would have: (‖δ‖₁/‖δ‖₂)² / n.
+
+    1 if all |δ| are equal, 0.64 for a normal distribution, 1/n for a single entry. No factor on the delta changes it, so a delta
+    that is merely small is not sparse.
+    """
+    return (measures.l1 / measures.l2) ** 2 / measures.entries

@@ -6,8 +6,7 @@ import math
 
 from paft_plugin.formats import threshold_key
 from paft_plugin.inspection.diagnosis.facts import Facts
-from paft_plugin.inspection.diagnosis.remedies import weaker_penalty
-from paft_plugin.inspection.diagnosis.verdict import Check, Evidence, Signature, judged, unknown
+from paft_plugin.inspection.diagnosis.verdict import Check, Evidence, Remedy, judged, of_branch, unknown
 from paft_plugin.inspection.training_log import Curve
 
 RECOVERY = 0.5  # of what the dense twin learnt
@@ -16,9 +15,12 @@ LEARNT = 0.02  # of the loss at the start: a twin that learnt less is nothing to
 EMPTY = 0.999  # sparsity at the threshold
 FAINT = 2e-4  # ‖δ‖₂ / ‖θ_pre‖₂
 ALIKE = 0.05  # between the learning rates of twins, in case one was logged at other steps
-SIGNATURE: Signature = "excessive L1"
+TARGET = 0.9  # the paper's: L1 takes the SFT delta above 90 % sparsity
+STEP = 10.0  # by which λ falls where nothing says by how much
+SIGNATURE = "excessive L1"
 
 
+@of_branch
 def excessive_l1(facts: Facts, sft: str, twin: str | None) -> Check:
     """Look for it in the SFT branch.
 
@@ -49,7 +51,7 @@ def excessive_l1(facts: Facts, sft: str, twin: str | None) -> Check:
         deciding=deciding,
         missing=missing,
         culprit=sft if found else None,
-        remedies=weaker_penalty(facts, sft, twin) if found else (),
+        remedies=_weaker_penalty(facts, sft, twin) if found else (),
     )
 
 
@@ -116,3 +118,51 @@ def _how(facts: Facts, sft: str) -> str:
     if measures is not None and measures.relative is not None:
         return f"the norm of its delta is {measures.relative:.2g} of the base's"
     return f"its paft.json gives the norm ‖δ‖₁ = {facts.proofs.get(sft, {}).get('l1_norm')}"
+
+
+def _weaker_penalty(facts: Facts, sft: str, twin: str | None) -> list[Remedy]:
+    """Against excessive L1: let a controller find λ, or a λ from what the dense twin gained and how large its delta is."""
+    proof = facts.proofs.get(sft, {})
+    target, strength = proof.get("target_sparsity"), _last_strength(facts, sft)
+    where = f"configs/{sft}.yml"
+    if target is not None:
+        lower = TARGET if target > TARGET else round(target / 2, 2)
+        return [
+            Remedy("paft_target_sparsity", where, f"{target:g}", f"{lower:g}", "A target that leaves room to learn.")
+        ]
+    old = f"{strength:g}" if strength else None
+    found = [
+        Remedy(
+            "paft_target_sparsity",
+            where,
+            None,
+            f"{TARGET:g}",
+            "A controller finds the λ that ends there (the paper's 90 %).",
+        )
+    ]
+    dense = facts.measures(twin) if twin is not None else None
+    twin_norm, gain = dense.l1 if dense is not None else 0.0, _gain(facts, twin)
+    on_delta = proof.get("l1_on", "delta") == "delta"
+    if on_delta and twin_norm and gain and (strength is None or gain / twin_norm < strength):
+        reason = f"The λ at which penalising the delta of {twin} costs what it gained: {gain:.3g} nats / ‖δ‖₁ of {twin_norm:.4g}."
+        found.append(Remedy("paft_l1_lambda", where, old, f"{gain / twin_norm:.1e}", reason))
+    elif strength:
+        reason = (
+            f"A factor of {STEP:g} at a time; a dense twin (the same config without paft_* keys) would say how far."
+        )
+        found.append(Remedy("paft_l1_lambda", where, old, f"{strength / STEP:.1e}", reason))
+    return found
+
+
+def _gain(facts: Facts, twin: str | None) -> float:
+    curve = facts.curves.get(twin) if twin is not None else None
+    if curve is None or curve.start_loss is None or curve.final_loss is None:
+        return 0.0
+    return max(0.0, curve.start_loss - curve.final_loss)
+
+
+def _last_strength(facts: Facts, sft: str) -> float | None:
+    proof = facts.proofs.get(sft, {})
+    history = proof.get("history") or []
+    strength = history[-1].get("lambda") if history else proof.get("lambda")
+    return float(strength) if strength else None
