@@ -22,6 +22,7 @@ import torch
 from paft_plugin.deltas import Delta, check_belongs
 from paft_plugin.deltas.belongs import branch_problems
 from paft_plugin.deltas.delta import delta_of
+from paft_plugin.deltas.measures import DECADES
 from paft_plugin.deltas.store import open_model
 from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.inspection import kernels
@@ -31,7 +32,7 @@ from paft_plugin.inspection.measures import Interference, Measures, Rank, Subspa
 from paft_plugin.inspection.pairs import PairTally, Trim, find_trim, likely_edges
 from paft_plugin.inspection.rank import compare_spaces, estimated_rank, rank_from_factors
 from paft_plugin.inspection.stream import ReadAhead, changes
-from paft_plugin.inspection.tally import Counting, Tally, log_histogram
+from paft_plugin.inspection.tally import Counting, StoredTally, magnitudes
 
 THRESHOLDS = (1e-6, 1e-5, 1e-4, 1e-3)
 """1e-5 is that of arXiv 2505.11711; our own choice are the others around it."""
@@ -139,7 +140,7 @@ class TensorResult:
 
     name: str
     shape: tuple[int, ...]
-    tallies: dict[str, Tally] = field(default_factory=dict)
+    tallies: dict[str, StoredTally] = field(default_factory=dict)
     """By delta."""
     ranks: dict[str, Rank | None] = field(default_factory=dict)
     pairs: dict[Pair, PairTally] = field(default_factory=dict)
@@ -272,8 +273,8 @@ class _Everything:
     def __init__(self, deltas: Mapping[str, Delta], settings: Settings) -> None:
         self._deltas, self._settings = deltas, settings
         thresholds, densities = settings.thresholds, settings.densities
-        self._of_deltas: dict[str, Groups[Tally, Measures]] = {
-            which: Groups(lambda: Tally(thresholds), Tally.measures) for which in deltas
+        self._of_deltas: dict[str, Groups[StoredTally, Measures]] = {
+            which: Groups(lambda: StoredTally(thresholds), StoredTally.measures) for which in deltas
         }
         self._of_pairs: dict[Pair, Groups[PairTally, Interference]] = {
             pair: Groups(lambda: PairTally(thresholds, densities), PairTally.interference)
@@ -312,7 +313,7 @@ class _Everything:
     def _inspected(self, which: str, delta: Delta) -> InspectedDelta:
         groups = self._of_deltas[which]
         figures: Figures[Measures] = groups.finished()
-        histogram = log_histogram(groups.total.keys, groups.total.zeros)
+        histogram = magnitudes(groups.total.keys).histogram(DECADES, groups.total.zeros)
         return InspectedDelta(which, delta.kind, str(delta.branch.absolute()), figures, histogram)
 
 

@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+from paft_plugin.deltas.measures import Histogram
 from paft_plugin.errors import PaftError
 from paft_plugin.files import read_json, write_text
-from paft_plugin.inspection.measures import Histogram, Interference, Measures
+from paft_plugin.inspection.measures import Interference, Measures
 
 SCHEMA = 1
 INSPECTION_FILE = "inspection.json"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from paft_plugin.formats import threshold_key
@@ -16,7 +16,7 @@ from paft_plugin.formats import threshold_key
 
 @dataclass(frozen=True)
 class Rank:
-    """Effective rank of one matrix: (Σσ²)² / Σσ⁴, the participation ratio of its squared singular values σ²; 1 to the rank."""
+    """Effective rank of one matrix, as `deltas/measures.py` defines it; 1 to the rank."""
 
     value: float
     standard_error: float
@@ -221,25 +221,6 @@ class Interference:
             subspaces=Subspaces(**subspaces) if subspaces else None,
             l1=tuple(content["l1"]) if content.get("l1") else None,
         )
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """|δ| of one delta on a logarithmic scale. Entries beyond either end are counted apart, exact zeros too."""
-
-    log10_edges: tuple[float, ...]
-    """Ascending; bin i holds 10^edges[i] ≤ |δ| < 10^edges[i + 1] (an entry within 0.2 % of an edge may be in either bin)."""
-    counts: tuple[int, ...] = field(default=())
-    """One fewer than edges."""
-    zeros: int = 0
-    underflow: int = 0
-    """0 < |δ| < the lowest edge."""
-    overflow: int = 0
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Histogram:
-        own = _own(cls, content)
-        return cls(**{**own, "log10_edges": tuple(own["log10_edges"]), "counts": tuple(own["counts"])})
 
 
 def _own(cls: type, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from paft_plugin.inspection import kernels
 from paft_plugin.inspection.kernels import FINE, KEYS, LANES, Counts, Doubles, Floats
 from paft_plugin.inspection.measures import Election, Interference, Overlap, Subspaces
 from paft_plugin.inspection.stream import blocks
-from paft_plugin.inspection.tally import Tally, edge_within, key_of_greatest
+from paft_plugin.inspection.tally import StoredTally, edge_within, key_of_greatest
 
 SAMPLE, PLACES = 1 << 17, 16
 """Entries from which edges are guessed, and the places of a tensor that they are taken from."""
@@ -49,7 +49,7 @@ class Trim:
 
 
 def find_trim(
-    delta: Delta, name: str, tally: Tally, densities: Sequence[float], within: Mapping[int, NDArray[np.uint32]]
+    delta: Delta, name: str, tally: StoredTally, densities: Sequence[float], within: Mapping[int, NDArray[np.uint32]]
 ) -> Trim:
     """Where the trims of one tensor cut; reads it again if any cuts within a key that was not looked into.
 
@@ -155,7 +155,7 @@ class PairTally:
         limits = np.asarray([0.0, *self.thresholds], np.float32)
         kernels.compare(one.reshape(-1), other.reshape(-1), limits, self.products, self.overlap)
 
-    def trim(self, tallies: tuple[Tally, Tally], trims: tuple[Trim, Trim]) -> None:
+    def trim(self, tallies: tuple[StoredTally, StoredTally], trims: tuple[Trim, Trim]) -> None:
         """Set what follows from the two deltas' own sums over this one tensor."""
         self.l1[:] = [tally.l1 for tally in tallies]
         self.nonzero[:] = [trim.nonzero for trim in trims]

@@ -1,9 +1,10 @@
-"""Effective rank of a delta's matrix, (Σσ²)² / Σσ⁴: exact from an adapter's factors, estimated from sampled rows otherwise.
+"""Effective rank of a stored delta's matrix, and how two adapters' subspaces coincide.
 
-It is ‖δ‖_F⁴ / ‖δδᵀ‖_F², and so one over the mean cos² of two rows drawn independently with chances in proportion to their Σδ².
-That mean needs no decomposition and no second pass: pairs of the same row count with the exact chance of drawing one twice, pairs
-of different rows are sampled. For one direction every cos² is 1, for many there are thousands of pairs: both are sharp.
-Shapes: `m` rows, `n` columns, `r` rank, `s` sampled rows.
+`deltas/measures.py` defines the rank, (Σσ²)² / Σσ⁴, and has it exactly from an adapter's factors; of any other delta it is
+estimated here from sampled rows. It is ‖δ‖_F⁴ / ‖δδᵀ‖_F², and so one over the mean cos² of two rows drawn independently with
+chances in proportion to their Σδ². That mean needs no decomposition and no second pass: pairs of the same row count with the
+exact chance of drawing one twice, pairs of different rows are sampled. For one direction every cos² is 1, for many there are
+thousands of pairs: both are sharp. Shapes: `m` rows, `n` columns, `r` rank, `s` sampled rows.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paft_plugin.deltas import Delta
+from paft_plugin.deltas.measures import effective_rank
 from paft_plugin.inspection.kernels import Doubles
 from paft_plugin.inspection.measures import Rank, Subspaces
 
@@ -26,13 +28,9 @@ SEED = 0
 
 
 def rank_from_factors(left: Tensor, right: Tensor) -> Rank | None:
-    """Of left · right, ``(m, r)`` and ``(r, n)``, at a cost of r²(m + n); None if it is zero or not finite."""
-    triangle = torch.linalg.qr(left.double(), mode="r")[1] @ torch.linalg.qr(right.double().T, mode="r")[1].T
-    if not bool(torch.isfinite(triangle).all()):
-        return None
-    squares = torch.linalg.svdvals(triangle).square()
-    fourth = float(squares.square().sum())
-    return Rank(float(squares.sum()) ** 2 / fourth, 0.0) if fourth else None
+    """Of left · right, ``(m, r)`` and ``(r, n)``; None if it is zero or not finite."""
+    value = effective_rank(left, right)
+    return Rank(value, 0.0) if value > 0 else None
 
 
 def estimated_rank(delta: Delta, name: str, squares: Doubles) -> Rank | None:

@@ -1,4 +1,4 @@
-"""Sums over one delta's entries, which add up over blocks and tensors, and the measures that follow from them."""
+"""Sums over a stored delta's entries, which add up over blocks and tensors, and the measures that follow from them."""
 
 from __future__ import annotations
 
@@ -11,63 +11,22 @@ import torch
 from numpy.typing import NDArray
 
 from paft_plugin.deltas import Delta
+from paft_plugin.deltas.measures import Magnitudes, hoyer
 from paft_plugin.deltas.store import FLOATS
 from paft_plugin.formats import threshold_key
 from paft_plugin.inspection import kernels
 from paft_plugin.inspection.kernels import FINE, KEYS, LANES, Counts, Doubles, Floats
-from paft_plugin.inspection.measures import Histogram, Measures, Rank
-
-# Eighths of a decade from 10⁻¹² to 10³.
-LOG10_EDGES = tuple(index / 8 for index in range(-12 * 8, 3 * 8 + 1))
+from paft_plugin.inspection.measures import Measures, Rank
 
 FINITE = 0x7F80
 """Keys above are those of infinity and NaN."""
-VALUES: NDArray[np.float64] = (np.arange(FINITE, dtype=np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+SIZES: Doubles = (np.arange(FINITE, dtype=np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
 """The magnitude that each key stands for, ascending."""
 
 
-def gini(counts: Counts) -> float | None:
-    """Gini coefficient of the magnitudes; None if all are zero."""
-    counts = counts[:FINITE]
-    mass = counts * VALUES
-    total, entries = mass.sum(), counts.sum()
-    if not total:
-        return None
-    # Equal magnitudes share the mean of their ranks.
-    ranks = np.cumsum(counts) - (counts - 1) / 2
-    return float(2 * (ranks * mass).sum() / (entries * total) - (entries + 1) / entries)
-
-
-def top_share(counts: Counts, share: float) -> float | None:
-    """Share of ‖δ‖₁ in the ``share`` of entries of greatest magnitude (at least one entry); None if all are zero."""
-    counts, values = counts[:FINITE][::-1], VALUES[::-1]
-    mass = counts * values
-    if not mass.sum():
-        return None
-    most = max(1, int(share * counts.sum()))
-    before = np.cumsum(counts) - counts
-    taken = np.clip(most - before, 0, counts)
-    return float((taken * values).sum() / mass.sum())
-
-
-def log_histogram(counts: Counts, zeros: int) -> Histogram:
-    """The keys' counts in bins of an eighth of a decade.
-
-    Args:
-        counts: per key.
-        zeros: entries that are exactly zero; they are among those of key 0.
-    """
-    counts = counts[:FINITE].copy()
-    tiny = int(counts[0]) - zeros
-    places = np.searchsorted(np.asarray(LOG10_EDGES), np.log10(VALUES[1:]), side="right")
-    binned = np.bincount(places, weights=counts[1:], minlength=len(LOG10_EDGES) + 1).astype(np.int64)
-    return Histogram(
-        LOG10_EDGES,
-        tuple(int(count) for count in binned[1:-1]),
-        zeros=zeros,
-        underflow=int(binned[0]) + tiny,
-        overflow=int(binned[-1]),
-    )
+def magnitudes(keys: Counts) -> Magnitudes:
+    """What a histogram of keys, ``(K,)``, says of the entries: each is taken for its key, 0.4 % of it at most."""
+    return Magnitudes(keys, SIZES)
 
 
 def key_of_greatest(counts: Counts, k: int) -> tuple[int, int]:
@@ -91,7 +50,7 @@ def edge_within(key: int, fine: NDArray[np.uint32], k: int) -> tuple[float, floa
 
 
 @dataclass
-class Tally:
+class StoredTally:
     """Over one tensor or many."""
 
     thresholds: tuple[float, ...]
@@ -107,7 +66,7 @@ class Tally:
     keys: Counts = field(default_factory=lambda: np.zeros(KEYS, np.int64))
     """(K,) entries by magnitude."""
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: StoredTally) -> None:
         """Take in what another tally counted."""
         self.entries += other.entries
         self.zeros += other.zeros
@@ -128,29 +87,22 @@ class Tally:
 
     def measures(self, rank: Rank | None = None) -> Measures:
         """What the sums come to."""
-        l2 = math.sqrt(self.squares)
+        sizes = magnitudes(self.keys)
         return Measures(
             entries=self.entries,
             zeros=self.zeros,
             small={threshold_key(each): int(count) for each, count in zip(self.thresholds, self.small, strict=True)},
             unseen=self.unseen,
             l1=self.l1,
-            l2=l2,
+            l2=math.sqrt(self.squares),
             largest=self.largest,
             base_l2=math.sqrt(self.base_squares),
-            hoyer=_hoyer(self.entries, self.l1, l2),
-            gini=gini(self.keys),
-            top_1_percent=top_share(self.keys, 0.01),
-            top_10_percent=top_share(self.keys, 0.1),
+            hoyer=hoyer(self.entries, self.l1, self.squares),
+            gini=sizes.gini(),
+            top_1_percent=sizes.top_share(0.01),
+            top_10_percent=sizes.top_share(0.1),
             effective_rank=rank,
         )
-
-
-def _hoyer(entries: int, l1: float, l2: float) -> float | None:
-    if not l2 or entries < 2:
-        return None
-    root = math.sqrt(entries)
-    return (root - l1 / l2) / (root - 1)
 
 
 class Counting:
@@ -164,7 +116,7 @@ class Counting:
     """
 
     def __init__(self, delta: Delta, name: str, thresholds: Sequence[float], looked_into: Collection[int] = ()) -> None:
-        self._tally = Tally(tuple(thresholds), entries=math.prod(delta.base.shape(name)))
+        self._tally = StoredTally(tuple(thresholds), entries=math.prod(delta.base.shape(name)))
         self._tally.unseen = dict.fromkeys(rounded_to(delta.base.dtype(name)), 0)
         self._limits = np.asarray([0.0, *thresholds], np.float32)
         self._small = np.zeros(len(self._limits), np.int64)
@@ -203,7 +155,7 @@ class Counting:
         fine[:, FINE // 2] = self._keys[:, self._looked_into].sum(axis=0) - fine.sum(axis=1)
         return dict(zip(self._looked_into, fine, strict=True))
 
-    def finished(self) -> Tally:
+    def finished(self) -> StoredTally:
         """Once every block was taken."""
         self._tally.zeros, self._tally.small = int(self._small[0]), self._small[1:]
         self._tally.squares = float(self.by_row.sum())

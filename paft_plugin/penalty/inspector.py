@@ -22,22 +22,13 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
+from paft_plugin.deltas.measures import OCTAVES, hoyer
 from paft_plugin.errors import some
 from paft_plugin.formats import threshold_label
 from paft_plugin.penalty.l1 import difference_blocks, memory_order
 from paft_plugin.penalty.live import ExpertsDelta, FullDelta, LiveDelta
 from paft_plugin.penalty.sharded import local, sum_over_shards
-from paft_plugin.penalty.tally import (
-    BINS_PER_OCTAVE,
-    Measurable,
-    Tally,
-    bin_edges,
-    hoyer,
-    measurable,
-    tally,
-    top_share,
-    total,
-)
+from paft_plugin.penalty.tally import LiveTally, Measurable, measurable, tally, total
 
 INT8_LARGEST = 127  # bitsandbytes' weight is int8 × the row's scale / this
 ROWS = 1024  # of an int8 weight that are widened at a time
@@ -103,31 +94,31 @@ def _square(tensor: Tensor) -> Tensor:
     return square
 
 
-PER_BIN = BINS_PER_OCTAVE // 2
-LOWEST = 2.0**-40  # about 1e-12: whatever is smaller shares the first bin, exact zeros included
-
-
 @dataclass(frozen=True)
-class Histogram:
-    """Counts between edges, N < 400 of them, so that Weights & Biases takes it (512)."""
+class DrawnHistogram:
+    """A histogram as loggers take it: every entry lies between its edges."""
 
     counts: list[int]  # [N]
     edges: list[float]  # [N + 1], log₁₀|δ|
 
 
-def log_magnitudes(tally: Tally) -> Histogram | None:
-    """Of all entries of δ, from the smallest to the largest; None if one of them is infinite or no number."""
-    edges = bin_edges()
-    first = int(torch.searchsorted(edges, LOWEST))
-    counts = torch.cat([tally.bins[:first].sum()[None], tally.bins[first:].view(-1, PER_BIN).sum(1)])
-    ends = torch.cat([torch.tensor([LOWEST / 2**0.5], dtype=torch.float64), edges[first::PER_BIN]]).log10()
-    low, high = (int(at) for at in counts.nonzero().aminmax())
-    if not ends[high + 1].isfinite():
+def log_magnitudes(tally: LiveTally) -> DrawnHistogram | None:
+    """Of all entries of δ, from the smallest to the largest; None if one of them is infinite or no number.
+
+    Whatever is below the lowest edge, about 1e-12, shares a bin of its own there, exact zeros included.
+    """
+    magnitudes = tally.magnitudes
+    if not magnitudes.is_finite:
         return None
-    return Histogram(counts[low : high + 1].tolist(), ends[low : high + 2].tolist())
+    histogram = magnitudes.histogram(OCTAVES, tally.zeros)
+    counts = [histogram.zeros + histogram.underflow, *histogram.counts]
+    edges = [histogram.log10_edges[0] - 0.5 * math.log10(2), *histogram.log10_edges]
+    filled = [place for place, count in enumerate(counts) if count]
+    low, high = filled[0], filled[-1] + 1
+    return DrawnHistogram(counts[low:high], edges[low : high + 1])
 
 
-def log_histogram(callbacks: Sequence[TrainerCallback], name: str, histogram: Histogram, step: int) -> None:
+def log_histogram(callbacks: Sequence[TrainerCallback], name: str, histogram: DrawnHistogram, step: int) -> None:
     """Hand `histogram` to each logger among `callbacks` that takes one, under the name that its scalars would get."""
     for callback in callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
@@ -142,12 +133,12 @@ def log_histogram(callbacks: Sequence[TrainerCallback], name: str, histogram: Hi
             _log_beside_step(trackio, name, histogram, step)
 
 
-def _log_beside_step(library: Any, name: str, histogram: Histogram, step: int) -> None:
+def _log_beside_step(library: Any, name: str, histogram: DrawnHistogram, step: int) -> None:
     drawn = library.Histogram(np_histogram=(histogram.counts, histogram.edges))
     library.log({f"train/{name}": drawn, "train/global_step": step})
 
 
-def _for_tensorboard(histogram: Histogram) -> dict[str, Any]:
+def _for_tensorboard(histogram: DrawnHistogram) -> dict[str, Any]:
     counts = torch.tensor(histogram.counts, dtype=torch.float64)
     edges = torch.tensor(histogram.edges, dtype=torch.float64)
     middles = (edges[:-1] + edges[1:]) / 2
@@ -223,7 +214,7 @@ class Inspector:
         if state.is_world_process_zero and histogram is not None:
             log_histogram(loggers.callbacks, f"{PREFIX}/log10_delta", histogram, state.global_step)
 
-    def _figures(self, prefix: str, one: Tally, base: float | None) -> dict[str, float]:
+    def _figures(self, prefix: str, one: LiveTally, base: float | None) -> dict[str, float]:
         zeros, *small = (count / one.entries for count in one.small.tolist())
         labels = [f"sparsity@{threshold_label(threshold)}" for threshold in self._thresholds]
         figures = {
@@ -233,8 +224,11 @@ class Inspector:
             "l2_norm": math.sqrt(one.square),
             "max": one.largest,
         }
-        if one.square > 0 and one.entries > 1:
-            figures |= {"hoyer": hoyer(one), "top_1_percent_mass": top_share(one, TOP)}
+        concentration = {
+            "hoyer": hoyer(one.entries, one.l1, one.square),
+            "top_1_percent_mass": one.magnitudes.top_share(TOP),
+        }
+        figures |= {name: value for name, value in concentration.items() if value is not None}
         if base:
             figures["relative_l2"] = math.sqrt(one.square / base)
         if one.products:

@@ -12,9 +12,10 @@ import torch
 import yaml
 from torch import Tensor
 
+from paft_plugin.deltas.measures import Histogram
 from paft_plugin.formats import threshold_key
 from paft_plugin.inspection.inspected import Figures, InspectedDelta, InspectedPair, Inspection, write_inspection
-from paft_plugin.inspection.measures import Election, Histogram, Interference, Measures, Overlap
+from paft_plugin.inspection.measures import Election, Interference, Measures, Overlap
 
 ENTRIES = 20_000
 THRESHOLDS = (1e-6, 1e-5)

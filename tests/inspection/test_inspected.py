@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from paft_plugin.deltas.measures import Histogram
 from paft_plugin.errors import PaftError
 from paft_plugin.inspection.inspected import (
     Figures,
@@ -17,7 +18,7 @@ from paft_plugin.inspection.inspected import (
     read_inspection,
     write_inspection,
 )
-from paft_plugin.inspection.measures import Election, Histogram, Interference, Measures, Overlap, Rank, Subspaces
+from paft_plugin.inspection.measures import Election, Interference, Measures, Overlap, Rank, Subspaces
 
 MEASURES = Measures(
     entries=8,

@@ -21,7 +21,7 @@ from paft_plugin.inspection import kernels, pairs
 from paft_plugin.inspection.inspect import Settings, inspect_deltas
 from paft_plugin.inspection.inspected import InspectedPair, Inspection
 from paft_plugin.inspection.measures import Measures
-from paft_plugin.inspection.tally import gini, top_share
+from paft_plugin.inspection.tally import magnitudes
 from tests.deltas.builders import make_adapter, make_base, make_model, merged_by_peft, weights
 from tests.inspection import brute
 
@@ -269,18 +269,18 @@ def test_order_statistics_keep_their_bound(share: float, spread: float) -> None:
     sizes = torch.from_numpy(np.random.default_rng(0).lognormal(-8, spread, 50_000)).float()
     counts = np.zeros((kernels.LANES, kernels.KEYS), np.uint32)
     kernels.count_keys(kernels.bits_of(sizes.numpy()), counts)
-    keys = counts.sum(axis=0, dtype=np.int64)
-    assert gini(keys) == pytest.approx(brute.gini(sizes), abs=2**-8)
-    assert top_share(keys, share) == pytest.approx(brute.top_share(sizes, share), rel=2**-8)
+    found = magnitudes(counts.sum(axis=0, dtype=np.int64))
+    assert found.gini() == pytest.approx(brute.gini(sizes), abs=2**-8)
+    assert found.top_share(share) == pytest.approx(brute.top_share(sizes, share), rel=2**-8)
 
 
 def test_order_statistics_of_bfloat16_magnitudes_are_exact() -> None:
     sizes = torch.from_numpy(np.random.default_rng(0).lognormal(-8, 1, 50_000)).bfloat16().float()
     counts = np.zeros((kernels.LANES, kernels.KEYS), np.uint32)
     kernels.count_keys(kernels.bits_of(sizes.numpy()), counts)
-    keys = counts.sum(axis=0, dtype=np.int64)
-    assert gini(keys) == pytest.approx(brute.gini(sizes), rel=1e-12)
-    assert top_share(keys, 0.01) == pytest.approx(brute.top_share(sizes, 0.01), rel=1e-12)
+    found = magnitudes(counts.sum(axis=0, dtype=np.int64))
+    assert found.gini() == pytest.approx(brute.gini(sizes), rel=1e-12)
+    assert found.top_share(0.01) == pytest.approx(brute.top_share(sizes, 0.01), rel=1e-12)
 
 
 def test_rounding_hides_what_torch_rounds_away() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from paft_plugin.penalty.injector import PenaltyInjector
-from paft_plugin.penalty.inspector import LOWEST, kind_of, log_magnitudes
+from paft_plugin.penalty.inspector import kind_of, log_magnitudes
 from paft_plugin.penalty.settings import PenaltySettings
 from tests.penalty.models import live
 from tests.penalty.test_adapters import TRAINED
@@ -26,6 +26,7 @@ from tests.penalty.test_resume import STEPS, Stop, trainer_with
 from tests.penalty.test_tally import of_entries
 
 EVERY = 4
+LOWEST = 2.0**-40
 Figures = dict[str, float]
 
 

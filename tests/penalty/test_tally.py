@@ -11,21 +11,12 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
+from paft_plugin.deltas.measures import effective_rank, hoyer
 from paft_plugin.penalty.find import find_live_deltas, take_references, trained_themselves
 from paft_plugin.penalty.inspector import base_square
 from paft_plugin.penalty.live import ExpertsDelta, FullDelta, measure
-from paft_plugin.penalty.tally import (
-    BINS,
-    Tally,
-    _tally_product,
-    bin_edges,
-    effective_rank,
-    hoyer,
-    measurable,
-    tally,
-    top_share,
-    total,
-)
+from paft_plugin.penalty.tally import DROPPED_BITS, FINITE, LiveTally, _tally_product, measurable, tally, total
+from tests.inspection import brute
 from tests.penalty.models import (
     clear_threshold,
     copies,
@@ -39,9 +30,13 @@ from tests.penalty.models import (
 from tests.penalty.test_adapters import TRAINED
 
 
-def of_entries(entries: Tensor) -> Tally:
+def of_entries(entries: Tensor) -> LiveTally:
     """The tally of a parameter whose δ is `entries`."""
     return tally(FullDelta("weight", nn.Parameter(entries.clone()), torch.zeros_like(entries)), ())
+
+
+def hoyer_of(one: LiveTally) -> float | None:
+    return hoyer(one.entries, one.l1, one.square)
 
 
 @pytest.mark.parametrize("kind", TRAINED)
@@ -60,12 +55,14 @@ def test_every_kind_of_delta_is_tallied_as_what_peft_merges(kind: str, tmp_path:
     assert one.small[1] == (entries <= threshold).sum()
     assert one.bins.sum() == one.entries
     size, root = math.sqrt(entries.square().sum()), math.sqrt(entries.numel())
-    assert hoyer(one) == pytest.approx((root - entries.sum().item() / size) / (root - 1), rel=1e-5)
+    assert hoyer_of(one) == pytest.approx((root - entries.sum().item() / size) / (root - 1), rel=1e-5)
     for share in (0.01, 0.1):
         exact = entries.sort(descending=True).values
         held = exact[: int(share * entries.numel())].sum() / exact.sum()
         # What is left over of a whole number of entries, and 3 % of each entry's size.
-        assert top_share(one, share) == pytest.approx(held.item(), rel=0.03, abs=exact[0].item() / exact.sum().item())
+        assert one.magnitudes.top_share(share) == pytest.approx(
+            held.item(), rel=0.03, abs=exact[0].item() / exact.sum().item()
+        )
 
 
 @pytest.mark.parametrize("kind", TRAINED)
@@ -88,8 +85,7 @@ def test_the_effective_rank_is_that_of_the_singular_values(kind: str, tmp_path: 
         if isinstance(module, LoraLayer) and "default" in module.scaling:
             whole = module.get_delta_weight("default").double()
             products += list(whole) if whole.dim() == 3 else [whole]
-    spread = [size / size.sum() for size in map(torch.linalg.svdvals, products)]
-    exact = sum(torch.special.entr(one).sum().exp().item() for one in spread)
+    exact = sum(brute.effective_rank(product.detach()) for product in products)
     one = total(tally(delta, ()) for delta in deltas)
     assert one.products == len(products)
     # A product in fp32 has some rank of rounding, which the fp64 factors have not.
@@ -101,10 +97,10 @@ def test_orthogonal_factors_have_their_whole_rank(rank: int) -> None:
     torch.manual_seed(0)
     A = torch.linalg.qr(torch.randn(30, rank)).Q.T
     B = torch.linalg.qr(torch.randn(20, rank)).Q
-    assert effective_rank(A, B) == pytest.approx(rank, rel=1e-6)
-    assert effective_rank(A, 1e-6 * B) == pytest.approx(rank, rel=1e-6)
-    assert effective_rank(A, torch.zeros_like(B)) == 0
-    assert math.isnan(effective_rank(A, B * math.inf))
+    assert effective_rank(B, A) == pytest.approx(rank, rel=1e-6)
+    assert effective_rank(1e-6 * B, A) == pytest.approx(rank, rel=1e-6)
+    assert effective_rank(torch.zeros_like(B), A) == 0
+    assert math.isnan(effective_rank(B * math.inf, A))
 
 
 def base_by_hand(model: nn.Module, name: str, base: dict[str, Tensor]) -> Tensor:
@@ -166,8 +162,9 @@ def test_histogram_counts_are_exact() -> None:
     entries = torch.cat([torch.randn(300_000) * 10.0 ** torch.randint(-9, 3, (300_000,)), torch.zeros(1000)])
     entries[:3] = torch.tensor([1e-42, 3e38, -(2.0**-20)])
     one = of_entries(entries)
-    expected = torch.histogram(entries.abs().double(), bin_edges()[: BINS - 15]).hist
-    assert one.bins[: BINS - 16].tolist() == expected.tolist()
+    edges = (torch.arange(FINITE, dtype=torch.int32) << DROPPED_BITS).view(torch.float32).double()
+    edges = torch.cat([edges, torch.tensor([2.0**128], dtype=torch.float64)])
+    assert one.bins[:FINITE].tolist() == torch.histogram(entries.abs().double(), edges).hist.tolist()
     assert one.bins.sum() == len(entries)
     assert one.small.tolist() == [1000]
 
@@ -176,18 +173,18 @@ def test_histogram_counts_are_exact() -> None:
 def test_equal_entries_are_not_sparse_and_a_single_one_is(size: float) -> None:
     equal, single = torch.full((400,), size), torch.zeros(400)
     single[7] = -size
-    assert hoyer(of_entries(equal)) == pytest.approx(0, abs=1e-5)
-    assert top_share(of_entries(equal), 0.01) == pytest.approx(0.01)
-    assert hoyer(of_entries(single)) == pytest.approx(1, abs=1e-5)
-    assert top_share(of_entries(single), 0.01) == pytest.approx(1)
+    assert hoyer_of(of_entries(equal)) == pytest.approx(0, abs=1e-5)
+    assert of_entries(equal).magnitudes.top_share(0.01) == pytest.approx(0.01)
+    assert hoyer_of(of_entries(single)) == pytest.approx(1, abs=1e-5)
+    assert of_entries(single).magnitudes.top_share(0.01) == pytest.approx(1)
 
 
 def test_a_scale_of_zero_leaves_nothing() -> None:
     one = _tally_product(torch.randn(2, 9), torch.randn(5, 2), 0.0, (1e-5,))
     assert (one.l1, one.square, one.largest) == (0, 0, 0)
     assert one.small.tolist() == [45, 45]
-    assert math.isnan(hoyer(one))
-    assert math.isnan(top_share(one, 0.01))
+    assert hoyer_of(one) is None
+    assert one.magnitudes.top_share(0.01) is None
 
 
 def test_a_diverged_delta_is_tallied_as_such() -> None:
@@ -197,7 +194,7 @@ def test_a_diverged_delta_is_tallied_as_such() -> None:
     for one in (of_entries(entries), of_entries(entries) + healthy, healthy + of_entries(entries)):
         assert math.isnan(one.largest)
         assert not math.isfinite(one.l1)
-        assert math.isnan(top_share(one, 0.01))
+        assert one.magnitudes.top_share(0.01) is None
 
 
 def test_experts_are_one_delta_of_many_products() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paft_plugin.deltas.measures import Histogram
 from paft_plugin.files import write_json, write_text
 from paft_plugin.formats import threshold_key
 from paft_plugin.inspection.inspected import (
@@ -21,7 +22,7 @@ from paft_plugin.inspection.inspected import (
     TensorFigures,
     write_inspection,
 )
-from paft_plugin.inspection.measures import Election, Histogram, Interference, Measures, Overlap
+from paft_plugin.inspection.measures import Election, Interference, Measures, Overlap
 
 MODULES = ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj")
 THRESHOLDS = (1e-5, 1e-3)

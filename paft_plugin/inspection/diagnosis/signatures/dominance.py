@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from paft_plugin.deltas.measures import Histogram
 from paft_plugin.formats import threshold_key
 from paft_plugin.inspection.diagnosis.facts import Facts
 from paft_plugin.inspection.diagnosis.verdict import RECIPE, Check, Evidence, Remedy, judged, of_pair, unknown
 from paft_plugin.inspection.inspected import InspectedPair, Inspection
-from paft_plugin.inspection.measures import Histogram
 
 NORM_RATIO = 1 / 3
 SURVIVAL = 0.75
