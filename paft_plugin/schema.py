@@ -1,19 +1,33 @@
-"""Reading `paft.yml` strictly: paths meant from its own folder, no key that is ignored, every mistake said at once in words."""
+"""Reading `paft.yml` strictly: paths meant from its own folder, no key that is ignored, every mistake said at once in words.
+
+`unknown_keys` finds such keys in the files of other tools, too.
+"""
 
 from __future__ import annotations
 
 import types
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+)
 
 from paft_plugin.errors import PaftError, did_you_mean, one_line
 
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 Model = TypeVar("Model", bound=BaseModel)
+Keys = tuple[str | int, ...]
+"""Keys and list positions that lead to a value."""
 
 
 def raise_lines(problems: Sequence[str]) -> None:
@@ -131,22 +145,103 @@ def _explain(model: type[BaseModel], fault: dict[str, Any]) -> list[str]:
     return [f"{prefix}no such key. {suggestion(str(path[-1]), list(holder.model_fields))}"]
 
 
-def _model_at(kind: Any, path: tuple[int | str, ...]) -> type[BaseModel] | None:
-    """The model whose fields are the keys at a place below a type; None where there is none."""
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        if not path:
-            return kind
-        field = kind.model_fields.get(str(path[0]))
-        return None if field is None else _model_at(field.annotation, path[1:])
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType, Annotated):
-        return next((found for each in inner if (found := _model_at(each, path)) is not None), None)
-    if inner and path:
-        return _model_at(inner[-1], path[1:])
-    return None
+@dataclass(frozen=True)
+class _MayBe:
+    """What a value of a type may be; of a union, what a value of any part may be."""
+
+    models: tuple[type[BaseModel], ...] = ()
+    items: tuple[Any, ...] = ()
+    """Types of a list's items."""
+    values: tuple[Any, ...] = ()
+    """Types of the values of a mapping that may have any key."""
+
+    @classmethod
+    def of(cls, kinds: Iterable[Any]) -> _MayBe:
+        parts = [cls._of_one(kind) for kind in kinds]
+        return cls(
+            tuple(model for part in parts for model in part.models),
+            tuple(item for part in parts for item in part.items),
+            tuple(value for part in parts for value in part.values),
+        )
+
+    @classmethod
+    def _of_one(cls, kind: Any) -> _MayBe:
+        origin, inner = get_origin(kind), get_args(kind)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return cls((kind,))
+        if origin is Annotated:
+            return cls._of_one(inner[0])
+        if origin in (Union, types.UnionType):
+            return cls.of(inner)
+        if origin in (list, tuple):
+            return cls(items=inner)
+        if origin is dict:
+            return cls(values=inner[1:] or (Any,))
+        return cls(values=(Any,)) if kind in (dict, Any) else cls()
+
+    def below(self, key: object) -> list[Any]:
+        """The types of what may stand under a key, or at a place of a list."""
+        fields = [kind for model in self.models for name, kind in _names(model) if name == str(key)]
+        if not fields and any(model.model_config.get("extra") == "allow" for model in self.models):
+            fields = [Any]
+        return [*fields, *(self.items if isinstance(key, int) else ()), *self.values]
 
 
-def _description(model: type[BaseModel], path: tuple[int | str, ...]) -> str:
+def _names(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
+    """Every name under which a model takes a field, with the field's type."""
+    for name, field in model.model_fields.items():
+        yield name, field.annotation
+        aliases = field.validation_alias.choices if isinstance(field.validation_alias, AliasChoices) else []
+        for alias in {field.alias, field.validation_alias, *aliases} - {None, name}:
+            if isinstance(alias, str):
+                yield alias, field.annotation
+
+
+def unknown_keys(
+    kinds: Sequence[Any], value: Any, keys: Keys = ()
+) -> Iterator[tuple[Keys, tuple[type[BaseModel], ...]]]:
+    """Keys that no model knows at their place, at any depth, each with the models that could stand there.
+
+    Args:
+        kinds: The types that `value` may have.
+        value: What a person wrote, as YAML or JSON has it.
+        keys: Where it stands.
+    """
+    may_be = _MayBe.of(kinds)
+    if isinstance(value, Mapping) and (may_be.models or may_be.values):
+        for key, content in value.items():
+            place = (*keys, str(key))
+            if below := may_be.below(str(key)):
+                yield from unknown_keys(below, content, place)
+            else:
+                yield place, may_be.models
+    elif isinstance(value, list) and may_be.items:
+        for index, content in enumerate(value):
+            yield from unknown_keys(may_be.items, content, (*keys, index))
+
+
+def names_of(models: Iterable[type[BaseModel]]) -> list[str]:
+    """Every key that one of the models knows."""
+    return list(dict.fromkeys(name for model in models for name, _ in _names(model)))
+
+
+def dotted(keys: Keys) -> str:
+    """`models[0].parameters.weight`."""
+    text = ""
+    for key in keys:
+        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else str(key)
+    return text
+
+
+def _model_at(model: type[BaseModel], path: Keys) -> type[BaseModel] | None:
+    """The model whose fields are the keys at a place below `model`; None where there is none."""
+    kinds: list[Any] = [model]
+    for key in path:
+        kinds = _MayBe.of(kinds).below(key)
+    return next(iter(_MayBe.of(kinds).models), None)
+
+
+def _description(model: type[BaseModel], path: Keys) -> str:
     for end in range(len(path), 0, -1):
         holder = _model_at(model, path[: end - 1])
         field = holder.model_fields.get(str(path[end - 1])) if holder else None

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all; a path is told from a name on the hub."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from paft_plugin.files import fingerprint, write_json, write_text
+from paft_plugin.files import fingerprint, is_hub_name, looks_local, write_json, write_text
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,3 +35,15 @@ def test_json_refuses_what_is_no_number(tmp_path: Path) -> None:
 def test_fingerprints_tell_order_and_boundaries_apart() -> None:
     prints = [fingerprint(parts) for parts in (["ab", "c"], ["a", "bc"], ["c", "ab"], ["abc"], [])]
     assert len(set(prints)) == len(prints)
+
+
+def test_what_is_a_path_and_what_a_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_hub_name("meta-llama/Llama-3.2-3B")
+    assert not any(map(is_hub_name, ["/models/base", "base", "a/b/c", "./base/x"]))
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    assert is_hub_name("models/base")
+    assert not is_hub_name("models/base", tmp_path / "models" / "base")
+    monkeypatch.chdir(tmp_path)
+    assert not is_hub_name("models/base")  # a folder here
+    assert all(map(looks_local, ["/models/base", "./base", "~/base", "a/b/c", "a\\b"]))
+    assert not any(map(looks_local, ["base", "org/base"]))

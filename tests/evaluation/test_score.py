@@ -25,7 +25,6 @@ from paft_plugin.evaluation.loading import load
 from paft_plugin.evaluation.results import Measure
 from paft_plugin.evaluation.score import main, score
 from paft_plugin.evaluation.scorer import Scorer, TaskScore
-from paft_plugin.machine import usable_device
 from tests.evaluation.conftest import build_model, demo_config
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -235,12 +234,6 @@ def test_all_mistakes_at_once_before_anything_is_scored(
         "evaluation.device: nonsense is not to be had here",
         f"evaluation.measures.paft_skil: no such task in {tasks}. Did you mean paft_skill?",
     ]
-
-
-def test_a_device_that_is_not_there_is_one_line() -> None:
-    assert usable_device("cpu", "here") == "cpu"
-    with pytest.raises(PaftError, match=r"^search\.device: "):
-        usable_device("nonsense", "search.device")
 
 
 def test_the_command_line_explains_and_returns_2(

@@ -11,8 +11,9 @@ from paft_plugin.deltas.delta import Delta, delta_of
 from paft_plugin.deltas.store import FLOATS, TensorStore, is_adapter, open_model
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.lint.findings import Finding
-from paft_plugin.fusion.lint.rules import Keys, Rule
+from paft_plugin.fusion.lint.rules import Rule
 from paft_plugin.fusion.lint.subject import Subject, recipe_check, weight_check
+from paft_plugin.schema import Keys
 
 CACHE, DTYPE = "--lora-merge-cache", "--lora-merge-dtype"
 TENSORS = 4

@@ -11,8 +11,9 @@ import yaml
 
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.lint.findings import Finding
-from paft_plugin.fusion.lint.rules import Keys, Rule, make
+from paft_plugin.fusion.lint.rules import Rule, make
 from paft_plugin.fusion.run import header_command
+from paft_plugin.schema import Keys
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 
 from paft_plugin.errors import closest, some
 from paft_plugin.fusion.lint.findings import Finding
-from paft_plugin.fusion.lint.rules import Keys, Rule, dotted
+from paft_plugin.fusion.lint.rules import Rule
 from paft_plugin.fusion.lint.subject import Entry, Group, Scope, Subject, recipe_check
+from paft_plugin.schema import Keys, dotted
 
 LIMITS: dict[str, tuple[float, float]] = {
     "density": (0.0, 1.0),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from paft_plugin.errors import PaftError, did_you_mean
 from paft_plugin.fusion.lint.findings import Finding, Severity, wrapped
+from paft_plugin.schema import Keys, dotted
 
 
 @dataclass(frozen=True)
@@ -68,18 +69,6 @@ def explain_rules(asked: str, width: int) -> list[str]:
         where = " (plain mergekit-yaml only)" if rule.plain_only else ""
         lines += [f"{rule.code} {rule.name}: {rule.severity}{where}", *wrapped(rule.why, width)]
     return lines
-
-
-Keys = tuple[str | int, ...]
-"""Keys and list positions that lead to a value in the recipe."""
-
-
-def dotted(keys: Keys) -> str:
-    """`models[0].parameters.weight`."""
-    text = ""
-    for key in keys:
-        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else str(key)
-    return text
 
 
 def make(rule: Rule, file: Path, line: int | None, keys: Keys, message: str, fix: str) -> Finding:

@@ -5,7 +5,7 @@ The known keys and kinds are those of the installed mergekit's own configuration
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -17,8 +17,9 @@ from pydantic import BaseModel, ValidationError
 from paft_plugin.errors import closest
 from paft_plugin.fusion.lint.document import Document
 from paft_plugin.fusion.lint.findings import Finding
-from paft_plugin.fusion.lint.rules import Keys, Rule, dotted
+from paft_plugin.fusion.lint.rules import Rule
 from paft_plugin.fusion.lint.subject import exists
+from paft_plugin.schema import Keys, dotted, names_of, unknown_keys
 
 # The keys that hold another mapping of the same recipe: where a lost key may belong.
 INNER = "parameters"
@@ -43,9 +44,9 @@ def structure(document: Document) -> Iterator[Finding]:
         yield document.finding(
             DUPLICATE_KEY, keys, f"`{keys[-1]}` stands here twice; the last one counts.", "Delete one of them."
         )
-    unknown = list(unknown_keys(MergeConfiguration, document.content, ()))
-    for keys, owner in unknown:
-        yield _unknown(document, keys, owner)
+    unknown = list(unknown_keys([MergeConfiguration], document.content))
+    for keys, owners in unknown:
+        yield _unknown(document, keys, owners)
     given = [key for key in ("models", "slices", "modules") if document.content.get(key)]
     if len(given) != 1 and not _explained(unknown, (), ("models", "slices", "modules")):
         found = " and ".join(given) if given else "none of them"
@@ -97,29 +98,6 @@ def unknown_method(document: Document, name: str) -> Finding:
     return document.finding(UNKNOWN_METHOD, ("merge_method",), f"mergekit has no merge method {name!r}.", fix)
 
 
-def unknown_keys(kind: Any, value: Any, keys: Keys) -> Iterator[tuple[Keys, type[BaseModel]]]:
-    """Keys that mergekit would ignore, each with the class that does not know it."""
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        if isinstance(value, dict):
-            for key, item in value.items():
-                if key in kind.model_fields:
-                    yield from unknown_keys(kind.model_fields[key].annotation, item, (*keys, key))
-                else:
-                    yield (*keys, str(key)), kind
-        return
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        # Of the kinds that a value may have, the one that knows most of it.
-        found = [list(unknown_keys(one, value, keys)) for one in arguments if _can_hold(one, value)]
-        yield from min(found, key=len, default=[])
-    elif origin is dict and isinstance(value, dict):
-        for key, item in value.items():
-            yield from unknown_keys(arguments[1], item, (*keys, str(key)))
-    elif origin in (list, tuple) and isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from unknown_keys(arguments[0], item, (*keys, index))
-
-
 def texts(kind: Any, value: Any, keys: Keys) -> Iterator[tuple[Keys, str, type[BaseModel]]]:
     """Every model reference that is written as a text, with the class that takes it apart."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -141,23 +119,11 @@ def texts(kind: Any, value: Any, keys: Keys) -> Iterator[tuple[Keys, str, type[B
             yield from texts(arguments[0], item, (*keys, index))
 
 
-def _can_hold(kind: Any, value: Any) -> bool:
-    """Whether a value's mappings and lists, if it has any, stand where this kind has them."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        return any(_can_hold(one, value) for one in arguments)
-    if isinstance(value, dict):
-        return origin is dict or (isinstance(kind, type) and issubclass(kind, BaseModel))
-    if isinstance(value, list):
-        return origin in (list, tuple) and all(_can_hold(arguments[0], item) for item in value)
-    return True
-
-
-def _unknown(document: Document, keys: Keys, owner: type[BaseModel]) -> Finding:
-    key, fields = str(keys[-1]), list(owner.model_fields)
+def _unknown(document: Document, keys: Keys, owners: Sequence[type[BaseModel]]) -> Finding:
+    key, fields = str(keys[-1]), names_of(owners)
     if match := closest(key, fields):
         fix = f"Did you mean `{match}`?"
-    elif key == "path" and owner is ModelReference:
+    elif key == "path" and ModelReference in owners:
         fix = "In this form a model is written `model: {model: {path: …}, lora: {path: …}}`."
     elif key in _parameter_names() and INNER in fields:
         fix = f"Put it into `{dotted((*keys[:-1], INNER, key))}`."
@@ -170,14 +136,14 @@ def _parameter_names() -> set[str]:
     return {parameter.name for method in registered_methods() for parameter in method.spec.parameters}
 
 
-def _explained(unknown: list[tuple[Keys, type[BaseModel]]], at: Keys, missing: Iterable[str]) -> bool:
+def _explained(unknown: Iterable[tuple[Keys, Any]], at: Keys, missing: Iterable[str]) -> bool:
     """Whether a misspelt key beside it explains why a key is missing."""
     beside = [str(keys[-1]) for keys, _ in unknown if keys[:-1] == at]
     return any(closest(key, missing) for key in beside)
 
 
 def _kinds(document: Document, error: ValidationError) -> Iterator[Finding]:
-    unknown = list(unknown_keys(MergeConfiguration, document.content, ()))
+    unknown = list(unknown_keys([MergeConfiguration], document.content))
     told: set[Keys] = set()
     for one in error.errors():
         keys = _place(document, one["loc"])

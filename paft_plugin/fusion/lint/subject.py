@@ -20,7 +20,8 @@ from paft_plugin.deltas.store import TensorStore, is_adapter, open_model
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.lint.document import Document
 from paft_plugin.fusion.lint.findings import Finding
-from paft_plugin.fusion.lint.rules import Keys, Rule
+from paft_plugin.fusion.lint.rules import Rule
+from paft_plugin.schema import Keys
 
 
 def exists(text: str) -> bool:

@@ -10,9 +10,10 @@ from mergekit.sparsify import SparsificationMethod
 
 from paft_plugin.fusion.lint.findings import Finding
 from paft_plugin.fusion.lint.folders import not_finite
-from paft_plugin.fusion.lint.rules import Keys, Rule
+from paft_plugin.fusion.lint.rules import Rule
 from paft_plugin.fusion.lint.subject import Entry, Subject
 from paft_plugin.fusion.lint.survey import NARROW, Look, TensorFacts
+from paft_plugin.schema import Keys
 
 ALONE = 0.75
 """Share of the changed entries that one branch alone changes, above which weights under normalize do next to nothing."""

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from paft_plugin.errors import one_line
 from paft_plugin.pipeline.preflight.ask import Answer
 from paft_plugin.pipeline.preflight.data_files import Sample, entries, local_files, read_sample
-from paft_plugin.pipeline.preflight.keys import dropped_keys, unknown_keys
+from paft_plugin.pipeline.preflight.keys import dropped_keys, lost_keys
 from paft_plugin.pipeline.preflight.shape import common_ending, shape_of
 
 CONVERSATION = [
@@ -40,7 +40,7 @@ def view(content: dict[str, Any], where: str, tokenizer_folder: Path, here: bool
     samples = _samples(content, where, answer)
     cfg = _validated(content, where, here, answer) if schema else None
     if schema:
-        answer.add(unknown_keys(schema, content, where, answer.problems))
+        answer.add(lost_keys(schema, content, where, answer.problems))
     if cfg is None:
         return answer
     answer.precision = _precision(cfg, content, here)
