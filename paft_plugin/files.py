@@ -46,7 +46,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically; NaN and infinity are refused (`ValueError`)."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """`content` as indented JSON; NaN and infinity are refused (`ValueError`)."""
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -116,9 +121,8 @@ class JsonFile(BaseModel):
         """
         content = read_json(path)
         schema = content.pop("schema", None)
-        content = content if schema == cls.SCHEMA else cls.upgraded(content, schema, path)
         try:
-            return cls.model_validate(content)
+            return cls.model_validate(content if schema == cls.SCHEMA else cls.upgraded(content, schema, path))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
@@ -130,6 +134,7 @@ class JsonFile(BaseModel):
 
         Raises:
             PaftError: It cannot be read.
+            ValidationError: It is damaged.
         """
         raise PaftError(f"{path}: schema {schema}, and this version reads {cls.SCHEMA}. {cls.AGAIN}")
 

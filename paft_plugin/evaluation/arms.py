@@ -97,12 +97,34 @@ class RunFile(JsonFile):
     def upgraded(cls, content: dict[str, Any], schema: object, path: Path) -> dict[str, Any]:
         if schema != 1:
             return super().upgraded(content, schema, path)
-        branches, fused = content.get("branches") or [], content.get("fused") or {}
-        arms = [
-            _arm_of_schema_1(name, str(model), branches, fused.get(name) or [])
-            for name, model in (content.get("arms") or {}).items()
-        ]
-        return {**content, "arms": arms}
+        return {**content, "arms": _Schema1.model_validate(content).resolved()}
+
+
+class _Schema1(BaseModel):
+    """What said what an arm is until schema 2: its name, and lists of names."""
+
+    branches: tuple[str, ...]
+    arms: dict[str, str]
+    """Arm → folder of its model."""
+    fused: dict[str, tuple[str, ...]]
+    """Fused arm → the branches that it is made from."""
+
+    def resolved(self) -> list[Arm]:
+        return [self._arm(name).model_copy(update={"model": model}) for name, model in self.arms.items()]
+
+    def _arm(self, name: str) -> Arm:
+        if name == "base":
+            return Arm(name=name, kind="base")
+        if name == "sequential":
+            return Arm(name=name, kind="sequential", branches=("sft",))
+        if name in self.branches:
+            role: Role = "sft" if name in ("sft", "sft-l1") else "preference"
+            twin = "sft" if name == "sft-l1" else None
+            return Arm(name=name, kind="branch", role=role, penalised=twin is not None, branches=(name,), twin=twin)
+        kind, _, recipe = name.partition("-")
+        twin = f"parallel-{recipe}" if kind == "paft" else None
+        branches = self.fused.get(name, ())
+        return Arm(name=name, kind="fused", penalised=twin is not None, branches=branches, recipe=recipe, twin=twin)
 
 
 def find_arm(arms: Iterable[Arm], name: str | None) -> Arm | None:
@@ -118,28 +140,3 @@ def read_run(run_dir: Path) -> RunFile | None:
     """
     file = run_dir / RUN_FILE
     return RunFile.read(file) if file.is_file() else None
-
-
-def _arm_of_schema_1(name: str, model: str, branches: Iterable[str], sources: Iterable[str]) -> Arm:
-    """Until schema 2 the name was all that said what an arm is."""
-    kind, _, recipe = name.partition("-")
-    if name == "base":
-        return Arm(name=name, kind="base", model=model)
-    if name == "sequential":
-        return Arm(name=name, kind="sequential", branches=("sft",), model=model)
-    if name in branches:
-        role: Role = "sft" if name in ("sft", "sft-l1") else "preference"
-        twin = "sft" if name == "sft-l1" else None
-        return Arm(
-            name=name, kind="branch", role=role, penalised=twin is not None, branches=(name,), twin=twin, model=model
-        )
-    twin = f"parallel-{recipe}" if kind == "paft" else None
-    return Arm(
-        name=name,
-        kind="fused",
-        penalised=twin is not None,
-        branches=tuple(sources),
-        recipe=recipe,
-        twin=twin,
-        model=model,
-    )

@@ -1,14 +1,18 @@
-"""A run as it is meant: the branches of a `paft.yml`, the arms that are wanted, and where everything lies."""
+"""What a run is made of: the branches of a `paft.yml`, the arms that are wanted of them, and where everything lies.
+
+Here, and only here, arms get their names; everybody else reads their fields.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 
 from paft_plugin.errors import PaftError, raise_if_any
+from paft_plugin.evaluation.arms import Arm, Role
 from paft_plugin.pipeline.base import base_folder
 from paft_plugin.pipeline.branches import Branch, preference_name, read_branch, without_penalty
 from paft_plugin.pipeline.config import PaftConfig, read_config
@@ -16,11 +20,13 @@ from paft_plugin.runner.devices import find_devices
 from paft_plugin.schema import suggestion
 from paft_plugin.search.config import SearchRequest
 
-BASE, SPARSE, DENSE, SEQUENTIAL = "base", "sft-l1", "sft", "sequential"
-PAFT, PARALLEL = "paft", "parallel"
+BASE, PENALISED, DENSE, SEQUENTIAL = "base", "sft-l1", "sft", "sequential"
+PAFT, PARALLEL = "paft-", "parallel-"
 """How arms begin that fuse the preference branch with the penalised SFT branch, and with its dense twin."""
 WHOLE = "sft-whole"
 """The dense SFT branch as a model, on which the sequential baseline goes on."""
+BRANCHES, MODELS = Path("branches"), Path("models")
+"""Where trainings and merged models go, below the run's folder."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +39,14 @@ class Setup:
     base: Path
     """Folder of the base model."""
     branches: Mapping[str, Branch]
-    """Every branch that could be wanted, by the name of its arm: `sft-l1`, `sft`, the preference branch's, further ones."""
+    """Every branch that could be wanted, by the name of its arm."""
+    sft: str
+    """Name of the penalised SFT branch."""
+    dense: str | None
+    """Name of its dense twin; None if it can have none."""
     preference: str
     """Name of the preference branch."""
-    arms: Sequence[str]
+    arms: tuple[Arm, ...] = ()
     """The arms to score, in the order of the table."""
 
     @property
@@ -52,56 +62,38 @@ class Setup:
         return not (find_devices() if executor.devices == "auto" else executor.devices)
 
     @property
-    def recipes(self) -> list[str]:
-        """What comes after `paft-` and `parallel-`."""
-        return [*self.config.fusion.methods, *self.config.fusion.recipes]
+    def needed(self) -> list[Branch]:
+        """The branches that the arms are made from, the two that are fused first."""
+        wanted = {name for arm in self.arms for name in arm.branches}
+        order = dict.fromkeys([self.sft, self.preference, *self.branches])
+        return [self.branches[name] for name in order if name in wanted]
 
     @property
-    def fused(self) -> list[str]:
-        """The arms that fuse two branches."""
-        return [arm for arm in self.arms if arm not in self.branches and arm not in (BASE, SEQUENTIAL)]
+    def trainings(self) -> list[Branch]:
+        """Those of them that the run trains."""
+        return [branch for branch in self.needed if branch.trained is None]
 
-    @property
-    def needed(self) -> list[str]:
-        """The branches that the arms are made from, the two that the paper is about first."""
-        wanted = {name for arm in self.arms for name in self.sources(arm)}
-        order = [SPARSE, self.preference, *self.branches]
-        return [name for name in dict.fromkeys(order) if name in wanted]
-
-    def sources(self, arm: str) -> list[str]:
-        """The branches that an arm is made from."""
-        if arm in self.branches:
-            return [arm]
-        if arm == SEQUENTIAL:
-            return [DENSE]
-        if arm in self.fused:
-            return [SPARSE if arm.startswith(f"{PAFT}-") else DENSE, self.preference]
-        return []
+    def of_kind(self, kind: str) -> list[Arm]:
+        """Its arms of one kind."""
+        return [arm for arm in self.arms if arm.kind == kind]
 
     @property
     def remote(self) -> list[str]:
         """What the run needs from a hub: hub names, or lm-eval's own tasks."""
-        trainings = [self.branches[name] for name in self.needed]
         evaluation = self.config.evaluation
         return [
             *([self.config.base] if self.config.base_is_remote else []),
-            *(name for branch in trainings for name in branch.remote_data()),
+            *(name for branch in self.needed for name in branch.remote_data()),
             *(evaluation.measures if evaluation and evaluation.tasks is None else []),
         ]
 
     def branch_folder(self, name: str) -> Path:
         """Where a branch lies once it is trained."""
-        return self.branches[name].trained or self.run_dir / "branches" / name
+        return self.branches[name].trained or self.run_dir / BRANCHES / name
 
-    def model(self, arm: str) -> Path:
+    def model(self, arm: Arm) -> Path:
         """Where an arm's model or adapter lies."""
-        if arm == BASE:
-            return self.base
-        if arm in self.branches:
-            return self.branch_folder(arm)
-        if arm == SEQUENTIAL and not self.branches[self.preference].is_adapter:
-            return self.run_dir / "branches" / arm
-        return self.run_dir / "models" / arm
+        return self.run_dir / arm.model
 
 
 def locate(
@@ -120,9 +112,9 @@ def locate(
         PaftError: All that is wrong.
     """
     problems: list[str] = []
-    setup, base = None, Path(config.base)
+    base = Path(config.base)
     try:
-        setup = resolve(config, file, base, arms, sequential)
+        resolve(config, file, base, arms, sequential)
     except PaftError as error:
         problems += error.problems
     if not (problems and config.base_is_remote):
@@ -131,8 +123,7 @@ def locate(
         except PaftError as error:
             problems += error.problems
     raise_if_any(problems)
-    assert setup is not None
-    return replace(setup, base=base)
+    return resolve(config, file, base, arms, sequential)
 
 
 def resolve(config: PaftConfig, file: Path, base: Path, arms: Sequence[str] = (), sequential: bool = False) -> Setup:
@@ -148,14 +139,21 @@ def resolve(config: PaftConfig, file: Path, base: Path, arms: Sequence[str] = ()
     Raises:
         PaftError: All that is wrong: configs that cannot be read, arms that there cannot be.
     """
+    branches, preference = _branches(config, file)
+    setup = Setup(file, config, base, branches, PENALISED, DENSE if DENSE in branches else None, preference)
+    return replace(setup, arms=tuple(_wanted(setup, list(arms), sequential)))
+
+
+def _branches(config: PaftConfig, file: Path) -> tuple[dict[str, Branch], str]:
+    """All branches in the order of the table, and the name of the preference branch."""
     folder = file.resolve().parent
     problems: list[str] = []
     branches: dict[str, Branch] = {}
     preference = "preference"
     try:
-        branches[SPARSE] = read_branch(SPARSE, config.sft, folder)
-        if branches[SPARSE].trained is None:
-            branches[DENSE] = without_penalty(branches[SPARSE], DENSE)
+        branches[PENALISED] = read_branch(PENALISED, config.sft, folder)
+        if branches[PENALISED].trained is None:
+            branches[DENSE] = without_penalty(branches[PENALISED], DENSE)
     except PaftError as error:
         problems += [f"sft: {problem}" for problem in error.problems]
     try:
@@ -165,7 +163,7 @@ def resolve(config: PaftConfig, file: Path, base: Path, arms: Sequence[str] = ()
     except PaftError as error:
         problems += [f"preference: {problem}" for problem in error.problems]
     for name, spec in config.compare.items():
-        if name in (BASE, SPARSE, SEQUENTIAL, preference) or name.startswith((f"{PAFT}-", f"{PARALLEL}-")):
+        if name in (BASE, PENALISED, SEQUENTIAL, preference) or name.startswith((PAFT, PARALLEL)):
             problems.append(f"compare.{name}: an arm of the run is called so. Name it otherwise.")
             continue
         try:
@@ -173,36 +171,88 @@ def resolve(config: PaftConfig, file: Path, base: Path, arms: Sequence[str] = ()
         except PaftError as error:
             problems += [f"compare.{name}: {problem}" for problem in error.problems]
     raise_if_any([f"{file}: {problem}" for problem in problems])
-    ordered = {name: branches[name] for name in (DENSE, SPARSE, preference, *config.compare) if name in branches}
-    chosen = _arms(config, ordered, preference, list(arms), sequential)
-    return Setup(file, config, base, ordered, preference, chosen)
+    order = dict.fromkeys([DENSE, PENALISED, preference, *config.compare])
+    return {name: branches[name] for name in order if name in branches}, preference
 
 
-def _arms(
-    config: PaftConfig, branches: Mapping[str, Branch], preference: str, given: list[str], sequential: bool
-) -> list[str]:
+def _wanted(setup: Setup, given: list[str], sequential: bool) -> Iterator[Arm]:
     """The arms that are wanted, in the order of the table."""
-    recipes = [*config.fusion.methods, *config.fusion.recipes]
-    fused = [f"{kind}-{recipe}" for kind in (PARALLEL, PAFT) for recipe in recipes]
-    possible = [BASE, *branches, SEQUENTIAL, *fused]
-    if DENSE not in branches:  # the SFT branch was trained elsewhere, and it has no twin
-        possible = [arm for arm in possible if arm != SEQUENTIAL and not arm.startswith(f"{PARALLEL}-")]
-    if branches[preference].trained is not None and SEQUENTIAL in possible:
-        possible.remove(SEQUENTIAL)
-    default = [BASE, SPARSE, preference, *config.compare, f"{PAFT}-*"]
-    patterns = given or config.arms or default
+    config = setup.config
+    patterns = given or config.arms or [BASE, setup.sft, setup.preference, *config.compare, f"{PAFT}*"]
     if sequential or (config.sequential and not given):
         patterns = [*patterns, DENSE, SEQUENTIAL]
-    raise_if_any([_no_arm(pattern, possible) for pattern in patterns if not _matches(pattern, possible)])
-    return [arm for arm in possible if any(fnmatchcase(arm, pattern) for pattern in patterns)]
+    possible = {arm.name: arm for arm in _possible(setup)}
+    raise_if_any([_no_arm(pattern, list(possible)) for pattern in patterns if not _matches(pattern, possible)])
+    for name, arm in possible.items():
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            yield arm
 
 
-def _matches(pattern: str, possible: Sequence[str]) -> bool:
-    return any(fnmatchcase(arm, pattern) for arm in possible)
+def _possible(setup: Setup) -> Iterator[Arm]:
+    """Every arm that there can be, in the order of the table."""
+    yield Arm(name=BASE, kind="base", model=_seen_from(setup.run_dir, setup.base))
+    for branch in setup.branches.values():
+        yield _branch_arm(setup, branch)
+    if setup.dense is not None and setup.branches[setup.preference].trained is None:
+        yield _sequential_arm(setup, setup.dense)
+    recipes = [*setup.config.fusion.methods, *setup.config.fusion.recipes]
+    if setup.dense is not None:
+        for recipe in recipes:
+            yield _fused_arm(setup, recipe, f"{PARALLEL}{recipe}", setup.dense)
+    for recipe in recipes:
+        twin = f"{PARALLEL}{recipe}" if setup.dense is not None else None
+        yield _fused_arm(setup, recipe, f"{PAFT}{recipe}", setup.sft, twin)
+
+
+def _branch_arm(setup: Setup, branch: Branch) -> Arm:
+    roles: dict[str | None, Role] = {setup.sft: "sft", setup.dense: "sft", setup.preference: "preference"}
+    return Arm(
+        name=branch.name,
+        kind="branch",
+        role=roles.get(branch.name, branch.role),
+        penalised=branch.name == setup.sft or branch.penalised,
+        branches=(branch.name,),
+        twin=setup.dense if branch.name == setup.sft else None,
+        model=_seen_from(setup.run_dir, setup.branch_folder(branch.name)),
+        stage=branch.name if branch.trained is None else None,
+    )
+
+
+def _sequential_arm(setup: Setup, dense: str) -> Arm:
+    as_adapter = setup.branches[setup.preference].is_adapter
+    return Arm(
+        name=SEQUENTIAL,
+        kind="sequential",
+        branches=(dense,),
+        model=((MODELS if as_adapter else BRANCHES) / SEQUENTIAL).as_posix(),
+        stage=f"merge-{SEQUENTIAL}" if as_adapter else SEQUENTIAL,
+    )
+
+
+def _fused_arm(setup: Setup, recipe: str, name: str, sft: str, twin: str | None = None) -> Arm:
+    return Arm(
+        name=name,
+        kind="fused",
+        penalised=sft == setup.sft,
+        branches=(sft, setup.preference),
+        recipe=recipe,
+        twin=twin,
+        model=(MODELS / name).as_posix(),
+        stage=f"merge-{name}",
+    )
+
+
+def _seen_from(run_dir: Path, path: Path) -> str:
+    """A path relative to the run's folder if it lies in it, so that the folder can be moved."""
+    return path.relative_to(run_dir).as_posix() if path.is_relative_to(run_dir) else str(path)
+
+
+def _matches(pattern: str, possible: Mapping[str, Arm]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in possible)
 
 
 def _no_arm(name: str, possible: Sequence[str]) -> str:
-    if name in (DENSE, SEQUENTIAL) or name.startswith(f"{PARALLEL}-"):
+    if name in (DENSE, SEQUENTIAL) or name.startswith(PARALLEL):
         return (
             f"arm {name}: needs the axolotl configs of both branches, to train what it compares with, and one is given as "
             f"`trained:`. Give its config, or name a dense SFT branch under compare: {{{DENSE}: …}}."
@@ -220,7 +270,7 @@ def search_request(file: Path) -> SearchRequest:
     if config.search is None:
         raise PaftError(f"{file}: search: missing. It says what to search, and on which tasks: see the README.")
     setup = locate(config, file)
-    folders = {name: setup.branch_folder(name) for name in (SPARSE, setup.preference)}
+    folders = {name: setup.branch_folder(name) for name in (setup.sft, setup.preference)}
     raise_if_any(
         [
             f"{file}: the branch {name} is not trained yet (there is no {folder}). Run `axolotl paft run {file}` first."

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from paft_plugin.errors import PaftError, some
+from paft_plugin.evaluation.arms import Role
 from paft_plugin.pipeline.config import BranchSpec
 from paft_plugin.schema import read_yaml
 
@@ -53,6 +54,13 @@ class Branch:
     def strategy(self) -> str:
         """axolotl's `rl`, or `sft`."""
         return str(self.content.get("rl") or "sft")
+
+    @property
+    def role(self) -> Role | None:
+        """What it teaches; None where only its outcome is known."""
+        if self.trained is not None:
+            return None
+        return "preference" if self.strategy in STRATEGIES else "sft"
 
     @property
     def penalised(self) -> bool:
@@ -107,9 +115,8 @@ def without_penalty(branch: Branch, name: str) -> Branch:
     return Branch(name, branch.spec, branch.source, {**content, **({"plugins": others} if others else {})})
 
 
-def config_text(branch: Branch, base: str, name: str, run_dir: Path) -> str:
-    """The axolotl config of the training `name` as `branch` describes it, started from `base`."""
-    output = run_dir / "branches" / name
+def config_text(branch: Branch, base: str, name: str, output: Path) -> str:
+    """The axolotl config of the training `name` as `branch` describes it, from the model `base` into the folder `output`."""
     content = {
         **branch.content,
         "base_model": base,

@@ -1,44 +1,71 @@
-"""A run as stages of real commands: train ∥ train, inspect, recipes, lint, merge, evaluate, report."""
+"""A run as stages of real commands, and the files that it writes for them: train ∥ train, inspect, fuse, evaluate, report."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 
 import yaml
 
 from paft_plugin.errors import PaftError
+from paft_plugin.evaluation.arms import RUN_FILE, Arm, RunFile, Step
 from paft_plugin.evaluation.config import task_inputs
-from paft_plugin.files import read_json_or_nothing, write_text
-from paft_plugin.pipeline.arms import BASE, DENSE, SEQUENTIAL, WHOLE, Setup
+from paft_plugin.files import json_text, read_json_or_nothing, write_text
+from paft_plugin.pipeline.arms import BRANCHES, MODELS, WHOLE, Setup
 from paft_plugin.pipeline.branches import Branch, config_text
 from paft_plugin.pipeline.config import MethodOptions
 from paft_plugin.pipeline.estimate.memory import estimate_memory
 from paft_plugin.runner.stages import Resources, Stage
 
-CONFIGS = Path("configs")
-"""What a run is given: axolotl configs, recipes of the user's, what is scored. Written before any stage starts."""
-RUN_FILE = CONFIGS / "run.json"
-MEASURES_FILE = CONFIGS / "measures.json"
-INSPECTION = Path("inspection")
+CONFIGS = RUN_FILE.parent
+"""What stages are given: axolotl configs, recipes of the user's, what is scored."""
 REPORT = "report"
 DEVICE = Resources(devices=1)
 
 
-def make_stages(setup: Setup) -> list[Stage]:
-    """All stages of a run, in an order in which they could run one after another."""
-    stages = [
-        *(train(setup, name) for name in setup.needed if setup.branches[name].trained is None),
-        *_sequential(setup),
+@dataclass(frozen=True)
+class Planned:
+    """One stage, with the files that it is given."""
+
+    stage: Stage
+    files: Mapping[Path, str] = field(default_factory=dict)
+    """Absolute path → text; written before anything starts."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages of a run, in an order in which they could run one after another, and all that they are given."""
+
+    stages: list[Stage]
+    files: Mapping[Path, str]
+
+    def write_files(self) -> None:
+        """Write what is not there already, so that a file that stays the same stays as old as it is."""
+        for file, text in self.files.items():
+            if not file.is_file() or file.read_bytes() != text.encode("utf-8"):
+                write_text(file, text)
+
+
+def make_plan(setup: Setup) -> Plan:
+    """The stages of a run; nothing is written.
+
+    Raises:
+        PaftError: A recipe of the user's cannot be read, or has a $placeholder that means nothing.
+    """
+    planned = [
+        *(_train(setup, branch, branch.name, setup.base, inputs=(setup.base,)) for branch in setup.trainings),
+        *_train_sequential(setup),
         *_inspect_branches(setup),
-        *(stage for arm in setup.fused for stage in _fuse(setup, arm)),
+        *(each for arm in setup.of_kind("fused") for each in _fuse(setup, arm)),
         *_inspect_fused(setup),
         *_evaluate(setup),
     ]
-    return [*stages, _report(setup, stages)]
+    planned.append(_report(setup, [each.stage for each in planned]))
+    files = {file: text for each in planned for file, text in each.files.items()}
+    return Plan([each.stage for each in planned], files)
 
 
 def paft(*arguments: str) -> tuple[str, ...]:
@@ -57,30 +84,24 @@ def readable(command: Sequence[str], run_dir: Path) -> list[str]:
 # --- training -----------------------------------------------------------------------------------------------------------
 
 
-def config_file(run_dir: Path, name: str) -> Path:
-    """Where the axolotl config of a training lies."""
-    return run_dir / CONFIGS / f"{name}.yml"
-
-
-def train(setup: Setup, name: str) -> Stage:
-    """The training of a branch on the base model."""
-    return _train(setup, setup.branches[name], name, (), (setup.base,))
-
-
-def _train(setup: Setup, branch: Branch, name: str, needs: tuple[str, ...], base: tuple[Path, ...]) -> Stage:
-    config = config_file(setup.run_dir, name)
-    what = {"sft": "SFT"}.get(branch.strategy, branch.strategy.upper())
+def _train(
+    setup: Setup, branch: Branch, name: str, base: Path, needs: tuple[str, ...] = (), inputs: tuple[Path, ...] = ()
+) -> Planned:
+    """The training `name`: as `branch` describes it, started from the model in `base`."""
+    config = setup.run_dir / CONFIGS / f"{name}.yml"
+    what = "SFT" if branch.strategy == "sft" else branch.strategy.upper()
     with_penalty = ", L1 penalty" if branch.penalised else ""
-    return Stage(
+    stage = Stage(
         name=name,
         title=f"train {name} ({what}{with_penalty})",
         command=(sys.executable, "-m", "paft_plugin.pipeline.train", str(config), *_launcher(branch)),
-        folder=Path("branches") / name,
+        folder=BRANCHES / name,
         needs=needs,
-        inputs=(config, *branch.data(), *base),
+        inputs=(config, *branch.data(), *inputs),
         resumes=True,
         resources=Resources(devices=branch.spec.devices, device_memory=_memory(setup, branch)),
     )
+    return Planned(stage, {config: config_text(branch, str(base), name, setup.run_dir / stage.folder)})
 
 
 def _memory(setup: Setup, branch: Branch) -> int:
@@ -101,82 +122,74 @@ def _launcher(branch: Branch) -> Iterator[str]:
         yield from ("--", *arguments)
 
 
-def _sequential(setup: Setup) -> Iterator[Stage]:
+def _train_sequential(setup: Setup) -> Iterator[Planned]:
     """The baseline: the preference training on top of the dense SFT model instead of the base."""
-    if SEQUENTIAL not in setup.arms:
-        return
-    needs: tuple[str, ...] = (DENSE,)
-    if setup.branches[DENSE].is_adapter:
-        yield _whole(setup, WHOLE, (DENSE,))
-        needs = (f"merge-{WHOLE}",)
-    preference = setup.branches[setup.preference]
-    yield _train(setup, preference, SEQUENTIAL, needs, ())
-    if preference.is_adapter:
-        yield _whole(setup, SEQUENTIAL, (*needs, SEQUENTIAL))
+    for arm in setup.of_kind("sequential"):
+        (dense,) = arm.branches
+        base, needs = setup.branch_folder(dense), _made_here(setup, arm)
+        if setup.branches[dense].is_adapter:
+            whole = _merge_adapter(setup, WHOLE, setup.base, base, needs)
+            yield whole
+            base, needs = setup.run_dir / whole.stage.folder, (whole.stage.name,)
+        training = _train(setup, setup.branches[setup.preference], arm.name, base, needs)
+        yield training
+        if arm.stage != training.stage.name:
+            adapter = setup.run_dir / training.stage.folder
+            yield _merge_adapter(setup, arm.name, base, adapter, (*needs, training.stage.name))
 
 
-def sequential_base(setup: Setup) -> Path:
-    """The model that the sequential baseline's second training starts from."""
-    if setup.branches[DENSE].is_adapter:
-        return setup.run_dir / "models" / WHOLE
-    return setup.branch_folder(DENSE)
+def _merge_adapter(setup: Setup, name: str, base: Path, adapter: Path, needs: tuple[str, ...]) -> Planned:
+    """Fold an adapter into the model that it was trained on: in fp32, since base + s·BA would be rounded twice otherwise."""
+    model = {"model": {"model": {"path": str(base)}, "lora": {"path": str(adapter)}}, "parameters": {"weight": 1.0}}
+    recipe = {"merge_method": "linear", "models": [model], "dtype": "float32", "out_dtype": _dtype(base)}
+    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=120)
+    file = _given_recipe(setup, name)
+    stage = _merge(setup, name, f"merge the adapter of {name}", file, needs, (file,))
+    return Planned(stage, {file: f"# {adapter.name} as a whole model.\n{text}"})
 
 
-def whole_recipe(setup: Setup, name: str) -> Path:
-    """The recipe that folds one adapter into the model that it was trained on."""
-    return setup.run_dir / CONFIGS / "recipes" / f"{name}.yml"
-
-
-def _whole(setup: Setup, name: str, needs: tuple[str, ...]) -> Stage:
-    recipe = whole_recipe(setup, name)
-    return _merge(setup, f"merge-{name}", f"merge the adapter of {name}", recipe, name, needs, (recipe,))
+def _dtype(base: Path) -> str:
+    """The dtype that a model's config names, the one that its weights are saved in; fp32 if it names none."""
+    # A model that is still to be made has the base's, and a broken one is preflight's to name.
+    config = read_json_or_nothing(base / "config.json")
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
 # --- fusion -------------------------------------------------------------------------------------------------------------
 
 
-def recipe_file(setup: Setup, arm: str) -> Path:
-    """The recipe of a fused arm."""
-    if _own_recipe(setup, arm):
-        return whole_recipe(setup, arm)
-    return setup.run_dir / "recipes" / arm / f"{arm}.yml"
-
-
-def _own_recipe(setup: Setup, arm: str) -> bool:
-    return arm.partition("-")[2] in setup.config.fusion.recipes
-
-
-def _fuse(setup: Setup, arm: str) -> Iterator[Stage]:
-    recipe, branches = recipe_file(setup, arm), setup.sources(arm)
-    trained = tuple(name for name in branches if setup.branches[name].trained is None)
-    outside = tuple(setup.branch_folder(name) for name in branches if name not in trained)
-    needs, inputs = trained, (setup.base, *outside)
-    if _own_recipe(setup, arm):
-        inputs = (recipe, *inputs)
+def _fuse(setup: Setup, arm: Arm) -> Iterator[Planned]:
+    needs, inputs = _made_here(setup, arm), (setup.base, *_from_outside(setup, arm.branches))
+    source = setup.config.fusion.recipes.get(arm.recipe or "")
+    if source is None:
+        recipe = setup.run_dir / "recipes" / arm.name / f"{arm.name}.yml"
+        yield Planned(_recipe(setup, arm, recipe, needs, inputs))
+        needs = (*needs, f"recipe-{arm.name}")
     else:
-        yield _recipe(setup, arm, recipe, trained, inputs)
-        needs = (*needs, f"recipe-{arm}")
-    yield Stage(
-        name=f"lint-{arm}",
-        title=f"lint the recipe of {arm}",
-        command=paft("lint", str(recipe), "--json", str(setup.run_dir / "lint" / arm / "lint.json")),
-        folder=Path("lint") / arm,
+        recipe = _given_recipe(setup, arm.name)
+        inputs = (recipe, *inputs)
+    lint = Stage(
+        name=f"lint-{arm.name}",
+        title=f"lint the recipe of {arm.name}",
+        command=paft("lint", str(recipe), "--json", str(setup.run_dir / "lint" / arm.name / "lint.json")),
+        folder=Path("lint") / arm.name,
         needs=needs,
         inputs=inputs,
     )
-    yield _merge(setup, f"merge-{arm}", f"merge {arm}", recipe, arm, (*needs, f"lint-{arm}"), inputs)
+    yield Planned(lint, {recipe: _filled(setup, arm, source)} if source is not None else {})
+    yield Planned(_merge(setup, arm.name, f"merge {arm.name}", recipe, (*needs, lint.name), inputs))
 
 
-def _recipe(setup: Setup, arm: str, file: Path, needs: tuple[str, ...], inputs: tuple[Path, ...]) -> Stage:
-    method = arm.partition("-")[2]
-    sft, preference = (str(setup.branch_folder(name)) for name in setup.sources(arm))
+def _recipe(setup: Setup, arm: Arm, file: Path, needs: tuple[str, ...], inputs: tuple[Path, ...]) -> Stage:
+    assert arm.recipe is not None
+    sft, preference = (str(setup.branch_folder(name)) for name in arm.branches)
     return Stage(
-        name=f"recipe-{arm}",
-        title=f"write the recipe of {arm}",
+        name=f"recipe-{arm.name}",
+        title=f"write the recipe of {arm.name}",
         command=paft(
             "recipe",
-            *("--base", str(setup.base), "--sft", sft, "--preference", preference, "--method", method),
-            *_options(setup.config.fusion.methods[method]),
+            *("--base", str(setup.base), "--sft", sft, "--preference", preference, "--method", arm.recipe),
+            *_options(setup.config.fusion.methods[arm.recipe]),
             *("--seed", str(setup.config.fusion.seed)),
             *("--output", str(file), "--merged", str(setup.model(arm))),
         ),
@@ -200,162 +213,28 @@ def _options(options: MethodOptions) -> Iterator[str]:
 
 
 def _merge(
-    setup: Setup, name: str, title: str, recipe: Path, arm: str, needs: tuple[str, ...], inputs: tuple[Path, ...]
+    setup: Setup, name: str, title: str, recipe: Path, needs: tuple[str, ...], inputs: tuple[Path, ...]
 ) -> Stage:
-    folder = setup.run_dir / "models" / arm
-    seed = str(setup.config.fusion.seed)
+    folder = setup.run_dir / MODELS / name
     return Stage(
-        name=name,
+        name=f"merge-{name}",
         title=title,
-        command=paft("merge", str(recipe), str(folder), "--seed", seed, "--quiet"),
-        folder=folder,
+        command=paft("merge", str(recipe), str(folder), "--seed", str(setup.config.fusion.seed), "--quiet"),
+        folder=MODELS / name,
         needs=needs,
         inputs=inputs,
         resources=DEVICE,
     )
 
 
-# --- looking at it ------------------------------------------------------------------------------------------------------
+def _given_recipe(setup: Setup, name: str) -> Path:
+    """Where a recipe lies that the run is given, rather than makes."""
+    return setup.run_dir / CONFIGS / "recipes" / f"{name}.yml"
 
 
-def _inspect_branches(setup: Setup) -> Iterator[Stage]:
-    if not setup.needed:
-        return
-    trained = tuple(name for name in setup.needed if setup.branches[name].trained is None)
-    outside = tuple(setup.branch_folder(name) for name in setup.needed if name not in trained)
-    deltas = [f"{name}={setup.branch_folder(name)}" for name in setup.needed]
-    yield _inspect(setup, "branches", "the branches’ deltas", deltas, trained, outside)
-
-
-def _inspect_fused(setup: Setup) -> Iterator[Stage]:
-    arms = [arm for arm in setup.arms if arm in setup.fused or arm == SEQUENTIAL]
-    if arms:
-        needs = tuple(made_by(setup, arm) for arm in arms)
-        deltas = [f"{arm}={setup.model(arm)}" for arm in arms]
-        yield _inspect(setup, "fused", "the fused deltas", deltas, needs, (), "--no-pairs")
-
-
-def _inspect(
-    setup: Setup, name: str, what: str, deltas: list[str], needs: tuple[str, ...], outside: tuple[Path, ...], *more: str
-) -> Stage:
-    thresholds = [f"--threshold={threshold:g}" for threshold in setup.config.inspection.thresholds]
-    folder = setup.run_dir / INSPECTION / name
-    return Stage(
-        name=f"inspect-{name}",
-        title=f"inspect {what}",
-        command=paft("inspect", "--base", str(setup.base), *deltas, "--output-dir", str(folder), *thresholds, *more),
-        folder=folder,
-        needs=needs,
-        inputs=(setup.base, *outside),
-    )
-
-
-def made_by(setup: Setup, arm: str) -> str:
-    """The stage that makes an arm's model."""
-    if arm in setup.branches or (arm == SEQUENTIAL and not setup.branches[setup.preference].is_adapter):
-        return arm
-    return f"merge-{arm}"
-
-
-def _evaluate(setup: Setup) -> Iterator[Stage]:
-    evaluation = setup.config.evaluation
-    if evaluation is None:
-        return
-    measures = setup.run_dir / MEASURES_FILE
-    tasks = () if evaluation.tasks is None else task_inputs(evaluation.tasks)
-    for arm in setup.arms:
-        model = setup.model(arm)
-        adapter = arm in setup.branches and setup.branches[arm].is_adapter
-        outside = () if setup.run_dir in model.parents else (model,)
-        made_here = arm != BASE and not (arm in setup.branches and setup.branches[arm].trained)
-        yield Stage(
-            name=f"evaluate-{arm}",
-            title=f"evaluate {arm}",
-            command=(
-                *(sys.executable, "-m", "paft_plugin.evaluation.score", "--measures", str(measures)),
-                *("--output", str(setup.run_dir / "scores" / arm / "scores.json")),
-                *(("--adapter", arm, str(setup.base), str(model)) if adapter else (f"{arm}={model}",)),
-            ),
-            folder=Path("scores") / arm,
-            needs=(made_by(setup, arm),) if made_here else (),
-            inputs=(measures, *tasks, *((setup.base,) if arm == BASE or adapter else outside)),
-            resources=DEVICE,
-        )
-
-
-def _report(setup: Setup, stages: Sequence[Stage]) -> Stage:
-    return Stage(
-        name=REPORT,
-        title="write the report",
-        command=paft("report", str(setup.run_dir)),
-        folder=Path("report"),
-        needs=tuple(stage.name for stage in stages),
-        inputs=(setup.run_dir / RUN_FILE,),
-    )
-
-
-def given_files(setup: Setup, stages: list[Stage]) -> dict[Path, str]:
-    """Absolute path → text of every file that the run itself writes for its stages.
-
-    Raises:
-        PaftError: A recipe of the user's cannot be read, or has a $placeholder that means nothing.
-    """
-    run_dir = setup.run_dir
-    files = {
-        config_file(run_dir, name): config_text(setup.branches[name], str(setup.base), name, run_dir)
-        for name in setup.needed
-        if setup.branches[name].trained is None
-    }
-    files |= _sequential_of_given(setup)
-    for arm in setup.fused:
-        source = setup.config.fusion.recipes.get(arm.partition("-")[2])
-        if source is not None:
-            files[recipe_file(setup, arm)] = _filled(setup, arm, source)
-    if setup.config.evaluation is not None:
-        content = setup.config.evaluation.model_dump(mode="json")
-        files[run_dir / MEASURES_FILE] = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    return {**files, run_dir / RUN_FILE: _run_content(setup, stages)}
-
-
-def write_files(files: dict[Path, str]) -> None:
-    """Write what is not there already, so that a file that stays the same stays as old as it is."""
-    for file, text in files.items():
-        if not file.is_file() or file.read_bytes() != text.encode("utf-8"):
-            write_text(file, text)
-
-
-def _sequential_of_given(setup: Setup) -> dict[Path, str]:
-    if SEQUENTIAL not in setup.arms:
-        return {}
-    preference, base = setup.branches[setup.preference], sequential_base(setup)
-    files = {
-        config_file(setup.run_dir, SEQUENTIAL): config_text(preference, str(base), SEQUENTIAL, setup.run_dir),
-    }
-    if setup.branches[DENSE].is_adapter:
-        files[whole_recipe(setup, WHOLE)] = _whole_of_given(setup.base, setup.branch_folder(DENSE))
-    if preference.is_adapter:
-        files[whole_recipe(setup, SEQUENTIAL)] = _whole_of_given(base, setup.run_dir / "branches" / SEQUENTIAL)
-    return files
-
-
-def _whole_of_given(base: Path, adapter: Path) -> str:
-    """The recipe that folds an adapter into its base: in fp32, since base + s·BA would be rounded twice otherwise."""
-    model = {"model": {"model": {"path": str(base)}, "lora": {"path": str(adapter)}}, "parameters": {"weight": 1.0}}
-    recipe = {"merge_method": "linear", "models": [model], "dtype": "float32", "out_dtype": _dtype(base)}
-    return (
-        f"# {adapter.name} as a whole model.\n{yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=120)}"
-    )
-
-
-def _dtype(base: Path) -> str:
-    """The dtype that a model's config names, the one that its weights are saved in; fp32 if it names none."""
-    # A model that is still to be made has the base's, and a broken one is preflight's to name.
-    config = read_json_or_nothing(base / "config.json")
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
-
-
-def _filled(setup: Setup, arm: str, source: Path) -> str:
-    sft, preference = (str(setup.branch_folder(name)) for name in setup.sources(arm))
+def _filled(setup: Setup, arm: Arm, source: Path) -> str:
+    """A recipe of the user's with the run's folders in it."""
+    sft, preference = (str(setup.branch_folder(name)) for name in arm.branches)
     try:
         return Template(source.read_text(encoding="utf-8")).substitute(base=setup.base, sft=sft, preference=preference)
     except (OSError, UnicodeDecodeError) as error:
@@ -367,24 +246,112 @@ def _filled(setup: Setup, arm: str, source: Path) -> str:
         ) from None
 
 
-def _run_content(setup: Setup, stages: Sequence[Stage]) -> str:
-    """What `run.json` says for the report: the arms, and the commands that repeat them (but the report's own)."""
-    run_dir = setup.run_dir
+def _made_here(setup: Setup, arm: Arm) -> tuple[str, ...]:
+    """The trainings of this run that an arm is made from."""
+    return tuple(name for name in arm.branches if setup.branches[name].trained is None)
+
+
+def _from_outside(setup: Setup, branches: Sequence[str]) -> tuple[Path, ...]:
+    """The folders of those branches that were trained elsewhere."""
+    return tuple(trained for name in branches if (trained := setup.branches[name].trained) is not None)
+
+
+# --- looking at it ------------------------------------------------------------------------------------------------------
+
+
+def _inspect_branches(setup: Setup) -> Iterator[Planned]:
+    names = [branch.name for branch in setup.needed]
+    if names:
+        deltas = [f"{name}={setup.branch_folder(name)}" for name in names]
+        needs, outside = tuple(branch.name for branch in setup.trainings), _from_outside(setup, names)
+        yield _inspect(setup, "branches", "the branches’ deltas", deltas, needs, outside)
+
+
+def _inspect_fused(setup: Setup) -> Iterator[Planned]:
+    arms = [arm for arm in setup.arms if arm.is_aligned]
+    if arms:
+        deltas = [f"{arm.name}={setup.model(arm)}" for arm in arms]
+        needs = tuple(arm.stage for arm in arms if arm.stage is not None)
+        yield _inspect(setup, "fused", "the fused deltas", deltas, needs, (), "--no-pairs")
+
+
+def _inspect(
+    setup: Setup, name: str, what: str, deltas: list[str], needs: tuple[str, ...], outside: tuple[Path, ...], *more: str
+) -> Planned:
+    thresholds = [f"--threshold={threshold:g}" for threshold in setup.config.inspection.thresholds]
+    folder = Path("inspection") / name
+    output = str(setup.run_dir / folder)
+    stage = Stage(
+        name=f"inspect-{name}",
+        title=f"inspect {what}",
+        command=paft("inspect", "--base", str(setup.base), *deltas, "--output-dir", output, *thresholds, *more),
+        folder=folder,
+        needs=needs,
+        inputs=(setup.base, *outside),
+    )
+    return Planned(stage)
+
+
+def _evaluate(setup: Setup) -> Iterator[Planned]:
     evaluation = setup.config.evaluation
-    content = {
-        "schema": 1,
-        "description": setup.config.description,
-        "base": setup.config.base,
-        "branches": list(setup.branches),
-        "skill": evaluation.skill if evaluation else None,
-        "preference": evaluation.preference if evaluation else None,
-        "thresholds": setup.config.inspection.thresholds,
-        "arms": {arm: str(setup.model(arm)).removeprefix(f"{run_dir}/") for arm in setup.arms},
-        "fused": {arm: setup.sources(arm) for arm in setup.fused},
-        "stages": [
-            {"name": stage.name, "title": stage.title, "command": readable(stage.command, run_dir)}
+    if evaluation is None:
+        return
+    measures = setup.run_dir / CONFIGS / "measures.json"
+    given = {measures: json_text(evaluation.model_dump(mode="json"))}
+    tasks = () if evaluation.tasks is None else task_inputs(evaluation.tasks)
+    for arm in setup.arms:
+        model = setup.model(arm)
+        as_adapter = arm.kind == "branch" and setup.branches[arm.name].is_adapter
+        folder = Path("scores") / arm.name
+        stage = Stage(
+            name=f"evaluate-{arm.name}",
+            title=f"evaluate {arm.name}",
+            command=(
+                *(sys.executable, "-m", "paft_plugin.evaluation.score", "--measures", str(measures)),
+                *("--output", str(setup.run_dir / folder / "scores.json")),
+                *(("--adapter", arm.name, str(setup.base), str(model)) if as_adapter else (f"{arm.name}={model}",)),
+            ),
+            folder=folder,
+            needs=() if arm.stage is None else (arm.stage,),
+            inputs=(measures, *tasks, *_read_from_outside(setup, arm, as_adapter)),
+            resources=DEVICE,
+        )
+        yield Planned(stage, given)
+
+
+def _read_from_outside(setup: Setup, arm: Arm, as_adapter: bool) -> Iterator[Path]:
+    """The models that an arm's evaluation reads and no stage makes."""
+    if as_adapter or arm.kind == "base":
+        yield setup.base
+    if arm.stage is None and arm.kind != "base":
+        yield setup.model(arm)
+
+
+def _report(setup: Setup, stages: Sequence[Stage]) -> Planned:
+    file = setup.run_dir / RUN_FILE
+    stage = Stage(
+        name=REPORT,
+        title="write the report",
+        command=paft("report", str(setup.run_dir)),
+        folder=Path("report"),
+        needs=tuple(stage.name for stage in stages),
+        inputs=(file,),
+    )
+    return Planned(stage, {file: json_text(_run_file(setup, stages).content())})
+
+
+def _run_file(setup: Setup, stages: Sequence[Stage]) -> RunFile:
+    """What the report is told: the arms, and the commands that repeat them."""
+    evaluation = setup.config.evaluation
+    return RunFile(
+        description=setup.config.description,
+        base=setup.config.base,
+        skill=evaluation.skill if evaluation else None,
+        preference=evaluation.preference if evaluation else None,
+        thresholds=tuple(setup.config.inspection.thresholds),
+        arms=setup.arms,
+        stages=tuple(
+            Step(name=stage.name, title=stage.title, command=tuple(readable(stage.command, setup.run_dir)))
             for stage in stages
-            if stage.name != REPORT
-        ],
-    }
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        ),
+    )

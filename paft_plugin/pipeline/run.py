@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from paft_plugin.errors import raise_if_any
+from paft_plugin.evaluation.arms import read_run
 from paft_plugin.pipeline.arms import Setup, locate
 from paft_plugin.pipeline.config import ExecutorConfig, read_config
 from paft_plugin.pipeline.estimate.disk import needed_bytes
-from paft_plugin.pipeline.plan import given_files, make_stages, readable, write_files
+from paft_plugin.pipeline.plan import Plan, make_plan, readable
 from paft_plugin.pipeline.preflight import preflight
 from paft_plugin.runner.devices import choose_devices, find_devices
 from paft_plugin.runner.executor import Executor
@@ -26,7 +27,7 @@ from paft_plugin.runner.local import LocalExecutor
 from paft_plugin.runner.logs import size
 from paft_plugin.runner.markers import outdated
 from paft_plugin.runner.scheduler import run_stages
-from paft_plugin.runner.stages import Stage, in_order
+from paft_plugin.runner.stages import in_order
 from paft_plugin.runner.watch.events import EventLog
 from paft_plugin.runner.watch.progress import Progress
 
@@ -48,16 +49,15 @@ def run_pipeline(file: Path, console: Console, *, arms: Sequence[str] = (), sequ
         KeyboardInterrupt: After Ctrl-C, once no process of the run is left.
     """
     setup = open_setup(file, arms, sequential, download=True)
-    stages = make_stages(setup)
-    files = given_files(setup, stages)
-    check(setup, stages, files, console)
+    plan = make_plan(setup)
+    check(setup, plan, console)
     executor = make_executor(setup.config.executor)
     run_stages(
-        stages,
+        plan.stages,
         setup.run_dir,
         executor,
         [Progress(setup.run_dir, console), EventLog(setup.run_dir)],
-        prepare=lambda: write_files(files),
+        prepare=plan.write_files,
         variables=variables(setup),
     )
     show_results(setup.run_dir, console)
@@ -71,7 +71,7 @@ def prepare(file: Path, arms: Sequence[str] = (), sequential: bool = False) -> S
         PaftError: All that is wrong with the file and what it names.
     """
     setup = open_setup(file, arms, sequential)
-    write_files(given_files(setup, make_stages(setup)))
+    make_plan(setup).write_files()
     return setup
 
 
@@ -82,8 +82,9 @@ def show_plan(file: Path, console: Console, *, arms: Sequence[str] = (), sequent
         PaftError: All that is wrong with the file and what it names.
     """
     setup = open_setup(file, arms, sequential, download=False)
-    stages = in_order(make_stages(setup), setup.run_dir)
-    reasons = outdated(stages, setup.run_dir, identities(stages, setup.run_dir, given_files(setup, stages)))
+    plan = make_plan(setup)
+    stages = in_order(plan.stages, setup.run_dir)
+    reasons = outdated(stages, setup.run_dir, identities(stages, setup.run_dir, plan.files))
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("Stage", "What", "Why it runs"):
         table.add_column(heading, overflow="fold")
@@ -107,18 +108,18 @@ def open_setup(file: Path, arms: Sequence[str] = (), sequential: bool = False, *
     return locate(read_config(file), file, arms, sequential, download=download)
 
 
-def check(setup: Setup, stages: Sequence[Stage], files: dict[Path, str], console: Console) -> None:
+def check(setup: Setup, plan: Plan, console: Console) -> None:
     """Preflight: what would fail hours later fails now, and what will surprise is said. Nothing to run, nothing to check.
 
     Raises:
         PaftError: All that is wrong.
     """
-    ordered = in_order(stages, setup.run_dir)
-    if not outdated(ordered, setup.run_dir, identities(ordered, setup.run_dir, files)):
+    ordered = in_order(plan.stages, setup.run_dir)
+    if not outdated(ordered, setup.run_dir, identities(ordered, setup.run_dir, plan.files)):
         return
     findings = preflight(setup)
     raise_if_any(findings.problems)
-    notes = [note for name in setup.needed for note in setup.branches[name].notes]
+    notes = [note for branch in setup.needed for note in branch.notes]
     for warning in dict.fromkeys([*findings.warnings, *notes]):
         console.print(Text(f"Warning: {warning}", style="yellow"), soft_wrap=True, highlight=False)
 
@@ -126,7 +127,6 @@ def check(setup: Setup, stages: Sequence[Stage], files: dict[Path, str], console
 def show_results(run_dir: Path, console: Console) -> None:
     """The table of all arms, and where to read on."""
     from paft_plugin.report.collect import collect
-    from paft_plugin.report.run_file import read_run
     from paft_plugin.report.run_report import REPORT, missed_targets
     from paft_plugin.report.table import terminal_table
 

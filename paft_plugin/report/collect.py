@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from paft_plugin.evaluation.arms import RunFile, read_run
 from paft_plugin.evaluation.results import BASE_ARM, ArmResult, Comparison, read_scores
 from paft_plugin.files import write_json, write_text
 from paft_plugin.formats import threshold_key
 from paft_plugin.inspection.inspected import INSPECTION_FILE, InspectedDelta, read_inspection
 from paft_plugin.report.readme import render_readme
-from paft_plugin.report.run_file import RunFile, read_run
 from paft_plugin.report.table import results_content
 
 INSPECTIONS = (Path("inspection") / "branches", Path("inspection") / "fused")
@@ -35,16 +35,17 @@ def collect(run_dir: Path, run: RunFile) -> Comparison:
 
     Of a fused model the other tensors are left out: they are the base's, and would make any delta look sparse.
     """
-    files = (run_dir / "scores" / arm / "scores.json" for arm in run.arms)
+    files = (run_dir / "scores" / arm.name / "scores.json" for arm in run.arms)
     measures, scores = read_scores(file for file in files if file.is_file())
     sparsities = _sparsities(run_dir, run)
     results = [
-        ArmResult.from_score(arm, scores[arm], sparsity=sparsities.get(arm), model=model)
-        if arm in scores
-        else ArmResult(arm, sparsity=sparsities.get(arm), model=model)
-        for arm, model in run.arms.items()
+        ArmResult.from_score(arm.name, scores[arm.name], sparsity=sparsities.get(arm.name), model=arm.model)
+        if arm.name in scores
+        else ArmResult(arm.name, sparsity=sparsities.get(arm.name), model=arm.model)
+        for arm in run.arms
     ]
-    return Comparison(measures, results, run.branches, run.skill, run.preference)
+    branches = frozenset(arm.name for arm in run.arms if arm.kind == "branch")
+    return Comparison(measures, results, branches, run.skill, run.preference)
 
 
 def _sparsities(run_dir: Path, run: RunFile) -> dict[str, dict[str, float]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 
+from paft_plugin.evaluation.arms import RunFile
 from paft_plugin.evaluation.results import ArmResult, Comparison
-from paft_plugin.report.run_file import RunFile
 from paft_plugin.report.table import markdown_table
 
 HOW_TO_READ = """\
@@ -84,6 +84,6 @@ def _differences(comparison: Comparison, before: ArmResult, after: ArmResult) ->
 
 
 def _commands(run: RunFile) -> Iterator[str]:
-    for step in run.steps:
+    for step in run.stages:
         yield f"# {step.title}"
         yield shlex.join(step.command)

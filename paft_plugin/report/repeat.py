@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from paft_plugin.evaluation.arms import Step, read_run
 from paft_plugin.files import PROOF_FILE, read_json_or_nothing
-from paft_plugin.report.run_file import Step, read_run
 
 _SEED = re.compile(r"^seed:\s*(\d+)\s*$", re.MULTILINE)
 
@@ -47,7 +47,7 @@ def how_to_repeat(run: Path) -> Repeat:
         if found := _SEED.search(file.read_text(encoding="utf-8", errors="replace")):
             seeds[f"configs/{file.name}"] = found[1]
     return Repeat(
-        planned.steps if planned else (),
+        planned.stages if planned else (),
         sorted(versions.items()),
         sorted(seeds.items()),
         "paft.yml" if (run / "paft.yml").is_file() else None,

@@ -26,7 +26,15 @@ def test_it_names_a_penalised_sft_branch_and_a_preference_branch_of_its_base(fil
     write_inputs(QUICK_DEMO, tmp_path)
     setup = resolve(config, file, tmp_path / "base")
     assert config.base_is_remote
-    assert list(setup.arms) == ["base", "sft", "sft-l1", "dpo", "sequential", "paft-ties", "paft-dare_ties"]
+    assert [arm.name for arm in setup.arms] == [
+        "base",
+        "sft",
+        "sft-l1",
+        "dpo",
+        "sequential",
+        "paft-ties",
+        "paft-dare_ties",
+    ]
     assert setup.branches["sft-l1"].penalised
     assert not setup.branches["sft"].penalised
     assert {branch.content["base_model"] for branch in setup.branches.values()} == {config.base}

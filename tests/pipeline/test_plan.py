@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,8 +9,9 @@ import pytest
 import yaml
 
 from paft_plugin.errors import PaftError
+from paft_plugin.evaluation.arms import read_run
 from paft_plugin.pipeline.arms import Setup
-from paft_plugin.pipeline.plan import given_files, make_stages, readable, write_files
+from paft_plugin.pipeline.plan import make_plan, readable
 from paft_plugin.pipeline.run import open_setup
 from paft_plugin.runner.identity import identities
 from paft_plugin.runner.markers import outdated, prepare_folder, write_marker
@@ -21,7 +21,7 @@ from tests.pipeline.runs import edit, write_run
 
 def configs_of(setup: Setup) -> dict[str, dict]:
     """The axolotl configs that a run writes."""
-    files = given_files(setup, make_stages(setup))
+    files = make_plan(setup).files
     folder = setup.run_dir / "configs"
     return {
         path.stem: yaml.safe_load(text)
@@ -30,14 +30,23 @@ def configs_of(setup: Setup) -> dict[str, dict]:
     }
 
 
+def arms_of(setup: Setup) -> list[str]:
+    return [arm.name for arm in setup.arms]
+
+
+def needed_of(setup: Setup) -> list[str]:
+    return [branch.name for branch in setup.needed]
+
+
 def by_name(setup: Setup) -> dict[str, Stage]:
-    return {stage.name: stage for stage in make_stages(setup)}
+    return {stage.name: stage for stage in make_plan(setup).stages}
 
 
 def finish(setup: Setup) -> None:
     """Pretend that a run of `setup` went through."""
-    stages = in_order(make_stages(setup), setup.run_dir)
-    write_files(given_files(setup, stages))
+    plan = make_plan(setup)
+    stages = in_order(plan.stages, setup.run_dir)
+    plan.write_files()
     now = identities(stages, setup.run_dir)
     for stage in stages:
         prepare_folder(stage, setup.run_dir, now[stage.name].fingerprint)
@@ -46,22 +55,23 @@ def finish(setup: Setup) -> None:
 
 def reasons(file: Path, arms: tuple[str, ...] = ()) -> dict[str, str]:
     setup = open_setup(file, arms, False)
-    stages = in_order(make_stages(setup), setup.run_dir)
-    return outdated(stages, setup.run_dir, identities(stages, setup.run_dir, given_files(setup, stages)))
+    plan = make_plan(setup)
+    stages = in_order(plan.stages, setup.run_dir)
+    return outdated(stages, setup.run_dir, identities(stages, setup.run_dir, plan.files))
 
 
 def test_the_arms_of_a_run_and_those_that_one_asks_for(tmp_path: Path) -> None:
     file = write_run(tmp_path, fusion={"methods": ["ties", "linear"]}, compare={"orpo": "dpo.yml"})
-    assert list(open_setup(file, [], False).arms) == ["base", "sft-l1", "dpo", "orpo", "paft-ties", "paft-linear"]
+    assert arms_of(open_setup(file, [], False)) == ["base", "sft-l1", "dpo", "orpo", "paft-ties", "paft-linear"]
     setup = open_setup(file, [], True)
-    assert list(setup.arms) == [
+    assert arms_of(setup) == [
         *("base", "sft", "sft-l1", "dpo", "orpo", "sequential", "paft-ties", "paft-linear"),
     ]
-    assert setup.needed == ["sft-l1", "dpo", "sft", "orpo"]
+    assert needed_of(setup) == ["sft-l1", "dpo", "sft", "orpo"]
     setup = open_setup(file, ["parallel-ties"], False)
-    assert list(setup.arms) == ["parallel-ties"]
-    assert setup.needed == ["dpo", "sft"]
-    assert list(open_setup(file, ["parallel-*", "base"], False).arms) == ["base", "parallel-ties", "parallel-linear"]
+    assert arms_of(setup) == ["parallel-ties"]
+    assert needed_of(setup) == ["dpo", "sft"]
+    assert arms_of(open_setup(file, ["parallel-*", "base"], False)) == ["base", "parallel-ties", "parallel-linear"]
     with pytest.raises(PaftError, match=r"arm paft-tie: there is none\. Did you mean paft-ties"):
         open_setup(file, ["paft-tie"], False)
 
@@ -132,10 +142,11 @@ def test_trained_branches_are_taken_as_they_are(tmp_path: Path) -> None:
     file = write_run(tmp_path, sft=str(adapter), preference={"trained": str(adapter)})
     setup = open_setup(file, [], False)
     stages = by_name(setup)
-    assert list(setup.arms) == ["base", "sft-l1", "preference", "paft-ties"]
+    assert arms_of(setup) == ["base", "sft-l1", "preference", "paft-ties"]
     assert not [name for name in stages if name in setup.branches]
     assert adapter in stages["recipe-paft-ties"].inputs
     assert stages["evaluate-sft-l1"].needs == ()
+    assert adapter in stages["evaluate-sft-l1"].inputs, "another adapter there is scored anew"
     assert "--adapter" in stages["evaluate-sft-l1"].command
     with pytest.raises(PaftError, match="needs the axolotl configs of both branches"):
         open_setup(file, ["sequential"], False)
@@ -148,7 +159,7 @@ def test_a_recipe_of_the_user_s_own_is_filled(tmp_path: Path) -> None:
     mine.write_text("base_model: $base\nmodels:\n  - model: $sft # 5 $$\n  - model: $preference\n")
     file = write_run(tmp_path, fusion={"methods": ["ties"], "recipes": {"mine": "mine.yml"}})
     setup = open_setup(file, ["paft-mine", "parallel-mine"], False)
-    files = given_files(setup, make_stages(setup))
+    files = make_plan(setup).files
     text = files[tmp_path / "out" / "configs" / "recipes" / "paft-mine.yml"]
     assert f"base_model: {tmp_path / 'base'}\n" in text
     assert f"model: {tmp_path / 'out' / 'branches' / 'sft-l1'} # 5 $\n" in text
@@ -158,7 +169,7 @@ def test_a_recipe_of_the_user_s_own_is_filled(tmp_path: Path) -> None:
     assert "recipe-paft-mine" not in by_name(setup)
     mine.write_text("base_model: $nonsense\n")
     with pytest.raises(PaftError, match=r"mine\.yml: a \$placeholder"):
-        given_files(setup, make_stages(setup))
+        make_plan(setup)
 
 
 def test_options_of_a_method_reach_the_command(tmp_path: Path) -> None:
@@ -233,15 +244,49 @@ def test_a_moved_run_is_up_to_date_and_so_is_one_with_another_arm_more(tmp_path:
 
 
 def test_run_json_tells_the_report_what_it_needs(tmp_path: Path) -> None:
-    setup = open_setup(write_run(tmp_path), [], False)
-    files = given_files(setup, make_stages(setup))
-    content = json.loads(files[tmp_path / "out" / "configs" / "run.json"])
-    assert content["arms"] == {
+    setup = open_setup(write_run(tmp_path), ["*"], False)
+    plan = make_plan(setup)
+    plan.write_files()
+    run = read_run(setup.run_dir)
+    assert run is not None
+    assert run.arms == setup.arms
+    assert {arm.name: arm.model for arm in run.arms} == {
         "base": str(tmp_path / "base"),
+        "sft": "branches/sft",
         "sft-l1": "branches/sft-l1",
         "dpo": "branches/dpo",
+        "sequential": "models/sequential",
+        "parallel-ties": "models/parallel-ties",
         "paft-ties": "models/paft-ties",
     }
-    assert content["fused"] == {"paft-ties": ["sft-l1", "dpo"]}
-    assert content["skill"] == "skill"
-    assert [stage["name"] for stage in content["stages"]] == list(by_name(setup))[:-1], "all but the report itself"
+    assert run.skill == "skill"
+    assert [stage.name for stage in run.stages] == list(by_name(setup))[:-1], "all but the report itself"
+
+
+def test_an_arm_says_what_it_is(tmp_path: Path) -> None:
+    setup = open_setup(write_run(tmp_path, compare={"orpo": "dpo.yml", "other": "sft.yml"}), ["*"], False)
+    arms = {arm.name: arm for arm in setup.arms}
+    assert (arms["base"].kind, arms["base"].branches, arms["base"].stage) == ("base", (), None)
+    assert {name: arms[name].role for name in ("sft", "sft-l1", "dpo", "orpo", "other")} == {
+        **dict.fromkeys(("sft", "sft-l1", "other"), "sft"),
+        **dict.fromkeys(("dpo", "orpo"), "preference"),
+    }
+    assert [arm.name for arm in setup.arms if arm.penalised] == ["sft-l1", "other", "paft-ties"]
+    assert {arm.name: arm.twin for arm in setup.arms if arm.twin} == {"sft-l1": "sft", "paft-ties": "parallel-ties"}
+    fused, sequential = arms["paft-ties"], arms["sequential"]
+    assert (fused.kind, fused.recipe, fused.branches) == ("fused", "ties", ("sft-l1", "dpo"))
+    assert arms["parallel-ties"].branches == ("sft", "dpo")
+    assert (sequential.kind, sequential.branches) == ("sequential", ("sft",))
+    stages = by_name(setup)
+    for arm in setup.arms:
+        if arm.stage is not None:
+            assert absolute(setup.run_dir, stages[arm.stage].folder) == setup.model(arm), "its stage fills its folder"
+            assert arm.stage in stages[f"evaluate-{arm.name}"].needs
+
+
+def test_without_a_dense_twin_an_arm_names_none(tmp_path: Path) -> None:
+    trained = tmp_path / "trained"
+    trained.mkdir()
+    setup = open_setup(write_run(tmp_path, sft=str(trained)), [], False)
+    assert {arm.twin for arm in setup.arms} == {None}
+    assert setup.arms[1].stage is None

@@ -258,7 +258,8 @@ def test_how_to_repeat_it_is_what_the_pipeline_planned(make_run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"), [({"schema": 1}, "damaged"), ({"schema": 7}, "is 7, not 1"), ([], "JSON object")]
+    ("content", "says"),
+    [({"schema": 1}, "damaged"), ({"schema": 7}, "schema 7, and this version reads 2"), ([], "JSON object")],
 )
 def test_a_damaged_run_file_is_named(make_run: Run, content: object, says: str) -> None:
     run = make_run()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from paft_plugin.errors import PaftError
-from paft_plugin.pipeline.plan import make_stages
+from paft_plugin.pipeline.plan import make_plan
 from paft_plugin.pipeline.run import prepare, variables
 from paft_plugin.runner.local import LocalExecutor
 from paft_plugin.runner.markers import read_marker
@@ -250,7 +250,7 @@ def test_branches_trained_on_two_nodes_are_those_trained_here(nodes: TwoNodes, t
     weights = {}
     for where in ("here", "cluster"):
         setup = prepare(write_run(tmp_path / where, sft_steps=2, preference_steps=2), branches)
-        stages = [stage for stage in make_stages(setup) if stage.name in branches]
+        stages = [stage for stage in make_plan(setup).stages if stage.name in branches]
         watching = Watching() if where == "cluster" else None
         executor = RayExecutor(nodes.address) if watching else LocalExecutor(threads=1)
         run_stages(stages, setup.run_dir, executor, [watching] if watching else [], variables=variables(setup))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paft_plugin.errors import Findings
-from paft_plugin.pipeline.arms import BASE, SEQUENTIAL, Setup
+from paft_plugin.pipeline.arms import Setup
 from paft_plugin.pipeline.estimate.memory import dtype_bytes, optimizer_bytes, trained_shapes
 from paft_plugin.pipeline.estimate.shapes import Shapes, count, weight_shapes
 from paft_plugin.runner.logs import size
@@ -83,13 +83,11 @@ def check_disk(setup: Setup) -> Findings:
 def needed_bytes(setup: Setup) -> int:
     """About what a run writes, in bytes: branches with their checkpoints, fused models, logs."""
     model = sum(file.stat().st_size for file in setup.base.glob("*.safetensors"))
-    trainings = [setup.branches[name] for name in setup.needed if setup.branches[name].trained is None]
-    if SEQUENTIAL in setup.arms:
-        trainings.append(setup.branches[setup.preference])
+    sequential = setup.of_kind("sequential")
+    trainings = [*setup.trainings, *(setup.branches[setup.preference] for _ in sequential)]
     # Where nothing is known of the model's layers, a training is taken for one of a whole model.
     total = MARGIN + sum(estimate_disk(branch.content, setup.base) or model for branch in trainings)
-    wholes = [arm for arm in setup.arms if arm != BASE and arm not in setup.branches and arm != SEQUENTIAL]
-    return total + model * (len(wholes) + 2 * (SEQUENTIAL in setup.arms))
+    return total + model * (len(setup.of_kind("fused")) + 2 * len(sequential))
 
 
 def _held(folder: Path) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from paft_plugin.errors import Findings
-from paft_plugin.pipeline.arms import DENSE, SPARSE, Setup
+from paft_plugin.pipeline.arms import Setup
 from paft_plugin.pipeline.branches import Branch
 from paft_plugin.pipeline.estimate.disk import check_disk
 from paft_plugin.pipeline.preflight.ask import asked
@@ -25,8 +25,7 @@ from paft_plugin.pipeline.preflight.static import (
 def preflight(setup: Setup) -> Findings:
     """All that would fail, or surprise, later in a run whose base model is in a folder; nothing is trained or written."""
     findings = Findings()
-    wanted = [setup.branches[name] for name in setup.needed]
-    configured = _once([branch for branch in wanted if branch.trained is None])
+    wanted, configured = setup.needed, _once(setup)
     with tempfile.TemporaryDirectory(prefix="paft-preflight-") as name:
         folder = Path(name).resolve()
         with asked(setup, configured, folder) as probe:  # which takes seconds: the rest is done meanwhile
@@ -50,7 +49,7 @@ def _without_axolotl(setup: Setup, wanted: list[Branch], configured: list[Branch
 
     for branch in configured:
         yield same_base(setup, branch)
-        yield check_penalty(branch)
+        yield check_penalty(setup, branch)
         yield check_launcher(setup, branch)
         yield check_resume(branch)
         yield remote_data(branch)
@@ -60,7 +59,11 @@ def _without_axolotl(setup: Setup, wanted: list[Branch], configured: list[Branch
             yield check_trained(setup, branch)
 
 
-def _once(branches: list[Branch]) -> list[Branch]:
-    """Without the dense twin where its sparse one is there: it is the same config, less the plugin."""
-    names = [branch.name for branch in branches]
-    return [branch for branch in branches if not (branch.name == DENSE and SPARSE in names)]
+def _once(setup: Setup) -> list[Branch]:
+    """The trainings, without the dense twin where its sparse one is there: it is the same config, less the plugin."""
+    sparse = setup.branches[setup.sft]
+    return [
+        branch
+        for branch in setup.trainings
+        if branch is sparse or branch.spec is not sparse.spec or sparse not in setup.trainings
+    ]

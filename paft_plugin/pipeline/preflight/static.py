@@ -6,7 +6,7 @@ from typing import Any
 
 from paft_plugin.deltas.store import open_model
 from paft_plugin.errors import Findings, PaftError, some
-from paft_plugin.pipeline.arms import SPARSE, Setup
+from paft_plugin.pipeline.arms import Setup
 from paft_plugin.pipeline.branches import PLUGIN, Branch
 
 
@@ -48,7 +48,7 @@ def check_evaluation(setup: Setup) -> Findings:
     return Findings()
 
 
-def check_penalty(branch: Branch) -> Findings:
+def check_penalty(setup: Setup, branch: Branch) -> Findings:
     """The plugin with a strength or a target on the sparse SFT branch, and none of it on a preference branch.
 
     What the plugin itself refuses once it is named (no strength, a preference training) is left to it.
@@ -78,14 +78,14 @@ def check_penalty(branch: Branch) -> Findings:
                 f"{branch.where}: {some(keys)}: does nothing unless `plugins:` names {PLUGIN}. Add it there, as `- {PLUGIN}`."
             ]
         )
-    elif branch.name == SPARSE:
+    elif branch.name == setup.sft:
         findings.add(
             [
                 f"{branch.where}: the SFT branch has no penalty. Add `plugins: [{PLUGIN}]` and paft_l1_lambda or "
                 "paft_target_sparsity, such as paft_target_sparsity: 0.9."
             ]
         )
-    if branch.name == SPARSE and branch.strategy != "sft":
+    if branch.name == setup.sft and branch.strategy != "sft":
         findings.add(
             [
                 f"{branch.where}: rl: {branch.strategy}: the SFT branch is trained by SFT. Give it under `preference:` instead."
@@ -135,6 +135,6 @@ def check_trained(setup: Setup, branch: Branch) -> Findings:
         findings.add(branch_problems(open_model(setup.base), branch.trained))
     except PaftError as error:
         findings.add(error.problems)
-    if branch.name == SPARSE and (reason := why_unproven(branch.trained)):
+    if branch.name == setup.sft and (reason := why_unproven(branch.trained)):
         findings.add(warnings=[reason])
     return findings
