@@ -9,7 +9,7 @@ import pytest
 
 from paft_plugin.pipeline.estimate.disk import check_disk, needed_bytes
 from paft_plugin.pipeline.preflight.static import check_base
-from tests.pipeline.preflight.conftest import Room
+from tests.pipeline.room import Room
 
 
 def test_grows_with_what_is_kept(room: Room, demo: Path) -> None:

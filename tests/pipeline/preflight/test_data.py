@@ -12,7 +12,7 @@ import pytest
 from paft_plugin.errors import Findings
 from paft_plugin.pipeline.preflight.data_files import FIRST, LAST, read_sample
 from tests.pipeline.hub import FakeHub, hub  # noqa: F401
-from tests.pipeline.preflight.conftest import Room
+from tests.pipeline.room import Room
 
 Preflight = Callable[..., Findings]
 

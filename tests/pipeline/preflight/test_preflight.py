@@ -12,7 +12,7 @@ import pytest
 
 from paft_plugin.errors import Findings
 from paft_plugin.pipeline.preflight import preflight
-from tests.pipeline.preflight.conftest import Room
+from tests.pipeline.room import Room
 
 Preflight = Callable[..., Findings]
 PLUGIN = "paft_plugin.PAFTPlugin"

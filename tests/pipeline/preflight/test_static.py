@@ -6,7 +6,7 @@ from pathlib import Path
 
 from paft_plugin.demo.data import write_tasks
 from paft_plugin.pipeline.preflight.static import check_evaluation, check_launcher
-from tests.pipeline.preflight.conftest import Room
+from tests.pipeline.room import Room
 
 
 def test_tasks_that_cannot_be_scored_are_all_named(room: Room, demo: Path, tmp_path: Path) -> None:

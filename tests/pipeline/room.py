@@ -1,34 +1,17 @@
-"""The demo's base model, data and configs, to plant one mistake in."""
+"""A `paft.yml` beside the demo's files, with configs in which a test changes a key or two."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from importlib import resources
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
-from paft_plugin.demo import configs, data
-from paft_plugin.errors import Findings
-from paft_plugin.files import write_bytes
 from paft_plugin.pipeline.arms import Setup, resolve
 from paft_plugin.pipeline.config import read_config
-from paft_plugin.pipeline.preflight import preflight
 
 Content = dict[str, Any]
-
-
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `base`, `data` and `axolotl`."""
-    folder = tmp_path_factory.mktemp("a demo + its data")
-    for shipped in resources.files("paft_plugin.demo").joinpath("base").iterdir():
-        write_bytes(folder / "base" / shipped.name, shipped.read_bytes())
-    data.write_data(folder / "data", 42, sft_rows=96, preference_rows=96, items=8)
-    configs.write_configs(folder, configs.QUICK)
-    return folder
 
 
 class Room:
@@ -72,18 +55,3 @@ class Room:
         file = self.folder / name
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return [{"path": str(file), "ds_type": "json", "split": "train", **entry}]
-
-
-@pytest.fixture
-def room(tmp_path: Path, demo: Path) -> Room:
-    return Room(tmp_path, demo)
-
-
-@pytest.fixture
-def check(room: Room, forked: None) -> Callable[..., Findings]:  # noqa: ARG001
-    """`check(sft={…}, preference={…}, rl=…, **paft)`: the preflight of the demo with these changes."""
-
-    def run(**changes: Any) -> Findings:
-        return preflight(room.setup(**changes))
-
-    return run
