@@ -7,9 +7,7 @@ Every measure follows from sums or from counts of magnitudes, so whoever reads Î
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,10 +68,6 @@ class Histogram:
     underflow: int = 0
     """0 < |Î´| < the lowest edge."""
     overflow: int = 0
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Histogram:
-        return cls(**{**content, "log10_edges": tuple(content["log10_edges"]), "counts": tuple(content["counts"])})
 
 
 @dataclass(frozen=True)

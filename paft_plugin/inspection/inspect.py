@@ -314,7 +314,7 @@ class _Everything:
         groups = self._of_deltas[which]
         figures: Figures[Measures] = groups.finished()
         histogram = magnitudes(groups.total.keys).histogram(DECADES, groups.total.zeros)
-        return InspectedDelta(which, delta.kind, str(delta.branch.absolute()), figures, histogram)
+        return InspectedDelta(which, delta.kind, str(delta.branch.absolute()), histogram, figures)
 
 
 def _threads() -> int:

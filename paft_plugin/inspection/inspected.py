@@ -12,17 +12,18 @@ A *module* here is a kind of module: the tensor's name without the layer's numbe
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+
+from pydantic import BeforeValidator, PlainSerializer
+from pydantic.dataclasses import dataclass
 
 from paft_plugin.deltas.measures import Histogram
 from paft_plugin.errors import PaftError
-from paft_plugin.files import read_json, write_text
+from paft_plugin.files import JsonFile, write_text
 from paft_plugin.inspection.measures import Interference, Measures
 
-SCHEMA = 1
 INSPECTION_FILE = "inspection.json"
 LEVELS = 5
 """Down to the list of tensors: indented to the last number, the file would be two and a half times as large."""
@@ -43,56 +44,32 @@ class TensorFigures(Generic[M]):
     figures: M
 
 
+def _cells_of_rows(rows: Any) -> Any:
+    if isinstance(rows, list):
+        return {(row["layer"], row["module"]): row["figures"] for row in rows}
+    return rows
+
+
+def _rows_of_cells(cells: Mapping[tuple[int, str], Any]) -> list[dict[str, Any]]:
+    return [{"layer": layer, "module": module, "figures": figures} for (layer, module), figures in cells.items()]
+
+
 @dataclass(frozen=True)
 class Figures(Generic[M]):
     """Figures of each tensor, and of groups of tensors."""
 
-    tensors: tuple[TensorFigures[M], ...]
-    """In the order of layers: what has none first, then by layer, within a layer by name."""
+    total: M
     layers: Mapping[int, M]
     modules: Mapping[str, M]
     """Over all layers."""
-    cells: Mapping[tuple[int, str], M]
-    """(layer, module) → figures; what lies outside of the layers has no cell."""
-    total: M
+    cells: Annotated[Mapping[tuple[int, str], M], BeforeValidator(_cells_of_rows), PlainSerializer(_rows_of_cells)]
+    """(layer, module) → figures; what lies outside of the layers has no cell. JSON has no pairs for keys, so a list of rows."""
+    tensors: tuple[TensorFigures[M], ...]
+    """In the order of layers: what has none first, then by layer, within a layer by name."""
 
     def cell(self, layer: int, module: str) -> M | None:
         """One cell of the layer × module map; None if the delta changes nothing there."""
         return self.cells.get((layer, module))
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "total": self.total.as_json(),
-            "layers": {str(layer): figures.as_json() for layer, figures in self.layers.items()},
-            "modules": {module: figures.as_json() for module, figures in self.modules.items()},
-            "cells": [
-                {"layer": layer, "module": module, "figures": figures.as_json()}
-                for (layer, module), figures in self.cells.items()
-            ],
-            "tensors": [
-                {
-                    "name": tensor.name,
-                    "layer": tensor.layer,
-                    "module": tensor.module,
-                    "shape": tensor.shape,
-                    "figures": tensor.figures.as_json(),
-                }
-                for tensor in self.tensors
-            ],
-        }
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any], read: Callable[[Mapping[str, Any]], M]) -> Figures[M]:
-        return cls(
-            tensors=tuple(
-                TensorFigures(each["name"], each["layer"], each["module"], tuple(each["shape"]), read(each["figures"]))
-                for each in content["tensors"]
-            ),
-            layers={int(layer): read(figures) for layer, figures in content["layers"].items()},
-            modules={module: read(figures) for module, figures in content["modules"].items()},
-            cells={(each["layer"], each["module"]): read(each["figures"]) for each in content["cells"]},
-            total=read(content["total"]),
-        )
 
 
 @dataclass(frozen=True)
@@ -103,9 +80,9 @@ class InspectedDelta:
     kind: Literal["adapter", "model"]
     folder: str
     """Absolute."""
-    figures: Figures[Measures]
     histogram: Histogram
     """Of all its entries."""
+    figures: Figures[Measures]
 
 
 @dataclass(frozen=True)
@@ -118,9 +95,11 @@ class InspectedPair:
     figures: Figures[Interference]
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """All that was measured."""
+class Inspection(JsonFile):
+    """`inspection.json`: all that was measured; in the file, besides these fields, the shares that follow from them."""
+
+    SCHEMA: ClassVar[int] = 1
+    AGAIN: ClassVar[str] = "Inspect again with `axolotl paft inspect`."
 
     base: str
     """Absolute folder."""
@@ -132,7 +111,7 @@ class Inspection:
     """Ascending; the keys of `Interference.ties` and `.dare` are `threshold_key` of these. 1.0, untrimmed, is always there."""
     deltas: tuple[InspectedDelta, ...]
     """In the order in which they were given."""
-    pairs: tuple[InspectedPair, ...] = field(default=())
+    pairs: tuple[InspectedPair, ...] = ()
     """Every pair of deltas that share tensors; none if pairs were not asked for."""
 
     def delta(self, name: str) -> InspectedDelta:
@@ -142,56 +121,11 @@ class Inspection:
                 return delta
         raise KeyError(name)
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dictionaries; besides the fields, the shares that follow from them."""
-        return {
-            "schema": SCHEMA,
-            "base": self.base,
-            "base_fingerprint": self.base_fingerprint,
-            "thresholds": self.thresholds,
-            "densities": self.densities,
-            "deltas": [
-                {
-                    "name": delta.name,
-                    "kind": delta.kind,
-                    "folder": delta.folder,
-                    "histogram": asdict(delta.histogram),
-                    "figures": delta.figures.as_json(),
-                }
-                for delta in self.deltas
-            ],
-            "pairs": [
-                {"first": pair.first, "second": pair.second, "figures": pair.figures.as_json()} for pair in self.pairs
-            ],
-        }
+    def content(self) -> dict[str, Any]:
+        return {"schema": self.SCHEMA, **self.model_dump(mode="json", by_alias=True)}
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Inspection:
-        """What `as_json` gave.
-
-        Raises:
-            KeyError, TypeError, ValueError, AttributeError: It is something else.
-        """
-        return cls(
-            base=content["base"],
-            base_fingerprint=content["base_fingerprint"],
-            thresholds=tuple(content["thresholds"]),
-            densities=tuple(content["densities"]),
-            deltas=tuple(
-                InspectedDelta(
-                    each["name"],
-                    each["kind"],
-                    each["folder"],
-                    Figures.from_json(each["figures"], Measures.from_json),
-                    Histogram.from_json(each["histogram"]),
-                )
-                for each in content["deltas"]
-            ),
-            pairs=tuple(
-                InspectedPair(each["first"], each["second"], Figures.from_json(each["figures"], Interference.from_json))
-                for each in content["pairs"]
-            ),
-        )
+    def write(self, path: Path) -> None:
+        write_text(path, _in_lines(self.content(), LEVELS) + "\n")
 
 
 def check_writable(folder: Path) -> None:
@@ -213,9 +147,8 @@ def check_writable(folder: Path) -> None:
 
 def write_inspection(inspection: Inspection, folder: Path) -> Path:
     """Write `inspection.json` into `folder`, atomically; returns the file."""
-    file = folder / INSPECTION_FILE
-    write_text(file, _in_lines(inspection.as_json(), LEVELS) + "\n")
-    return file
+    inspection.write(folder / INSPECTION_FILE)
+    return folder / INSPECTION_FILE
 
 
 def _in_lines(value: Any, levels: int, indent: str = "") -> str:
@@ -238,14 +171,6 @@ def read_inspection(folder: Path) -> Inspection:
     """The inspection that `write_inspection` wrote into `folder`.
 
     Raises:
-        PaftError: No such file, no JSON, or one of another schema.
+        PaftError: It is missing, damaged, or of another schema.
     """
-    file = folder / INSPECTION_FILE
-    content = read_json(file)
-    again = "Inspect again with `axolotl paft inspect`."
-    if content.get("schema") != SCHEMA:
-        raise PaftError(f"{file}: its schema is {content.get('schema')}, not {SCHEMA}. {again}")
-    try:
-        return Inspection.from_json(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise PaftError(f"{file}: damaged or incomplete ({error!r}). {again}") from None
+    return Inspection.read(folder / INSPECTION_FILE)

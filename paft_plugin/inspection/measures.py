@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+
+from pydantic import computed_field
+from pydantic.dataclasses import dataclass
 
 from paft_plugin.formats import threshold_key
 
@@ -60,24 +61,23 @@ class Measures:
         """Share of entries with δ = 0."""
         return self.zeros / self.entries
 
+    @computed_field(alias="sparsity")  # type: ignore[prop-decorator]
+    @property
+    def sparsities(self) -> dict[str, float]:
+        """Threshold, as `threshold_key` writes it → share of entries with |δ| ≤ threshold."""
+        return {key: count / self.entries for key, count in self.small.items()}
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def unseen_share(self) -> dict[str, float]:
+        """`unseen` as shares of the entries."""
+        return {key: count / self.entries for key, count in self.unseen.items()}
+
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def relative(self) -> float | None:
         """‖δ‖₂ / ‖θ_pre‖₂."""
         return self.l2 / self.base_l2 if self.base_l2 else None
-
-    def as_json(self) -> dict[str, Any]:
-        """The fields, and what readers ask for most: shares."""
-        return {
-            **asdict(self),
-            "sparsity": {key: count / self.entries for key, count in self.small.items()},
-            "unseen_share": {key: count / self.entries for key, count in self.unseen.items()},
-            "relative": self.relative,
-        }
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Measures:
-        rank = content.get("effective_rank")
-        return cls(**{**_own(cls, content), "effective_rank": Rank(**rank) if rank else None})
 
 
 @dataclass(frozen=True)
@@ -90,19 +90,18 @@ class Overlap:
     conflicts: int
     """Of `both`: entries of opposite signs."""
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def jaccard(self) -> float | None:
         """|A ∩ B| / |A ∪ B|; None if both supports are empty."""
         union = self.first + self.second - self.both
         return self.both / union if union else None
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def conflict_share(self) -> float | None:
         """Share of the entries in both supports whose signs are opposite; None if there are none."""
         return self.conflicts / self.both if self.both else None
-
-    def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "jaccard": self.jaccard, "conflict_share": self.conflict_share}
 
 
 @dataclass(frozen=True)
@@ -126,25 +125,17 @@ class Election:
     mass: tuple[float, float] | None = None
     """Σ|δ| of each branch's entries that take part in the merged delta, in the units of `Measures.l1`; before DARE rescales."""
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def trimmed(self) -> tuple[float, float]:
         """Entries ≠ 0 that trimming removes."""
         return self.nonzero[0] - self.kept[0], self.nonzero[1] - self.kept[1]
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def elected(self) -> tuple[float, float]:
         """Entries of each branch that take part in the merged delta."""
         return self.kept[0] - self.lost[0], self.kept[1] - self.lost[1]
-
-    def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "trimmed": self.trimmed, "elected": self.elected}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Election:
-        own = _own(cls, content)
-        for key in ("nonzero", "kept", "lost", "mass"):
-            own[key] = tuple(own[key]) if own.get(key) else None
-        return cls(**own)
 
 
 @dataclass(frozen=True)
@@ -185,45 +176,16 @@ class Interference:
     l1: tuple[float, float] | None = None
     """‖δ₁‖₁, ‖δ₂‖₁."""
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def cosine(self) -> float | None:
         """⟨δ₁, δ₂⟩ / (‖δ₁‖₂ ‖δ₂‖₂); None if one is zero."""
         norms = math.sqrt(self.squares[0]) * math.sqrt(self.squares[1])
         return (self.agreeing - self.opposing) / norms if norms else None
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def conflict_weight(self) -> float | None:
         """Sign conflicts weighted by magnitude: Σ|δ₁δ₂| of opposite signs / Σ|δ₁δ₂|. Neither branch's scale sways it."""
         total = self.agreeing + self.opposing
         return self.opposing / total if total else None
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            **asdict(self),
-            "overlap": {key: overlap.as_json() for key, overlap in self.overlap.items()},
-            "ties": {key: election.as_json() for key, election in self.ties.items()},
-            "dare": {key: election.as_json() for key, election in self.dare.items()},
-            "cosine": self.cosine,
-            "conflict_weight": self.conflict_weight,
-        }
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Interference:
-        subspaces = content.get("subspaces")
-        return cls(
-            entries=content["entries"],
-            overlap={key: Overlap(**_own(Overlap, overlap)) for key, overlap in content["overlap"].items()},
-            agreeing=content["agreeing"],
-            opposing=content["opposing"],
-            squares=tuple(content["squares"]),
-            ties={key: Election.from_json(election) for key, election in content["ties"].items()},
-            dare={key: Election.from_json(election) for key, election in content["dare"].items()},
-            subspaces=Subspaces(**subspaces) if subspaces else None,
-            l1=tuple(content["l1"]) if content.get("l1") else None,
-        )
-
-
-def _own(cls: type, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a JSON object only what is a field: the rest was derived from these when it was written."""
-    names = {each.name for each in fields(cls)}
-    return {key: value for key, value in content.items() if key in names}

@@ -88,7 +88,7 @@ def inspection_of(deltas: Mapping[str, Tensor]) -> Inspection:
         thresholds=THRESHOLDS,
         densities=(1.0,),
         deltas=tuple(
-            InspectedDelta(name, "model", "/nowhere", only(measures(delta)), histogram(delta))
+            InspectedDelta(name, "model", "/nowhere", histogram(delta), only(measures(delta)))
             for name, delta in deltas.items()
         ),
         pairs=tuple(
@@ -100,7 +100,7 @@ def inspection_of(deltas: Mapping[str, Tensor]) -> Inspection:
 
 
 def only(figures: Any) -> Figures[Any]:
-    return Figures((), {}, {}, {}, figures)
+    return Figures(figures, {}, {}, {}, ())
 
 
 def measures(delta: Tensor) -> Measures:

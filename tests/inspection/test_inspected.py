@@ -54,13 +54,20 @@ def inspection() -> Inspection:
             TensorFigures("model.embed_tokens.weight", None, "embed_tokens", (2, 4), of),
             TensorFigures("model.layers.3.mlp.up_proj.weight", 3, "mlp.up_proj", (2, 4), of),
         )
-        return Figures(tensors, {3: of}, {"mlp.up_proj": of, "embed_tokens": of}, {(3, "mlp.up_proj"): of}, of)
+        return Figures(of, {3: of}, {"mlp.up_proj": of, "embed_tokens": of}, {(3, "mlp.up_proj"): of}, tensors)
 
     deltas = tuple(
-        InspectedDelta(name, kind, f"/runs/{name}", figures(MEASURES), Histogram((-1.0, 0.0, 1.0), (5, 3), 2, 1))
+        InspectedDelta(name, kind, f"/runs/{name}", Histogram((-1.0, 0.0, 1.0), (5, 3), 2, 1), figures(MEASURES))
         for name, kind in (("sft", "adapter"), ("dpo", "model"))
     )
-    return Inspection("/base", None, (1e-5,), (1.0,), deltas, (InspectedPair("sft", "dpo", figures(INTERFERENCE)),))
+    return Inspection(
+        base="/base",
+        base_fingerprint=None,
+        thresholds=(1e-5,),
+        densities=(1.0,),
+        deltas=deltas,
+        pairs=(InspectedPair("sft", "dpo", figures(INTERFERENCE)),),
+    )
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
@@ -82,7 +89,7 @@ def test_shares_follow_from_the_counts() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda content: {**content, "schema": 99}, "its schema is 99"),
+        (lambda content: {**content, "schema": 99}, "schema 99, and this version reads 1"),
         (lambda content: {key: value for key, value in content.items() if key != "deltas"}, "damaged"),
         (lambda content: {**content, "pairs": [1]}, "damaged"),
     ],

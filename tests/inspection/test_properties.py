@@ -253,7 +253,7 @@ def assert_close(one: Inspection, other: Inspection) -> None:
             return {place: content}
         return dict(itertools.chain.from_iterable(numbers(value, key).items() for key, value in items))
 
-    left, right = (numbers(json.loads(json.dumps(each.as_json()))) for each in (one, other))
+    left, right = (numbers(json.loads(json.dumps(each.content()))) for each in (one, other))
     assert left.keys() == right.keys()
     for key, value in left.items():
         if isinstance(value, float):

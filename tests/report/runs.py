@@ -53,7 +53,7 @@ def inspect(deltas: Mapping[str, Tensors], *, with_pairs: bool = True) -> Inspec
         thresholds=THRESHOLDS,
         densities=DENSITIES,
         deltas=tuple(
-            InspectedDelta(name, "adapter", f"/runs/{name}", _figures(tensors, _measures), _histogram(tensors))
+            InspectedDelta(name, "adapter", f"/runs/{name}", _histogram(tensors), _figures(tensors, _measures))
             for name, tensors in deltas.items()
         ),
         pairs=tuple(

@@ -224,11 +224,11 @@ def test_what_is_missing_is_said_in_one_sentence(inspection: Inspection, results
         return RunData(of, choose(of), curves)
 
     cases: list[Draw] = [
-        lambda: sparsity_by_layer(replace(inspection, thresholds=())),
-        lambda: sparsity_by_layer(replace(inspection, deltas=())),
+        lambda: sparsity_by_layer(inspection.model_copy(update={"thresholds": ()})),
+        lambda: sparsity_by_layer(inspection.model_copy(update={"deltas": ()})),
         lambda: histograms(inspect({"sft": zero})),
         lambda: interference_map(inspect(DELTAS, with_pairs=False)),
-        lambda: interference_map(replace(inspection, thresholds=())),
+        lambda: interference_map(inspection.model_copy(update={"thresholds": ()})),
         lambda: tax_chart(run(nothing)),
         lambda: tax_chart(run(unscored)),
         lambda: strength_chart(run(results, curves[:1])),
