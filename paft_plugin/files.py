@@ -1,7 +1,8 @@
-"""Files written whole or not at all, JSON files with one model each, fingerprints, and what is a path or a name on the hub."""
+"""Files written whole or not at all, JSON files with one model each, locks, fingerprints, and what is a path or a hub name."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -137,6 +138,39 @@ class JsonFile(BaseModel):
             ValidationError: It is damaged.
         """
         raise PaftError(f"{path}: schema {schema}, and this version reads {cls.SCHEMA}. {cls.AGAIN}")
+
+
+def lock_file(path: Path) -> int:
+    """Make `path` if need be, lock it against all others, and return its descriptor; closing that, or dying, lets go.
+
+    Raises:
+        BlockingIOError: It is locked already.
+        OSError: It cannot be opened, or not be locked where it lies (some network file systems).
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody has locked `path`. Writes nothing; meanwhile, for an instant, `lock_file` finds it locked, too."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(
+            descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB
+        )  # shared: two that look do not take each other for a holder
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def file_digest(path: Path) -> str:

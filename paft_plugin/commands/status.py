@@ -24,11 +24,11 @@ def status(run_dir: Path, follow: bool, json_file: Path | None) -> None:
     """
     from rich.console import Console
 
-    from paft_plugin.files import write_json
-    from paft_plugin.runner.watch.status import StatusReader, as_json
+    from paft_plugin.pipeline.stage_logs import STAGE_LOGS
+    from paft_plugin.runner.watch.status import StatusReader
     from paft_plugin.runner.watch.view import show, show_until_ended
 
-    reader, console = StatusReader(run_dir), Console()
+    reader, console = StatusReader(run_dir, STAGE_LOGS, "Name the output_dir of a paft.yml."), Console()
     found = show_until_ended(reader, console) if follow else show(reader.read(), console)
     if json_file is not None:
-        write_json(json_file, as_json(found))
+        found.write(json_file)

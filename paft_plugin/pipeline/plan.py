@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import Template
 
 import yaml
 
+from paft_plugin import __version__
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.arms import RUN_FILE, Arm, RunFile, Step
 from paft_plugin.evaluation.config import task_inputs
@@ -24,6 +25,8 @@ CONFIGS = RUN_FILE.parent
 """What stages are given: axolotl configs, recipes of the user's, what is scored."""
 REPORT = "report"
 DEVICE = Resources(devices=1)
+VERSIONS = {"paft-plugin": __version__}
+"""Another version of ours may do a stage otherwise: it runs again."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def make_plan(setup: Setup) -> Plan:
     ]
     planned.append(_report(setup, [each.stage for each in planned]))
     files = {file: text for each in planned for file, text in each.files.items()}
-    return Plan([each.stage for each in planned], files)
+    return Plan([replace(each.stage, versions=VERSIONS) for each in planned], files)
 
 
 def paft(*arguments: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What a place where stages run has to be able to do; `local.py` is this machine, `ray_cluster.py` a cluster."""
+"""What a place where stages run has to be able to do; `local.py` is this machine, `ray/` a cluster."""
 
 from __future__ import annotations
 

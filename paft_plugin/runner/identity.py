@@ -1,4 +1,4 @@
-"""What a stage's result depends on: its command, the contents of its inputs, the stages it needs, our version."""
+"""What a stage's result depends on: its command, the contents of its inputs, the stages it needs, versions of programs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from paft_plugin import __version__
 from paft_plugin.errors import raise_if_any
 from paft_plugin.files import file_digest, fingerprint
 from paft_plugin.runner.stages import Stage, absolute
@@ -23,8 +22,6 @@ from paft_plugin.runner.stages import Stage, absolute
 _SMALL = 1 << 20
 # Seconds: a file system's clock ticks in milliseconds, so that a file may change twice and look as if it had once.
 _SETTLED = 1.0
-CODE = "paft-plugin"
-"""The part that is our own version."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ def identities(ordered: Sequence[Stage], run_dir: Path, given: Mapping[Path, str
         # One interpreter has several names (python, python3), and which one started us must not matter.
         command = ["{python}" if part == sys.executable else neutral.text(part) for part in stage.command]
         parts = {
-            CODE: __version__,
+            **{f"the version of {program}": version for program, version in stage.versions.items()},
             "its command": json.dumps(command),
             "its folder": neutral.text(str(absolute(run_dir, stage.folder))),
             **{f"variable {key}": neutral.text(value) for key, value in stage.environment.items()},

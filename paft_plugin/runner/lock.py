@@ -1,8 +1,12 @@
-"""One run at a time in a run directory."""
+"""One run at a time in a run directory, and nothing of a killed run beside the next one.
+
+A run holds `<run dir>/.lock`, and so do the guards of its stages on this machine. A guard on another machine holds its stage's
+own file instead, its *hold* `.stages/<name>.hold`. What is killed lets go of what it held, so that a new run need only wait until
+both kinds are free. The files stay, locked or not: without them two could lock two files of one name.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import time
@@ -11,88 +15,44 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from paft_plugin.errors import PaftError
+from paft_plugin.files import is_locked, lock_file
 from paft_plugin.runner.stages import MARKERS
 
-_ENDING = ".hold"
-_AGAIN = 0.1  # seconds between two tries
-
-
-def hold_path(run_dir: Path, name: str) -> Path:
-    """The hold of the stage `name`; the file stays, locked or not: without it two guards could hold two files of one name."""
-    return run_dir / MARKERS / f"{name}{_ENDING}"
-
-
-def take_hold(hold: Path, patience: float) -> int:
-    """Lock `hold` and return its descriptor; `BlockingIOError` when another guard has it after `patience` seconds."""
-    deadline = time.monotonic() + patience
-    descriptor = os.open(hold, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
-        except OSError as error:
-            if not isinstance(error, BlockingIOError) or time.monotonic() > deadline:
-                os.close(descriptor)
-                raise
-            time.sleep(_AGAIN)
-
-
-def is_held(hold: Path) -> bool:
-    """Whether a guard, on whatever machine, has `hold`."""
-    try:
-        os.close(take_hold(hold, patience=0))
-    except BlockingIOError:
-        return True
-    return False
-
-
-def await_holds(run_dir: Path, patience: float) -> None:
-    """Wait until the guards of a killed run are through; raises `PaftError` when one is not after `patience` seconds."""
-    deadline = time.monotonic() + patience
-    for hold in sorted((run_dir / MARKERS).glob(f"*{_ENDING}")):
-        while is_held(hold):
-            if time.monotonic() > deadline:
-                raise PaftError(
-                    f"A run in {run_dir} was killed, and what it started for the stage {hold.name.removesuffix(_ENDING)!r}, "
-                    "maybe on another machine, has not ended yet: wait for it or stop it, then run the same command again. "
-                    f"When that machine itself is gone, delete {hold}."
-                )
-            time.sleep(_AGAIN)
-
-
 LOCK = ".lock"
+_HOLD = ".hold"
+_AGAIN = 0.1  # seconds between two tries
 _GLANCE = 0.3  # seconds: somebody who only looks (`look`) holds the lock for less
+
+
+# --- the run's lock -----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def locked(run_dir: Path, patience: float) -> Iterator[int]:
-    """Hold `<run dir>/.lock` and yield its file descriptor.
+    """Hold the run's lock and yield its file descriptor.
 
-    The guards of the stages hold it too, or, on other machines, their holds, so that it outlives a killed run until its
-    last process is gone; for that we wait up to `patience` seconds. Raises `PaftError` when another run is at work,
-    `OSError` when no lock can be made.
+    For what a killed run started, here or elsewhere, we wait up to `patience` seconds. Raises `PaftError` when that has not
+    ended by then, or another run is at work; `OSError` when no lock can be made.
     """
-    lock = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    lock = _acquire(run_dir, patience)
     try:
-        _acquire(lock, run_dir, patience)
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n{socket.gethostname()}\n".encode(), 0)
-        await_holds(run_dir, patience)
+        _await_holds(run_dir, patience)
         yield lock
     finally:
         os.close(lock)
 
 
-def _acquire(lock: int, run_dir: Path, patience: float) -> None:
+def _acquire(run_dir: Path, patience: float) -> int:
     now = time.monotonic()
     glance, deadline = now + _GLANCE, now + patience
     while True:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+            return lock_file(run_dir / LOCK)
         except BlockingIOError:
-            holder = _holder(lock)
-            elsewhere = (machine := _machine(lock)) not in ("", socket.gethostname())
+            holder, machine = _holder(run_dir)
+            elsewhere = machine not in ("", socket.gethostname())
             if time.monotonic() > glance and (holder is None or elsewhere or alive(holder)):
                 by = f"process {holder or 'unknown'}" + (f" on {machine}" if elsewhere else "")
                 raise PaftError(
@@ -103,40 +63,25 @@ def _acquire(lock: int, run_dir: Path, patience: float) -> None:
                     f"The run in {run_dir} (process {holder}) was killed, but processes that it started have not ended "
                     "yet: wait for them or stop them, then run the same command again."
                 ) from None
-            time.sleep(0.1)
+            time.sleep(_AGAIN)
 
 
 def look(run_dir: Path) -> tuple[bool, int | None]:
     """Whether the run directory is locked, and the process that locked it last, if any. Nothing is written.
 
-    The lock is asked for as a reader would, and let go at once: `locked` tries for longer than that.
+    Somebody who wants the lock just now does not notice: `locked` tries for longer than a look takes.
     """
+    return is_locked(run_dir / LOCK), _holder(run_dir)[0]
+
+
+def _holder(run_dir: Path) -> tuple[int | None, str]:
+    """The process that locked the directory last, and its machine; None and nothing while it is about to write them."""
     try:
-        lock = os.open(run_dir / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        written = (run_dir / LOCK).read_text(errors="replace").splitlines()
     except FileNotFoundError:
-        return False, None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False, _holder(lock)
-    except BlockingIOError:
-        return True, _holder(lock)
-    finally:
-        os.close(lock)
-
-
-def _holder(lock: int) -> int | None:
-    """The process that wrote its number; None while it is just about to."""
-    written = _written(lock)
-    return int(written[0]) if written and written[0].isdecimal() else None
-
-
-def _machine(lock: int) -> str:
-    """Where that process is; empty when it is just about to say so."""
-    return "".join(_written(lock)[1:2])
-
-
-def _written(lock: int) -> list[str]:
-    return os.pread(lock, 512, 0).decode(errors="replace").splitlines()
+        written = []
+    pid, machine = (*written, "", "")[:2]
+    return int(pid) if pid.isdecimal() else None, machine
 
 
 def alive(pid: int) -> bool:
@@ -148,3 +93,36 @@ def alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+# --- the holds of guards on other machines --------------------------------------------------------------------------------
+
+
+def hold_path(run_dir: Path, name: str) -> Path:
+    """The hold of the stage `name`."""
+    return run_dir / MARKERS / f"{name}{_HOLD}"
+
+
+def take_hold(hold: Path, patience: float) -> int:
+    """Lock `hold` and return its descriptor; `BlockingIOError` when another guard has it after `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return lock_file(hold)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_AGAIN)
+
+
+def _await_holds(run_dir: Path, patience: float) -> None:
+    deadline = time.monotonic() + patience
+    for hold in sorted((run_dir / MARKERS).glob(f"*{_HOLD}")):
+        while is_locked(hold):
+            if time.monotonic() > deadline:
+                raise PaftError(
+                    f"A run in {run_dir} was killed, and what it started for the stage {hold.name.removesuffix(_HOLD)!r}, "
+                    "maybe on another machine, has not ended yet: wait for it or stop it, then run the same command again. "
+                    f"When that machine itself is gone, delete {hold}."
+                )
+            time.sleep(_AGAIN)

@@ -1,13 +1,15 @@
-"""What a failed stage's log tells a person."""
+"""What stages' logs tell: how far a stage is, and why one failed."""
 
 from __future__ import annotations
 
 import re
 import shutil
 import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from paft_plugin.pipeline.causes import hints
+Figures = Mapping[str, int | float | None]
 
 TAIL_LINES = 15
 _CAUSE_LINES = 60  # an error's name may stand well above the last of a traceback's lines
@@ -21,6 +23,37 @@ _ESCAPES = re.compile(
     r"|\x1b[ -/]*[0-~]"
     r"|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
 )
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """How far a running stage is."""
+
+    words: str = ""
+    """For people, in one line; empty: nothing is known."""
+    figures: Figures = field(default_factory=dict)
+    """The same for machines; `remaining` is in seconds, and shown after the words."""
+
+
+def _says_nothing(log: Path) -> Callable[[], StageProgress]:  # noqa: ARG001
+    return StageProgress
+
+
+def _knows_nothing(lines: Sequence[str]) -> list[str]:  # noqa: ARG001
+    return []
+
+
+@dataclass(frozen=True)
+class LogReader:
+    """What a caller of the runner can read in the logs of its stages; by default, nothing."""
+
+    follow: Callable[[Path], Callable[[], StageProgress]] = _says_nothing
+    """Opens a log that may grow; the function that it returns is called again and again for how far the stage is by then."""
+    hints: Callable[[Sequence[str]], list[str]] = _knows_nothing
+    """What to do, for each well-known cause of a failure that the last lines of a log name."""
+
+
+NO_READER = LogReader()
 
 
 def plain(text: str) -> str:
@@ -54,14 +87,14 @@ def how_it_ended(code: int) -> str:
     return said + (" (often: out of memory)" if name == "SIGKILL" else "")
 
 
-def failure(name: str, title: str, why: str, log: Path) -> str:
+def failure(name: str, title: str, why: str, log: Path, reader: LogReader) -> str:
     """One message for a failed stage: `why`, as the end of its sentence, what to do, the end of its log."""
     long = tail(log, _CAUSE_LINES)
     parts = [f"Stage {name!r} ({title}) {why}."]
     free = shutil.disk_usage(log.parent).free if log.parent.is_dir() else _NEARLY_FULL
     if any(_DISK_FULL.search(line) for line in long) or free < _NEARLY_FULL:
         parts[0] += f" The disk is full: {size(free)} free at {log.parent.parent}."
-    parts += hints(long)
+    parts += reader.hints(long)
     last = long[-TAIL_LINES:]
     parts.append("Last lines of its log:" + ("".join(f"\n  | {line}" for line in last) if last else " nothing"))
     parts.append(f"Whole log: {log}")

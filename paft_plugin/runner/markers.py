@@ -5,26 +5,25 @@ A stage whose marker names today's parts is up to date; what differs is why it r
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import ClassVar
 
 from paft_plugin.errors import PaftError, some
-from paft_plugin.files import write_json, write_text
-from paft_plugin.runner.identity import CODE, Identity
+from paft_plugin.files import JsonFile, read_json_or_nothing, write_text
+from paft_plugin.runner.identity import Identity
 from paft_plugin.runner.stages import MARKERS, Stage, absolute, marker_path, outside
 
-SCHEMA = 2
 FIRST = "not run yet"
 """Why a stage runs that was never started."""
 
 
-@dataclass(frozen=True)
-class Marker:
+class Marker(JsonFile):
     """What is known of a finished stage."""
+
+    SCHEMA: ClassVar[int] = 3
 
     name: str
     fingerprint: str
@@ -32,32 +31,30 @@ class Marker:
     """How long it took."""
     finished_at: str
     """UTC, ISO 8601."""
-    parts: Mapping[str, str]
+    parts: dict[str, str]
     """Of the identity that it ran with."""
 
 
 def read_marker(run_dir: Path, name: str) -> Marker | None:
     """The marker of the stage `name`, or None when there is none that can be trusted."""
     try:
-        content = json.loads(marker_path(run_dir, name).read_text(encoding="utf-8"))
-        if content["schema"] != SCHEMA or content["name"] != name:
-            return None
-        return Marker(
-            name,
-            str(content["fingerprint"]),
-            float(content["seconds"]),
-            str(content["finished_at"]),
-            {str(key): str(value) for key, value in content["parts"].items()},
-        )
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        marker = Marker.read(marker_path(run_dir, name))
+    except PaftError:
         return None  # half a marker is no marker: the stage runs again
+    return marker if marker.name == name else None
 
 
 def write_marker(run_dir: Path, name: str, identity: Identity, seconds: float) -> Marker:
     """Say that the stage `name` is done; raises `OSError` when that cannot be written."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    marker = Marker(name, identity.fingerprint, round(seconds, 3), now, dict(identity.parts))
-    write_json(marker_path(run_dir, name), {"schema": SCHEMA, **vars(marker)})
+    marker = Marker(
+        name=name,
+        fingerprint=identity.fingerprint,
+        seconds=round(seconds, 3),
+        finished_at=now,
+        parts=dict(identity.parts),
+    )
+    marker.write(marker_path(run_dir, name))
     return marker
 
 
@@ -74,6 +71,8 @@ def _reason(stage: Stage, run_dir: Path, identity: Identity, running: Mapping[st
     """Why a stage must run; empty if it is up to date."""
     marker = read_marker(run_dir, stage.name)
     if marker is None:
+        if marker_path(run_dir, stage.name).exists():
+            return _why_not_trusted(run_dir, stage.name)
         started = _started(run_dir, stage.name)
         if started is None:
             return FIRST
@@ -82,8 +81,7 @@ def _reason(stage: Stage, run_dir: Path, identity: Identity, running: Mapping[st
         return "interrupted, and changed since: starts again"
     changed = [name for name in identity.differences(marker.parts) if not name.startswith("stage ")]
     if changed:
-        names = ["the version of paft-plugin" if name == CODE else name for name in changed]
-        return f"changed: {some(names)}"
+        return f"changed: {some(changed)}"
     if not absolute(run_dir, stage.folder).is_dir():
         return f"its folder {stage.folder} is gone"
     if again := [need for need in stage.needs if need in running]:
@@ -91,6 +89,14 @@ def _reason(stage: Stage, run_dir: Path, identity: Identity, running: Mapping[st
     # The needed stages are up to date, but they ran again since: a run that was cut off in between.
     needs = identity.differences(marker.parts)
     return f"after {some([name.removeprefix('stage ') for name in needs])}" if needs else ""
+
+
+def _why_not_trusted(run_dir: Path, name: str) -> str:
+    """Why the marker that is there does not count."""
+    schema = read_json_or_nothing(marker_path(run_dir, name)).get("schema")
+    if not isinstance(schema, int) or schema == Marker.SCHEMA:
+        return "its marker is damaged"
+    return f"finished by {'an earlier' if schema < Marker.SCHEMA else 'a later'} version"
 
 
 def forget(stages: Iterable[Stage], run_dir: Path) -> None:

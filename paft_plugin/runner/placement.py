@@ -1,6 +1,6 @@
 """Where a stage may start on one machine: decisions alone, no processes.
 
-The rules, which tests/pipeline/test_placement.py holds against random plans:
+The rules, which tests/runner/test_placement.py holds against random plans:
 
 - At most `workers` stages run at once.
 - A stage gets as many devices as it wants, empty ones if there are. It joins others on a device only where sharing is allowed,

@@ -10,7 +10,7 @@ import errno
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -36,7 +36,8 @@ def run_stages(
     watchers: Sequence[Watcher] = (),
     *,
     prepare: Callable[[], None] | None = None,
-    variables: dict[str, str] | None = None,
+    variables: Mapping[str, str] | None = None,
+    reader: logs.LogReader = logs.NO_READER,
 ) -> list[StageResult]:
     """Run what is not up to date; results come in the order of `wanted`.
 
@@ -47,6 +48,7 @@ def run_stages(
         watchers: Are told what happens.
         prepare: Writes the stages' inputs that belong into the run directory; called under the lock, before they are read.
         variables: For every command; they do not matter to results (thread counts, offline mode).
+        reader: Knows causes of failures.
 
     Raises:
         PaftError: mistakes in the stages, another run at work, or failed stages, all of them, once everything
@@ -61,7 +63,7 @@ def run_stages(
         with locked(run_dir, patience=executor.grace + _GRACE_EXTRA) as lock:
             if prepare:
                 prepare()
-            run = _Run(ordered, run_dir, executor, watchers, dict(variables or {}), lock)
+            run = _Run(ordered, run_dir, executor, watchers, variables or {}, reader, lock)
             with contextlib.ExitStack() as stack:
                 interrupts = stack.enter_context(_Interrupts())
                 for watcher in watchers:
@@ -126,11 +128,12 @@ class _Run:
         run_dir: Path,
         executor: Executor,
         watchers: Sequence[Watcher],
-        variables: dict[str, str],
+        variables: Mapping[str, str],
+        reader: logs.LogReader,
         lock: int,
     ) -> None:
         self.ordered, self.run_dir, self.executor, self.watchers = ordered, run_dir, executor, watchers
-        self.variables, self.lock = variables, lock
+        self.variables, self.reader, self.lock = variables, reader, lock
         self.identities = identities(ordered, run_dir)
         self.reasons = outdated(ordered, run_dir, self.identities)
         self.pending = {stage.name: stage for stage in ordered if stage.name in self.reasons}
@@ -224,7 +227,7 @@ class _Run:
         why = lost if ended.lost else logs.how_it_ended(ended.code)
         for watcher in self.watchers:
             watcher.failed(stage, why)
-        self.failures.append(logs.failure(stage.name, stage.title, why, log))
+        self.failures.append(logs.failure(stage.name, stage.title, why, log, self.reader))
 
     def _stop(self, interrupts: _Interrupts) -> None:
         """End what still runs, with all its processes: SIGTERM, after the grace or a second Ctrl-C SIGKILL."""

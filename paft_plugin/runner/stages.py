@@ -11,7 +11,7 @@ from pathlib import Path
 from paft_plugin.errors import PaftError, raise_if_any
 
 MARKERS, LOGS = ".stages", "logs"
-"""Folders of the run directory that belong to the pipeline itself."""
+"""Folders of the run directory that belong to the runner itself."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -46,6 +46,8 @@ class Stage:
     """Files and folders whose contents matter, outside of every stage's folder (relative ones start at the run directory)."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Extra variables that matter to the result; what only says where to run goes to the executor."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Programs that the command runs → their versions, which matter to the result."""
     resumes: bool = False
     """The command itself goes on from what an interrupted attempt with the same fingerprint left in `folder`."""
     resources: Resources = Resources()
@@ -74,7 +76,7 @@ def in_order(stages: Sequence[Stage], run_dir: Path) -> list[Stage]:
     """The stages so that each comes after what it needs, otherwise in the order given.
 
     Raises `PaftError` with all mistakes at once: bad or repeated names, unknown needs, circles, folders that the
-    pipeline must not empty.
+    runner must not empty.
     """
     problems = [*_name_problems(stages), *_folder_problems(stages, run_dir)]
     known = {stage.name for stage in stages}

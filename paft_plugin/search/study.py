@@ -8,7 +8,6 @@ off is proposed again, and all that follows is as if nothing had happened.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
 import warnings
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paft_plugin.errors import PaftError, one_line, raise_if_any
+from paft_plugin.files import lock_file
 from paft_plugin.search.space import Options, Space, propose, seed_of
 
 if TYPE_CHECKING:
@@ -222,14 +222,13 @@ def locked(folder: Path) -> Iterator[None]:
         PaftError: Another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PaftError(
-                f"{folder}: another search is at work there. Wait for it, or give another output_dir."
-            ) from None
+        lock = lock_file(folder / LOCK)
+    except BlockingIOError:
+        raise PaftError(
+            f"{folder}: another search is at work there. Wait for it, or give another output_dir."
+        ) from None
+    try:
         yield
     finally:
-        os.close(handle)
+        os.close(lock)

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paft_plugin.inspection.training_log import Follower, Training, advance, read_training
-from paft_plugin.runner.watch.progress import training_text
-from tests.runner.training_lines import DPO, FIRST, LAST, SCORE, START, TRAIN
+from tests.inspection.training_lines import DPO, FIRST, LAST, SCORE, START, TRAIN
 
 
 def test_a_sparse_sft_run() -> None:
@@ -23,7 +22,6 @@ def test_a_sparse_sft_run() -> None:
     last = read_training(TRAIN + START + FIRST + LAST)
     assert (last.step, last.total, last.loss, last.sparsity) == (120, 120, 0.1736, ("1e-5", 0.8852))
     assert last.metrics["train_loss"] == 0.2042
-    assert training_text(last) == "step 120/120 · loss 0.1736 · λ 0.0001 · sparsity@1e-5 88.5% · 0.0 s left"
 
 
 def test_a_dpo_run_has_no_penalty() -> None:
@@ -31,12 +29,10 @@ def test_a_dpo_run_has_no_penalty() -> None:
     assert (training.step, training.total, training.remaining) == (21, 80, 34.0)
     assert (training.loss, training.strength, training.sparsity) == (0.6931, None, None)
     assert training.metrics["logits/chosen"] == -0.7453
-    assert training_text(training) == "step 21/80 · loss 0.6931 · 34.0 s left"
 
 
 def test_what_is_no_training_says_nothing() -> None:
     assert read_training(SCORE) == Training()
-    assert training_text(read_training(SCORE)) == ""
 
 
 def test_a_second_attempt_starts_over_and_an_evaluation_is_no_step() -> None:

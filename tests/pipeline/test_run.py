@@ -14,8 +14,10 @@ from paft_plugin.cli import paft
 from paft_plugin.errors import PaftError
 from paft_plugin.files import write_json
 from paft_plugin.pipeline.config import ExecutorConfig
-from paft_plugin.pipeline.run import make_executor, open_setup, prepare, show_results, variables
+from paft_plugin.pipeline.run import make_executor, open_setup, prepare, ray_in_ray, show_results, variables
+from paft_plugin.runner.executor import Job
 from paft_plugin.runner.local import LocalExecutor
+from paft_plugin.runner.stages import Stage
 from tests.pipeline.hub import FakeHub, hub  # noqa: F401
 from tests.pipeline.runs import edit, write_run
 
@@ -135,3 +137,23 @@ def test_a_missed_target_is_said_under_the_table(tmp_path: Path) -> None:
     write_json(run_dir / "branches" / "sft-l1" / "paft.json", {**missed, "history": [{"step": 19, "lambda": 2.9e-3}]})
     show_results(run_dir, Console(file=shown, width=100))
     assert "Warning: sft-l1: paft_target_sparsity: 0.9 was missed: 10.6%" in shown.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments", "refused"),
+    [
+        ("use_ray: true\nray_num_workers: 2", (), True),
+        ("use_ray: false", (), False),
+        ("base_model: x", (), False),
+        ("base_model: x", ("--use-ray",), True),
+        ("value: !function utils.f", (), False),
+    ],
+)
+def test_a_branch_that_starts_ray_itself_is_refused_on_a_cluster(
+    tmp_path: Path, config: str, arguments: tuple[str, ...], refused: bool
+) -> None:
+    (tmp_path / "sft.yml").write_text(config)
+    stage = Stage("sft", "SFT", ("train", *arguments), Path("sft"), inputs=(Path("sft.yml"),))
+    problem = ray_in_ray(Job(stage, tmp_path, tmp_path / "log", append=False))
+    assert ("leave use_ray out" in problem) == refused
+    assert bool(problem) == refused

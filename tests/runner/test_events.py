@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,64 +17,63 @@ from paft_plugin.runner.local import LocalExecutor
 from paft_plugin.runner.scheduler import run_stages
 from paft_plugin.runner.stages import Resources, Stage
 from paft_plugin.runner.watch import events
-from paft_plugin.runner.watch.events import EventLog, read_events
-from tests.runner.tools import PATIENCE, Driver, python, wait_for
-from tests.runner.training_lines import FIRST, LAST, START
+from paft_plugin.runner.watch.events import Event, EventLog, RunEnded, StageAdvanced, StageFailed, Stopping, read_events
+from tests.runner.tools import PATIENCE, READER, Driver, python, wait_for
 
-SAYS = "print({!r}, end='')\nuntil(lambda: Path('go').exists())\nprint({!r})"
+COUNTS = "print('3/10, 7 s left')\nuntil(lambda: Path('go').exists())\nprint('10/10, 0 s left')"
 
 
-def run(stages: list[Stage], run_dir: Path) -> list[dict[str, object]]:
+def lines(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+
+
+def run(stages: list[Stage], run_dir: Path) -> list[Event]:
     """Run them, and return the events of this run alone."""
     before = len(read_events(run_dir))
-    log = EventLog(run_dir)
+    log = EventLog(run_dir, "1.0", READER)
     run_stages(stages, run_dir, LocalExecutor([Device("0", "GPU 0")]), [log])
     new = read_events(run_dir)[before:]
-    assert {event["run"] for event in new} == {log.run}
+    assert {event.run for event in new} == {log.run}
     return new
 
 
-def short(found: list[dict[str, object]]) -> list[str]:
-    return [f"{event['event']} {event.get('stage', event.get('outcome', ''))}".strip() for event in found]
+def short(found: list[Event]) -> list[str]:
+    return [f"{event.event} {getattr(event, 'stage', getattr(event, 'outcome', ''))}".strip() for event in found]
 
 
 def test_a_run_and_the_next_one(run_dir: Path) -> None:
     run_dir.mkdir()
     (run_dir / "go").touch()
-    sft = python("sft", SAYS.format(START + FIRST, LAST), resources=Resources(1))
+    sft = python("sft", COUNTS, resources=Resources(1))
     stages = [sft, python("merge", "", needs=("sft",))]
     first = run(stages, run_dir)
     assert short(first) == [
         "run_started", "planned", "stage_started sft", "stage_done sft", "stage_started merge", "stage_done merge",
         "run_ended finished",
     ]  # fmt: skip
-    assert first[0]["pid"] == os.getpid()
-    assert first[1]["stages"] == [
+    written = lines(run_dir)
+    assert all(line["schema"] == 1 for line in written)
+    assert (written[0]["pid"], written[0]["version"]) == (os.getpid(), "1.0")
+    assert written[1]["stages"] == [
         {"name": "sft", "title": "Stage sft", "needs": [], "reason": "not run yet"},
         {"name": "merge", "title": "Stage merge", "needs": ["sft"], "reason": "not run yet"},
     ]
-    assert [event["where"] for event in first if event["event"] == "stage_started"] == ["GPU 0", ""]
-    done = {"step": 120, "total": 120, "remaining": 0.0, "loss": 0.1736, "lambda": 1e-4, "sparsity@1e-5": 0.8852}
-    assert [event["metrics"] for event in first if event["event"] == "stage_done"] == [done, {}]
+    assert [line["where"] for line in written if line["event"] == "stage_started"] == ["GPU 0", ""]
+    done = '{"done": 10, "total": 10, "remaining": 0.0, "share": null}'
+    assert [json.dumps(line["metrics"]) for line in written if line["event"] == "stage_done"] == [done, "{}"]
     again = run(stages, run_dir)
     assert short(again) == [
         "run_started", "planned", "stage_skipped sft", "stage_skipped merge", "run_ended finished"
     ]  # fmt: skip
-    lines = (run_dir / "events.jsonl").read_text().splitlines()
-    assert len(lines) == len(first) + len(again), "runs append"
-    assert all(json.loads(line)["schema"] == 1 for line in lines)
+    assert len(lines(run_dir)) == len(first) + len(again), "runs append"
 
 
-def test_progress_is_noted_while_a_training_runs(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_noted_while_a_stage_runs(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "PROGRESS_EVERY", 0.0)
-    code = SAYS.format(START + FIRST, LAST)
     watch = f"until(lambda: '\"progress\"' in Path({events.FILE!r}).read_text())\nPath('go').touch()"
-    found = run([python("sft", code), python("watch", watch)], run_dir)
-    progress = [event["metrics"] for event in found if event["event"] == "progress"]
-    assert {"step": 10, "total": 120, "remaining": 14.0, "loss": 0.3016} in [
-        {name: metrics[name] for name in ("step", "total", "remaining", "loss")}  # type: ignore[index]
-        for metrics in progress
-    ]
+    found = run([python("sft", COUNTS), python("watch", watch)], run_dir)
+    progress = [event.metrics for event in found if isinstance(event, StageAdvanced)]
+    assert {"done": 3, "total": 10, "remaining": 7.0, "share": None} in progress
     assert all(one != other for one, other in itertools.pairwise(progress)), "nothing is told twice"
 
 
@@ -81,16 +81,20 @@ def test_a_failure_and_an_interrupt(run_dir: Path, driver: Driver) -> None:
     with pytest.raises(PaftError):
         run([python("bad", "sys.exit(3)")], run_dir)
     *_, failed, ended = read_events(run_dir)
-    assert (failed["event"], failed["stage"], failed["reason"]) == ("stage_failed", "bad", "failed with exit code 3")
-    assert ended["outcome"] == "failed"
-    assert ended["reason"] == "Stage 'bad' (Stage bad) failed with exit code 3."
+    assert isinstance(failed, StageFailed)
+    assert (failed.event, failed.stage, failed.reason) == ("stage_failed", "bad", "failed with exit code 3")
+    assert isinstance(ended, RunEnded)
+    assert ended.outcome == "failed"
+    assert ended.reason == "Stage 'bad' (Stage bad) failed with exit code 3."
     slow = driver.start([python("slow", "(out / 'here').touch()\ntime.sleep(120)")], run_dir)
     wait_for((run_dir / "out" / "slow" / "here").exists, "the stage")
     slow.send_signal(signal.SIGINT)
     assert slow.wait(PATIENCE) == 130
     *_, stopping, ended = read_events(run_dir)
-    assert (stopping["event"], stopping["stages"]) == ("stopping", ["slow"])
-    assert ended["outcome"] == "interrupted"
+    assert isinstance(stopping, Stopping)
+    assert stopping.stages == ("slow",)
+    assert isinstance(ended, RunEnded)
+    assert ended.outcome == "interrupted"
 
 
 def test_a_torn_line_is_passed_over_and_stays_alone(run_dir: Path) -> None:
@@ -101,6 +105,7 @@ def test_a_torn_line_is_passed_over_and_stays_alone(run_dir: Path) -> None:
         '{"schema": 1, "time": "20',
         "é".encode()[:1],
         '{"schema": 99, "time": "", "run": "x", "event": "?"}',
+        '{"schema": 1, "time": "", "run": "x", "event": "of a later version"}',
         "[]",
     ):
         with file.open("ab") as content:

@@ -22,8 +22,8 @@ from paft_plugin.runner.local import LocalExecutor
 from paft_plugin.runner.markers import read_marker
 from paft_plugin.runner.scheduler import run_stages
 from paft_plugin.runner.stages import Resources, Stage, log_path
+from paft_plugin.runner.watch.display import Display
 from paft_plugin.runner.watch.events import EventLog
-from paft_plugin.runner.watch.progress import Progress
 from paft_plugin.runner.watch.status import StatusReader
 from paft_plugin.runner.watch.watcher import StageResult
 from tests.runner.tools import PATIENCE, Driver, contents, python, wait_for
@@ -35,7 +35,7 @@ RECORD = "(out / 'times.json').write_text(json.dumps([begin, time.time_ns()]))\n
 def run(stages: list[Stage], run_dir: Path, workers: int = 2, **others: object) -> tuple[list[StageResult], str]:
     """Run on something that is not a terminal; return the results and what was shown."""
     shown = io.StringIO()
-    watcher = Progress(run_dir, Console(file=shown, width=60))
+    watcher = Display(run_dir, Console(file=shown, width=60))
     results = run_stages(stages, run_dir, LocalExecutor(workers=workers), [watcher], **others)  # type: ignore[arg-type]
     return results, shown.getvalue()
 
@@ -198,7 +198,7 @@ def test_each_stage_sees_its_own_devices_and_one_that_wants_none_sees_none(run_d
     ]
     devices = [Device("GPU-1", "GPU 0"), Device("7", "GPU 7")]
     shown = io.StringIO()
-    watcher = Progress(run_dir, Console(file=shown))
+    watcher = Display(run_dir, Console(file=shown))
     executor = LocalExecutor(devices, workers=3, threads=5)
     run_stages(stages, run_dir, executor, [watcher], variables={"CUDA_VISIBLE_DEVICES": "0,1,2"})
     seen = {stage.name: (run_dir / "out" / stage.name / "seen").read_text() for stage in stages}

@@ -21,7 +21,7 @@ from paft_plugin.runner.watch.events import EventLog
 from tests.pipeline.runs import write_run
 from tests.runner.ray_nodes import Killer, NodeKiller, TwoNodes, Watching, WorkerKiller
 from tests.runner.test_kills import LINUX, POLITE, STUBBORN, family, no_longer
-from tests.runner.tools import PATIENCE, Driver, contents, python, wait_for
+from tests.runner.tools import PACKAGE, PATIENCE, Driver, contents, python, wait_for
 
 pytestmark = [pytest.mark.slow, LINUX]
 
@@ -89,7 +89,7 @@ def test_a_branch_whose_node_or_worker_dies_goes_on_elsewhere(
     run_stages(diamond(), undisturbed, LocalExecutor())
     capfd.readouterr()
     watching = killer(nodes, run_dir)
-    results = run_stages(diamond(), run_dir, RayExecutor(nodes.address, grace=0.5), [watching])
+    results = run_stages(diamond(), run_dir, RayExecutor(nodes.address, PACKAGE, grace=0.5), [watching])
     shown = capfd.readouterr()
     assert [result.status for result in results] == ["done"] * 4
     victim = watching.victim
@@ -115,7 +115,7 @@ def test_a_killed_driver_leaves_no_orphan_and_the_next_run_waits_for_them(
     ray_driver.started[0].kill()
     ray_driver.started[0].wait(PATIENCE)
     stages = [python("first", ""), python("next", "")]
-    results = run_stages(stages, run_dir, RayExecutor(nodes.address, grace=30.0))
+    results = run_stages(stages, run_dir, RayExecutor(nodes.address, PACKAGE, grace=30.0))
     assert no_longer(pids), "the stages' holds outlived the driver until their guards were through"
     assert [result.status for result in results] == ["skipped", "done"]
 
@@ -145,7 +145,7 @@ def test_a_second_run_is_refused_while_one_is_at_work(nodes: TwoNodes, run_dir: 
     first = ray_driver.start([python("slow", "(out / 'here').touch()\ntime.sleep(120)")], run_dir)
     wait_for((run_dir / "out" / "slow" / "here").exists, "the first run")
     with pytest.raises(PaftError, match=rf"Another run \(process {first.pid}\) is at work in"):
-        run_stages([python("other", "")], run_dir, RayExecutor(nodes.address))
+        run_stages([python("other", "")], run_dir, RayExecutor(nodes.address, PACKAGE))
     first.send_signal(signal.SIGINT)
     assert first.wait(PATIENCE) == 130
 
@@ -156,7 +156,7 @@ def test_a_failure_lets_the_others_go_on_and_is_told_as_ever(nodes: TwoNodes, ru
     )
     bad = python("bad", "until(lambda: Path('out/beside/here').exists())\nsys.exit('it broke')")
     with pytest.raises(PaftError, match=r"(?s)'bad' .* failed with exit code 1.*it broke") as caught:
-        run_stages([beside, bad], run_dir, RayExecutor(nodes.address), [EventLog(run_dir)])
+        run_stages([beside, bad], run_dir, RayExecutor(nodes.address, PACKAGE), [EventLog(run_dir)])
     assert len(caught.value.problems) == 1
     assert read_marker(run_dir, "beside")
 
@@ -171,7 +171,9 @@ def test_a_failure_lets_the_others_go_on_and_is_told_as_ever(nodes: TwoNodes, ru
 def test_how_a_command_ended_is_told(nodes: TwoNodes, run_dir: Path, command: tuple[str, ...], said: str) -> None:
     watching = Watching()
     with pytest.raises(PaftError, match=said):
-        run_stages([Stage("bad", "Bad", command, Path("out/bad"))], run_dir, RayExecutor(nodes.address), [watching])
+        run_stages(
+            [Stage("bad", "Bad", command, Path("out/bad"))], run_dir, RayExecutor(nodes.address, PACKAGE), [watching]
+        )
     assert watching.told == ["started bad", "failed bad"], "its own failure is no loss of a place"
 
 
@@ -184,13 +186,13 @@ def test_each_stage_sees_the_devices_that_it_holds(head: TwoNodes, run_dir: Path
     wants = {"one": Resources(devices=1), "two": Resources(devices=1, memory=1 << 20), "none": Resources()}
     stages = [python(name, meet, resources=resources) for name, resources in wants.items()]
     try:
-        run_stages(stages, run_dir, RayExecutor(head.address), variables={"CUDA_VISIBLE_DEVICES": "7"})
+        run_stages(stages, run_dir, RayExecutor(head.address, PACKAGE), variables={"CUDA_VISIBLE_DEVICES": "7"})
         too_large = [
             python("wide", "", resources=Resources(devices=3)),
             python("tall", "", resources=Resources(memory=10**15)),
         ]
         with pytest.raises(PaftError, match="no node of the Ray cluster has that") as caught:
-            run_stages(too_large, run_dir, RayExecutor(head.address))
+            run_stages(too_large, run_dir, RayExecutor(head.address, PACKAGE))
     finally:
         head.kill_second()
     seen = {path.parent.name: path.read_text() for path in run_dir.glob("out/*/x")}
@@ -218,7 +220,7 @@ def test_a_node_with_another_installation_is_named(
     head.add_second(env_vars={"PYTHONPATH": str(tmp_path)})
     try:
         with pytest.raises(PaftError, match=said) as caught:
-            run_stages([python("a", "")], run_dir, RayExecutor(head.address))
+            run_stages([python("a", "")], run_dir, RayExecutor(head.address, PACKAGE))
     finally:
         head.kill_second()
     assert len(caught.value.problems) == 1, "the head has what it needs"
@@ -231,7 +233,7 @@ def test_a_cluster_of_another_version_is_refused(nodes: TwoNodes, monkeypatch: p
     monkeypatch.setattr(ray, "__version__", "2.0.0")
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(PaftError, match=r"Cannot join the Ray cluster at .*Version mismatch.*2\.0\.0"):
-        RayExecutor(nodes.address)
+        RayExecutor(nodes.address, PACKAGE)
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
@@ -239,7 +241,7 @@ def test_ray_leaves_the_process_as_it_was(nodes: TwoNodes, run_dir: Path) -> Non
     import ray
 
     handler = signal.getsignal(signal.SIGTERM)
-    run_stages([python("a", "")], run_dir, RayExecutor(nodes.address))
+    run_stages([python("a", "")], run_dir, RayExecutor(nodes.address, PACKAGE))
     assert signal.getsignal(signal.SIGTERM) == handler
     assert not ray.is_initialized()
 
@@ -252,7 +254,7 @@ def test_branches_trained_on_two_nodes_are_those_trained_here(nodes: TwoNodes, t
         setup = prepare(write_run(tmp_path / where, sft_steps=2, preference_steps=2), branches)
         stages = [stage for stage in make_plan(setup).stages if stage.name in branches]
         watching = Watching() if where == "cluster" else None
-        executor = RayExecutor(nodes.address) if watching else LocalExecutor(threads=1)
+        executor = RayExecutor(nodes.address, PACKAGE) if watching else LocalExecutor(threads=1)
         run_stages(stages, setup.run_dir, executor, [watching] if watching else [], variables=variables(setup))
         weights[where] = [
             (setup.branch_folder(branch) / "adapter_model.safetensors").read_bytes() for branch in branches

@@ -17,16 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packaging.requirements import Requirement
 
-from paft_plugin import __version__
 from paft_plugin.errors import PaftError
 from paft_plugin.runner.executor import Job
 from paft_plugin.runner.ray import connect
-from paft_plugin.runner.ray.cluster import RayExecutor, bundle, refuse_ray_in_ray, task_options
+from paft_plugin.runner.ray.cluster import RayExecutor, bundle, task_options
 from paft_plugin.runner.ray.connect import Node, in_words
 from paft_plugin.runner.ray.node import here
 from paft_plugin.runner.ray.node_probe import look_around
 from paft_plugin.runner.stages import Resources
-from tests.runner.tools import python
+from tests.runner.tools import PACKAGE, python
 
 GB = 10**9
 
@@ -64,7 +63,7 @@ def test_a_stage_runs_with_the_node_s_python_on_ray_s_devices(tmp_path: Path, mo
 def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(PaftError, match=r"pip install 'paft-plugin\[ray\]'"):
-        RayExecutor("auto")
+        RayExecutor("auto", PACKAGE)
 
 
 def test_the_executor_is_imported_without_ray() -> None:
@@ -91,7 +90,7 @@ def free_port() -> int:
 def test_where_no_cluster_is_one_line_says_so(address: str, said: str) -> None:
     port = free_port()
     with pytest.raises(PaftError, match=said.format(port=port)) as caught:
-        RayExecutor(address.format(port=port))
+        RayExecutor(address.format(port=port), PACKAGE)
     assert len(caught.value.problems) == 1
 
 
@@ -99,14 +98,14 @@ def test_the_address_of_the_environment_counts_for_auto(monkeypatch: pytest.Monk
     port = free_port()
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
     with pytest.raises(PaftError, match=f"answers at .*:{port}"):
-        RayExecutor("auto")
+        RayExecutor("auto", PACKAGE)
 
 
 # --- what a node is asked -------------------------------------------------------------------------------------------------
 
 
 def problems(facts: Mapping[str, str]) -> list[str]:
-    return connect.problems(Node("id", "10.0.0.7", {}), facts, Path("/shared/run"))
+    return connect.problems(Node("id", "10.0.0.7", {}), facts, Path("/shared/run"), PACKAGE)
 
 
 def test_a_node_that_shares_the_folder_and_its_locks_has_no_problem(tmp_path: Path) -> None:
@@ -114,17 +113,17 @@ def test_a_node_that_shares_the_folder_and_its_locks_has_no_problem(tmp_path: Pa
     probe.write_text("token")
     with probe.open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        facts = look_around(str(probe), "token")
-    assert facts["paft"] == __version__
+        facts = look_around(str(probe), "token", "paft_plugin")
+    assert facts["package"] == PACKAGE.version
     assert problems(facts) == []
-    unfelt = look_around(str(probe), "token")  # the lock is gone, as it is where locks do not travel
+    unfelt = look_around(str(probe), "token", "paft_plugin")  # the lock is gone, as it is where locks do not travel
     assert "flock works between machines" in problems(unfelt)[0]
 
 
 def test_a_node_that_sees_no_or_another_folder_is_told(tmp_path: Path) -> None:
-    assert "No such file" in problems(look_around(str(tmp_path / "gone"), "token"))[0]
+    assert "No such file" in problems(look_around(str(tmp_path / "gone"), "token", "paft_plugin"))[0]
     (tmp_path / "probe").write_text("other")
-    (problem,) = problems(look_around(str(tmp_path / "probe"), "token"))
+    (problem,) = problems(look_around(str(tmp_path / "probe"), "token", "paft_plugin"))
     assert problem == (
         "The run directory /shared/run is not usable on node 10.0.0.7 of the Ray cluster (another folder has the same path "
         "there): it has to be on storage that all nodes share, under the same path and writable."
@@ -132,38 +131,17 @@ def test_a_node_that_sees_no_or_another_folder_is_told(tmp_path: Path) -> None:
 
 
 def test_all_that_is_wrong_with_a_node_is_told_at_once() -> None:
-    facts = {"python": "2.7", "executable": "/usr/bin/python", "paft": "", "run_dir": "Permission denied", "locks": ""}
+    facts = {
+        "python": "2.7",
+        "executable": "/usr/bin/python",
+        "package": "",
+        "run_dir": "Permission denied",
+        "locks": "",
+    }
     found = problems(facts)
     assert len(found) == 3
     assert "Ray's Python is 2.7" in found[1]
     assert "paft-plugin is not installed on node 10.0.0.7" in found[2]
-
-
-# --- Ray inside Ray -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("config", "arguments", "refused"),
-    [
-        ("use_ray: true\nray_num_workers: 2", (), True),
-        ("use_ray: false", (), False),
-        ("base_model: x", (), False),
-        ("base_model: x", ("--use-ray",), True),
-        ("value: !function utils.f", (), False),
-    ],
-)
-def test_a_branch_that_starts_ray_itself_is_refused(
-    tmp_path: Path, config: str, arguments: tuple[str, ...], refused: bool
-) -> None:
-    (tmp_path / "sft.yml").write_text(config)
-    stage = python("sft", "", inputs=(Path("sft.yml"),))
-    stage = dataclasses.replace(stage, command=(*stage.command, *arguments))
-    job = Job(stage, tmp_path, tmp_path / "log", append=False)
-    if refused:
-        with pytest.raises(PaftError, match="leave use_ray out"):
-            refuse_ray_in_ray(job)
-    else:
-        refuse_ray_in_ray(job)
 
 
 def test_the_extra_asks_for_what_axolotl_s_own_does() -> None:

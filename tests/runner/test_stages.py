@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from paft_plugin.errors import PaftError
 from paft_plugin.runner import identity
-from paft_plugin.runner.identity import Identity, identities
+from paft_plugin.runner.identity import identities
 from paft_plugin.runner.markers import outdated, prepare_folder, read_marker, write_marker
 from paft_plugin.runner.stages import Stage, in_order, marker_path
 
@@ -210,20 +211,39 @@ def test_an_interrupted_stage_says_whether_it_goes_on(tmp_path: Path) -> None:
     assert reasons(changed, tmp_path) == {"resuming": "interrupted, and changed since: starts again"}
 
 
-def test_our_own_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    finish([stage("a")], tmp_path)
-    monkeypatch.setattr("paft_plugin.runner.identity.__version__", "9.9.9")
-    assert reasons([stage("a")], tmp_path) == {"a": "changed: the version of paft-plugin"}
+def test_the_version_of_a_program_is_named(tmp_path: Path) -> None:
+    finish([stage("a", versions={"tool": "1.0"})], tmp_path)
+    assert reasons([stage("a", versions={"tool": "1.0"})], tmp_path) == {}
+    assert reasons([stage("a", versions={"tool": "1.1"})], tmp_path) == {"a": "changed: the version of tool"}
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"schema": 2, "name": "a"}', '{"schema": 99}', "\udcff"])
-def test_a_damaged_marker_is_no_marker(tmp_path: Path, content: str) -> None:
-    identity = Identity({"its command": "true"})
-    written = write_marker(tmp_path, "a", identity, 2.0)
-    assert read_marker(tmp_path, "a") == written
-    assert (written.fingerprint, written.seconds) == (identity.fingerprint, 2.0)
+def test_a_marker_of_another_version_is_no_marker_and_said_to_be_one(tmp_path: Path) -> None:
+    """As the last version of this package wrote it."""
+    stages = [stage("a"), stage("b", "a")]
+    now = identities(stages, tmp_path)
+    finish(stages, tmp_path)
+    marker = marker_path(tmp_path, "a")
+    parts = dict(now["a"].parts) | {"paft-plugin": "0.1.0"}
+    old = {"schema": 2, "name": "a", "fingerprint": "0" * 16, "seconds": 1.5, "finished_at": "2026", "parts": parts}
+    for schema, said in ((2, "finished by an earlier version"), (99, "finished by a later version")):
+        marker.write_text(json.dumps(old | {"schema": schema}))
+        assert read_marker(tmp_path, "a") is None
+        assert reasons(stages, tmp_path) == {"a": said, "b": "after a"}
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"schema": 3, "name": "a"}', '{"schema": "3"}', "\udcff", "another stage's"]
+)
+def test_a_damaged_marker_is_no_marker_and_said_to_be_one(tmp_path: Path, content: str) -> None:
+    finish([stage("a"), stage("b")], tmp_path)
+    written = read_marker(tmp_path, "a")
+    assert written is not None
+    assert written.seconds == 1.5
+    assert written.fingerprint == fingerprints([stage("a")], tmp_path)["a"]
+    content = content if content != "another stage's" else marker_path(tmp_path, "b").read_text()
     marker_path(tmp_path, "a").write_text(content, errors="surrogateescape")
     assert read_marker(tmp_path, "a") is None
+    assert reasons([stage("a")], tmp_path) == {"a": "its marker is damaged"}
 
 
 def test_a_stage_starts_empty_unless_it_resumes_the_same_attempt(tmp_path: Path) -> None:

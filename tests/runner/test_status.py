@@ -20,12 +20,11 @@ from paft_plugin.runner.lock import locked, look
 from paft_plugin.runner.scheduler import run_stages
 from paft_plugin.runner.stages import Resources, Stage, marker_path
 from paft_plugin.runner.watch.events import EventLog
-from paft_plugin.runner.watch.status import RunStatus, StatusReader, as_json
+from paft_plugin.runner.watch.status import RunStatus, StatusReader
 from paft_plugin.runner.watch.view import show, show_until_ended
-from tests.runner.tools import PATIENCE, Driver, contents, pids_in, python, wait_for
-from tests.runner.training_lines import FIRST, START
+from tests.runner.tools import PATIENCE, READER, Driver, contents, pids_in, python, wait_for
 
-TRAIN = f"print({START + FIRST!r}, end='', flush=True)\n(out / 'here').touch()\ntime.sleep(120)"
+TRAIN = "print('3/10, 14 s left', flush=True)\n(out / 'here').touch()\ntime.sleep(120)"
 
 
 def plan() -> list[Stage]:
@@ -40,7 +39,7 @@ def under_way(driver: Driver, run_dir: Path) -> RunStatus:
     """Start `plan` in a process of its own, and return its status once its training is at work."""
     driver.start(plan(), run_dir, devices=("0",))
     wait_for((run_dir / "out" / "sft-l1" / "here").exists, "the training")
-    return StatusReader(run_dir).read()
+    return StatusReader(run_dir, READER).read()
 
 
 def states(status: RunStatus) -> dict[str, str]:
@@ -59,11 +58,11 @@ def test_a_run_under_way(run_dir: Path, driver: Driver) -> None:
     assert states(status) == {"data": "done", "sft-l1": "running", "merge": "waiting"}
     training = status.stages[1]
     assert training.where == "GPU 0"
-    assert training.training.step == 10
+    assert training.metrics["done"] == 3
     text = shown(status)
     assert f"runs for {status.seconds:.1f} s (process {status.pid}" in " ".join(text.split())
     assert "1 of 3 stages through" in " ".join(text.split())
-    for part in ("GPU 0", "step 10/120", "loss 0.3016", "λ 0.0001", "sparsity@1e-5 65.6%", "14.0 s left"):
+    for part in ("GPU 0", "item 3 of 10", "14.0 s left"):
         assert part in " ".join(text.split())
     assert max(map(cell_len, text.splitlines())) <= 80
 
@@ -123,16 +122,16 @@ time.sleep(120)
 def test_a_failed_run_shows_the_end_of_the_log_and_the_way_on(run_dir: Path) -> None:
     stages = [
         python("good", ""),
-        python("bad", "sys.exit('torch.OutOfMemoryError: CUDA out of memory.')", needs=("good",)),
+        python("bad", "sys.exit('the hamster has stopped')", needs=("good",)),
     ]
     with pytest.raises(PaftError):
         run_stages(stages, run_dir, LocalExecutor(), [EventLog(run_dir)])
-    status = StatusReader(run_dir).read()
+    status = StatusReader(run_dir, READER).read()
     assert (status.state, states(status)) == ("failed", {"good": "done", "bad": "failed"})
     text = " ".join(shown(status).split())
     assert "Stage 'bad' (Stage bad) failed with exit code 1." in text
-    assert "| torch.OutOfMemoryError: CUDA out of memory." in text
-    assert "share_device: never" in text
+    assert "| the hamster has stopped" in text
+    assert "Feed the hamster." in text
     assert "when the cause is mended, run the same command again" in text
 
 
@@ -176,9 +175,10 @@ def test_the_command_writes_json_and_refuses_a_folder_without_a_run(run_dir: Pat
     assert result.exit_code == 0
     assert "has finished" in " ".join(result.output.split())
     written = json.loads(file.read_text())
-    assert written == json.loads(json.dumps(as_json(StatusReader(run_dir).read())))
+    assert written == json.loads(json.dumps(StatusReader(run_dir).read().content()))
     assert (written["schema"], written["state"], written["stages"][0]["state"]) == (1, "finished", "done")
     for folder in (tmp_path / "nowhere", tmp_path):
         refused = CliRunner().invoke(paft, ["status", str(folder)])
         assert refused.exit_code == 2
         assert f"Error: There is no run in {folder}" in refused.output
+        assert "Name the output_dir of a paft.yml." in " ".join(refused.output.split())

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from paft_plugin import __version__
+from paft_plugin.runner.logs import LogReader, StageProgress
+from paft_plugin.runner.ray.connect import Package
 from paft_plugin.runner.stages import Stage
 
 PATIENCE = 60.0  # seconds: generous, a hang is all it must tell from slowness
@@ -37,13 +41,14 @@ from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from paft_plugin.errors import PaftError
-from paft_plugin.pipeline.devices import Device
-from paft_plugin.pipeline.events import EventLog
-from paft_plugin.pipeline.local import LocalExecutor
-from paft_plugin.pipeline.progress import Progress
-from paft_plugin.pipeline.ray_cluster import RayExecutor
-from paft_plugin.pipeline.scheduler import run_stages
-from paft_plugin.pipeline.stages import Resources, Stage
+from paft_plugin.runner.devices import Device
+from paft_plugin.runner.local import LocalExecutor
+from paft_plugin.runner.ray.cluster import RayExecutor
+from paft_plugin.runner.scheduler import run_stages
+from paft_plugin.runner.stages import Resources, Stage
+from paft_plugin.runner.watch.display import Display
+from paft_plugin.runner.watch.events import EventLog
+from tests.runner.tools import PACKAGE, READER
 described = json.loads(Path(sys.argv[1]).read_text())
 stages = [
     Stage(s["name"], s["name"], tuple(s["command"]), Path(s["folder"]), tuple(s["needs"]), resources=Resources(s["devices"]))
@@ -53,14 +58,38 @@ devices = [Device(name, f"GPU {name}") for name in described["devices"]]
 try:
     run_dir = Path(described["run_dir"])
     grace, address = described["grace"], described["address"]
-    executor = RayExecutor(address, grace) if address else LocalExecutor(devices, grace=grace)
-    run_stages(stages, run_dir, executor, [Progress(run_dir), EventLog(run_dir)])
+    executor = RayExecutor(address, PACKAGE, grace=grace) if address else LocalExecutor(devices, grace=grace)
+    run_stages(stages, run_dir, executor, [Display(run_dir, reader=READER), EventLog(run_dir, "1.0", READER)], reader=READER)
 except KeyboardInterrupt:
     sys.exit(130)
 except PaftError as error:
     print(error, file=sys.stderr)
     sys.exit(2)
 """
+
+
+PACKAGE = Package("paft-plugin", "paft_plugin", __version__)
+
+
+def follow(log: Path) -> Callable[[], StageProgress]:
+    """Reads `3/10, 4 s left`, of which a stage's log holds one a line."""
+
+    def now() -> StageProgress:
+        told = re.findall(r"(\d+)/(\d+), (\d+) s left", log.read_text())
+        if not told:
+            return StageProgress()
+        done, total, remaining = map(int, told[-1])
+        figures = {"done": done, "total": total, "remaining": float(remaining), "share": None}
+        return StageProgress(f"item {done} of {total}", figures)
+
+    return now
+
+
+def hints(lines: Sequence[str]) -> list[str]:
+    return ["Feed the hamster."] if any("hamster" in line for line in lines) else []
+
+
+READER = LogReader(follow, hints)
 
 
 def wait_for(true: Callable[[], Any], what: str) -> Any:

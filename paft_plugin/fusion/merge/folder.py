@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from paft_plugin.errors import PaftError
+from paft_plugin.files import lock_file
 
 LOCK = ".lock"
 
@@ -29,27 +29,24 @@ def whole_folder(place: Path) -> Iterator[Path]:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir(exist_ok=True)
-        lock = os.open(partial / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+        lock = lock_file(partial / LOCK)
+    except BlockingIOError:
+        raise PaftError(f"{place}: another merge is writing it. Wait for that, or give another folder.") from None
     except OSError as error:
         raise PaftError(
             f"{place}: cannot be written ({error.strerror}). Give a folder that you may write to."
         ) from None
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PaftError(f"{place}: another merge is writing it. Wait for that, or give another folder.") from None
-        try:
-            _empty(partial)
-            yield partial
-            _sync(partial)
-            check_free(place)
-            (partial / LOCK).unlink()
-            partial.rename(place)
-            _sync_entry(place.parent)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+        _empty(partial)
+        yield partial
+        _sync(partial)
+        check_free(place)
+        (partial / LOCK).unlink()
+        partial.rename(place)
+        _sync_entry(place.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     finally:
         os.close(lock)
 

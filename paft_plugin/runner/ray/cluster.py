@@ -1,8 +1,8 @@
 """A Ray cluster as an executor: each attempt at a stage is an actor, which Ray places by what the stage takes.
 
-The run directory has to be on storage that all nodes share. Nothing is shipped: paft-plugin, axolotl and the rest are
-installed on the nodes, and inside a stage axolotl's own launchers stay in charge. The driver keeps the run's lock; each
-remote guard keeps its stage's hold (`hold.py`), and as long as that is taken, whatever became of the node or of Ray's word
+The run directory has to be on storage that all nodes share. Nothing is shipped: what the commands need is installed on the
+nodes, and inside a stage its own launchers stay in charge. The driver keeps the run's lock; each remote guard keeps its
+stage's hold (`lock.py`), and as long as that is taken, whatever became of the node or of Ray's word
 on it, an attempt counts as running: two never write into one folder.
 """
 
@@ -13,17 +13,15 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from paft_plugin.errors import PaftError
+from paft_plugin.files import is_locked
 from paft_plugin.runner.executor import Ended, Job
-from paft_plugin.runner.lock import hold_path, is_held
-from paft_plugin.runner.ray.connect import alive_nodes, check_nodes, connect, in_words
+from paft_plugin.runner.lock import hold_path
+from paft_plugin.runner.ray.connect import Package, alive_nodes, check_nodes, connect, in_words
 from paft_plugin.runner.ray.node import Attempt
-from paft_plugin.runner.stages import Resources, Stage, absolute
+from paft_plugin.runner.stages import Resources, Stage
 
 _HOLD_PATIENCE = 120.0  # seconds beyond the grace: an NFS server gives up a dead client's locks after 90
 
@@ -31,7 +29,7 @@ _HOLD_PATIENCE = 120.0  # seconds beyond the grace: an NFS server gives up a dea
 def bundle(resources: Resources, *, gpus: bool) -> dict[str, float]:
     """What a stage takes, in Ray's words: CPUs, GPUs, bytes of memory.
 
-    A CPU for each process, and a process for each device, which is what axolotl's launchers start. Where there are no
+    A CPU for each process, and a process for each device, which is what launchers of trainings start. Where there are no
     `gpus` at all in the cluster, a stage takes none.
     """
     taken: dict[str, float] = {"CPU": max(1, resources.devices)}
@@ -67,15 +65,25 @@ class RayExecutor:
 
     Args:
         address: `HOST:PORT` of the cluster's head; `auto`: what `RAY_ADDRESS` names, or the cluster of this machine.
+        package: Has to be on every node.
+        refused: Why a job must not run on a cluster, if there is a reason; asked when it is about to start.
         grace: Seconds between SIGTERM and SIGKILL for commands that have to be stopped.
 
     Raises:
         PaftError: Ray is not installed, no cluster is there, or it runs another version of Ray or Python.
     """
 
-    def __init__(self, address: str = "auto", grace: float = 10.0) -> None:
+    def __init__(
+        self,
+        address: str,
+        package: Package,
+        *,
+        refused: Callable[[Job], str] = lambda _: "",
+        grace: float = 10.0,
+    ) -> None:
         self.grace = grace
-        self._ray = connect(address)
+        self._package, self._refused = package, refused
+        self._ray = connect(address, package)
         self._gpus = any(node.total.get("GPU") for node in alive_nodes())
         self._wanted: dict[str, dict[str, float]] = {}  # stage → what it takes
         self._reserved: dict[str, Any] = {}  # stage → placement group, until the stage starts
@@ -103,9 +111,10 @@ class RayExecutor:
     def start(self, job: Job, lock: int) -> RemoteAttempt:
         """Start the attempt where its place is reserved.
 
-        Raises `PaftError` when the node cannot run it, or when the stage would itself start tasks of Ray.
+        Raises `PaftError` when the node cannot run it, or the job is refused.
         """
-        refuse_ray_in_ray(job)
+        if problem := self._refused(job):
+            raise PaftError(problem)
         self._look_at_nodes(job)
         group = self._reserved.pop(job.stage.name)
         running = RemoteAttempt(
@@ -121,7 +130,7 @@ class RayExecutor:
     def _look_at_nodes(self, job: Job) -> None:
         able = [node for node in alive_nodes() if any(node.can_hold(taken) for taken in self._wanted.values())]
         if new := [node for node in able if node.id not in self._known]:
-            check_nodes(new, job.run_dir)
+            check_nodes(new, job.run_dir, self._package)
             self._known.update(node.id for node in new)
 
     def _reservation(self, group: Any) -> dict[str, Any]:
@@ -207,7 +216,7 @@ class RemoteAttempt:
         return None
 
     def _after_loss(self, gone: Ended) -> Ended | None:
-        if not is_held(self._hold):
+        if not is_locked(self._hold):
             return gone
         if time.monotonic() < self._deadline:
             return None
@@ -232,25 +241,3 @@ class RemoteAttempt:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", 1)[0]
-
-
-def refuse_ray_in_ray(job: Job) -> None:
-    """A config with `use_ray` would wait for the GPUs that its own stage holds, and its workers would outlive the guard."""
-    configs = (absolute(job.run_dir, path) for path in job.stage.inputs if path.suffix in (".yml", ".yaml"))
-    asking = [str(config) for config in configs if _uses_ray(config)]
-    if "--use-ray" in job.stage.command:
-        asking.append("its command")
-    if asking:
-        raise PaftError(
-            f"Stage {job.stage.name!r} starts tasks of Ray itself (use_ray: true in {', '.join(asking)}), and with `executor: "
-            "ray` it is one already: leave use_ray out, and give the branch the devices of one node; or keep it and run with "
-            "`executor: local`."
-        )
-
-
-def _uses_ray(config: Path) -> bool:
-    try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return False  # whatever it is, it is no config of axolotl's
-    return isinstance(content, dict) and bool(content.get("use_ray"))

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import signal
 import socket
 import sys
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from paft_plugin import __version__
 from paft_plugin.errors import PaftError, one_line, raise_if_any
+from paft_plugin.files import lock_file
 from paft_plugin.runner import logs
-from paft_plugin.runner.ray import node_probe
+from paft_plugin.runner.ray import node_probe, private
 from paft_plugin.runner.stages import MARKERS
 
 _REACH = 10.0  # seconds for a connection to the cluster's port: Ray itself would try for minutes
 _ANSWER = 120.0  # seconds for a node to answer: it may have to start a Python first, on slow storage
 _START = "Start a cluster first (`ray start --head`, then `ray start --address=HOST:PORT` on the other machines)"
+
+
+class Package(NamedTuple):
+    """What has to be installed on every node as it is here: the package that brings the runner, and the stages' commands."""
+
+    name: str
+    """For `pip install`; it has an extra `ray`."""
+    module: str
+    """For `import`."""
+    version: str
 
 
 @dataclass(frozen=True)
@@ -51,23 +59,17 @@ def in_words(taken: Mapping[str, float]) -> str:
     return ", ".join(text for kind, text in said.items() if taken[kind]) or "nothing"
 
 
-def import_ray() -> Any:
-    """The module `ray`; raises `PaftError` when it is not installed."""
-    try:
-        import ray
-    except ImportError as error:
-        raise PaftError(
-            f"executor: ray needs Ray, which cannot be imported ({error}): pip install 'paft-plugin[ray]'"
-        ) from error
-    return ray
-
-
-def connect(address: str) -> Any:
+def connect(address: str, package: Package) -> Any:
     """Make this process a driver of the cluster at `address` (`HOST:PORT`, or `auto`); return the module `ray`.
 
     Raises `PaftError` when Ray is not installed, no cluster is there, or it runs other versions.
     """
-    ray = import_ray()
+    try:
+        import ray
+    except ImportError as error:
+        raise PaftError(
+            f"executor: ray needs Ray, which cannot be imported ({error}): pip install '{package.name}[ray]'"
+        ) from error
     found = _find(address)
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM) if main else None
@@ -82,15 +84,12 @@ def connect(address: str) -> Any:
     finally:
         if main:
             signal.signal(signal.SIGTERM, before)  # Ray takes it over, and never gives it back
-    # Of a worker that died Ray would tell on standard output, into the display, even with `log_to_driver=False`.
-    ray._private.worker._worker_logs_enabled = False
+    private.be_silent_about_workers()
     return ray
 
 
 def _find(address: str) -> str:
     """`address` as HOST:PORT, once something listens there."""
-    from ray._private.services import canonicalize_bootstrap_address_or_die
-
     address = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
     if "://" in address or address == "local":
         raise PaftError(
@@ -98,7 +97,7 @@ def _find(address: str) -> str:
             "run on a machine that belongs to the cluster."
         )
     try:
-        found = canonicalize_bootstrap_address_or_die(address)
+        found = private.bootstrap_address(address)
     except ConnectionError as error:
         raise PaftError(f"No Ray cluster was found on this machine. {_START}, or give its address.") from error
     except (OSError, ValueError) as error:
@@ -113,7 +112,8 @@ def _find(address: str) -> str:
 
 def alive_nodes() -> list[Node]:
     """The nodes that the cluster has now."""
-    ray = import_ray()
+    import ray
+
     return [
         Node(each["NodeID"], each["NodeManagerAddress"], each.get("Resources", {}))
         for each in ray.nodes()
@@ -121,35 +121,37 @@ def alive_nodes() -> list[Node]:
     ]
 
 
-def check_nodes(nodes: Sequence[Node], run_dir: Path) -> None:
-    """Look around on each of `nodes`: the run directory, its locks, Python and paft-plugin.
+def check_nodes(nodes: Sequence[Node], run_dir: Path, package: Package) -> None:
+    """Look around on each of `nodes`: the run directory, its locks, Python and the package.
 
     Raises `PaftError` with what is wrong on all of them. A node that goes away meanwhile has no problem.
     """
     folder = run_dir / MARKERS
     folder.mkdir(exist_ok=True)
-    handle, probe = tempfile.mkstemp(dir=folder, prefix="probe-")
+    probe, text = folder / f"probe-{secrets.token_hex(8)}", secrets.token_hex(8)
+    lock = lock_file(probe)
     try:
-        text = secrets.token_hex(8)
-        os.write(handle, text.encode())
-        os.fsync(handle)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        facts = _ask(nodes, probe, text)
+        os.write(lock, text.encode())
+        os.fsync(lock)
+        facts = _ask(nodes, str(probe), text, package.module)
     finally:
-        Path(probe).unlink()
-        os.close(handle)
-    raise_if_any([problem for node, found in facts for problem in problems(node, found, run_dir)])
+        probe.unlink()
+        os.close(lock)
+    raise_if_any([problem for node, found in facts for problem in problems(node, found, run_dir, package)])
 
 
-def _ask(nodes: Sequence[Node], probe: str, text: str) -> list[tuple[Node, dict[str, str]]]:
-    ray = import_ray()
+def _ask(nodes: Sequence[Node], probe: str, text: str, module: str) -> list[tuple[Node, dict[str, str]]]:
+    import ray
     from ray.cloudpickle.cloudpickle import register_pickle_by_value, unregister_pickle_by_value
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
-    register_pickle_by_value(node_probe)  # a node without paft-plugin is to say so, not to fail
+    register_pickle_by_value(node_probe)  # a node without our package is to say so, not to fail
     try:
         task = ray.remote(num_cpus=0, max_retries=0)(node_probe.look_around)
-        asked = {task.options(scheduling_strategy=On(node.id, soft=False)).remote(probe, text): node for node in nodes}
+        asked = {
+            task.options(scheduling_strategy=On(node.id, soft=False)).remote(probe, text, module): node
+            for node in nodes
+        }
     finally:
         unregister_pickle_by_value(node_probe)
     _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER)
@@ -164,7 +166,8 @@ def _ask(nodes: Sequence[Node], probe: str, text: str) -> list[tuple[Node, dict[
     return answers
 
 
-def problems(node: Node, facts: Mapping[str, str], run_dir: Path) -> list[str]:
+def problems(node: Node, facts: Mapping[str, str], run_dir: Path, package: Package) -> list[str]:
+    """What is wrong with `node`, from the `facts` of `node_probe.look_around`."""
     where = f"node {node.address} of the Ray cluster"
     problems = []
     if facts["run_dir"]:
@@ -182,11 +185,13 @@ def problems(node: Node, facts: Mapping[str, str], run_dir: Path) -> list[str]:
         problems.append(
             f"On {where}, Ray's Python is {facts['python']}, here it is {python}: they have to be the same."
         )
-    if not facts["paft"]:
+    if not facts["package"]:
         problems.append(
-            f"paft-plugin is not installed on {where}, in Ray's Python there ({facts['executable']}): install what is "
+            f"{package.name} is not installed on {where}, in Ray's Python there ({facts['executable']}): install what is "
             "installed here."
         )
-    elif facts["paft"] != __version__:
-        problems.append(f"On {where}, paft-plugin is {facts['paft']}, here it is {__version__}: install the same.")
+    elif facts["package"] != package.version:
+        problems.append(
+            f"On {where}, {package.name} is {facts['package']}, here it is {package.version}: install the same."
+        )
     return problems

@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 
 from paft_plugin.runner import guard
+from paft_plugin.runner.devices import VISIBLE
 from paft_plugin.runner.executor import Job
 from paft_plugin.runner.local import GuardedCommand
 from paft_plugin.runner.lock import take_hold
 
 POLL = 0.05  # seconds
 _PATIENCE = 10.0  # seconds for a hold that the driver has just found free
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class ApartCommand(GuardedCommand):

@@ -7,26 +7,26 @@ import os
 import subprocess
 import sys
 
-VERSION = "import paft_plugin; print(paft_plugin.__version__)"
 
-
-def look_around(probe: str, text: str) -> dict[str, str]:
+def look_around(probe: str, text: str, package: str) -> dict[str, str]:
     """Facts about the node that this runs on.
 
     Args:
         probe: A file in the run directory that the driver wrote and keeps locked.
         text: What it wrote.
+        package: A module with a `__version__`.
 
     Returns:
-        `python` and `paft` (their versions, the latter empty when not installed), `executable`, `run_dir` (empty when the
+        `python` and `package` (their versions, the latter empty when not installed), `executable`, `run_dir` (empty when the
         node sees it and may write, else why not), `locks` (`yes` when the driver's lock is felt here).
     """
     # In a process as a stage's command is one: in this one Ray has put the driver's working directory first in `sys.path`.
-    asked = subprocess.run([sys.executable, "-c", VERSION], capture_output=True, text=True, cwd="/")
+    code = f"import {package}; print({package}.__version__)"
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
     facts = {
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "executable": sys.executable,
-        "paft": asked.stdout.strip() if asked.returncode == 0 else "",
+        "package": asked.stdout.strip() if asked.returncode == 0 else "",
         "run_dir": "",
         "locks": "",
     }

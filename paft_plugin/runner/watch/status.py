@@ -4,28 +4,45 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from paft_plugin.errors import PaftError
-from paft_plugin.inspection.training_log import Follower, Training
+from paft_plugin.files import JsonFile
 from paft_plugin.runner import logs
 from paft_plugin.runner.lock import alive, look
+from paft_plugin.runner.logs import NO_READER, Figures, LogReader, StageProgress
 from paft_plugin.runner.markers import read_marker
 from paft_plugin.runner.stages import log_path, needing
-from paft_plugin.runner.watch.events import read_events, summary
+from paft_plugin.runner.watch.events import (
+    FILE,
+    Event,
+    PlannedStage,
+    RunEnded,
+    RunPlanned,
+    RunStarted,
+    StageAdvanced,
+    StageDone,
+    StageEvent,
+    StageFailed,
+    StageSkipped,
+    StageStarted,
+    read_events,
+)
 
-SCHEMA = 1
 RunState = Literal["starting", "running", "ending", "finished", "failed", "interrupted", "killed"]
 StageState = Literal["waiting", "running", "stopped", "done", "up to date", "failed", "gone"]
 UNDER_WAY: tuple[RunState, ...] = ("starting", "running", "ending")
 
 
-@dataclass(frozen=True)
-class StageStatus:
+class StageStatus(BaseModel):
     """Where a stage stands."""
+
+    model_config = ConfigDict(frozen=True)
 
     name: str
     title: str
@@ -36,15 +53,22 @@ class StageStatus:
     where: str
     reason: str
     """Why it failed, was lost, or has to run."""
-    training: Training
-    log: Path
+    metrics: Figures
+    """How far it is or came."""
+    log: str
+    """In the run directory."""
     tail: tuple[str, ...]
     """The end of the log of a failed one."""
+    words: str = Field("", exclude=True)
+    """How far it is or came, for people."""
+    failure: str = Field("", exclude=True)
+    """All there is to say to people of a failed one."""
 
 
-@dataclass(frozen=True)
-class RunStatus:
-    """Where a run stands."""
+class RunStatus(JsonFile):
+    """Where a run stands; seconds throughout, and None for what is not known."""
+
+    SCHEMA: ClassVar[int] = 1
 
     run_dir: Path
     state: RunState
@@ -52,7 +76,7 @@ class RunStatus:
     pid: int | None
     host: str
     seconds: float | None
-    """How long it took, or has run so far; None if that is not known."""
+    """How long it took, or has run so far."""
     reason: str
     """Why it failed."""
     stages: tuple[StageStatus, ...]
@@ -66,13 +90,19 @@ class RunStatus:
 class StatusReader:
     """Reads a run's folder as often as wanted; logs are read on from where they were.
 
+    Args:
+        run_dir: The folder.
+        reader: Of the stages' logs.
+        no_run: What to do when no run is there, as a sentence.
+
     Raises:
         PaftError: When reading, if there is no run in the folder.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, reader: LogReader = NO_READER, no_run: str = "Name another folder.") -> None:
         self.run_dir = Path(os.path.abspath(run_dir))  # noqa: PTH100 - as the run itself names it, links and all
-        self._followers: dict[str, Follower] = {}
+        self._reader, self._no_run = reader, no_run
+        self._progress: dict[str, Callable[[], StageProgress]] = {}
 
     def read(self) -> RunStatus:
         """Where the run stands now."""
@@ -80,121 +110,114 @@ class StatusReader:
         held, holder = look(self.run_dir) if self.run_dir.is_dir() else (False, None)
         events = read_events(self.run_dir)
         if not events and not held:
-            raise PaftError(
-                f"There is no run in {self.run_dir}: it has no events.jsonl. Name the output_dir of a paft.yml."
-            )
-        run = [event for event in events if event["run"] == events[-1]["run"]]
-        began = next((event for event in run if event["event"] == "run_started"), None)
-        ended = next((event for event in run if event["event"] == "run_ended"), None)
+            raise PaftError(f"There is no run in {self.run_dir}: it has no {FILE}. {self._no_run}")
+        run = [event for event in events if event.run == events[-1].run]
+        began, ended = _first(run, RunStarted), _first(run, RunEnded)
         state = _state(held, holder, began, ended)
-        stages = self._stages(run, now, going=state in UNDER_WAY) if state != "starting" else ()
-        host, pid = (str(began["host"]), int(began["pid"])) if began and state != "starting" else ("", holder)
-        reason = str(ended["reason"]) if ended and state == "failed" else ""
-        return RunStatus(self.run_dir, state, pid, host, _seconds(state, began, ended, now), reason, stages)
+        known = began if state != "starting" else None
+        return RunStatus(
+            run_dir=self.run_dir,
+            state=state,
+            pid=known.pid if known else holder,
+            host=known.host if known else "",
+            seconds=_seconds(state, known, ended, now),
+            reason=ended.reason if ended and state == "failed" else "",
+            stages=self._stages(run, now, going=state in UNDER_WAY) if state != "starting" else (),
+        )
 
-    def _stages(self, run: list[dict[str, Any]], now: datetime, going: bool) -> tuple[StageStatus, ...]:
-        planned: list[dict[str, Any]] = next((event["stages"] for event in run if event["event"] == "planned"), [])
-        needs = {each["name"]: each["needs"] for each in planned}
-        last = {event["stage"]: event for event in run if "stage" in event and event["event"] != "progress"}
-        started = {event["stage"]: event for event in run if event["event"] == "stage_started"}
+    def _stages(self, run: Sequence[Event], now: datetime, going: bool) -> tuple[StageStatus, ...]:
+        plan = _first(run, RunPlanned)
+        planned = plan.stages if plan else ()
+        needs = {each.name: each.needs for each in planned}
+        told = [event for event in run if isinstance(event, StageEvent) and not isinstance(event, StageAdvanced)]
+        last = {event.stage: event for event in told}
+        started = {event.stage: event for event in told if isinstance(event, StageStarted)}
         given_up = {
             other: f"needs {name}, which failed"
             for name, event in last.items()
-            if event["event"] == "stage_failed"
+            if event.event == "stage_failed"
             for other in needing(name, needs)
         }
         return tuple(
             self._stage(
-                each | {"reason": given_up.get(each["name"], each["reason"])},
-                last.get(each["name"]),
-                started.get(each["name"]),
-                now,
-                going,
+                each, given_up.get(each.name, each.reason), last.get(each.name), started.get(each.name), now, going
             )
             for each in planned
         )
 
     def _stage(
         self,
-        planned: dict[str, Any],
-        last: dict[str, Any] | None,
-        started: dict[str, Any] | None,
+        planned: PlannedStage,
+        why: str,
+        last: StageEvent | None,
+        started: StageStarted | None,
         now: datetime,
         going: bool,
     ) -> StageStatus:
-        name, log = str(planned["name"]), log_path(self.run_dir, planned["name"])
+        name, log = planned.name, log_path(self.run_dir, planned.name)
         state = _stage_state(last, going, marked=read_marker(self.run_dir, name) is not None)
-        seconds = last.get("seconds") if last else None
-        if state == "running" and started:
-            seconds = (now - _time(started)).total_seconds()
-        elif state in ("failed", "stopped") and started and last and last is not started:
-            seconds = (_time(last) - _time(started)).total_seconds()
-        reason = str((last or {}).get("reason") or (planned["reason"] if state == "waiting" else ""))
-        trained = state not in ("waiting", "gone")
-        training = self._followers.setdefault(name, Follower(log)).update() if trained else Training()
-        tail = tuple(logs.tail(log)) if state == "failed" else ()
-        where = str(started["where"]) if started and state == "running" else ""
-        return StageStatus(name, str(planned["title"]), state, seconds, where, reason, training, log, tail)
+        reason = last.reason if isinstance(last, StageFailed) else why if state == "waiting" else ""
+        progress = StageProgress() if state in ("waiting", "gone") else self._how_far(name, log)
+        failed = state == "failed"
+        return StageStatus(
+            name=name,
+            title=planned.title,
+            state=state,
+            seconds=_stage_seconds(state, last, started, now),
+            where=started.where if started and state == "running" else "",
+            reason=reason,
+            metrics=progress.figures,
+            log=str(log.relative_to(self.run_dir)),
+            tail=tuple(logs.tail(log)) if failed else (),
+            words=progress.words,
+            failure=logs.failure(name, planned.title, reason, log, self._reader) if failed else "",
+        )
+
+    def _how_far(self, name: str, log: Path) -> StageProgress:
+        if name not in self._progress:
+            self._progress[name] = self._reader.follow(log)
+        return self._progress[name]()
 
 
-def _state(held: bool, holder: int | None, began: dict[str, Any] | None, ended: dict[str, Any] | None) -> RunState:
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+def _first(run: Sequence[Event], kind: type[Kind]) -> Kind | None:
+    return next((event for event in run if isinstance(event, kind)), None)
+
+
+def _state(held: bool, holder: int | None, began: RunStarted | None, ended: RunEnded | None) -> RunState:
     """From whether the lock is held, by whom it was locked last, and the last run's first and last event."""
     if held:
-        if began is None or ended is not None or began["pid"] != holder:
+        if began is None or ended is not None or began.pid != holder:
             return "starting"  # another run than the last that wrote: it has just locked the folder
-        here = began["host"] == socket.gethostname()
-        return "ending" if here and not alive(int(began["pid"])) else "running"
-    return cast(RunState, ended["outcome"]) if ended else "killed"
+        here = began.host == socket.gethostname()
+        return "ending" if here and not alive(began.pid) else "running"
+    return ended.outcome if ended else "killed"
 
 
-def _stage_state(last: dict[str, Any] | None, going: bool, marked: bool) -> StageState:
-    """From the last event about a stage, whether the run goes on, and whether the stage has a marker."""
-    event = last["event"] if last else ""
-    if event in ("stage_done", "stage_skipped"):
-        return "gone" if not marked else "done" if event == "stage_done" else "up to date"
-    if event == "stage_failed":
-        return "failed"
-    if event == "stage_started":
-        return "running" if going else "stopped"
-    return "waiting"
-
-
-def _seconds(
-    state: RunState, began: dict[str, Any] | None, ended: dict[str, Any] | None, now: datetime
-) -> float | None:
-    if began is None or state == "starting":
+def _seconds(state: RunState, began: RunStarted | None, ended: RunEnded | None, now: datetime) -> float | None:
+    if began is None:
         return None
     if ended:
-        return float(ended["seconds"])
-    return (now - _time(began)).total_seconds() if state != "killed" else None
+        return ended.seconds
+    return (now - began.moment).total_seconds() if state != "killed" else None
 
 
-def _time(event: dict[str, Any]) -> datetime:
-    return datetime.fromisoformat(str(event["time"]))
+def _stage_state(last: StageEvent | None, going: bool, marked: bool) -> StageState:
+    """From the last event about a stage, whether the run goes on, and whether the stage has a marker."""
+    if isinstance(last, StageDone | StageSkipped):
+        return "gone" if not marked else "done" if isinstance(last, StageDone) else "up to date"
+    if isinstance(last, StageStarted):
+        return "running" if going else "stopped"
+    return "failed" if last and last.event == "stage_failed" else "waiting"
 
 
-def as_json(status: RunStatus) -> dict[str, Any]:
-    """For machines; seconds, and None for what is not known."""
-    return {
-        "schema": SCHEMA,
-        "run_dir": str(status.run_dir),
-        "state": status.state,
-        "pid": status.pid,
-        "host": status.host,
-        "seconds": status.seconds,
-        "reason": status.reason,
-        "stages": [
-            {
-                "name": stage.name,
-                "title": stage.title,
-                "state": stage.state,
-                "seconds": stage.seconds,
-                "where": stage.where,
-                "reason": stage.reason,
-                "metrics": summary(stage.training),
-                "log": str(stage.log.relative_to(status.run_dir)),
-                "tail": stage.tail,
-            }
-            for stage in status.stages
-        ],
-    }
+def _stage_seconds(
+    state: StageState, last: StageEvent | None, started: StageStarted | None, now: datetime
+) -> float | None:
+    if state == "running" and started:
+        return (now - started.moment).total_seconds()
+    if state == "failed" and last and started:
+        return (last.moment - started.moment).total_seconds()
+    return last.seconds if isinstance(last, StageDone | StageSkipped) else None

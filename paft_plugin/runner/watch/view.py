@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from paft_plugin.runner import logs
-from paft_plugin.runner.watch.progress import duration, training_text
+from paft_plugin.runner.logs import GO_ON, StageProgress
+from paft_plugin.runner.watch.display import duration, in_words
 from paft_plugin.runner.watch.status import RunStatus, StageState, StageStatus, StatusReader
 
 _EVERY = 1.0  # seconds between two looks
@@ -83,11 +82,11 @@ def view(status: RunStatus) -> Group:
             table.add_row(Text(stage.name), state, took, Text(_detail(stage)))
         parts += [Text(""), table]
     failed = [stage for stage in status.stages if stage.state == "failed"]
-    parts += [Text(f"\n{logs.failure(stage.name, stage.title, stage.reason, stage.log)}") for stage in failed]
+    parts += [Text(f"\n{stage.failure}") for stage in failed]
     if status.reason and not failed:
         parts.append(Text(f"\n{status.reason}"))
     if not status.under_way and status.state != "finished":
-        parts.append(Text(f"\n{logs.GO_ON if failed else _GO_ON}"))
+        parts.append(Text(f"\n{GO_ON if failed else _GO_ON}"))
     return Group(*parts)
 
 
@@ -102,8 +101,8 @@ def _headline(status: RunStatus) -> str:
 
 def _detail(stage: StageStatus) -> str:
     if stage.state == "running":
-        return " · ".join(part for part in (stage.where, training_text(stage.training)) if part)
+        far = in_words(StageProgress(stage.words, stage.metrics))
+        return " · ".join(part for part in (stage.where, far) if part)
     if stage.state == "gone":
         return "its marker has been removed: it will run again"
-    over = training_text(replace(stage.training, remaining=None))
-    return " · ".join(part for part in (stage.reason, over) if part)
+    return " · ".join(part for part in (stage.reason, stage.words) if part)

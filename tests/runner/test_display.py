@@ -14,16 +14,15 @@ from rich.console import Console
 from paft_plugin.runner import logs
 from paft_plugin.runner.local import LocalExecutor
 from paft_plugin.runner.scheduler import run_stages
-from paft_plugin.runner.watch.progress import Progress, duration
-from tests.runner.tools import python, wait_for
-from tests.runner.training_lines import DPO, FIRST, SCORE, START, TRAIN
+from paft_plugin.runner.watch.display import Display, duration
+from tests.runner.tools import READER, python, wait_for
 
 
 def test_plain_lines_off_a_terminal(run_dir: Path) -> None:
     stages = [python("a", ""), python("b", "", needs=("a",))]
     stages[0] = dataclasses.replace(stages[0], title="Train [bold]λ[/bold] (sft)")
     screen = io.StringIO()
-    run_stages(stages, run_dir, LocalExecutor(), [Progress(run_dir, Console(file=screen, width=60))])
+    run_stages(stages, run_dir, LocalExecutor(), [Display(run_dir, Console(file=screen, width=60))])
     lines = screen.getvalue().splitlines()
     assert "\x1b" not in screen.getvalue()
     assert lines[1] == f"start    Train [bold]λ[/bold] (sft) (log: {run_dir / 'logs' / 'a.log'})"
@@ -43,45 +42,49 @@ def test_a_terminal_shows_running_stages_with_their_log(run_dir: Path) -> None:
 
     thread = threading.Thread(target=look)
     thread.start()
-    run_stages([stage], run_dir, LocalExecutor(), [Progress(run_dir, console)])
+    run_stages([stage], run_dir, LocalExecutor(), [Display(run_dir, console)])
     thread.join()
     assert looked.is_set()
     assert "Stage a" in screen.getvalue()
     assert "0 of 1 stages through" in screen.getvalue()
 
 
-def test_a_terminal_shows_how_far_trainings_are_within_80_columns(run_dir: Path) -> None:
-    """Two trainings with long titles; what the log says of them is on the screen, and no line is wider than it."""
+def test_a_terminal_shows_how_far_stages_are_within_80_columns(run_dir: Path) -> None:
+    """Stages with long titles; what their logs say is on the screen, and no line is wider than it."""
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=80, color_system=None)
-    with Progress(run_dir, console) as progress:
-        for name, log in (("sft-l1", TRAIN + START + FIRST), ("dpo", DPO), ("score", SCORE)):
+    with Display(run_dir, console, READER) as display:
+        for name, log in (
+            ("sft-l1", "3/10, 14 s left\n"),
+            ("dpo", "1/2, 187 s left\n3/4, 34 s left\n"),
+            ("score", "$ score\n"),
+        ):
             path = run_dir / "logs" / f"{name}.log"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(log)
-            progress.started(dataclasses.replace(python(name, ""), title=f"{name} " + 9 * "long title "), path, "GPU 0")
-        progress.refresh()
+            display.started(dataclasses.replace(python(name, ""), title=f"{name} " + 9 * "long title "), path, "GPU 0")
+        display.refresh()
     frame = logs.plain(screen.getvalue()).split("\n")
-    assert "  step 10/120 · loss 0.3016 · λ 0.0001 · sparsity@1e-5 65.6% · 14.0 s left" in frame
-    assert "  step 21/80 · loss 0.6931 · 34.0 s left" in frame
+    assert "  item 3 of 10 · 14.0 s left" in frame
+    assert "  item 3 of 4 · 34.0 s left" in frame
     rows = [line for line in frame if "GPU 0" in line]
     assert len(rows) == 3
     assert all(".log" in row or "logs/" in row for row in rows)
     assert max(map(cell_len, frame)) <= 80
 
 
-def test_off_a_terminal_a_training_tells_now_and_then(run_dir: Path) -> None:
+def test_off_a_terminal_a_stage_tells_now_and_then(run_dir: Path) -> None:
     shown = io.StringIO()
     log = run_dir / "logs" / "sft.log"
     log.parent.mkdir(parents=True)
-    log.write_text(TRAIN + START + FIRST)
+    log.write_text("3/10, 14 s left\n")
     seconds = itertools.count()
-    with Progress(run_dir, Console(file=shown), clock=lambda: float(next(seconds))) as progress:
-        progress.started(python("sft", ""), log, "GPU 0")
+    with Display(run_dir, Console(file=shown), READER, clock=lambda: float(next(seconds))) as display:
+        display.started(python("sft", ""), log, "GPU 0")
         for _ in range(125):
-            progress.refresh()
+            display.refresh()
     told = [line for line in shown.getvalue().splitlines() if line.startswith("progress")]
-    assert told == 2 * ["progress Stage sft: step 10/120 · loss 0.3016 · λ 0.0001 · sparsity@1e-5 65.6% · 14.0 s left"]
+    assert told == 2 * ["progress Stage sft: item 3 of 10 · 14.0 s left"]
 
 
 def test_plain_text_and_durations() -> None:

@@ -16,13 +16,13 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from paft_plugin.inspection.training_log import Follower, Training
+from paft_plugin.runner.logs import NO_READER, LogReader, StageProgress
 from paft_plugin.runner.markers import FIRST
 from paft_plugin.runner.stages import Stage
 from paft_plugin.runner.watch.watcher import StageResult
 
 _REFRESH = 0.2  # seconds between two frames
-_LINE_EVERY = 60.0  # seconds between two lines on a training, off a terminal
+_LINE_EVERY = 60.0  # seconds between two lines on one stage, off a terminal
 
 
 def duration(seconds: float) -> str:
@@ -34,21 +34,10 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def training_text(training: Training) -> str:
-    """Step, loss, λ, sparsity and time left, as far as they are known; at most 78 columns wide in any but absurd runs."""
-    if not training.total:
-        return ""
-    parts = [f"step {training.step}/{training.total}"]
-    if training.loss is not None:
-        parts.append(f"loss {training.loss:.4g}")
-    if training.strength is not None:
-        parts.append(f"λ {training.strength:.2g}")
-    if training.sparsity is not None:
-        threshold, share = training.sparsity
-        parts.append(f"sparsity@{threshold} {share:.1%}")
-    if training.remaining is not None:
-        parts.append(f"{duration(training.remaining)} left")
-    return " · ".join(parts)
+def in_words(progress: StageProgress) -> str:
+    """How far a stage is, and how long it will take yet."""
+    left = progress.figures.get("remaining")
+    return " · ".join(part for part in (progress.words, "" if left is None else f"{duration(left)} left") if part)
 
 
 @dataclass
@@ -61,24 +50,29 @@ class _Row:
     since: float
     told: float
     """When a line about it was printed last."""
-    follower: Follower
+    progress: Callable[[], StageProgress]
+    """How far it is by now."""
     spinner: Spinner = field(default_factory=lambda: Spinner("line"))
 
 
-class Progress:
-    """Names each running stage with its time, its device and its log, says how far trainings are, lists what is through."""
+class Display:
+    """A watcher that shows each running stage with its time, device and log, and how far it is, and lists what is through."""
 
     def __init__(
-        self, run_dir: Path, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        run_dir: Path,
+        console: Console | None = None,
+        reader: LogReader = NO_READER,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.console, self.clock = console or Console(), clock
+        self.console, self.reader, self.clock = console or Console(), reader, clock
         self.run_dir, self.total, self.through = run_dir, 0, 0
         self.reasons: dict[str, str] = {}
         self.running: dict[str, _Row] = {}
         self.live = Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
         self.next_frame = -math.inf
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Display:
         if self.live:
             self.live.start()
         return self
@@ -97,7 +91,7 @@ class Progress:
 
     def started(self, stage: Stage, log: Path, where: str) -> None:
         """`stage` runs from now on, at `where`, and writes to `log`."""
-        self.running[stage.name] = _Row(stage, where, log, self.clock(), self.clock(), Follower(log))
+        self.running[stage.name] = _Row(stage, where, log, self.clock(), self.clock(), self.reader.follow(log))
         if not self.live:
             why = self.reasons.get(stage.name, FIRST)
             details = [*([] if why == FIRST else [why]), *([where] if where else []), f"log: {log}"]
@@ -136,7 +130,7 @@ class Progress:
             self.live.update(self._frame(), refresh=True)
             return
         for row in self.running.values():
-            if now - row.told >= _LINE_EVERY and (text := training_text(row.follower.update())):
+            if now - row.told >= _LINE_EVERY and (text := in_words(row.progress())):
                 row.told = now
                 self._line(f"{'progress':8} {row.stage.title}: {text}")
 
@@ -154,7 +148,7 @@ class Progress:
             line.add_column(overflow="ellipsis", no_wrap=True, style="dim")
             line.add_row(row.spinner, *map(Text, self._texts(row)), Text(str(row.log.relative_to(self.run_dir))))
             lines.append(line)
-            if text := training_text(row.follower.update()):
+            if text := in_words(row.progress()):
                 lines.append(Text(f"  {text}", style="dim", no_wrap=True, overflow="ellipsis"))
         lines.append(Text(f"  {self.through} of {self.total} stages through", style="dim"))
         return Group(*lines)

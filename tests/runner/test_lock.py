@@ -1,4 +1,4 @@
-"""Holds: what guards on other machines keep locked, and a new run waits for."""
+"""The run's lock, and the holds: what guards on other machines keep locked, and a new run waits for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from paft_plugin.errors import PaftError
-from paft_plugin.runner.lock import LOCK, hold_path, is_held, locked, take_hold
+from paft_plugin.files import is_locked
+from paft_plugin.runner.lock import LOCK, hold_path, locked, take_hold
 
 
 @pytest.fixture
@@ -20,13 +21,13 @@ def run_dir(tmp_path: Path) -> Path:
 
 def test_a_hold_has_one_holder(run_dir: Path) -> None:
     hold = hold_path(run_dir, "sft")
-    assert not is_held(hold)
+    assert not is_locked(hold)
     descriptor = take_hold(hold, patience=0)
-    assert is_held(hold)
+    assert is_locked(hold)
     with pytest.raises(BlockingIOError):
         take_hold(hold, patience=0.2)
     os.close(descriptor)
-    assert not is_held(hold)
+    assert not is_locked(hold)
 
 
 def test_the_run_s_lock_waits_for_holds(run_dir: Path) -> None:
@@ -46,7 +47,7 @@ def test_the_run_s_lock_waits_for_holds(run_dir: Path) -> None:
     thread.start()
     waiting.set()
     with locked(run_dir, patience=60):
-        assert not is_held(hold_path(run_dir, "sft"))
+        assert not is_locked(hold_path(run_dir, "sft"))
     thread.join()
 
 
