@@ -13,6 +13,7 @@ from paft_plugin.errors import PaftError
 from paft_plugin.fusion.lint.findings import Finding
 from paft_plugin.fusion.lint.rules import Rule
 from paft_plugin.fusion.lint.subject import Subject, recipe_check, weight_check
+from paft_plugin.fusion.mergekit_internals import name_in_cache
 from paft_plugin.schema import Keys
 
 CACHE, DTYPE = "--lora-merge-cache", "--lora-merge-dtype"
@@ -99,8 +100,7 @@ def _cached(subject: Subject) -> Iterator[tuple[Keys, Path, ModelReference]]:
     cache = subject.document.option(CACHE)
     for keys, reference in subject.references if cache else ():
         if reference.lora and cache:
-            # mergekit's own name for it, of the paths alone
-            folder = Path(cache) / f"{reference.model._unique_id()}_{reference.lora._unique_id()}"
+            folder = Path(cache) / name_in_cache(reference)
             if folder.exists():
                 yield keys, folder, reference
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib import resources
 
 from mergekit.common import dtype_from_name
 from mergekit.merge_methods.base import BasePolicy
@@ -15,6 +14,7 @@ from paft_plugin.fusion.lint.findings import Finding
 from paft_plugin.fusion.lint.parameters import settings, values_of
 from paft_plugin.fusion.lint.rules import Rule
 from paft_plugin.fusion.lint.subject import Entry, Group, Subject, base_is_merged, recipe_check
+from paft_plugin.fusion.mergekit_internals import chat_templates
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16", "float": "float32"}
@@ -82,8 +82,7 @@ def chat_template(subject: Subject) -> Iterator[Finding]:
     asked = subject.config.chat_template
     if not asked or asked == "auto" or ("{" in asked and len(asked) >= 20):
         return
-    shipped = [file.name.removesuffix(".jinja") for file in resources.files("mergekit._data.chat_templates").iterdir()]
-    shipped = sorted(name for name in shipped if not name.startswith("__"))
+    shipped = chat_templates()
     if asked not in shipped:
         match = closest(asked, shipped)
         hint = f"Did you mean {match}? " if match else ""

@@ -7,50 +7,30 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from mergekit.architecture import ModelArchitecture, get_architecture_info
-from mergekit.architecture.auto import infer_architecture_info
-from mergekit.architecture.json_definitions import JsonModuleArchitecture
-from mergekit.common import ModelReference
+from mergekit.common import ModelReference, get_auto_cls
 from mergekit.config import MergeConfiguration
-from mergekit.io.tasks import LoaderCache
-from mergekit.merge import _model_out_config
 from mergekit.merge_methods import get as method_called
 from mergekit.options import MergeOptions
 from mergekit.plan import MergePlanner
 from mergekit.tokenizer import TokenizerInfo
+from peft import PeftConfig, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
 
 from paft_plugin.errors import PaftError, one_line
 from paft_plugin.fusion.merge.configuration import read_recipe, references, without_adapters
-from paft_plugin.fusion.merge.loaders import ModelLoader, loaders_in_place, open_loaders
+from paft_plugin.fusion.merge.loaders import AdapterLoader, ModelLoader, open_loaders
 from paft_plugin.fusion.merge.plan import Plan
-from paft_plugin.fusion.merge.seeding import Stream
 from paft_plugin.fusion.merge.selection import fast_selection
 from paft_plugin.fusion.merge.untouched import draws
+from paft_plugin.fusion.mergekit_internals import forget_architectures, model_out_config, open_models, with_optional
 from paft_plugin.machine import usable_device
 
-BUFFERS = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
-
-
-def without_old_buffers(architecture: ModelArchitecture) -> ModelArchitecture:
-    """The architecture with such tensors merged where they are, and not missed where they aren't."""
-    modules = {}
-    for name, module in architecture.modules.items():
-        inside = module.architecture
-        if isinstance(inside, JsonModuleArchitecture):
-            weights = [
-                weight.model_copy(update={"optional": True}) if weight.name.endswith(BUFFERS) else weight
-                for weight in inside.definition.layer_templates.weights
-            ]
-            if weights != inside.definition.layer_templates.weights:
-                templates = inside.definition.layer_templates.model_copy(update={"weights": weights})
-                definition = inside.definition.model_copy(update={"layer_templates": templates})
-                module = module.model_copy(
-                    update={"architecture": inside.model_copy(update={"definition": definition})}
-                )
-        modules[name] = module
-    return architecture.model_copy(update={"modules": modules})
+OLD_BUFFERS = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
+"""Tensors of old checkpoints which mergekit lists, and which transformers no longer saves."""
 
 
 @dataclass
@@ -85,8 +65,7 @@ class Fusion:
     @contextmanager
     def planned(self) -> Iterator[Plan]:
         """For the time of the context, a plan that `run` can carry out once."""
-        with loaders_in_place(self.loaders), fast_selection(), self._mistakes():
-            LoaderCache().setup(self.options)
+        with open_models(self.loaders, self.options), fast_selection(), self._mistakes():
             # Planning rewrites the configuration that it is given.
             config = self.config.model_copy(deep=True)
             yield Plan(MergePlanner(config, self.architecture, self.options, self.model_config), self.loaders)
@@ -136,11 +115,65 @@ def open_fusion(recipe: Path, seed: int = 0, device: str = "auto") -> Fusion:
     options = MergeOptions(device=device if device == "auto" else usable_device(device, "--device"))
     loaders = open_loaders(references(config))
     bare = without_adapters(config)
-    # mergekit remembers what it found at a path, whatever is there now.
-    infer_architecture_info.cache_clear()
+    forget_architectures()
     try:
-        architecture = without_old_buffers(get_architecture_info(bare, options))
-        model_config = _model_out_config(bare, architecture)
+        architecture = with_optional(get_architecture_info(bare, options), OLD_BUFFERS)
+        model_config = model_out_config(bare, architecture)
     except (RuntimeError, ValueError) as error:
         raise PaftError(f"{recipe}: {one_line(error)}") from error
     return Fusion(recipe, text, config, loaders, options, seed, architecture, model_config)
+
+
+class Stream:
+    """What a merge draws: the numbers that `mergekit-yaml --random-seed N` draws, apart from what else the process draws.
+
+    mergekit seeds once and draws tensor by tensor, so what else draws before shifts everything. That is PEFT: to write an
+    adapter out as a model, mergekit has it build LoRA layers, which PEFT initialises at random before it loads the trained
+    factors over them. (Only with an empty cache, as the recipes' own command has it: with a cache from an earlier run the
+    same seed draws other masks.) So here PEFT builds the same layers around a model without storage, and they are dropped.
+
+    Args:
+        seed: As `--random-seed`.
+        loaders: Of all models in the recipe.
+        device: Where the merge draws.
+    """
+
+    def __init__(self, seed: int, loaders: dict[ModelReference, ModelLoader], device: str) -> None:
+        self._gpu = torch.device(device) if torch.device(device).type == "cuda" else None
+        before = self._get()
+        torch.manual_seed(seed)
+        for reference, loader in loaders.items():
+            if isinstance(loader, AdapterLoader):
+                _draw_as_peft(reference, loader)
+        self._state = self._get()
+        self._set(before)
+
+    @contextmanager
+    def flowing(self) -> Iterator[None]:
+        """In this context torch's global generators go on with the stream."""
+        before = self._get()
+        self._set(self._state)
+        try:
+            yield
+        finally:
+            self._state = self._get()
+            self._set(before)
+
+    def _get(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return torch.get_rng_state(), torch.cuda.get_rng_state(self._gpu) if self._gpu is not None else None
+
+    def _set(self, state: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+        torch.set_rng_state(state[0])
+        if self._gpu is not None and state[1] is not None:
+            torch.cuda.set_rng_state(state[1], self._gpu)
+
+
+def _draw_as_peft(reference: ModelReference, loader: AdapterLoader) -> None:
+    config = reference.config()
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), no_init_weights():
+        skeleton = get_auto_cls(config.architectures[0]).from_config(config)
+    adapter = PeftConfig.from_pretrained(str(loader.delta.branch))
+    # That this is the adapter's base was checked by content; PEFT would warn of another name.
+    skeleton.name_or_path = str(adapter.base_model_name_or_path or "")
+    adapter.inference_mode = True
+    get_peft_model(skeleton, adapter)

@@ -7,15 +7,11 @@ mergekit writes each `base+adapter` out as a whole model and reads that. Its tas
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from mergekit.common import ModelPath, ModelReference
 from mergekit.io import ShardedTensorIndex
-from mergekit.io.tasks import LoaderCache
 from torch import Tensor
 
 from paft_plugin.deltas.adapter import open_adapter
@@ -145,20 +141,6 @@ def open_loaders(wanted: list[ModelReference]) -> dict[ModelReference, ModelLoad
             problems += error.problems
     raise_if_any(list(dict.fromkeys(problems)))
     return loaders
-
-
-@contextmanager
-def loaders_in_place(loaders: dict[ModelReference, Any]) -> Iterator[None]:
-    """For the time of the context mergekit finds its models here, whatever it had open before."""
-    cache = LoaderCache()
-    before, settings = LoaderCache.loaders, dict(vars(cache))
-    LoaderCache.loaders = dict(loaders)
-    try:
-        yield
-    finally:
-        LoaderCache.loaders = before
-        vars(cache).clear()
-        vars(cache).update(settings)
 
 
 def folder_of(path: ModelPath, patterns: list[str]) -> Path:

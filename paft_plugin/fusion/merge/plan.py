@@ -2,21 +2,22 @@
 
 The order decides what a random method draws for which tensor. So mergekit plans and orders its whole graph first. Only
 then is the merge of each tensor joined with the loading of its inputs into one task: a tensor that no branch touches need
-then not be loaded, or merged, at all.
+then not be loaded, or merged, at all. Of the others, the next one's inputs are loaded while one is merged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial, reduce
 from itertools import pairwise
 from types import TracebackType
 
 import torch
 from mergekit.architecture.conversion import can_convert_checkpoint_keys
 from mergekit.common import ModelReference, dtype_from_name
-from mergekit.graph import ExecutionSchedule, Executor, Task, TaskHandle, TaskUniverse
-from mergekit.io.tasks import GatherTensors, LoadTensor, SaveTensor, TensorWriterTask
+from mergekit.graph import Task
+from mergekit.io.tasks import GatherTensors, LoadTensor, SaveTensor
 from mergekit.merge_methods import get as method_called
 from mergekit.merge_methods.base import BasePolicy
 from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
@@ -27,8 +28,92 @@ from torch import Tensor
 from paft_plugin.errors import raise_if_any, some
 from paft_plugin.fusion.merge.loaders import ModelLoader
 from paft_plugin.fusion.merge.untouched import draws, gives_base, gives_input_rounded, skip_draws
+from paft_plugin.fusion.mergekit_internals import Graph, stored_name
 
 Inputs = dict[str, Tensor | None]
+Loaders = dict[ModelReference, ModelLoader]
+
+
+class Plan:
+    """All that is to be merged, in order.
+
+    Args:
+        planner: mergekit's, of the recipe; the loaders must be in place.
+        loaders: Of every model in the recipe.
+
+    Raises:
+        PaftError: Tensors that a model lacks, or that differ in shape.
+    """
+
+    def __init__(self, planner: MergePlanner, loaders: Loaders) -> None:
+        self._loaders = loaders
+        self._device = planner.options.device
+        self._received = Received()
+        targets = planner.plan_to_disk(out_path="")
+        saves = [task for task in targets if isinstance(task, SaveTensor)]
+        self.names = [save.tensor_name for save in saves]
+        """Of the merged tensors; optional ones may still not come."""
+        raise_if_any(_misfits(saves, loaders))
+        self._graph = Graph(targets, self._device, self._received)
+        merges = [(merge, save) for save in saves if (merge := _plain_merge(save))]
+        joined = self._graph.replace(
+            (merge, Joined(merge=merge, run=partial(self._one, merge, save))) for merge, save in merges
+        )
+        self._ahead = LoadAhead([one.merge for one in joined], loaders)
+
+    def run(self, quiet: bool) -> Iterator[tuple[str, Tensor] | TokenizerInfo]:
+        """Yield (name, tensor in its final dtype), and the tokenizer where the recipe builds one."""
+        with self._ahead:
+            for task, value in self._graph.run(quiet):
+                if isinstance(task, SaveTensor):
+                    tensor = self._received.take()
+                    if tensor is not None:
+                        yield task.tensor_name, tensor
+                elif isinstance(value, TokenizerInfo):
+                    yield value
+
+    def _one(self, merge: ExecuteMergeMethodTask, save: SaveTensor) -> Tensor | None:
+        inputs = self._ahead.take(merge)
+        if inputs is None:
+            copy = _copy(merge, save, self._loaders, self._device)
+            if copy is not None:
+                return copy
+            inputs = load_inputs(merge)
+        return _merge(merge, inputs, self._device)
+
+
+class Received:
+    """Stands for mergekit's writer in its graph, and holds the tensor that was just merged."""
+
+    def __init__(self) -> None:
+        self._tensor: Tensor | None = None
+
+    def save_tensor(self, name: str, tensor: Tensor, clone: bool = False) -> None:
+        """What mergekit calls for each tensor."""
+        self._tensor = tensor
+
+    def finalize(self) -> None:
+        """What mergekit calls in the end; whoever takes the tensors writes them."""
+
+    def take(self) -> Tensor | None:
+        """The tensor, which is forgotten here; None if the merge gave none (an optional one)."""
+        tensor, self._tensor = self._tensor, None
+        return tensor
+
+
+class Joined(Task[torch.Tensor]):
+    """One tensor: its inputs loaded, and merged or copied."""
+
+    merge: ExecuteMergeMethodTask
+    run: Callable[[], Tensor | None]
+
+    def arguments(self) -> dict[str, Task]:
+        """Nothing is prepared by other tasks."""
+        return {}
+
+    def execute(self) -> Tensor | None:
+        """The tensor; None if it is optional and no model has it."""
+        return self.run()
 
 
 class LoadAhead:
@@ -65,112 +150,13 @@ class LoadAhead:
         return inputs
 
     def _is_changed(self, merge: ExecuteMergeMethodTask) -> bool:
-        for load in merge.gather_tensors.arguments().values():
-            loader = self._loaders[load.model]
-            name = load._resolve_name(loader)
-            if name and loader.changes(name):
-                return True
-        return False
+        loads = ((load, self._loaders[load.model]) for load in merge.gather_tensors.arguments().values())
+        return any(loader.changes(stored_name(load, loader) or "") for load, loader in loads)
 
 
 def load_inputs(merge: ExecuteMergeMethodTask) -> Inputs:
     """Every tensor that a merge takes, as mergekit's own tasks load it."""
     return {key: load.execute() for key, load in merge.gather_tensors.arguments().items()}
-
-
-Loaders = dict[ModelReference, ModelLoader]
-
-
-class Received:
-    """Stands for mergekit's writer in its graph, and holds the tensor that was just merged."""
-
-    def __init__(self) -> None:
-        self._tensor: Tensor | None = None
-
-    def save_tensor(self, name: str, tensor: Tensor, clone: bool = False) -> None:
-        """What mergekit calls for each tensor."""
-        self._tensor = tensor
-
-    def finalize(self) -> None:
-        """What mergekit calls in the end; whoever takes the tensors writes them."""
-
-    def take(self) -> Tensor | None:
-        """The tensor, which is forgotten here; None if the merge gave none (an optional one)."""
-        tensor, self._tensor = self._tensor, None
-        return tensor
-
-
-class Joined(Task[torch.Tensor]):
-    """One tensor: its inputs loaded, and merged or copied."""
-
-    run: Callable[[], Tensor | None]
-
-    def arguments(self) -> dict[str, Task]:
-        """Nothing is prepared by other tasks."""
-        return {}
-
-    def execute(self) -> Tensor | None:
-        """The tensor; None if it is optional and no model has it."""
-        return self.run()
-
-
-class Plan:
-    """All that is to be merged, in order.
-
-    Args:
-        planner: mergekit's, of the recipe; the loaders must be in place.
-        loaders: Of every model in the recipe.
-
-    Raises:
-        PaftError: Tensors that a model lacks, or that differ in shape.
-    """
-
-    def __init__(self, planner: MergePlanner, loaders: Loaders) -> None:
-        self._loaders = loaders
-        self._device = planner.options.device
-        self._received = Received()
-        targets = planner.plan_to_disk(out_path="")
-        universe = TaskUniverse(targets)
-        saves = [task for task in targets if isinstance(task, SaveTensor)]
-        self.names = [save.tensor_name for save in saves]
-        """Of the merged tensors; optional ones may still not come."""
-        raise_if_any(_misfits(saves, loaders))
-        writers = {universe.get_handle(task): self._received for task in universe.tasks if _is_writer(task)}
-        handles = [universe.add_task(task) for task in targets]
-        self._executor = Executor(handles, self._device, "cpu", cached_values=writers)
-        merges = {}
-        for save in saves:
-            if merge := _plain_merge(save):
-                index = universe.task_to_index[merge]
-                universe.tasks[index] = joined = Joined(run=self._one(merge, save))
-                universe.task_arguments[index] = {}
-                merges[id(joined)] = merge
-        self._executor.schedule = _needed(self._executor.schedule, handles, writers)
-        joins = (id(handle.task()) for handle in self._executor.schedule.tasks)
-        self._ahead = LoadAhead([merges[join] for join in joins if join in merges], loaders)
-
-    def run(self, quiet: bool) -> Iterator[tuple[str, Tensor] | TokenizerInfo]:
-        """Yield (name, tensor in its final dtype), and the tokenizer where the recipe builds one."""
-        with self._ahead:
-            for task, value in self._executor.run(quiet=quiet, desc="Merging"):
-                if isinstance(task, SaveTensor):
-                    tensor = self._received.take()
-                    if tensor is not None:
-                        yield task.tensor_name, tensor
-                elif isinstance(value, TokenizerInfo):
-                    yield value
-
-    def _one(self, merge: ExecuteMergeMethodTask, save: SaveTensor) -> Callable[[], Tensor | None]:
-        def run() -> Tensor | None:
-            inputs = self._ahead.take(merge)
-            if inputs is None:
-                copy = _copy(merge, save, self._loaders, self._device)
-                if copy is not None:
-                    return copy
-                inputs = load_inputs(merge)
-            return _merge(merge, inputs, self._device)
-
-        return run
 
 
 def _merge(merge: ExecuteMergeMethodTask, inputs: dict[str, Tensor | None], device: str) -> Tensor | None:
@@ -184,8 +170,8 @@ def _merge(merge: ExecuteMergeMethodTask, inputs: dict[str, Tensor | None], devi
 def _copy(merge: ExecuteMergeMethodTask, save: SaveTensor, loaders: Loaders, device: str) -> Tensor | None:
     """The tensor that all inputs have alike, if the method gives that very tensor then; its draws are skipped."""
     loads = {load.model: load for load in merge.gather_tensors.arguments().values()}
-    names = {model: load._resolve_name(loaders[model]) for model, load in loads.items()}
-    if not all(names.values()):
+    names = {model: name for model, load in loads.items() if (name := stored_name(load, loaders[model]))}
+    if len(names) < len(loads):
         return None
     method = method_called(merge.method_name)
     if device != "cpu" and draws(method):
@@ -233,7 +219,7 @@ def _misfits(saves: list[SaveTensor], loaders: Loaders) -> list[str]:
         lacking, shapes = [], {}
         for load in merge.gather_tensors.arguments().values():
             loader = loaders[load.model]
-            if found := load._resolve_name(loader):
+            if found := stored_name(load, loader):
                 shapes[loader] = loader.store.shape(found)
             elif not load.optional and not _converts(load, loader):
                 lacking.append(str(load.model))
@@ -254,33 +240,11 @@ def _misfits(saves: list[SaveTensor], loaders: Loaders) -> list[str]:
     return problems[:3] + more
 
 
-def _needed(
-    schedule: ExecutionSchedule, targets: list[TaskHandle], cached: dict[TaskHandle, Received]
-) -> ExecutionSchedule:
-    """The schedule without the tasks that nothing asks for any more; the order stays."""
-    wanted: set[TaskHandle] = set()
-    to_see = list(targets)
-    while to_see:
-        handle = to_see.pop()
-        if handle not in wanted:
-            wanted.add(handle)
-            to_see += handle.arguments().values()
-    tasks = [handle for handle in schedule.tasks if handle in wanted]
-    last_use = dict.fromkeys(cached, len(tasks) + 1)
-    for index, handle in enumerate(tasks):
-        last_use.update({used: index for used in (handle, *handle.arguments().values()) if used not in cached})
-    return ExecutionSchedule(tasks, last_use)
-
-
 def _plain_merge(save: SaveTensor) -> ExecuteMergeMethodTask | None:
     """The task that merges this tensor, unless its vocabulary is permuted first: that needs the tokenizer's task."""
     task = save.tensor_task
     plain = isinstance(task, ExecuteMergeMethodTask) and isinstance(task.gather_tensors, GatherTensors)
     return task if plain else None
-
-
-def _is_writer(task: Task) -> bool:
-    return isinstance(task, TensorWriterTask)
 
 
 def _converts(load: LoadTensor, loader: ModelLoader) -> bool:
@@ -290,7 +254,4 @@ def _converts(load: LoadTensor, loader: ModelLoader) -> bool:
 
 
 def _promoted(dtypes: list[torch.dtype]) -> torch.dtype:
-    promoted = dtypes[0]
-    for dtype in dtypes[1:]:
-        promoted = torch.promote_types(promoted, dtype)
-    return promoted
+    return reduce(torch.promote_types, dtypes)

@@ -14,8 +14,8 @@ Signatures are those of `mergekit.sparsify`. Names: `n` entries, `k` of them com
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paft_plugin.errors import PaftError
+from paft_plugin.fusion.mergekit_internals import trimming_by
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -35,7 +36,7 @@ Integers = NDArray[np.int64]
 INSERTION = 16
 """The introsort leaves parts of up to this many entries to an insertion sort, which is stable."""
 
-# mergekit's own, held here because `fast.py` puts the functions below in their place for the time of a merge.
+# mergekit's own, held here because `fast_selection` puts the functions below in their place for the time of a merge.
 OWN_MAGNITUDE = sparsify.magnitude
 OWN_OUTLIERS = sparsify.magnitude_outliers
 OWN_BERNOULLI = sparsify.bernoulli
@@ -218,7 +219,7 @@ def _same_draws() -> bool:
     return torch.equal(drawn, compared.float()) and torch.equal(after, then)
 
 
-_REPLACED = {
+_REPLACED: dict[str, Callable[..., Tensor]] = {
     "magnitude": magnitude,
     "magnitude_outliers": magnitude_outliers,
     "bernoulli": bernoulli,
@@ -226,17 +227,9 @@ _REPLACED = {
 }
 
 
-@contextmanager
-def fast_selection() -> Iterator[None]:
+def fast_selection() -> AbstractContextManager[None]:
     """For the time of the context mergekit's methods trim with the functions above: the same outcome, sooner."""
-    before = {name: getattr(sparsify, name) for name in _REPLACED}
-    for name, function in _REPLACED.items():
-        setattr(sparsify, name, function)
-    try:
-        yield
-    finally:
-        for name, function in before.items():
-            setattr(sparsify, name, function)
+    return trimming_by(_REPLACED)
 
 
 def fuse_tensors(method: str, parameters: Mapping[str, Any], base: Tensor, branches: Sequence[Tensor]) -> Tensor:

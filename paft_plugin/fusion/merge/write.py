@@ -14,7 +14,6 @@ from typing import Any
 
 from mergekit.card import generate_card
 from mergekit.common import ModelPath, ModelReference
-from mergekit.merge import _copy_tagalong_files, _copy_tokenizer, _set_chat_template, _update_config_vocab
 
 from paft_plugin.errors import PaftError
 from paft_plugin.files import PROOF_FILE, write_json, write_text
@@ -23,6 +22,12 @@ from paft_plugin.fusion.merge.folder import whole_folder
 from paft_plugin.fusion.merge.fusion import Fusion
 from paft_plugin.fusion.merge.loaders import AdapterLoader
 from paft_plugin.fusion.merge.writer import ShardedWriter
+from paft_plugin.fusion.mergekit_internals import (
+    copy_tagalong_files,
+    copy_tokenizer,
+    set_chat_template,
+    update_config_vocab,
+)
 
 SCHEMA_VERSION = 1
 SHARD_SIZE = "5GB"
@@ -90,7 +95,7 @@ def check_chat_template(fusion: Fusion) -> None:
     """Before the work rather than after it."""
     if fusion.config.chat_template and fusion.config.chat_template != "auto":
         try:
-            _set_chat_template(SimpleNamespace(chat_template=None), fusion.config)
+            set_chat_template(SimpleNamespace(chat_template=None), fusion.config)
         except RuntimeError:
             raise PaftError(
                 f"{fusion.recipe}: chat_template is none of mergekit's, `auto`, or a Jinja template. Correct it."
@@ -107,15 +112,15 @@ def write_tokenizer(fusion: Fusion, folder: Path) -> list[str]:
     warnings = []
     if fusion.tokenizer is not None:
         padding = config.tokenizer.pad_to_multiple_of if config.tokenizer else None
-        _update_config_vocab(fusion.model_config, fusion.architecture, fusion.tokenizer, padding)
-        _set_chat_template(fusion.tokenizer, config)
+        update_config_vocab(fusion.model_config, fusion.architecture, fusion.tokenizer, padding)
+        set_chat_template(fusion.tokenizer, config)
         fusion.tokenizer.save_pretrained(folder)
     else:
         try:
-            _copy_tokenizer(config, str(folder), fusion.options)
+            copy_tokenizer(config, str(folder), fusion.options)
         except (OSError, ValueError, ImportError):
             warnings.append(f"{donor} has no tokenizer, so the merged model has none either. Copy one into its folder.")
-    _copy_tagalong_files(config, str(folder), fusion.architecture.tagalong_files or [], fusion.options)
+    copy_tagalong_files(config, str(folder), fusion.architecture.tagalong_files or [], fusion.options)
     if (donor / GENERATION_CONFIG).is_file():
         shutil.copy(donor / GENERATION_CONFIG, folder)
     return warnings
