@@ -130,6 +130,14 @@ class JsonFile(BaseModel):
             raise PaftError(f"{path}: damaged ({where}: {first['msg']}). {cls.AGAIN}") from None
 
     @classmethod
+    def read_or_nothing(cls: type[Stored], path: Path) -> Stored | None:
+        """The file's content, or None where there is none that can be read."""
+        try:
+            return cls.read(path)
+        except (OSError, ValueError):  # PaftError is a ValueError
+            return None
+
+    @classmethod
     def upgraded(cls, content: dict[str, Any], schema: object, path: Path) -> dict[str, Any]:  # noqa: ARG003
         """`content` of another schema in today's; subclasses that can read older files override it.
 

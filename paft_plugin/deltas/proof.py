@@ -1,20 +1,64 @@
-"""Whether an SFT branch can prove that the penalty shaped it: its `paft.json`."""
+"""`paft.json`: what the penalty's run wrote of itself beside the branch, and whether that proves that the penalty shaped it."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from paft_plugin.files import PROOF_FILE, write_json
+from pydantic import BaseModel, ConfigDict, Field
+
+from paft_plugin.files import PROOF_FILE, JsonFile
 from paft_plugin.formats import threshold_key
 
-SCHEMA = 1
 PACKAGES = ("paft-plugin", "axolotl", "torch", "transformers", "peft")
+
+
+class HistoryPoint(BaseModel):
+    """The delta after `step` optimizer steps."""
+
+    model_config = ConfigDict(frozen=True)
+    step: int
+    strength: float = Field(alias="lambda")
+    """λ of the last of these steps."""
+    l1_norm: float | None = None
+    sparsity: dict[str, float] = Field(default_factory=dict)
+
+
+class Proof(JsonFile):
+    """What `paft.json` holds."""
+
+    SCHEMA: ClassVar[int] = 1
+    AGAIN: ClassVar[str] = "Train the branch again."
+    finished: bool
+    """Only once the final delta has been measured."""
+    strength: float | None = Field(None, alias="lambda")
+    """λ that the run started with."""
+    l1_on: str = "delta"
+    mode: str = "subgradient"
+    warmup_ratio: float = 0.0
+    target_sparsity: float | None = None
+    target_threshold: float | None = None
+    steps_penalised: int
+    resumed_at_step: int = 0
+    l1_norm: float | None = None
+    """Of the final delta; None for one that is not finite."""
+    sparsity: dict[str, float] | None = None
+    """Threshold, as `threshold_key` writes it → share of the final delta's entries with |δ| ≤ threshold."""
+    entries: int = 0
+    tensors: tuple[str, ...] = ()
+    history: tuple[HistoryPoint, ...] = ()
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    def content(self) -> dict[str, Any]:
+        """As the file has it: a target only if there is one."""
+        content = {"schema": self.SCHEMA, **self.model_dump(mode="json", by_alias=True)}
+        if self.target_sparsity is None:
+            del content["target_sparsity"], content["target_threshold"]
+        return content
 
 
 @dataclass(frozen=True)
@@ -24,6 +68,11 @@ class Measurement:
     l1_norm: float
     sparsity: dict[float, float]  # threshold → share of entries with |δ| ≤ threshold
     entries: int
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON has no NaN: a training that diverged has no norm, which is no reason to lose its record."""
+        shares = {threshold_key(threshold): share for threshold, share in self.sparsity.items()}
+        return {"l1_norm": self.l1_norm if math.isfinite(self.l1_norm) else None, "sparsity": shares}
 
 
 @dataclass
@@ -41,7 +90,7 @@ class Record:
 
     def remember(self, step: int, strength: float, measurement: Measurement) -> None:
         """Add a point to the history of λ, norm and sparsity: the delta after `step` steps, λ of the last of them."""
-        self.history.append({"step": step, "lambda": strength, **_for_json(measurement)})
+        self.history.append({"step": step, "lambda": strength, **measurement.as_json()})
 
     def state(self) -> dict[str, Any]:
         """What has to be saved with a checkpoint, as JSON."""
@@ -54,45 +103,35 @@ class Record:
         self.history = list(state["history"])
         self.resumed_at_step = step
 
-    def content(self) -> dict[str, Any]:
-        """What `paft.json` holds; `finished` is true only once the final delta has been measured."""
-        measured = _for_json(self.final) if self.final else {"l1_norm": None, "sparsity": None}
-        return {
-            "schema": SCHEMA,
-            "finished": self.final is not None,
+    def proof(self) -> Proof:
+        """What `paft.json` says of the run by now."""
+        return Proof(
+            finished=self.final is not None,
             **self.settings,
-            "steps_penalised": self.steps_penalised,
-            "resumed_at_step": self.resumed_at_step,
-            **measured,
-            "entries": self.entries,
-            "tensors": list(self.tensors),
-            "history": self.history,
-            "versions": {package: version(package) for package in PACKAGES},
-        }
+            steps_penalised=self.steps_penalised,
+            resumed_at_step=self.resumed_at_step,
+            **(self.final.as_json() if self.final else {}),
+            entries=self.entries,
+            tensors=tuple(self.tensors),
+            history=tuple(map(HistoryPoint.model_validate, self.history)),
+            versions={package: version(package) for package in PACKAGES},
+        )
 
     def write(self, output_dir: Path) -> None:
         """Write `paft.json` atomically."""
-        write_json(output_dir / PROOF_FILE, self.content())
-
-
-def _for_json(measurement: Measurement) -> dict[str, Any]:
-    """JSON has no NaN: a training that diverged has no norm, which is no reason to lose its record."""
-    shares = {threshold_key(threshold): share for threshold, share in measurement.sparsity.items()}
-    return {"l1_norm": measurement.l1_norm if math.isfinite(measurement.l1_norm) else None, "sparsity": shares}
+        self.proof().write(output_dir / PROOF_FILE)
 
 
 def why_unproven(branch: Path) -> str | None:
     """Why nothing proves that the penalty ran for `branch`, in one sentence; None if its `paft.json` does."""
     file = branch / PROOF_FILE
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        finished, steps = bool(record["finished"]), int(record["steps_penalised"])
-    except FileNotFoundError:
+    if not file.exists():
         return f"{branch} has no {PROOF_FILE}: nothing proves that the L1 penalty ran, its delta may well be dense."
-    except (OSError, ValueError, KeyError, TypeError):
+    proof = Proof.read_or_nothing(file)
+    if proof is None:
         return f"{file} cannot be read: nothing proves that the L1 penalty ran, its delta may well be dense."
-    if not finished:
+    if not proof.finished:
         return f"{file} says that training did not end: the delta may not be what the penalty would have made of it."
-    if steps == 0:
-        return f"{file} says that no step was penalised (λ = {record.get('lambda')}): its delta may well be dense."
+    if proof.steps_penalised == 0:
+        return f"{file} says that no step was penalised (λ = {proof.strength}): its delta may well be dense."
     return None

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from paft_plugin.deltas.proof import Proof
 from paft_plugin.files import PROOF_FILE, read_json_or_nothing
 from paft_plugin.formats import threshold_key
 
@@ -246,18 +247,16 @@ def _from_state(file: Path) -> dict[int, Point]:
 
 def _from_proof(file: Path) -> dict[int, Point]:
     """The history of `paft.json`, under the names that the Trainer logs."""
-    history = read_json_or_nothing(file).get("history")
-    entries = []
-    for entry in history if isinstance(history, list) else []:
-        if isinstance(entry, dict):
-            known = {
-                "step": entry.get("step"),
-                "paft/lambda": entry.get("lambda"),
-                "paft/l1_norm": entry.get("l1_norm"),
-            }
-            shares = entry.get("sparsity")
-            named = {f"{SPARSITY}{key}": share for key, share in shares.items()} if isinstance(shares, dict) else {}
-            entries.append({**known, **named})
+    proof = Proof.read_or_nothing(file)
+    entries = [
+        {
+            "step": point.step,
+            "paft/lambda": point.strength,
+            "paft/l1_norm": point.l1_norm,
+            **{f"{SPARSITY}{key}": share for key, share in point.sparsity.items()},
+        }
+        for point in (proof.history if proof else ())
+    ]
     return _points(entries)
 
 

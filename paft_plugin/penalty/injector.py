@@ -1,4 +1,4 @@
-"""Adding the penalty to a trainer's steps.
+"""Adding the penalty to a trainer's steps: the injector, and the callback by which the trainer drives it.
 
 `subgradient`: the subgradient of λ‖δ‖₁ goes into `.grad` after the last micro-batch's backward: after gradient accumulation and
 reduction over processes, before clipping and the optimizer, once per optimizer step. `proximal`: δ is soft-thresholded after the
@@ -26,55 +26,14 @@ from paft_plugin.penalty.inspector import Inspector
 from paft_plugin.penalty.live import LiveDelta, Shrinkable, add_subgradients, gradient_norm, measure
 from paft_plugin.penalty.proximal import step_sizes
 from paft_plugin.penalty.settings import PenaltySettings
-from paft_plugin.penalty.strength import Progress, Schedule, Steering, Strength, missed_target, too_few_steps
+from paft_plugin.penalty.strength import Schedule, Steering, Strength, TrainingProgress, missed_target, too_few_steps
 from paft_plugin.penalty.support import why_gradients_are_lost, why_no_gradient_is_left, why_unsupported
 from paft_plugin.penalty.zero import PartitionedDelta, before_engine_step, loss_scale
 
 logger = logging.getLogger(__name__)
 
 STATE_KEY = "paft"
-
-
-class PenaltyCallback(TrainerCallback):
-    """Drives the injector, keeps its state with every checkpoint, and `paft.json` true to what has run so far.
-
-    The state lies in the checkpoint's `trainer_state.json`, under `stateful_callbacks`. transformers' `ExportableState` would put
-    it there too, but restores it only on request, into a new callback built without arguments.
-    """
-
-    def __init__(self, injector: PenaltyInjector) -> None:
-        self._injector = injector
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._injector.begin(state.stateful_callbacks.get(STATE_KEY))
-        self._write(args, state)
-        self._warn(state, too_few_steps(self._injector.record.settings, state.max_steps))
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._injector.after_optimizer_step()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._injector.end_step()
-        self._injector.inspect()
-        state.stateful_callbacks[STATE_KEY] = self._injector.state()
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._write(args, state)
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._injector.end()
-        self._write(args, state)
-        self._warn(state, missed_target(self._injector.record.content()))
-
-    def _warn(self, state: TrainerState, what: str | None) -> None:
-        if what and state.is_world_process_zero:
-            logger.warning(what)
-
-    def _write(self, args: TrainingArguments, state: TrainerState) -> None:
-        if state.is_world_process_zero:
-            self._injector.record.write(Path(args.output_dir))
+"""Of the penalty's state in a checkpoint's `trainer_state.json`, under `stateful_callbacks`."""
 
 
 class PenaltyInjector:
@@ -90,7 +49,7 @@ class PenaltyInjector:
         """
         raise_if_any(why_unsupported(trainer, settings))
         self._trainer = trainer
-        self._settings = settings
+        self.settings = settings
         self._references: References = {}
         self._deltas: list[LiveDelta] = []
         self._trained_tensors = 0
@@ -148,10 +107,10 @@ class PenaltyInjector:
     def take_references(self) -> None:
         """Copy θ_pre of what is trained in full, while the model holds the base model's weights."""
         model = self._trainer.model
-        self._references = take_references(trained_themselves(model), self._settings.reference)
-        deltas = find_live_deltas(model, self._references, self._settings.l1_on)
+        self._references = take_references(trained_themselves(model), self.settings.reference)
+        deltas = find_live_deltas(model, self._references, self.settings.l1_on)
         _refuse_nonzero_start(deltas)
-        if self._settings.mode == "proximal":
+        if self.settings.mode == "proximal":
             _refuse_unshrinkable(deltas, model)
 
     def begin(self, saved: dict[str, Any] | None) -> None:
@@ -166,7 +125,7 @@ class PenaltyInjector:
                 f"the checkpoint of step {step} was written without the penalty, so what its steps did to δ is unknown: "
                 "start anew, or resume from a checkpoint of a run with paft_plugin.PAFTPlugin"
             )
-        self._deltas = find_live_deltas(self._trainer.model, self._references, self._settings.l1_on)
+        self._deltas = find_live_deltas(self._trainer.model, self._references, self.settings.l1_on)
         if self._trainer.is_deepspeed_enabled:
             self._deltas = [PartitionedDelta(delta) for delta in self._deltas]
             before_engine_step(self._trainer, self.before_optimizer_step)
@@ -176,7 +135,7 @@ class PenaltyInjector:
         self._prepared = 0
         self._measured = None
         self.record = Record(
-            settings=self._settings.for_record(),
+            settings=self.settings.for_record(),
             tensors=[delta.name for delta in self._deltas],
             entries=sum(delta.entries for delta in self._deltas),
         )
@@ -202,7 +161,7 @@ class PenaltyInjector:
             )
         self._prepared += 1
         self._lambda = self._strength.at(self._progress())
-        if self._settings.mode == "subgradient":
+        if self.settings.mode == "subgradient":
             self._add_subgradient()
 
     def after_optimizer_step(self) -> None:
@@ -210,7 +169,7 @@ class PenaltyInjector:
         self._measured = None
         if self._trainer.accelerator.optimizer_step_was_skipped:
             return
-        if self._settings.mode == "proximal":
+        if self.settings.mode == "proximal":
             self._shrink()
         self.record.steps_penalised += self._lambda > 0
         if self._steering:
@@ -262,7 +221,7 @@ class PenaltyInjector:
     def measure(self) -> Measurement:
         """Norm and sparsity of δ as it is now; under FSDP2 every process must take part."""
         if self._measured is None:
-            self._measured = measure(self._deltas, self._settings.all_thresholds)
+            self._measured = measure(self._deltas, self.settings.all_thresholds)
         return self._measured
 
     def end(self) -> None:
@@ -282,11 +241,53 @@ class PenaltyInjector:
             **shares,
         }
 
-    def _progress(self) -> Progress:
-        return Progress(self._trainer.state.global_step, self._trainer.state.max_steps)
+    def _progress(self) -> TrainingProgress:
+        return TrainingProgress(self._trainer.state.global_step, self._trainer.state.max_steps)
 
     def _count_trained(self) -> int:
         return sum(parameter.requires_grad for parameter in self._trainer.model.parameters())
+
+
+class PenaltyCallback(TrainerCallback):
+    """Drives the injector, keeps its state with every checkpoint, and `paft.json` true to what has run so far.
+
+    transformers' `ExportableState` would put the state into the same place, but restores it only on request, into a new callback
+    built without arguments.
+    """
+
+    def __init__(self, injector: PenaltyInjector) -> None:
+        self._injector = injector
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._injector.begin(state.stateful_callbacks.get(STATE_KEY))
+        self._write(args, state)
+        self._warn(state, too_few_steps(self._injector.settings.target_sparsity, state.max_steps))
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._injector.after_optimizer_step()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._injector.end_step()
+        self._injector.inspect()
+        state.stateful_callbacks[STATE_KEY] = self._injector.state()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._write(args, state)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._injector.end()
+        self._write(args, state)
+        self._warn(state, missed_target(self._injector.record.proof()))
+
+    def _warn(self, state: TrainerState, what: str | None) -> None:
+        if what and state.is_world_process_zero:
+            logger.warning(what)
+
+    def _write(self, args: TrainingArguments, state: TrainerState) -> None:
+        if state.is_world_process_zero:
+            self._injector.record.write(Path(args.output_dir))
 
 
 def _refuse_nonzero_start(deltas: Sequence[LiveDelta]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from paft_plugin.penalty.find import L1On, ReferencePlace
-
+L1On = Literal["delta", "factors"]
+ReferencePlace = Literal["device", "host", "auto"]
 Mode = Literal["subgradient", "proximal"]
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
+from paft_plugin.penalty.torch_private import local_chunk
+
 
 def whole(tensor: Tensor) -> Tensor:
     """The whole tensor, gathered if it is sharded."""
@@ -55,10 +57,9 @@ def find_in_shard(tensor: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     """
     if not isinstance(tensor, DTensor):
         return torch.ones_like(indices, dtype=torch.bool), indices
-    chunks = tensor.__create_chunk_list__()
-    if not chunks:
+    chunk = local_chunk(tensor)
+    if chunk is None:
         return torch.zeros_like(indices, dtype=torch.bool), indices[:0]
-    (chunk,) = chunks
     held = torch.ones_like(indices, dtype=torch.bool)
     position = torch.zeros_like(indices)
     for index, offset, own in zip(torch.unravel_index(indices, tensor.shape), chunk.offsets, chunk.sizes, strict=True):

@@ -1,14 +1,18 @@
-"""Which runs the penalty is exact in; every other one is refused by the name of its setting."""
+"""Which runs the penalty is exact in; every other one is refused by the name of its setting.
+
+`args.py` asks before a run, from the config alone, so neither torch nor transformers is imported until a model is there.
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import nn
-from transformers import Trainer
+from typing import TYPE_CHECKING, Any
 
 from paft_plugin.errors import some
 from paft_plugin.penalty.settings import PenaltySettings
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import Trainer
 
 
 def why_not_optimizer(setting: str, name: str) -> list[str]:
@@ -60,11 +64,10 @@ def why_unsupported(trainer: Trainer, settings: PenaltySettings) -> list[str]:
 
 def why_gradients_are_lost(model: nn.Module) -> list[str]:
     """A problem if hooks take gradients away during backward, as optimizers do that step or offload parameter by parameter."""
-    # torch offers no public way to ask for them.
+    from paft_plugin.penalty.torch_private import acts_in_backward
+
     hooked = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and getattr(parameter, "_post_accumulate_grad_hooks", None)
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and acts_in_backward(parameter)
     ]
     if not hooked:
         return []

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from paft_plugin.deltas.proof import Proof
 from paft_plugin.errors import PaftError
-from paft_plugin.files import PROOF_FILE, read_json_or_nothing, write_text
+from paft_plugin.files import PROOF_FILE, write_text
 from paft_plugin.formats import threshold_key
 from paft_plugin.inspection.diagnosis import diagnose
 from paft_plugin.inspection.inspected import INSPECTION_FILE, Inspection, read_inspection
@@ -142,16 +143,16 @@ def _targets(run: Path, curves: Sequence[Curve]) -> dict[str, tuple[str, float]]
     """Branch → threshold and sparsity that it was to end at, of those that had a target."""
     targets = {}
     for curve in curves:
-        record = read_json_or_nothing(run / "branches" / curve.branch / PROOF_FILE)
-        if isinstance(record.get("target_sparsity"), float) and isinstance(record.get("target_threshold"), float):
-            targets[curve.branch] = (threshold_key(record["target_threshold"]), record["target_sparsity"])
+        proof = Proof.read_or_nothing(run / "branches" / curve.branch / PROOF_FILE)
+        if proof and proof.target_sparsity is not None and proof.target_threshold is not None:
+            targets[curve.branch] = (threshold_key(proof.target_threshold), proof.target_sparsity)
     return targets
 
 
 def missed_targets(run: Path) -> list[str]:
     """What to say of each branch that ended far from its `paft_target_sparsity`."""
-    files = sorted(run.glob(f"branches/*/{PROOF_FILE}"))
-    return [f"{file.parent.name}: {missed}" for file in files if (missed := missed_target(read_json_or_nothing(file)))]
+    proofs = {file.parent.name: Proof.read_or_nothing(file) for file in sorted(run.glob(f"branches/*/{PROOF_FILE}"))}
+    return [f"{branch}: {missed}" for branch, proof in proofs.items() if proof and (missed := missed_target(proof))]
 
 
 def _tiles(choice: Choice) -> list[Tile]:

@@ -38,7 +38,7 @@ def make_branch(base: Path, folder: Path, share: float, seed: int, size: float =
 
 def prove(folder: Path) -> None:
     """The least that a `paft.json` must say."""
-    (folder / "paft.json").write_text(json.dumps({"finished": True, "steps_penalised": 3}))
+    (folder / "paft.json").write_text(json.dumps({"schema": 1, "finished": True, "steps_penalised": 3}))
 
 
 def make_pair(folder: Path, share: float, dtype: torch.dtype = torch.float32, size: float = SIZE) -> Path:

@@ -49,7 +49,9 @@ def write_proof(run: Path) -> None:
     folder = run / "branches" / "sft-l1"
     folder.mkdir(parents=True, exist_ok=True)
     history = [{"step": step, "lambda": LAMBDA, "l1_norm": 153.8, "sparsity": {"1e-05": 0.8685}} for step in LOSSES]
-    (folder / "paft.json").write_text(json.dumps({"history": history}))
+    (folder / "paft.json").write_text(
+        json.dumps({"schema": 1, "finished": True, "steps_penalised": 40, "history": history})
+    )
 
 
 def test_log_and_state_of_one_training_give_one_curve(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from paft_plugin.penalty.find import L1On, find_live_deltas, take_references, trained_themselves
+from paft_plugin.penalty.find import find_live_deltas, take_references, trained_themselves
 from paft_plugin.penalty.live import LiveDelta
+from paft_plugin.penalty.settings import L1On
 
 VOCABULARY = 50
 LINEAR = ["q_proj", "v_proj", "down_proj"]

@@ -9,8 +9,9 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from paft_plugin.penalty.find import L1On, find_live_deltas, take_references, trained_themselves
+from paft_plugin.penalty.find import find_live_deltas, take_references, trained_themselves
 from paft_plugin.penalty.live import FullDelta, LowRankDelta, Shrinkable, measure
+from paft_plugin.penalty.settings import L1On
 from tests.penalty.models import copies, live, move, tiny_llama, tiny_mixtral, trainable, with_lora
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from paft_plugin.penalty.find import ReferencePlace, fits_on_device, take_references
+from paft_plugin.penalty.find import fits_on_device, take_references
+from paft_plugin.penalty.settings import ReferencePlace
 
 PLACES = get_args(ReferencePlace)
 

@@ -31,9 +31,9 @@ from paft_plugin.penalty.strength import (
     BAND,
     FREEZE,
     WINDOW,
-    Progress,
     SettlingSample,
     TargetSparsity,
+    TrainingProgress,
     settled_learning_rate,
 )
 
@@ -190,7 +190,7 @@ def controller(balance: float = 1.0, start: float = 1.0) -> TargetSparsity:
     return made
 
 
-NOW = Progress(50, 100)
+NOW = TrainingProgress(50, 100)
 
 
 def test_too_dense_raises_and_too_sparse_lowers_the_strength() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -33,3 +35,12 @@ def test_a_configuration_that_hides_gradients_is_refused_by_name(named: str) -> 
 def test_the_stages_that_it_reaches_are_let_through(stage: int) -> None:
     zero = {"stage": stage, "offload_optimizer": {"device": "none"}}
     assert why_not_deepspeed({"zero_optimization": zero, "compile": {"deepcompile": False}}, CONSTANT) == []
+
+
+@pytest.mark.parametrize("module", ["args", "penalty.support", "penalty.strength", "deltas.proof"])
+def test_what_is_asked_before_a_run_imports_nothing_heavy(module: str) -> None:
+    code = (
+        f"import sys, paft_plugin.{module}; print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"

@@ -6,17 +6,21 @@ from typing import Any
 
 import pytest
 
+from paft_plugin.deltas.proof import Proof
 from paft_plugin.penalty.strength import ENOUGH_STEPS, missed_target, too_few_steps
 
 
-def record(ended: float | None, *, target: float | None = 0.9, step: int = 200, **others: Any) -> dict[str, Any]:
-    return {
-        "finished": True,
-        **({} if target is None else {"target_sparsity": target, "target_threshold": 1e-5}),
-        "sparsity": None if ended is None else {"1e-05": ended},
-        "history": [{"step": 1, "lambda": 0.0}, {"step": step, "lambda": 2.888e-3}],
-        **others,
-    }
+def record(ended: float | None, *, target: float | None = 0.9, step: int = 200, **others: Any) -> Proof:
+    return Proof.model_validate(
+        {
+            "finished": True,
+            "steps_penalised": step,
+            **({} if target is None else {"target_sparsity": target, "target_threshold": 1e-5}),
+            "sparsity": None if ended is None else {"1e-05": ended},
+            "history": [{"step": 1, "lambda": 0.0}, {"step": step, "lambda": 2.888e-3}],
+            **others,
+        }
+    )
 
 
 @pytest.mark.parametrize("ended", [0.86, 0.889, 0.9, 0.912, 0.93])
@@ -50,14 +54,13 @@ def test_a_short_run_is_told_how_many_steps_it_takes() -> None:
         record(0.1, finished=False),
         record(None),
         record(0.1, history=[]),
-        {},
     ],
 )
-def test_nothing_is_said_of_what_is_not_known(unknown: dict[str, Any]) -> None:
+def test_nothing_is_said_of_what_is_not_known(unknown: Proof) -> None:
     assert missed_target(unknown) is None
 
 
 def test_a_run_that_begins_is_told_if_it_is_too_short() -> None:
-    assert "19 steps are few" in (too_few_steps(record(None), 19) or "")
-    assert too_few_steps(record(None), ENOUGH_STEPS) is None
-    assert too_few_steps(record(None, target=None), 19) is None
+    assert "19 steps are few" in (too_few_steps(0.9, 19) or "")
+    assert too_few_steps(0.9, ENOUGH_STEPS) is None
+    assert too_few_steps(None, 19) is None

@@ -133,8 +133,9 @@ def test_a_missed_target_is_said_under_the_table(tmp_path: Path) -> None:
     shown = io.StringIO()
     show_results(run_dir, Console(file=shown, width=100))
     assert "Warning" not in shown.getvalue()
-    missed = {"target_sparsity": 0.9, "target_threshold": 1e-5, "sparsity": {"1e-05": 0.106}, "finished": True}
-    write_json(run_dir / "branches" / "sft-l1" / "paft.json", {**missed, "history": [{"step": 19, "lambda": 2.9e-3}]})
+    missed = {"target_sparsity": 0.9, "target_threshold": 1e-5, "sparsity": {"1e-05": 0.106}}
+    ended = {"finished": True, "steps_penalised": 19, "history": [{"step": 19, "lambda": 2.9e-3}]}
+    write_json(run_dir / "branches" / "sft-l1" / "paft.json", {"schema": 1, **missed, **ended})
     show_results(run_dir, Console(file=shown, width=100))
     assert "Warning: sft-l1: paft_target_sparsity: 0.9 was missed: 10.6%" in shown.getvalue()
 

@@ -293,7 +293,8 @@ def write_branch(run: Path, branch: str, steps: Sequence[int] = (10, 20, 30, 40)
             {"step": step, "lambda": 1e-6 * 3**place, "l1_norm": 100.0, "sparsity": {"1e-05": 0.2 * place + 0.2}}
             for place, step in enumerate(steps)
         ]
-        record = {"schema": 1, "finished": True, "target_sparsity": 0.9, "target_threshold": 1e-5, "history": points}
+        target = {"target_sparsity": 0.9, "target_threshold": 1e-5}
+        record = {"schema": 1, "finished": True, "steps_penalised": steps[-1], **target, "history": points}
         write_json(folder / "paft.json", {**record, "versions": {"axolotl": "0.19.0", "torch": "2.13.0"}})
 
 

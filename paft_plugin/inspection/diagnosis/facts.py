@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from paft_plugin.deltas.proof import Proof
 from paft_plugin.errors import PaftError
 from paft_plugin.files import PROOF_FILE, read_json_or_nothing
 from paft_plugin.inspection.inspected import INSPECTION_FILE, InspectedPair, Inspection, read_inspection
@@ -49,7 +50,7 @@ class Facts:
     inspection_file: str
     curves: Mapping[str, Curve]
     """Branch → its training."""
-    proofs: Mapping[str, Mapping[str, Any]]
+    proofs: Mapping[str, Proof]
     """Branch → its `paft.json`."""
     scores: Mapping[str, Mapping[str, Score]]
     """Arm → measure → score."""
@@ -109,7 +110,7 @@ def read_facts(folder: Path) -> Facts:
     for delta in inspection.deltas if inspection is not None else ():
         folders.setdefault(delta.name, Path(delta.folder))
     curves = {name: read_curve_of(path, folder, name) for name, path in folders.items()}
-    proofs = {name: read_json_or_nothing(path / PROOF_FILE) for name, path in folders.items()}
+    proofs = {name: Proof.read_or_nothing(path / PROOF_FILE) for name, path in folders.items()}
     known = [name for name in folders if curves[name] or proofs[name] or (inspection and _inspected(inspection, name))]
     if not known:
         raise PaftError(

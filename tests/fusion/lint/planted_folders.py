@@ -162,7 +162,7 @@ def _no_proof(bench: Bench) -> Recipe:
 @plant("unproven")
 def _unfinished(bench: Bench) -> Recipe:
     copy = Path(shutil.copytree(bench.sparse / "sft", bench.own / "sft"))
-    (copy / "paft.json").write_text('{"finished": false, "steps_penalised": 3}')
+    (copy / "paft.json").write_text('{"schema": 1, "finished": false, "steps_penalised": 3}')
     return spoilt("models.0.model", str(copy), method="task_arithmetic")(bench)
 
 

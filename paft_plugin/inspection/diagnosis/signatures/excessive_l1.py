@@ -27,8 +27,8 @@ def excessive_l1(facts: Facts, sft: str, twin: str | None) -> Check:
     Decided by the loss: how much of what the dense twin learnt the penalised branch learnt too. Without a twin, by a loss that
     hardly fell and a delta that is hardly there; without a loss or a `paft.json`, the delta must say so itself.
     """
-    proof = facts.proofs.get(sft, {})
-    if proof and not proof.get("steps_penalised"):
+    proof = facts.proofs.get(sft)
+    if proof and not proof.steps_penalised:
         return judged(SIGNATURE, (sft,), "clear", f"No step of {sft} was penalised.")
     losses, missing = _losses(facts, sft, twin)
     delta, untold = _delta(facts, sft)
@@ -93,7 +93,8 @@ def _delta(facts: Facts, sft: str) -> tuple[list[Evidence], list[str]]:
     """What the delta says: how sparse, how faint."""
     measures = facts.measures(sft)
     if measures is None:
-        shares = facts.proofs.get(sft, {}).get("sparsity") or {}
+        proof = facts.proofs.get(sft)
+        shares = (proof.sparsity if proof else None) or {}
         return [
             _sparsity(key, share, f"branches/{sft}/paft.json")
             for key, share in sorted(shares.items(), key=lambda item: float(item[0]))[:1]
@@ -117,13 +118,14 @@ def _how(facts: Facts, sft: str) -> str:
         return f"its loss went from {curve.start_loss:.3g} to {curve.final_loss:.3g}"
     if measures is not None and measures.relative is not None:
         return f"the norm of its delta is {measures.relative:.2g} of the base's"
-    return f"its paft.json gives the norm ‖δ‖₁ = {facts.proofs.get(sft, {}).get('l1_norm')}"
+    proof = facts.proofs.get(sft)
+    return f"its paft.json gives the norm ‖δ‖₁ = {proof.l1_norm if proof else None}"
 
 
 def _weaker_penalty(facts: Facts, sft: str, twin: str | None) -> list[Remedy]:
     """Against excessive L1: let a controller find λ, or a λ from what the dense twin gained and how large its delta is."""
-    proof = facts.proofs.get(sft, {})
-    target, strength = proof.get("target_sparsity"), _last_strength(facts, sft)
+    proof = facts.proofs.get(sft)
+    target, strength = proof.target_sparsity if proof else None, _last_strength(facts, sft)
     where = f"configs/{sft}.yml"
     if target is not None:
         lower = TARGET if target > TARGET else round(target / 2, 2)
@@ -142,7 +144,7 @@ def _weaker_penalty(facts: Facts, sft: str, twin: str | None) -> list[Remedy]:
     ]
     dense = facts.measures(twin) if twin is not None else None
     twin_norm, gain = dense.l1 if dense is not None else 0.0, _gain(facts, twin)
-    on_delta = proof.get("l1_on", "delta") == "delta"
+    on_delta = proof is None or proof.l1_on == "delta"
     if on_delta and twin_norm and gain and (strength is None or gain / twin_norm < strength):
         reason = f"The λ at which penalising the delta of {twin} costs what it gained: {gain:.3g} nats / ‖δ‖₁ of {twin_norm:.4g}."
         found.append(Remedy("paft_l1_lambda", where, old, f"{gain / twin_norm:.1e}", reason))
@@ -162,7 +164,7 @@ def _gain(facts: Facts, twin: str | None) -> float:
 
 
 def _last_strength(facts: Facts, sft: str) -> float | None:
-    proof = facts.proofs.get(sft, {})
-    history = proof.get("history") or []
-    strength = history[-1].get("lambda") if history else proof.get("lambda")
-    return float(strength) if strength else None
+    proof = facts.proofs.get(sft)
+    if proof is None:
+        return None
+    return (proof.history[-1].strength if proof.history else proof.strength) or None

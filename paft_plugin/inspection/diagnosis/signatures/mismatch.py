@@ -129,7 +129,8 @@ def _thinner(facts: Facts, sft: str, dense: str, sparse: str) -> list[Remedy]:
     found = []
     if dense == sft:
         target = min(max(1 - nonzero, TARGETS[0]), TARGETS[1])
-        old = facts.proofs.get(dense, {}).get("target_sparsity")
+        proof = facts.proofs.get(dense)
+        old = proof.target_sparsity if proof else None
         found.append(
             Remedy(
                 "paft_target_sparsity", f"configs/{dense}.yml", f"{old:g}" if old else None, f"{target:.2f}",
