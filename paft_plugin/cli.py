@@ -12,6 +12,7 @@ from paft_plugin import __version__
 from paft_plugin.commands.demo import demo
 from paft_plugin.commands.diagnose import diagnose
 from paft_plugin.commands.exits import BAD_INPUT, INTERRUPTED
+from paft_plugin.commands.fuse import fuse
 from paft_plugin.commands.init import init
 from paft_plugin.commands.inspect import inspect
 from paft_plugin.commands.lint import lint
@@ -54,7 +55,7 @@ def paft(debug: bool) -> None:
     """PAFT: sparse SFT and preference training in parallel from one base model, then fusion (arXiv 2406.17923)."""
 
 
-for command in (demo, init, run, status, recipe, lint, merge, search, inspect, diagnose, report):
+for command in (demo, init, run, status, recipe, lint, merge, fuse, search, inspect, diagnose, report):
     paft.add_command(command)
 
 

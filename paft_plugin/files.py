@@ -19,6 +19,16 @@ from paft_plugin.errors import PaftError
 PROOF_FILE = "paft.json"
 """Beside a branch that the penalty shaped: what ran (`deltas/proof.py`)."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/\w[\w.-]*")
+RECIPE_FILE, LINT_FILE = "recipe.yml", "lint.json"
+"""Beside a fused model: the recipe that it was merged by, and what the linter found in it."""
+_PLACES_BEFORE = {RECIPE_FILE: "recipes/*/*.yml", LINT_FILE: "lint/*/lint.json"}
+"""Where runs kept them until one stage did the whole fusion of an arm."""
+
+
+def fused_files(run_dir: Path, name: str) -> dict[str, Path]:
+    """Fused arm of the run in `run_dir` → its `RECIPE_FILE` or `LINT_FILE`, in runs of older versions, too."""
+    found = [*sorted(run_dir.glob(_PLACES_BEFORE[name])), *sorted(run_dir.glob(f"models/*/{name}"))]
+    return {file.parent.name: file for file in found}
 
 
 def write_bytes(path: Path, content: bytes) -> None:

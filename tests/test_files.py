@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from paft_plugin.files import fingerprint, is_hub_name, looks_local, write_json, write_text
+from paft_plugin.files import (
+    LINT_FILE,
+    RECIPE_FILE,
+    fingerprint,
+    fused_files,
+    is_hub_name,
+    looks_local,
+    write_json,
+    write_text,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,3 +56,15 @@ def test_what_is_a_path_and_what_a_name_on_the_hub(tmp_path: Path, monkeypatch: 
     assert not is_hub_name("models/base")  # a folder here
     assert all(map(looks_local, ["/models/base", "./base", "~/base", "a/b/c", "a\\b"]))
     assert not any(map(looks_local, ["base", "org/base"]))
+
+
+def test_files_of_fused_arms_are_found_where_this_and_the_last_version_put_them(tmp_path: Path) -> None:
+    for place in ("recipes/old/old.yml", "recipes/both/both.yml", "models/both/recipe.yml", "models/new/recipe.yml"):
+        write_text(tmp_path / place, "")
+    write_text(tmp_path / "lint" / "old" / "lint.json", "{}")
+    assert fused_files(tmp_path, RECIPE_FILE) == {
+        "old": tmp_path / "recipes" / "old" / "old.yml",
+        "both": tmp_path / "models" / "both" / "recipe.yml",
+        "new": tmp_path / "models" / "new" / "recipe.yml",
+    }
+    assert list(fused_files(tmp_path, LINT_FILE)) == ["old"]

@@ -53,7 +53,7 @@ def merge(
     if not adapter and (rank is not None or max_error is not None):
         raise PaftError("--rank and --max-error are about an adapter. Add --adapter, or leave them out.")
     reuse_freed_memory()
-    findings = _lint_for_merge(recipe)
+    findings = linted(recipe)
     fusion = open_fusion(recipe, seed, device)
     if adapter:
         notes = _merge_into_adapter(fusion, out, rank, max_error, findings, quiet)
@@ -64,20 +64,28 @@ def merge(
     click.echo(f"Merged into {out}.")
 
 
-def _lint_for_merge(recipe: Path) -> list[str]:
+def linted(recipe: Path, json_file: Path | None = None) -> list[str]:
     """Show what the linter finds, but for what concerns plain mergekit-yaml alone; returns it for the record.
 
+    Args:
+        recipe: A mergekit YAML.
+        json_file: Where all of it is kept for machines, errors too.
+
     Raises:
-        PaftError: the errors among the findings.
+        PaftError: The errors among the findings.
     """
-    from paft_plugin.fusion.lint.findings import as_sentences, as_text, for_merge
+    from paft_plugin.fusion.lint.findings import LintFile, as_sentences, as_text, errors, for_merge
     from paft_plugin.fusion.lint.linter import lint_recipe
 
     with quietly():
-        findings = for_merge(lint_recipe(recipe))
-    for line in as_text(findings, shutil.get_terminal_size().columns):
+        found = lint_recipe(recipe)
+    if json_file is not None:
+        LintFile.of({recipe: found}).write(json_file)
+    wrong = errors(found)
+    warnings = [finding for finding in found if finding not in wrong and not finding.plain_only]
+    for line in as_text(warnings, shutil.get_terminal_size().columns):
         click.echo(line, err=True)
-    return as_sentences(findings)
+    return as_sentences(for_merge(found))
 
 
 def _merge_into_adapter(

@@ -238,7 +238,7 @@ def _fused_arm(setup: Setup, recipe: str, name: str, sft: str, twin: str | None 
         recipe=recipe,
         twin=twin,
         model=(MODELS / name).as_posix(),
-        stage=f"merge-{name}",
+        stage=f"fuse-{name}",
     )
 
 

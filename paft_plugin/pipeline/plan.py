@@ -62,7 +62,7 @@ def make_plan(setup: Setup) -> Plan:
         *(_train(setup, branch, branch.name, setup.base, inputs=(setup.base,)) for branch in setup.trainings),
         *_train_sequential(setup),
         *_inspect_branches(setup),
-        *(each for arm in setup.of_kind("fused") for each in _fuse(setup, arm)),
+        *(_fuse(setup, arm) for arm in setup.of_kind("fused")),
         *_inspect_fused(setup),
         *_evaluate(setup),
     ]
@@ -146,8 +146,19 @@ def _merge_adapter(setup: Setup, name: str, base: Path, adapter: Path, needs: tu
     model = {"model": {"model": {"path": str(base)}, "lora": {"path": str(adapter)}}, "parameters": {"weight": 1.0}}
     recipe = {"merge_method": "linear", "models": [model], "dtype": "float32", "out_dtype": _dtype(base)}
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=120)
-    file = _given_recipe(setup, name)
-    stage = _merge(setup, name, f"merge the adapter of {name}", file, needs, (file,))
+    file, folder = _given_recipe(setup, name), MODELS / name
+    stage = Stage(
+        name=f"merge-{name}",
+        title=f"merge the adapter of {name}",
+        command=paft(
+            *("merge", str(file), str(setup.run_dir / folder)),
+            *("--seed", str(setup.config.fusion.seed), "--quiet"),
+        ),
+        folder=folder,
+        needs=needs,
+        inputs=(file,),
+        resources=DEVICE,
+    )
     return Planned(stage, {file: f"# {adapter.name} as a whole model.\n{text}"})
 
 
@@ -161,45 +172,31 @@ def _dtype(base: Path) -> str:
 # --- fusion -------------------------------------------------------------------------------------------------------------
 
 
-def _fuse(setup: Setup, arm: Arm) -> Iterator[Planned]:
-    needs, inputs = _made_here(setup, arm), (setup.base, *_from_outside(setup, arm.branches))
-    source = setup.config.fusion.recipes.get(arm.recipe or "")
-    if source is None:
-        recipe = setup.run_dir / "recipes" / arm.name / f"{arm.name}.yml"
-        yield Planned(_recipe(setup, arm, recipe, needs, inputs))
-        needs = (*needs, f"recipe-{arm.name}")
-    else:
-        recipe = _given_recipe(setup, arm.name)
-        inputs = (recipe, *inputs)
-    lint = Stage(
-        name=f"lint-{arm.name}",
-        title=f"lint the recipe of {arm.name}",
-        command=paft("lint", str(recipe), "--json", str(setup.run_dir / "lint" / arm.name / "lint.json")),
-        folder=Path("lint") / arm.name,
-        needs=needs,
-        inputs=inputs,
-    )
-    yield Planned(lint, {recipe: _filled(setup, arm, source)} if source is not None else {})
-    yield Planned(_merge(setup, arm.name, f"merge {arm.name}", recipe, (*needs, lint.name), inputs))
-
-
-def _recipe(setup: Setup, arm: Arm, file: Path, needs: tuple[str, ...], inputs: tuple[Path, ...]) -> Stage:
+def _fuse(setup: Setup, arm: Arm) -> Planned:
+    """Recipe, lint and merge of one arm."""
     assert arm.recipe is not None
-    sft, preference = (str(setup.branch_folder(name)) for name in arm.branches)
-    return Stage(
-        name=f"recipe-{arm.name}",
-        title=f"write the recipe of {arm.name}",
-        command=paft(
-            "recipe",
+    assert arm.stage is not None
+    inputs, files = (setup.base, *_from_outside(setup, arm.branches)), {}
+    own = setup.config.fusion.recipes.get(arm.recipe)
+    if own is None:
+        sft, preference = (str(setup.branch_folder(name)) for name in arm.branches)
+        recipe = [
             *("--base", str(setup.base), "--sft", sft, "--preference", preference, "--method", arm.recipe),
             *_options(setup.config.fusion.methods[arm.recipe]),
-            *("--seed", str(setup.config.fusion.seed)),
-            *("--output", str(file), "--merged", str(setup.model(arm))),
-        ),
-        folder=file.parent,
-        needs=needs,
+        ]
+    else:
+        file = _given_recipe(setup, arm.name)
+        recipe, inputs, files = ["--recipe", str(file)], (file, *inputs), {file: _filled(setup, arm, own)}
+    stage = Stage(
+        name=arm.stage,
+        title=f"fuse {arm.name}",
+        command=paft("fuse", str(setup.model(arm)), *recipe, "--seed", str(setup.config.fusion.seed), "--quiet"),
+        folder=Path(arm.model),
+        needs=_made_here(setup, arm),
         inputs=inputs,
+        resources=DEVICE,
     )
+    return Planned(stage, files)
 
 
 def _options(options: MethodOptions) -> Iterator[str]:
@@ -213,21 +210,6 @@ def _options(options: MethodOptions) -> Iterator[str]:
             yield from (f"--{option}", str(value))
     for entry in options.filter:
         yield from ("--filter", entry)
-
-
-def _merge(
-    setup: Setup, name: str, title: str, recipe: Path, needs: tuple[str, ...], inputs: tuple[Path, ...]
-) -> Stage:
-    folder = setup.run_dir / MODELS / name
-    return Stage(
-        name=f"merge-{name}",
-        title=title,
-        command=paft("merge", str(recipe), str(folder), "--seed", str(setup.config.fusion.seed), "--quiet"),
-        folder=MODELS / name,
-        needs=needs,
-        inputs=inputs,
-        resources=DEVICE,
-    )
 
 
 def _given_recipe(setup: Setup, name: str) -> Path:

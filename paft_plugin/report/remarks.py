@@ -9,6 +9,7 @@ from typing import Literal
 
 from paft_plugin.drawing import joined
 from paft_plugin.errors import PaftError
+from paft_plugin.files import LINT_FILE, fused_files
 from paft_plugin.fusion.lint.findings import Finding, LintFile
 from paft_plugin.inspection.diagnosis.verdict import Check, Diagnosis, Evidence
 from paft_plugin.report.page import Cell, Column, Row, Table, number_cell
@@ -85,16 +86,16 @@ def _speaks(evidence: Evidence) -> str:
 
 def lint_remarks(run: Path) -> list[Remark] | None:
     """What the recipes' checks in `run` found, errors first; None if no check was kept there."""
-    files = sorted(run.glob("lint/*/lint.json"))
+    files = fused_files(run, LINT_FILE)
     if not files:
         return None
     remarks = []
-    for file in files:
+    for arm, file in files.items():
         try:
             found = [finding for recipe in LintFile.read(file).recipes for finding in recipe.findings]
-            remarks += [_lint_remark(file.parent.name, finding) for finding in found]
+            remarks += [_lint_remark(arm, finding) for finding in found]
         except PaftError:
-            remarks.append(Remark("bad", f"Unreadable: {file.parent.name}", f"{file.relative_to(run)} is damaged."))
+            remarks.append(Remark("bad", f"Unreadable: {arm}", f"{file.relative_to(run)} is damaged."))
     return sorted(remarks, key=lambda remark: remark.kind != "bad")
 
 

@@ -49,8 +49,8 @@ def test_the_quick_demo_is_interrupted_goes_on_and_ends_with_every_arm(tmp_path:
     check_fused_model(run_dir)
 
     # The sparse branch proves itself to the recipe by its paft.json, the dense one does not.
-    assert "Warning" not in (run_dir / "logs" / "recipe-paft-ties.log").read_text()
-    assert "has no paft.json" in (run_dir / "logs" / "recipe-parallel-ties.log").read_text()
+    assert "Warning" not in (run_dir / "logs" / "fuse-paft-ties.log").read_text()
+    assert "has no paft.json" in (run_dir / "logs" / "fuse-parallel-ties.log").read_text()
 
     again = subprocess.run(demo(run_dir), capture_output=True, text=True, timeout=LIMIT, check=False)
     assert again.returncode == 0
@@ -99,8 +99,7 @@ def check_readme(run_dir: Path) -> None:
         assert f"| {arm} " in readme
     for command in (
         "paft_plugin.pipeline.train configs/sft-l1.yml",
-        "axolotl paft recipe --base base",
-        "axolotl paft merge recipes/",
+        "axolotl paft fuse models/paft-ties --base base",
     ):
         assert command in readme
 

@@ -92,7 +92,7 @@ def outcome(run_dir: Path) -> dict[str, str]:
         found[f"stage {stage.name}"] = stage.fingerprint
     for pattern in ("branches/*/*.safetensors", "models/*/*.safetensors"):
         found |= {str(path.relative_to(run_dir)): file_digest(path) for path in sorted(run_dir.glob(pattern))}
-    for pattern in ("recipes/*/*.yml", "inspection/*/inspection.json"):
+    for pattern in ("models/*/recipe.yml", "inspection/*/inspection.json"):
         for path in sorted(run_dir.glob(pattern)):
             found[str(path.relative_to(run_dir))] = path.read_text().replace(str(run_dir), "")
     for path in sorted(run_dir.glob("scores/*/scores.json")):

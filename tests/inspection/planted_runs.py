@@ -48,7 +48,7 @@ class PlantedRun:
                 {"model": str(folder / "branches" / name), "parameters": parameters}
                 for name, parameters in branches.items()
             ]
-            put(folder / "recipes" / arm / f"{arm}.yml", {"merge_method": "ties", "models": models})
+            put(folder / "models" / arm / "recipe.yml", {"merge_method": "ties", "models": models})
         if self.scores:
             arms = [
                 {"arm": arm, "scores": scores, "stderr": dict.fromkeys(scores, 0.01)}

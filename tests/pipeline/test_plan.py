@@ -118,8 +118,6 @@ def test_every_stage_comes_after_what_it_needs_and_knows_what_it_reads(tmp_path:
         # What a command names in the run directory is another stage's, and needed, or given.
         for word in stage.command:
             path = Path(word.partition("=")[2] or word)
-            if stage.name.startswith("recipe-") and path.parent.name == "models":
-                continue  # where the recipe's header says that the model goes
             if setup.run_dir not in path.parents or absolute(setup.run_dir, stage.folder) in (path, *path.parents):
                 continue
             owners = [
@@ -128,7 +126,7 @@ def test_every_stage_comes_after_what_it_needs_and_knows_what_it_reads(tmp_path:
                 if absolute(setup.run_dir, other.folder) in (path, *path.parents)
             ]
             assert path in stage.inputs or set(owners) & set(stage.needs), (stage.name, word)
-    assert stages["merge-paft-ties"].needs == (*("sft-l1", "dpo", "recipe-paft-ties", "lint-paft-ties"),)
+    assert stages["fuse-paft-ties"].needs == ("sft-l1", "dpo")
     assert stages["sequential"].needs == ("merge-sft-whole",)
     assert stages["sft-l1"].needs == stages["dpo"].needs == (), "the branches know nothing of each other"
     assert set(stages["report"].needs) == set(stages) - {"report"}
@@ -144,7 +142,7 @@ def test_trained_branches_are_taken_as_they_are(tmp_path: Path) -> None:
     stages = by_name(setup)
     assert arms_of(setup) == ["base", "sft-l1", "preference", "paft-ties"]
     assert not [name for name in stages if name in setup.branches]
-    assert adapter in stages["recipe-paft-ties"].inputs
+    assert adapter in stages["fuse-paft-ties"].inputs
     assert stages["evaluate-sft-l1"].needs == ()
     assert adapter in stages["evaluate-sft-l1"].inputs, "another adapter there is scored anew"
     assert "--adapter" in stages["evaluate-sft-l1"].command
@@ -166,7 +164,9 @@ def test_a_recipe_of_the_user_s_own_is_filled(tmp_path: Path) -> None:
     assert "branches/sft\n" in files[tmp_path / "out" / "configs" / "recipes" / "parallel-mine.yml"].replace(
         " # 5 $", ""
     )
-    assert "recipe-paft-mine" not in by_name(setup)
+    fuse = by_name(setup)["fuse-paft-mine"]
+    assert fuse.command[-5:-3] == ("--recipe", str(tmp_path / "out" / "configs" / "recipes" / "paft-mine.yml"))
+    assert "--sft" not in fuse.command
     mine.write_text("base_model: $nonsense\n")
     with pytest.raises(PaftError, match=r"mine\.yml: a \$placeholder"):
         make_plan(setup)
@@ -176,7 +176,7 @@ def test_options_of_a_method_reach_the_command(tmp_path: Path) -> None:
     options = {"density_sft": 0.1, "weight_preference": 0.7, "normalize": False, "filter": ["mlp:density=0.3"]}
     fusion = {"methods": {"ties": options, "dare_linear": {"extras": {"rescale": False}}}, "seed": 3}
     stages = by_name(open_setup(write_run(tmp_path, fusion=fusion), [], False))
-    command = " ".join(readable(stages["recipe-paft-ties"].command, tmp_path / "out"))
+    command = " ".join(readable(stages["fuse-paft-ties"].command, tmp_path / "out"))
     for words in (
         "--density-sft 0.1",
         "--weight-preference 0.7",
@@ -185,7 +185,7 @@ def test_options_of_a_method_reach_the_command(tmp_path: Path) -> None:
         "--seed 3",
     ):
         assert words in command
-    assert "--no-rescale" in stages["recipe-paft-dare_linear"].command
+    assert "--no-rescale" in stages["fuse-paft-dare_linear"].command
 
 
 def test_launchers_stay_axolotl_s_own(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_change_runs_what_depends_on_it_and_says_why(tmp_path: Path) -> None:
     rows.write_bytes(kept + kept.splitlines(keepends=True)[0])
     assert reasons(file)["dpo"] == f"changed: {rows}"
     assert {"sft-l1", "evaluate-sft-l1", "evaluate-base"}.isdisjoint(reasons(file))
-    assert reasons(file)["merge-paft-ties"] == "after dpo, recipe-paft-ties, lint-paft-ties"
+    assert reasons(file)["fuse-paft-ties"] == "after dpo"
     rows.write_bytes(kept)
     assert reasons(file) == {}
 
@@ -219,7 +219,7 @@ def test_a_change_runs_what_depends_on_it_and_says_why(tmp_path: Path) -> None:
 
     edit(file, fusion={"methods": {"ties": {"density": 0.3}}})
     assert set(reasons(file)) == {
-        *("recipe-paft-ties", "lint-paft-ties", "merge-paft-ties", "inspect-fused", "evaluate-paft-ties", "report"),
+        *("fuse-paft-ties", "inspect-fused", "evaluate-paft-ties", "report"),
     }
     edit(file, fusion={"methods": ["ties"]})
     edit(file, executor={"kind": "local", "workers": 1})
@@ -233,9 +233,7 @@ def test_a_change_runs_what_depends_on_it_and_says_why(tmp_path: Path) -> None:
 def test_a_moved_run_is_up_to_date_and_so_is_one_with_another_arm_more(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there + now"
     finish(open_setup(write_run(here), [], False))
-    assert {
-        name for name in reasons(here / "paft.yml", ("*",)) if name in ("sft-l1", "dpo", "merge-paft-ties")
-    } == set()
+    assert {name for name in reasons(here / "paft.yml", ("*",)) if name in ("sft-l1", "dpo", "fuse-paft-ties")} == set()
     shutil.move(here / "out", tmp_path / "out")
     shutil.copytree(here, there)
     shutil.move(tmp_path / "out", there / "out")

@@ -41,14 +41,14 @@ def test_the_dry_run_shows_stages_reasons_disk_and_commands_and_writes_nothing(t
         "A whole run writes about",
         f"cd '{file.parent / 'out'}'",
         "python -m paft_plugin.pipeline.train configs/sft-l1.yml --launcher python",
-        "axolotl paft merge recipes/paft-ties/paft-ties.yml models/paft-ties",
+        "axolotl paft fuse models/paft-ties --base",
         "axolotl paft report",
     ):
         assert words in shown
     assert "sequential" not in shown
     assert "train sequential (DPO)" in call("run", str(file), "--dry-run", "--sequential")
     only = call("run", str(file), "--dry-run", "--arms", "base, dpo")
-    assert "merge" not in only
+    assert "fuse" not in only
     assert "sft-l1" not in only
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,16 +15,20 @@ LOCK = ".lock"
 
 
 @contextmanager
-def whole_folder(place: Path) -> Iterator[Path]:
+def whole_folder(place: Path, beside: Collection[str] = ()) -> Iterator[Path]:
     """Yield a new folder to write to; when the context ends well, it is at `place`, and when it fails, it is gone.
 
     What a killed process left is removed by the next one for the same place.
+
+    Args:
+        place: Where the folder will be.
+        beside: Names of files that may be at `place` already; they stay, and end up in the new folder.
 
     Raises:
         PaftError: `place` is taken, cannot be written, or another process writes for it at the moment.
     """
     place = place.absolute()
-    check_free(place)
+    check_free(place, beside)
     partial = place.with_name(f".{place.name}.partial")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +44,10 @@ def whole_folder(place: Path) -> Iterator[Path]:
         _empty(partial)
         yield partial
         _sync(partial)
-        check_free(place)
+        check_free(place, beside)
+        for name in beside:
+            if (place / name).exists():
+                (place / name).rename(partial / name)
         (partial / LOCK).unlink()
         partial.rename(place)
         _sync_entry(place.parent)
@@ -51,14 +58,14 @@ def whole_folder(place: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def check_free(place: Path) -> None:
-    """Refuse a place where something is already.
+def check_free(place: Path, beside: Collection[str] = ()) -> None:
+    """Refuse a place where something else than `beside` is already.
 
     Raises:
         PaftError: It is a file, or a folder that is not empty.
     """
     if place.is_dir():
-        if any(place.iterdir()):
+        if any(path.name not in beside for path in place.iterdir()):
             raise PaftError(f"{place}: exists and is not empty. Give another folder, or delete this one first.")
     elif place.exists() or place.is_symlink():
         raise PaftError(f"{place}: a file is there. Give another name for the folder.")

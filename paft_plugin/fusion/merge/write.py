@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from importlib.metadata import version
@@ -37,7 +37,12 @@ LIBRARIES = ("mergekit", "torch", "transformers", "peft", "safetensors")
 
 
 def write_fusion(
-    fusion: Fusion, out: Path, shard_size: str = SHARD_SIZE, findings: Sequence[str] = (), quiet: bool = True
+    fusion: Fusion,
+    out: Path,
+    shard_size: str = SHARD_SIZE,
+    findings: Sequence[str] = (),
+    quiet: bool = True,
+    beside: Collection[str] = (),
 ) -> list[str]:
     """Merge, and write the model to `out`: the whole of it or nothing.
 
@@ -47,6 +52,7 @@ def write_fusion(
         shard_size: Most bytes in one file of weights, as a number with or without K, M, G (or mergekit's B: 10⁹).
         findings: What a check of the recipe said, a sentence each; kept with the model.
         quiet: No progress bar.
+        beside: Names of files that may be in `out` already, and stay.
 
     Returns:
         Warnings: what the folder lacks.
@@ -56,7 +62,7 @@ def write_fusion(
     """
     most = shard_bytes(shard_size)
     check_chat_template(fusion)
-    with whole_folder(out) as folder:
+    with whole_folder(out, beside) as folder:
         with fusion.planned() as plan:
             writer = ShardedWriter(folder, plan.names, most)
             # One tensor is written while the next is merged.

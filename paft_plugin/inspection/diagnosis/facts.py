@@ -12,7 +12,7 @@ import yaml
 
 from paft_plugin.deltas.proof import Proof
 from paft_plugin.errors import PaftError
-from paft_plugin.files import PROOF_FILE, read_json_or_nothing
+from paft_plugin.files import PROOF_FILE, RECIPE_FILE, fused_files, read_json_or_nothing
 from paft_plugin.inspection.inspected import INSPECTION_FILE, InspectedPair, Inspection, read_inspection
 from paft_plugin.inspection.measures import Measures
 from paft_plugin.inspection.training_log import Curve, read_curve_of, shown
@@ -127,7 +127,7 @@ def read_facts(folder: Path) -> Facts:
         scores=_scores(results),
         skill=results.get("skill"),
         preference=results.get("preference"),
-        recipes={file.parent.name: _recipe(file, known) for file in sorted(folder.glob("recipes/*/*.yml"))},
+        recipes={arm: _recipe(file, known) for arm, file in fused_files(folder, RECIPE_FILE).items()},
         branches=tuple(known),
     )
 

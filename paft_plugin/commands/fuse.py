@@ -1,0 +1,77 @@
+"""`axolotl paft fuse`."""
+
+from __future__ import annotations
+
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import click
+
+from paft_plugin.commands.merge import linted, merge
+from paft_plugin.commands.recipe import recipe
+from paft_plugin.files import LINT_FILE, RECIPE_FILE, write_text
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--recipe",
+    "given",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Fuse by this recipe, any mergekit YAML, instead of writing one from the options of `axolotl paft recipe`.",
+)
+@click.pass_context
+def fuse(
+    ctx: click.Context,
+    out: Path,
+    given: Path | None,
+    seed: int,
+    device: str,
+    out_shard_size: str,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Fuse two branches into the new folder OUT: `axolotl paft recipe`, `lint` and `merge` in one go.
+
+    OUT gets the merged model, with recipe.yml and lint.json beside it. Errors of the linter stop the merge.
+    """
+    from paft_plugin.fusion.merge import open_fusion, reuse_freed_memory, write_fusion
+    from paft_plugin.fusion.merge.folder import check_free
+
+    _check_options(ctx, given)
+    beside = (RECIPE_FILE, LINT_FILE)
+    check_free(out, beside)
+    reuse_freed_memory()
+    file = out / RECIPE_FILE
+    if given is None:
+        ctx.invoke(recipe, **options, seed=seed, output=file, merged=out, materialize=False)
+    else:
+        write_text(file, given.read_text(encoding="utf-8"))
+    findings = linted(file, out / LINT_FILE)
+    for note in write_fusion(open_fusion(file, seed, device), out, out_shard_size, findings, quiet, beside):
+        click.echo(f"Warning: {note}", err=True)
+    click.echo(f"Fused into {out}.")
+
+
+def _check_options(ctx: click.Context, given: Path | None) -> None:
+    """Either a recipe is given, or what one is written from."""
+    said = [option.opts[0] for option in _OF_RECIPE if ctx.params[str(option.name)] not in (None, ())]
+    missing = [option.opts[0] for option in _OF_RECIPE if option.required and option.opts[0] not in said]
+    if given is None and missing:
+        raise click.UsageError(f"Missing {', '.join(missing)} (or a --recipe).")
+    if given is not None and said:
+        raise click.UsageError(f"{', '.join(said)}: for a recipe that is written here. Leave out that, or --recipe.")
+
+
+def _optional(option: click.Parameter) -> click.Parameter:
+    option = copy(option)
+    option.required = False
+    return option
+
+
+_OF_RECIPE = [option for option in recipe.params if option.name not in ("seed", "output", "merged", "materialize")]
+fuse.params += [
+    *map(_optional, _OF_RECIPE),
+    *(option for option in merge.params if option.name in ("seed", "device", "out_shard_size", "quiet")),
+]
