@@ -1,31 +1,27 @@
 """Which NVIDIA devices this process may use, and how much memory they have; torch is not imported, CUDA is not touched.
 
-What `nvidia-smi` says counts; without it `/proc/driver/nvidia` names the devices, and their memory stays unknown. An inherited
+What the driver's management library (NVML) says counts; without it, as in a container that is given no more than CUDA,
+`/proc/driver/nvidia` names the devices, and their memory stays unknown. An inherited
 `CUDA_VISIBLE_DEVICES` is obeyed as CUDA obeys it (CUDA C++ Programming Guide, "CUDA Environment Variables"): indices, UUIDs or
 beginnings of them, MIG instances; the first entry that names no device ends the list.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-import shutil
-import subprocess
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from paft_plugin.errors import raise_if_any
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-_MIB, _GB = 1 << 20, 10**9
 _PROC = Path("/proc/driver/nvidia/gpus")
-_WSL = "/usr/lib/wsl/lib"  # where Windows' subsystem keeps nvidia-smi, which is not on PATH there
-_QUERY = ("--query-gpu=index,uuid,memory.total,memory.used", "--format=csv,noheader,nounits")
 _PATIENCE = 30.0  # seconds: a driver that has to wake its devices first takes many
-_GPU_LINE = re.compile(r"GPU (\d+): .*\(UUID: (GPU-[^)]+)\)")
-# `  MIG 3g.20gb     Device  0: (UUID: MIG-…)`; the profile's name holds its memory.
-_MIG_LINE = re.compile(r"\s+MIG \S*?(\d+)gb\S*\s+Device\s+(\d+): \(UUID: (MIG-[^)]+)\)")
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class Device:
 def find_devices(environment: Mapping[str, str] | None = None, proc: Path = _PROC) -> list[Device]:
     """The devices that a command started with `environment` (default: this process's) may use; empty without a driver."""
     environment = os.environ if environment is None else environment
-    present = _from_nvidia_smi(environment) or _from_proc(proc)
+    present = _answered(_from_nvml) or _from_proc(proc)
     allowed = environment.get(VISIBLE)
     return present if allowed is None else _visible(allowed, present, environment)
 
@@ -90,45 +86,56 @@ def main_memory(meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys/
 # --- what there is ----------------------------------------------------------------------------------------------------
 
 
-def _from_nvidia_smi(environment: Mapping[str, str]) -> list[Device]:
+def _answered(ask: Callable[[], list[Device]]) -> list[Device]:
+    """What `ask` finds; nothing if that takes too long, since a driver in trouble may never answer."""
+    found: list[Device] = []
+    thread = threading.Thread(target=lambda: found.extend(ask()), daemon=True)
+    thread.start()
+    thread.join(_PATIENCE)
+    return list(found)
+
+
+def _from_nvml() -> list[Device]:
     """Every device of the machine; one that is cut into MIG instances is replaced by them."""
-    tool = shutil.which("nvidia-smi", path=os.pathsep.join([environment.get("PATH", os.defpath), _WSL]))
-    if not tool:
-        return []
-    devices: list[Device] = []
-    instances = _instances(_output(tool, "-L"))
-    for line in _output(tool, *_QUERY).splitlines():
-        fields = [field.strip() for field in line.split(",")]
-        if len(fields) == 4:
-            index, uuid, total, used = fields
-            whole = Device(uuid, f"GPU {index}", _mebibytes(total), _mebibytes(used))
-            devices += instances.get(uuid) or [whole]
-    return devices
+    import pynvml
 
-
-def _output(tool: str, *arguments: str) -> str:
     try:
-        done = subprocess.run([tool, *arguments], capture_output=True, text=True, timeout=_PATIENCE, check=True)
-    except (OSError, subprocess.SubprocessError):  # a tool without its driver
-        return ""
-    return done.stdout
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:  # no driver, or its library without it
+        return []
+    try:
+        return [device for index in range(pynvml.nvmlDeviceGetCount()) for device in _at(index)]
+    finally:
+        pynvml.nvmlShutdown()
 
 
-def _mebibytes(text: str) -> int:
-    return int(text) * _MIB if text.isdecimal() else 0  # `[N/A]` where devices share the machine's memory
+def _at(index: int) -> list[Device]:
+    import pynvml
+
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        whole = _as_device(handle, f"GPU {index}")
+    except pynvml.NVMLError:  # it has fallen off its bus, or is kept from us
+        return []
+    instances = []
+    with contextlib.suppress(pynvml.NVMLError):  # a device, or a driver, that knows no MIG
+        for number in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+            with contextlib.suppress(pynvml.NVMLError):  # there could be more instances than there are
+                instance = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
+                instances.append(_as_device(instance, f"GPU {index}.{number}"))
+    return instances or [whole]
 
 
-def _instances(listing: str) -> dict[str, list[Device]]:
-    """UUID of a GPU → its MIG instances, from what `nvidia-smi -L` lists."""
-    found: dict[str, list[Device]] = {}
-    index, uuid = "", ""
-    for line in listing.splitlines():
-        if gpu := _GPU_LINE.match(line):
-            index, uuid = gpu[1], gpu[2]
-        elif mig := _MIG_LINE.match(line):
-            # Gigabytes of ten: the profile's name rounds up what is there (4.75 GiB in a `1g.5gb`).
-            found.setdefault(uuid, []).append(Device(mig[3], f"GPU {index}.{mig[2]}", int(mig[1]) * _GB))
-    return found
+def _as_device(handle: Any, label: str) -> Device:
+    import pynvml
+
+    uuid = pynvml.nvmlDeviceGetUUID(handle)
+    # The newer kind of answer does not count as used what the driver keeps for itself; drivers before 510 know the older alone.
+    for version in (pynvml.nvmlMemory_v2, None):
+        with contextlib.suppress(pynvml.NVMLError):
+            memory = pynvml.nvmlDeviceGetMemoryInfo(handle, version)
+            return Device(uuid, label, memory.total, memory.used)
+    return Device(uuid, label)  # it shares the machine's memory
 
 
 def _from_proc(proc: Path) -> list[Device]:
@@ -167,7 +174,7 @@ def _named(entry: str, present: Sequence[Device], environment: Mapping[str, str]
 
 
 def _numbered(entry: str, present: Sequence[Device], environment: Mapping[str, str]) -> Device | None:
-    """CUDA counts the fastest device first unless told otherwise, nvidia-smi by bus: a number may mean another device there."""
+    """CUDA counts the fastest device first unless told otherwise, NVML by bus: a number may mean another device there."""
     if int(entry) >= len(present):
         return None
     device = Device(entry, f"GPU {entry}", present[int(entry)].memory, present[int(entry)].used)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,38 +17,11 @@ from paft_plugin.runner.scheduler import run_stages
 from paft_plugin.runner.stages import Resources, Stage
 from paft_plugin.runner.watch.events import EventLog
 from tests.pipeline.runs import write_run
+from tests.runner.families import LINUX, POLITE, STUBBORN, family, no_longer
 from tests.runner.ray_nodes import Killer, NodeKiller, TwoNodes, Watching, WorkerKiller
-from tests.runner.test_kills import LINUX, POLITE, STUBBORN, family, no_longer
 from tests.runner.tools import PACKAGE, PATIENCE, Driver, contents, python, wait_for
 
 pytestmark = [pytest.mark.slow, LINUX]
-
-
-@pytest.fixture(scope="module")
-def head() -> Iterator[TwoNodes]:
-    # Ray's sockets lie in its temporary folder, and a socket's path has at most 107 characters.
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="paft-", dir="/tmp") as folder:
-        patch.setenv("RAY_TMPDIR", folder)
-        patch.delenv("RAY_ADDRESS", raising=False)
-        nodes = TwoNodes()
-        yield nodes
-        nodes.cluster.shutdown()
-
-
-@pytest.fixture
-def nodes(head: TwoNodes) -> Iterator[TwoNodes]:
-    if head.second is None:
-        head.add_second()
-    return head
-
-
-@pytest.fixture
-def ray_driver(nodes: TwoNodes, tmp_path: Path) -> Iterator[Driver]:
-    folder = tmp_path / "ray driver"
-    folder.mkdir()
-    made = Driver(folder, nodes.address)
-    yield made
-    made.close()
 
 
 # Counts to 100 and goes on where an earlier attempt was; half-way it waits for `go`, and SIGTERM means nothing to it.
