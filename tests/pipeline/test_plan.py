@@ -230,6 +230,16 @@ def test_a_change_runs_what_depends_on_it_and_says_why(tmp_path: Path) -> None:
     assert {name for name in reasons(file) if not name.startswith("evaluate-")} == {"report"}
 
 
+def test_another_version_of_ours_runs_everything_again_and_is_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_run(tmp_path)
+    setup = open_setup(file, [], False)
+    finish(setup)
+    monkeypatch.setattr("paft_plugin.pipeline.plan.VERSIONS", {"paft-plugin": "9.9.9"})
+    assert reasons(file) == dict.fromkeys(by_name(setup), "changed: the version of paft-plugin")
+
+
 def test_a_moved_run_is_up_to_date_and_so_is_one_with_another_arm_more(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there + now"
     finish(open_setup(write_run(here), [], False))
