@@ -4,28 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from paft_plugin.fusion.recipe.methods import MEANINGS, METHODS, extra_names
+from paft_plugin.fusion.recipe.settings import RecipeSettings
+
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
-def extra_options(command: Callable[..., None]) -> Callable[..., None]:
-    """An option for each parameter that few methods take, named as mergekit names it."""
-    for name in reversed(extra_names()):
-        takes = [method for method in METHODS.values() for extra in method.extras if extra.name == name]
-        values = [extra.default for method in takes for extra in method.extras if extra.name == name]
-        default, defaults = values[0], " or ".join(dict.fromkeys(map(str, values)))
-        option = f"--{name.replace('_', '-')}"
-        command = click.option(
-            f"{option}/--no-{option[2:]}" if isinstance(default, bool) else option,
-            name,
-            type=type(default),
-            default=None,
-            help=f"For {', '.join(method.name for method in takes)}: {MEANINGS[name]}. [{defaults}]",
-        )(command)
+def setting_options(command: Callable[..., None]) -> Callable[..., None]:
+    """An option for each field of `RecipeSettings`, and for each parameter that few methods take."""
+    options = [_of_setting(name) for name in RecipeSettings.model_fields if name != "extras"]
+    for option in reversed([*options, *map(_of_extra, extra_names())]):
+        command = option(command)
     return command
+
+
+def _of_setting(name: str) -> Decorator:
+    field = RecipeSettings.model_fields[name]
+    if name == "filter":
+        return click.option("--filter", multiple=True, metavar="NAME:SETTING=VALUE", help=field.description)
+    (kind, _none) = get_args(field.annotation)
+    return _option(name, kind, field.description or "")
+
+
+def _of_extra(name: str) -> Decorator:
+    defaults = {method.name: extra.default for method in METHODS.values() if (extra := method.extra_called(name))}
+    shown = " or ".join(dict.fromkeys(map(str, defaults.values())))
+    kind = type(next(iter(defaults.values())))
+    return _option(name, kind, f"For {', '.join(defaults)}: {MEANINGS[name]}. [{shown}]")
+
+
+def _option(name: str, kind: type, description: str) -> Decorator:
+    option = f"--{name.replace('_', '-')}"
+    both = f"{option}/--no-{option[2:]}" if kind is bool else option
+    return click.option(both, name, type=kind, default=None, help=description)
 
 
 @click.command()
@@ -35,26 +50,7 @@ def extra_options(command: Callable[..., None]) -> Callable[..., None]:
     "--preference", type=click.Path(path_type=Path), required=True, help="The preference branch: adapter or model."
 )
 @click.option("--method", required=True, metavar="METHOD", help=f"Merge method: {', '.join(METHODS)}.")
-@click.option("--density", type=float, help="Share of each delta's entries to keep. [ties: 0.2, DARE: 0.5]")
-@click.option("--density-sft", type=float, help="The same for the SFT branch alone.")
-@click.option("--density-preference", type=float, help="The same for the preference branch alone.")
-@click.option("--weight-sft", type=float, help="Weight of the SFT branch. [1, linear: 0.5]")
-@click.option("--weight-preference", type=float, help="Weight of the preference branch. [1, linear: 0.5]")
-@click.option(
-    "--filter",
-    "filters",
-    multiple=True,
-    metavar="NAME:SETTING=VALUE",
-    help="Another density or weight for the tensors with NAME in their names, such as mlp:density-sft=0.1; may be "
-    "repeated, the first that fits counts.",
-)
-@click.option("--scale", type=float, help="Factor on the merged delta (mergekit's lambda). [1]")
-@click.option(
-    "--normalize/--no-normalize",
-    default=None,
-    help="Divide each entry by the weights that take part. [ties without weights: yes, otherwise no]",
-)
-@extra_options
+@setting_options
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the methods that drop by chance.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The recipe's file, such as ties.yml.")
 @click.option(
@@ -69,15 +65,15 @@ def recipe(**options: Any) -> None:
     """Write a mergekit recipe that fuses two branches of one base model; its header holds the command that runs it."""
     import shlex
 
-    from paft_plugin.fusion.recipe.materialize import materialized
-    from paft_plugin.fusion.recipe.settings import RecipeRequest
-    from paft_plugin.fusion.recipe.write import merge_command, write_recipe
+    from paft_plugin.fusion.recipe.write import RecipeRequest, merge_command, write_recipe
 
-    given = {name: options.pop(name) for name in extra_names()}
-    extras = {name: value for name, value in given.items() if value is not None}
-    written = write_recipe(RecipeRequest(**options, extras=extras))
+    given = {name: options.pop(name) for name in RecipeSettings.model_fields if name != "extras"}
+    extras = {name: value for name in extra_names() if (value := options.pop(name)) is not None}
+    settings, unread = RecipeSettings.read({**given, "extras": extras})
+    written = write_recipe(RecipeRequest(**options, settings=settings), unread)
     for warning in written.warnings:
         click.echo(f"Warning: {warning}", err=True)
-    for folder, size in materialized(written).items():
+    for folder in (branch.whole for branch in written.branches if branch.whole is not None):
+        size = sum(file.stat().st_size for file in folder.iterdir())
         click.echo(f"Whole model: {folder} ({size / 1e9:.2f} GB). Delete it after the merge.")
     click.echo(f"Wrote {written.file}. Run it with:\n{shlex.join(merge_command(written))}")

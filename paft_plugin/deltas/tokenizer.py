@@ -17,6 +17,8 @@ from paft_plugin.files import read_json
 RULES = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 OTHER_VOCABULARIES = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model")
+"""What mergekit looks for where it wants a tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,18 @@ def _read(folder: Path) -> Tokenizer | None:
     added = {int(token["id"]): str(token["content"]) for token in content.get("added_tokens") or []}
     rules = {key: content.get(key) for key in RULES} | {"merges": _merges(model), "model": model.get("type")}
     return Tokenizer(folder, _vocabulary(model) | added, frozenset(added), rules, named, template)
+
+
+def same_tokenizer(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same vocabulary and chat template, to the byte."""
+
+    def content(folder: Path) -> list[Any]:
+        files = (folder / name for name in (*VOCABULARY_FILES, "chat_template.jinja"))
+        config = folder / "tokenizer_config.json"
+        template = read_json(config).get("chat_template") if config.is_file() else None  # older versions keep it here
+        return [*(file.read_bytes() if file.is_file() else None for file in files), template]
+
+    return content(one) == content(other)
 
 
 def compare(base: Tokenizer | None, branch: Tokenizer | None) -> Findings:

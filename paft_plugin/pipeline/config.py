@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 from paft_plugin.evaluation.config import EvaluationConfig
 from paft_plugin.files import is_hub_name
 from paft_plugin.fusion.recipe.methods import METHODS
+from paft_plugin.fusion.recipe.settings import RecipeSettings, setting_problems
 from paft_plugin.schema import (
     STRICT,
     MappingOfNames,
@@ -95,28 +96,14 @@ class BranchSpec(BaseModel):
         return self
 
 
-class MethodOptions(BaseModel):
-    """Settings of one merge method, as `axolotl paft recipe` takes them. Left out: our default for it."""
-
-    model_config = STRICT
-
-    density: float | None = Field(default=None, description="Share of each delta's entries to keep.")
-    density_sft: float | None = Field(default=None, description="The same for the SFT branch alone.")
-    density_preference: float | None = Field(default=None, description="The same for the preference branch alone.")
-    weight_sft: float | None = Field(default=None, description="Weight of the SFT branch.")
-    weight_preference: float | None = Field(default=None, description="Weight of the preference branch.")
-    scale: float | None = Field(default=None, description="Factor on the merged delta.")
-    normalize: bool | None = Field(default=None, description="Divide each entry by the weights that take part.")
-    filter: list[str] = Field(
-        default_factory=list, description="Other settings for some tensors, such as mlp:density-sft=0.1."
-    )
-    extras: dict[str, float | int | bool] = Field(
-        default_factory=dict, description="Further parameters of the method, by mergekit's names."
-    )
-
-
 def _method(name: str) -> str:
     return known("method", name, list(METHODS))
+
+
+def _fitting_settings(methods: dict[str, RecipeSettings]) -> dict[str, RecipeSettings]:
+    """What a method does not take is said now, not after the trainings."""
+    raise_lines([f"{name}: {problem}" for name, own in methods.items() for problem in setting_problems(name, own)])
+    return methods
 
 
 class FusionConfig(BaseModel):
@@ -124,8 +111,10 @@ class FusionConfig(BaseModel):
 
     model_config = STRICT
 
-    methods: Annotated[dict[Annotated[str, AfterValidator(_method)], MethodOptions], MappingOfNames] = Field(
-        default_factory=lambda: {"ties": MethodOptions(), "dare_ties": MethodOptions()},
+    methods: Annotated[
+        dict[Annotated[str, AfterValidator(_method)], RecipeSettings], MappingOfNames, AfterValidator(_fitting_settings)
+    ] = Field(
+        default_factory=lambda: {"ties": RecipeSettings(), "dare_ties": RecipeSettings()},
         description="Merge methods, as a list or with settings for each; each makes one recipe.",
     )
     recipes: dict[str, Annotated[Path, AfterValidator(_file)]] = Field(

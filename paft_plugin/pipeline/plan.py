@@ -8,16 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import Template
 
-import yaml
-
 from paft_plugin import __version__
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.arms import RUN_FILE, Arm, RunFile, Step
 from paft_plugin.evaluation.config import task_inputs
 from paft_plugin.files import json_text, read_json_or_nothing, write_text
+from paft_plugin.fusion.recipe.render import adapter_recipe
 from paft_plugin.pipeline.arms import BRANCHES, MODELS, WHOLE, Setup
 from paft_plugin.pipeline.branches import Branch, config_text
-from paft_plugin.pipeline.config import MethodOptions
 from paft_plugin.pipeline.estimate.memory import estimate_memory
 from paft_plugin.runner.stages import Resources, Stage
 
@@ -142,10 +140,7 @@ def _train_sequential(setup: Setup) -> Iterator[Planned]:
 
 
 def _merge_adapter(setup: Setup, name: str, base: Path, adapter: Path, needs: tuple[str, ...]) -> Planned:
-    """Fold an adapter into the model that it was trained on: in fp32, since base + s·BA would be rounded twice otherwise."""
-    model = {"model": {"model": {"path": str(base)}, "lora": {"path": str(adapter)}}, "parameters": {"weight": 1.0}}
-    recipe = {"merge_method": "linear", "models": [model], "dtype": "float32", "out_dtype": _dtype(base)}
-    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=120)
+    """Fold an adapter into the model that it was trained on."""
     file, folder = _given_recipe(setup, name), MODELS / name
     stage = Stage(
         name=f"merge-{name}",
@@ -159,7 +154,7 @@ def _merge_adapter(setup: Setup, name: str, base: Path, adapter: Path, needs: tu
         inputs=(file,),
         resources=DEVICE,
     )
-    return Planned(stage, {file: f"# {adapter.name} as a whole model.\n{text}"})
+    return Planned(stage, {file: adapter_recipe(base, adapter, _dtype(base))})
 
 
 def _dtype(base: Path) -> str:
@@ -182,7 +177,7 @@ def _fuse(setup: Setup, arm: Arm) -> Planned:
         sft, preference = (str(setup.branch_folder(name)) for name in arm.branches)
         recipe = [
             *("--base", str(setup.base), "--sft", sft, "--preference", preference, "--method", arm.recipe),
-            *_options(setup.config.fusion.methods[arm.recipe]),
+            *setup.config.fusion.methods[arm.recipe].options(),
         ]
     else:
         file = _given_recipe(setup, arm.name)
@@ -197,19 +192,6 @@ def _fuse(setup: Setup, arm: Arm) -> Planned:
         resources=DEVICE,
     )
     return Planned(stage, files)
-
-
-def _options(options: MethodOptions) -> Iterator[str]:
-    """A method's settings as options of `axolotl paft recipe`."""
-    given = {**options.model_dump(exclude={"filter", "extras"}), **options.extras}
-    for name, value in given.items():
-        option = name.replace("_", "-")
-        if isinstance(value, bool):
-            yield f"--{option}" if value else f"--no-{option}"
-        elif value is not None:
-            yield from (f"--{option}", str(value))
-    for entry in options.filter:
-        yield from ("--filter", entry)
 
 
 def _given_recipe(setup: Setup, name: str) -> Path:

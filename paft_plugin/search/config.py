@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_va
 from paft_plugin.evaluation.config import MeasuresByTask
 from paft_plugin.fusion.recipe.methods import METHODS
 from paft_plugin.schema import STRICT, Folder, MappingOfNames, known, raise_lines
-from paft_plugin.search.space import DEFAULTS, range_problems
+from paft_plugin.search.space import DEFAULTS, SEARCHED, range_problems
 
 
 def _as_range(value: Any) -> Any:
@@ -19,17 +19,13 @@ def _as_range(value: Any) -> Any:
     return (value, value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
+def _known_setting(name: str) -> str:
+    return known("key", name, list(SEARCHED))
+
+
 Range = Annotated[tuple[float, float], BeforeValidator(_as_range)]
-
-
-class Ranges(BaseModel):
-    """Where one method's settings are searched: `[lowest, highest]`, or one number to fix it. Left out: the method's own."""
-
-    model_config = STRICT
-
-    density: Range | None = Field(default=None, description="Share of each delta's entries that is kept.")
-    weight: Range | None = Field(default=None, description="Weight of each branch; the two are searched apart.")
-    scale: Range | None = Field(default=None, description="Factor on the merged delta (TIES' λ).")
+Ranges = dict[Annotated[str, AfterValidator(_known_setting)], Range]
+"""Where one method's settings are searched: `[lowest, highest]`, or one number to fix it. Left out: the method's own."""
 
 
 def _known_method(name: str) -> str:
@@ -37,13 +33,7 @@ def _known_method(name: str) -> str:
 
 
 def _fitting_ranges(methods: dict[str, Ranges]) -> dict[str, Ranges]:
-    raise_lines(
-        [
-            f"{name}.{problem}"
-            for name, ranges in methods.items()
-            for problem in range_problems(name, {key: value for key, value in ranges if value is not None})
-        ]
-    )
+    raise_lines([f"{name}.{problem}" for name, ranges in methods.items() for problem in range_problems(name, ranges)])
     return methods
 
 
@@ -67,9 +57,9 @@ class SearchConfig(BaseModel):
         description="Folder of the task files that will judge the result: an item of theirs is never searched on.",
     )
     methods: Annotated[dict[MethodName, Ranges], MappingOfNames, AfterValidator(_fitting_ranges)] = Field(
-        default_factory=lambda: {name: Ranges() for name in DEFAULTS if name in METHODS},
+        default_factory=lambda: {name: Ranges() for name in DEFAULTS},
         min_length=1,
-        description="The merge methods to consider, as a list or with ranges for each.",
+        description="The merge methods to consider, as a list or with ranges ([lowest, highest], or one number) for each.",
     )
     trials: int = Field(40, ge=1, description="How many in all, over every run of the same search.")
     seed: int = Field(42, ge=0, lt=2**32, description="Of what is proposed, and of methods that drop by chance.")

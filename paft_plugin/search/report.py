@@ -14,8 +14,8 @@ from rich.text import Text
 
 from paft_plugin.evaluation.results import Measure
 from paft_plugin.files import write_json, write_text
-from paft_plugin.fusion.recipe.settings import RecipeRequest
-from paft_plugin.fusion.recipe.write import write_recipe
+from paft_plugin.fusion.recipe.settings import RecipeSettings
+from paft_plugin.fusion.recipe.write import RecipeRequest, write_recipe
 from paft_plugin.search.config import SearchRequest
 from paft_plugin.search.study import Finished
 from paft_plugin.search.validation import named_tasks
@@ -117,9 +117,9 @@ def recipe_request(request: SearchRequest, trial_method: str, options: dict[str,
         request.preference,
         trial_method,
         file,
+        RecipeSettings(**options),
         seed=request.search.seed,
         merged=search_folder(request) / "models" / file.stem,
-        **options,
     )
 
 

@@ -163,7 +163,7 @@ def _search(request: SearchRequest, console: Console) -> Outcome:
         model = FusedModel(request.base, search.dtype, device, search.batch_size)
         with quiet():
             scorer = Scorer(model.lm, tasks, search.limit)
-        spaces = make_spaces({name: _given(ranges) for name, ranges in search.methods.items()})
+        spaces = make_spaces(search.methods)
         inputs |= _scoring_inputs(request, goals, scorer, spaces)
         with open_study(folder, [goal.direction for goal in goals], inputs, spaces, search.seed) as study:
             trial = _Trial(request, goals, model, scorer, folder / ".trial.yml")
@@ -324,10 +324,6 @@ def _scoring_inputs(
         "the limit": str(request.search.limit),
         "the dtype": request.search.dtype,
     }
-
-
-def _given(ranges: Any) -> dict[str, tuple[float, float]]:
-    return {name: pair for name, pair in ranges if pair is not None}
 
 
 def _versions() -> dict[str, str]:

@@ -14,23 +14,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from paft_plugin.fusion.recipe.methods import METHODS
+from paft_plugin.fusion.recipe.settings import SETTINGS, Pair, Setting
 
 if TYPE_CHECKING:
     import optuna
 
-Pair = tuple[float, float]
 Options = dict[str, Any]
-"""Of a `RecipeRequest`: what was chosen, by its names; what is left to the method is absent."""
+"""What was chosen, as fields of `RecipeSettings`; what is left to the method is absent."""
 
-WEIGHTS: Pair = (0.1, 1.5)  # around 1, where a branch acts as it was trained
+SEARCHED = {setting.name: setting for setting in SETTINGS.values() if setting.searched}
+"""What can be searched: name → setting."""
 DEFAULTS: dict[str, dict[str, Pair]] = {
-    # Above a delta's share of non-zeros the density trims nothing; below, a dense branch becomes a sparse one.
-    "ties": {"density": (0.02, 1.0), "weight": WEIGHTS, "scale": (0.4, 1.6)},
-    # What is kept grows by 1/density, so little of a sparse delta may be dropped before noise is all that is left.
-    "dare_ties": {"density": (0.2, 0.95), "weight": WEIGHTS},
-    "dare_linear": {"density": (0.2, 0.95), "weight": WEIGHTS},
-    "task_arithmetic": {"weight": WEIGHTS},
-    "linear": {},
+    method.name: {name: SEARCHED[name].range_for(method) for name in method.searched}
+    for method in METHODS.values()
+    if method.searched is not None
 }
 """Method → setting → where it is searched, for a sparse SFT delta beside a dense preference delta."""
 
@@ -55,41 +52,33 @@ class Space:
     def default(self) -> Options:
         """The parameters of the method's defaults as `propose` would name them; empty if they lie outside the ranges."""
         method = METHODS[self.method]
-        values = {"density": method.density, "weight": method.weight, "scale": 1.0}
-        if not all(low <= float(values[name] or 0) <= high for name, (low, high) in self.ranges.items()):
+        values = {name: float(SEARCHED[name].default(method) or 0) for name in self.ranges}
+        if not all(low <= values[name] <= high for name, (low, high) in self.ranges.items()):
             return {}
-        parameters: Options = {}
-        if self.has_mean:
-            parameters["ties.normalize"] = True
-        for name in self.ranges:
-            if name == "weight":
-                weights = {} if self.has_mean else dict.fromkeys(("weight_sft", "weight_preference"), values["weight"])
-                parameters |= {f"{self.method}.{key}": value for key, value in weights.items()}
-            else:
-                parameters[f"{self.method}.{name}"] = values[name]
-        return parameters
+        parameters: Options = {"ties.normalize": True} if self.has_mean else {}
+        return parameters | {
+            f"{self.method}.{option}": value
+            for name, value in values.items()
+            if self._varies(SEARCHED[name], mean=True)
+            for option in SEARCHED[name].fields
+        }
 
     def propose(self, trial: optuna.trial.BaseTrial) -> Options:
         """Choose a value for everything in the space."""
         options: Options = {}
-
-        def choose(option: str, name: str) -> None:
-            low, high = self.ranges[name]
-            # A density acts by its ratios, the others by their differences.
-            value = trial.suggest_float(f"{self.method}.{option}", low, high, log=name == "density")
-            options[option] = min(max(float(f"{value:.3g}"), low), high)
-
-        if "density" in self.ranges:
-            choose("density", "density")
-        mean = self.has_mean and trial.suggest_categorical("ties.normalize", [True, False])
-        if self.has_mean:
-            options["normalize"] = mean
-        if "weight" in self.ranges and not mean:
-            choose("weight_sft", "weight")
-            choose("weight_preference", "weight")
-        if "scale" in self.ranges and (mean or not self.has_mean):
-            choose("scale", "scale")
+        for name, setting in SEARCHED.items():
+            if self.has_mean and setting.in_mean is not None and "normalize" not in options:
+                options["normalize"] = trial.suggest_categorical("ties.normalize", [True, False])
+            if name in self.ranges and self._varies(setting, options.get("normalize", False)):
+                low, high = self.ranges[name]
+                for option in setting.fields:
+                    value = trial.suggest_float(f"{self.method}.{option}", low, high, log=setting.by_ratio)
+                    options[option] = min(max(float(f"{value:.3g}"), low), high)
         return options
+
+    def _varies(self, setting: Setting, mean: bool) -> bool:
+        """Whether there is a choice of a setting in this form of the method."""
+        return not self.has_mean or setting.in_mean in (None, mean)
 
 
 def propose(trial: optuna.trial.BaseTrial, spaces: Mapping[str, Space]) -> tuple[str, Options]:
@@ -107,17 +96,15 @@ def range_problems(name: str, given: Mapping[str, Pair]) -> list[str]:
     """What is wrong with the ranges of a method, one line each that begins with the setting."""
     method = METHODS[name]
     problems = []
-    for setting, (low, high) in given.items():
-        shown = f"{setting}: [{low:g}, {high:g}]"
-        if setting == "density" and method.density is None:
-            problems.append(f"{setting}: {name} keeps every entry. Leave it out.")
-        elif setting == "weight" and method.weight is None:
-            problems.append(f"{setting}: {name} takes no weights. Leave it out.")
+    for key, (low, high) in given.items():
+        setting, shown = SEARCHED[key], f"{key}: [{low:g}, {high:g}]"
+        if setting.default(method) is None:
+            problems.append(f"{key}: {name} {setting.untaken}. Leave it out.")
         elif low > high:
             problems.append(f"{shown} runs backwards. Write the lowest first.")
         elif not low > 0 or not math.isfinite(high):
             problems.append(f"{shown} must be above 0.")
-        elif setting == "density" and (high > 1 or (high == 1 and method.drops_at_random)):
+        elif setting.fault("", high, method):
             problems.append(f"{shown} must {'be below 1' if method.drops_at_random else 'be at most 1'}.")
     return problems
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from paft_plugin.fusion.recipe.settings import RecipeRequest
+from paft_plugin.fusion.recipe.settings import RecipeSettings
+from paft_plugin.fusion.recipe.write import RecipeRequest
 from tests.deltas.builders import make_adapter, make_base, make_model, make_tokenizer
 
 
@@ -23,9 +24,16 @@ class World:
         return self.folder / name
 
     def request(
-        self, output: Path, method: str, sft: str = "sft", preference: str = "dpo", **options: Any
+        self,
+        output: Path,
+        method: str,
+        sft: str = "sft",
+        preference: str = "dpo",
+        materialize: bool = False,
+        **settings: Any,
     ) -> RecipeRequest:
-        return RecipeRequest(self["base"], self[sft], self[preference], method, output, **options)
+        branches = self["base"], self[sft], self[preference]
+        return RecipeRequest(*branches, method, output, RecipeSettings(**settings), materialize=materialize)
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,8 @@ from paft_plugin.evaluation.config import MeasureConfig
 from paft_plugin.evaluation.loading import load
 from paft_plugin.evaluation.scorer import Scorer
 from paft_plugin.fusion.merge import open_fusion, write_fusion
-from paft_plugin.fusion.recipe.settings import RecipeRequest
-from paft_plugin.fusion.recipe.write import write_recipe
+from paft_plugin.fusion.recipe.settings import RecipeSettings
+from paft_plugin.fusion.recipe.write import RecipeRequest, write_recipe
 from paft_plugin.search.run import FusedModel
 from paft_plugin.search.validation import open_goals
 from tests.deltas.builders import make_adapter, make_base
@@ -41,7 +41,8 @@ def model(world: Path) -> FusedModel:
 def merged(world: Path, folder: Path, method: str, preference: str = "preference", **options: Any) -> Path:
     """The recipe `<folder>/r.yml`, merged to `<folder>/model`."""
     recipe = folder / "r.yml"
-    write_recipe(RecipeRequest(world / "base", world / "sft", world / preference, method, recipe, **options))
+    branches = world / "base", world / "sft", world / preference
+    write_recipe(RecipeRequest(*branches, method, recipe, RecipeSettings(**options)))
     write_fusion(open_fusion(recipe, SEED, "cpu"), folder / "model")
     return folder / "model"
 

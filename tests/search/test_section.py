@@ -46,8 +46,8 @@ def test_a_short_file_has_defaults_and_paths_beside_itself(tmp_path: Path, monke
 def test_lists_names_alone_and_single_numbers_are_short_for_mappings_and_ranges(tmp_path: Path) -> None:
     methods = {"ties": {"density": 0.3, "scale": [0.5, 1]}, "linear": None}
     search = read_config(write(tmp_path, search={"objectives": {"skill": None}, "methods": methods})).search
-    assert search.methods["ties"].density == (0.3, 0.3)
-    assert search.methods["ties"].scale == (0.5, 1.0)
+    assert search.methods["ties"]["density"] == (0.3, 0.3)
+    assert search.methods["ties"]["scale"] == (0.5, 1.0)
     assert list(search.methods) == ["ties", "linear"]
 
 

@@ -13,12 +13,12 @@ from paft_plugin.deltas.delta import open_delta
 from paft_plugin.deltas.fit import quantised
 from paft_plugin.deltas.proof import why_unproven
 from paft_plugin.deltas.store import FLOATS, is_adapter, open_model
+from paft_plugin.deltas.tokenizer import same_tokenizer
 from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.files import PROOF_FILE, looks_local, read_json
 from paft_plugin.fusion.lint.findings import Finding
 from paft_plugin.fusion.lint.rules import Rule
 from paft_plugin.fusion.lint.subject import Entry, Subject, exists, recipe_check, same_folder, weight_check
-from paft_plugin.fusion.recipe.write import same_tokenizer
 from paft_plugin.schema import Keys
 
 FOLDER_MISSING = Rule.error(301, "folder-missing", "A model's or an adapter's folder is not there.")

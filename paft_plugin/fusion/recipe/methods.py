@@ -1,14 +1,17 @@
 """The merge methods that a recipe can name: what each takes, and its defaults for the two deltas of PAFT.
 
 The defaults are this project's own choices (the PAFT paper states neither densities nor merge weights), except where a
-source is named. `tests/fusion/test_defaults.py` measures every reason that is a claim about sparse or small deltas.
+source is named. `tests/fusion/recipe/test_defaults.py` measures every reason that is a claim about sparse or small deltas.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from paft_plugin.errors import did_you_mean
 
 Value = bool | int | float
 
@@ -24,7 +27,7 @@ class Extra:
     per_branch: bool = False
     """Whether mergekit reads it under each model, rather than once for the recipe."""
     lowest: float = 0.0
-    highest: float = float("inf")
+    highest: float = math.inf
     ends: bool = True
     """Whether the lowest and the highest value are allowed themselves."""
 
@@ -33,7 +36,13 @@ class Extra:
         if isinstance(self.default, bool):
             return isinstance(value, bool)
         inside = self.lowest < value < self.highest
-        return inside or (self.ends and value in (self.lowest, self.highest) and value != float("inf"))
+        return inside or (self.ends and value in (self.lowest, self.highest) and value != math.inf)
+
+    def range_in_words(self) -> str:
+        """What `allows` lets through."""
+        if math.isinf(self.highest):
+            return f"must be a finite number {'from' if self.ends else 'above'} {self.lowest:g} on"
+        return f"must be from {self.lowest:g} to {self.highest:g}, {'both' if self.ends else 'neither'} included"
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,12 @@ class Method:
     scales: Literal["lambda", "weights", "base"] | None = None
     """How a factor on the merged delta is written: mergekit's `lambda`, smaller weights, or the base as a third model."""
     extras: tuple[Extra, ...] = ()
+    searched: tuple[str, ...] | None = None
+    """The settings that `axolotl paft search` varies, perhaps none; None: the method is tried only if it is asked for."""
+
+    def extra_called(self, name: str) -> Extra | None:
+        """One of its extras."""
+        return next((extra for extra in self.extras if extra.name == name), None)
 
     @property
     def on_deltas(self) -> bool:
@@ -125,6 +140,7 @@ METHODS = {
             density=0.2,
             density_reason=_TIES_DENSITY,
             selects="largest",
+            searched=("density", "weight", "scale"),
         ),
         _task_arithmetic(
             "dare_ties",
@@ -133,6 +149,7 @@ METHODS = {
             density_reason=_DARE_DENSITY,
             selects="random",
             extras=(_RESCALE,),
+            searched=("density", "weight"),
         ),
         _task_arithmetic(
             "dare_linear",
@@ -141,6 +158,7 @@ METHODS = {
             density_reason=_DARE_DENSITY,
             selects="random",
             extras=(_RESCALE,),
+            searched=("density", "weight"),
         ),
         _task_arithmetic(
             "della",
@@ -175,8 +193,8 @@ METHODS = {
             selects="largest",
             extras=(_GAMMA,),
         ),
-        _task_arithmetic("task_arithmetic", "Task Arithmetic (arXiv 2212.04089)"),
-        Method("linear", "Linear (arXiv 2203.05482)", weight=0.5, layout="models", scales="base"),
+        _task_arithmetic("task_arithmetic", "Task Arithmetic (arXiv 2212.04089)", searched=("weight",)),
+        Method("linear", "Linear (arXiv 2203.05482)", weight=0.5, layout="models", scales="base", searched=()),
         Method(
             "slerp",
             "SLERP of the two whole models",
@@ -255,6 +273,28 @@ NOT_OFFERED = {
 """mergekit's other methods → why they make no sense for two branches of one base model."""
 
 
+def no_such_method(name: str) -> str:
+    """What to say of a method that is not here."""
+    if name in NOT_OFFERED:
+        return f"--method {name}: {NOT_OFFERED[name]}. Take one of {', '.join(METHODS)}."
+    return f"--method {name}: not one of {', '.join(METHODS)}. {did_you_mean(name, METHODS)}".rstrip()
+
+
+def extra_problems(method: Method, extras: Mapping[str, Value]) -> list[str]:
+    """What is wrong with the values given for extras, one sentence each."""
+    problems = []
+    for name, value in extras.items():
+        option, extra = f"--{name.replace('_', '-')}", method.extra_called(name)
+        if name not in extra_names():
+            problems.append(f"{option}: no method takes it. {did_you_mean(name, extra_names())}".rstrip())
+        elif extra is None:
+            takes = takers(lambda other, name=name: other.extra_called(name) is not None)  # type: ignore[misc]
+            problems.append(f"{option}: {method.name} does not take it. Leave it out, or take one of {takes}.")
+        elif not extra.allows(value):
+            problems.append(f"{option} {value}: {extra.range_in_words()}.")
+    return problems
+
+
 def takers(takes: Callable[[Method], bool]) -> str:
     """The methods that take something, as a list for a message."""
     return ", ".join(method.name for method in METHODS.values() if takes(method))
@@ -263,8 +303,3 @@ def takers(takes: Callable[[Method], bool]) -> str:
 def extra_names() -> list[str]:
     """The names of all extras, each once, in the order of the methods."""
     return list(dict.fromkeys(extra.name for method in METHODS.values() for extra in method.extras))
-
-
-def takes_extra(name: str) -> Callable[[Method], bool]:
-    """Whether a method takes an extra, as a question for `takers`."""
-    return lambda method: any(extra.name == name for extra in method.extras)

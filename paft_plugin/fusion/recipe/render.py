@@ -1,36 +1,63 @@
-"""A recipe as YAML text: the command that runs it and the reason for each parameter stand in its comments."""
+"""A recipe in full, and its text: mergekit's YAML with the command that runs it and the reason for each parameter as comments."""
 
 from __future__ import annotations
 
 import json
 import re
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from paft_plugin.fusion.recipe.methods import METHODS
-from paft_plugin.fusion.recipe.settings import Branch, Recipe
+from paft_plugin.fusion.recipe.settings import Parameter
 
 # Adapters are applied in this dtype, too: in the base's own, base + s·BA would be rounded before the delta is taken.
 MERGE_DTYPE = "float32"
+MATERIALIZED = "materialized"
+"""Folder beside a recipe for its adapters as whole models, if it has them."""
 
 
-def build_recipe(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as mergekit's YAML holds it, in plain dicts and lists."""
-    method = METHODS[recipe.method]
-    content: dict[str, Any] = {"merge_method": recipe.method}
-    if method.layout == "deltas":
-        content["base_model"] = _reference(recipe.base)
-    elif method.layout == "pair":
-        content["base_model"] = _of_branch(recipe, recipe.sft)
-    content["models"] = _models(recipe)
-    if parameters := _shared_parameters(recipe):
-        content["parameters"] = parameters
-    content["dtype"] = MERGE_DTYPE
-    content["out_dtype"] = recipe.out_dtype
-    if recipe.tokenizer_named:
-        content["tokenizer"] = {"source": _reference(recipe.base)}
-    return content
+@dataclass(frozen=True)
+class Branch:
+    """A branch in a recipe."""
+
+    path: Path
+    """What the user gave."""
+    is_adapter: bool
+    whole: Path | None = None
+    """The adapter on its base as a whole model, where it was asked for; mergekit then reads this."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe in full: every choice made, every path absolute. Pure data, so it renders without touching a disk."""
+
+    method: str
+    base: Path
+    sft: Branch
+    preference: Branch
+    parameters: tuple[Parameter, ...]
+    idle: tuple[bool, bool]
+    """For each branch, whether its density stands at 1 because the default would trim nothing of a delta so sparse."""
+    out_dtype: str
+    """torch's word for the base's dtype (`bfloat16`, `float16`, `float32`, `float64`)."""
+    seed: int
+    file: Path
+    merged: Path
+    tokenizer_named: bool
+    """Whether mergekit must be told to take the base's tokenizer."""
+    lora_cache: Path | None
+    """Where mergekit writes each adapter as a whole model; None where it reads no adapter."""
+    warnings: tuple[str, ...] = ()
+    """What is to be known about the branches: differing tokenizers, a penalty that nothing proves."""
+
+    @property
+    def branches(self) -> tuple[Branch, Branch]:
+        """SFT first, as in every table of this project."""
+        return self.sft, self.preference
 
 
 def merge_command(recipe: Recipe) -> list[str]:
@@ -46,55 +73,53 @@ def merge_directories(recipe: Recipe) -> list[Path]:
     return [recipe.merged] + ([recipe.lora_cache] if recipe.lora_cache is not None else [])
 
 
-def _reference(model: Path, adapter: Path | None = None) -> dict[str, Any]:
-    # As dicts: in a string, `+` and `@` would be read as separators.
+def build_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as mergekit's YAML holds it, in plain dicts and lists."""
+    layout = METHODS[recipe.method].layout
+    branches = [_of_branch(recipe, branch) for branch in recipe.branches]
+    content: dict[str, Any] = {"merge_method": recipe.method}
+    if layout != "models":
+        content["base_model"] = model_reference(recipe.base) if layout == "deltas" else branches[0]
+    content["models"] = [{"model": model, **_parameters_of(recipe, place)} for place, model in enumerate(branches)]
+    if base_too := _parameters_of(recipe, len(branches)):
+        content["models"].append({"model": model_reference(recipe.base), **base_too})
+    content |= _parameters_of(recipe, None)
+    content |= {"dtype": MERGE_DTYPE, "out_dtype": recipe.out_dtype}
+    if recipe.tokenizer_named:
+        content["tokenizer"] = {"source": model_reference(recipe.base)}
+    return content
+
+
+def model_reference(model: Path, adapter: Path | None = None) -> dict[str, Any]:
+    """A model, or an adapter on it, as mergekit's YAML names it. In a string, `+` and `@` would be read as separators."""
     reference: dict[str, Any] = {"model": {"path": str(model)}}
     if adapter is not None:
         reference["lora"] = {"path": str(adapter)}
     return reference
 
 
-def _models(recipe: Recipe) -> list[dict[str, Any]]:
-    method = METHODS[recipe.method]
-    weights: list[Any] | None = None
-    if recipe.weights is not None:
-        weights = [weight.content() for weight in recipe.weights]
-        if recipe.scale != 1 and method.scales in ("base", "weights"):
-            total = sum(weight.value for weight in recipe.weights)
-            weights = [recipe.scale * weight.value / total for weight in recipe.weights]
-    models: list[dict[str, Any]] = []
-    for index, branch in enumerate(recipe.branches):
-        parameters: dict[str, Any] = {}
-        if weights is not None:
-            parameters["weight"] = weights[index]
-        if recipe.densities is not None:
-            parameters["density"] = recipe.densities[index].content()
-        parameters |= {extra.name: recipe.extras[extra.name] for extra in method.extras if extra.per_branch}
-        models.append({"model": _of_branch(recipe, branch)} | ({"parameters": parameters} if parameters else {}))
-    if method.scales == "base" and recipe.scale != 1:
-        # Linear has no λ: the base as a third model takes the share that the deltas lose, 1 − S.
-        models.append({"model": _reference(recipe.base), "parameters": {"weight": 1 - recipe.scale}})
-    return models
+def adapter_recipe(base: Path, adapter: Path, out_dtype: str) -> str:
+    """The recipe that folds an adapter into its base: in fp32, since base + s·BA would be rounded twice otherwise."""
+    content = {
+        "merge_method": "linear",
+        "models": [{"model": model_reference(base, adapter), "parameters": {"weight": 1.0}}],
+        "dtype": MERGE_DTYPE,
+        "out_dtype": out_dtype,
+    }
+    return (
+        f"# {adapter.name} as a whole model.\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)}"
+    )
 
 
 def _of_branch(recipe: Recipe, branch: Branch) -> dict[str, Any]:
     if branch.whole is not None:
-        return _reference(branch.whole)
-    return _reference(recipe.base, branch.path) if branch.is_adapter else _reference(branch.path)
+        return model_reference(branch.whole)
+    return model_reference(recipe.base, branch.path) if branch.is_adapter else model_reference(branch.path)
 
 
-def _shared_parameters(recipe: Recipe) -> dict[str, Any]:
-    method = METHODS[recipe.method]
-    parameters: dict[str, Any] = {}
-    if method.scales == "base":
-        parameters["normalize"] = True
-    elif method.scales == "weights":
-        # Unnormalised weights act as a factor: mergekit multiplies the mean direction by the weighted sum of the norms.
-        parameters["normalize_weights"] = recipe.scale == 1
-    elif recipe.normalize is not None:
-        parameters["normalize"] = recipe.normalize
-    parameters |= {extra.name: recipe.extras[extra.name] for extra in method.extras if not extra.per_branch}
-    return parameters | ({"lambda": recipe.scale} if method.scales == "lambda" else {})
+def _parameters_of(recipe: Recipe, model: int | None) -> dict[str, Any]:
+    own = {one.name: one.value for one in recipe.parameters if one.model == model}
+    return {"parameters": own} if own else {}
 
 
 Keys = tuple[str | int, ...]
@@ -136,55 +161,19 @@ def _header(recipe: Recipe) -> list[str]:
 
 def _reasons(recipe: Recipe) -> dict[Keys, str]:
     """Path in the recipe → why the value is what it is."""
-    method = METHODS[recipe.method]
     reasons: dict[Keys, str] = {
         ("dtype",): "deltas are far smaller than weights: take and add them in fp32",
         ("out_dtype",): "the base model's own",
-        ("parameters", "normalize"): _why_normalize(recipe),
-        ("parameters", "normalize_weights"): _why_normalize_weights(recipe),
-        ("parameters", "lambda"): "scale of the merged delta",
         ("tokenizer",): "the base's: left open, it would be any model's (padding rows of the vocabulary go)",
     }
-    for index in (0, 1):
-        if recipe.idle[index]:
-            reasons["models", index, "parameters", "density"] = (
-                f"so sparse that the largest {method.density:.0%} of each tensor hold all of it: trimming would only cost time"
-            )
-        elif index == 0 or recipe.idle[0]:
-            reasons["models", index, "parameters", "density"] = method.density_reason
-    for extra in method.extras:
-        at: Keys = ("models", 0, "parameters", extra.name) if extra.per_branch else ("parameters", extra.name)
-        reasons[at] = extra.reason
-    if method.layout == "pair":
+    for one in recipe.parameters:
+        at: Keys = ("parameters", one.name) if one.model is None else ("models", one.model, "parameters", one.name)
+        reasons[("models",) if one.model == len(recipe.branches) else at] = one.reason
+    if METHODS[recipe.method].layout == "pair":
         reasons["base_model",] = (
             "SLERP goes from one model to another, and wants the first here; it never sees the base model"
         )
-    if method.scales == "base" and recipe.scale != 1:
-        reasons["models",] = f"scale {recipe.scale}: the base as a third model, with the share that the deltas lose"
     return reasons
-
-
-def _why_normalize(recipe: Recipe) -> str:
-    method = METHODS[recipe.method]
-    if not method.on_deltas:
-        return "a weighted mean: weights are divided by their sum"
-    if not method.normalizes:
-        return (
-            "as asked: divided by the weights that take part" if recipe.normalize else "the weighted sum, as published"
-        )
-    if not recipe.normalize:
-        return "weights act as written; if true, an entry that one branch alone changes is divided by its own weight"
-    if recipe.weights_given:
-        return (
-            "as asked; an entry that one branch alone changes is divided by its own weight, so weights do nothing there"
-        )
-    return "the paper's disjoint mean: each entry is averaged over the branches that agree on its sign"
-
-
-def _why_normalize_weights(recipe: Recipe) -> str:
-    if recipe.scale == 1:
-        return "the mean direction at the mean length: weights are divided by their sum"
-    return f"scale {recipe.scale} stands in the weights, which are not divided by their sum"
 
 
 def _emit(value: Any, reasons: dict[Keys, str], path: Keys, depth: int) -> list[str]:

@@ -1,34 +1,292 @@
-"""Weights and densities of a branch: one value, and other values for tensors whose names hold a filter."""
+"""The settings of a merge: what each is called, which methods take it, what it may be, and what mergekit is told of it.
+
+A setting is a field of `RecipeSettings`, with its `Setting` beside its type. `paft.yml`, the options of `axolotl paft recipe`,
+the ranges of `axolotl paft search` and the recipe itself are all made from these fields, so a new setting is a field here,
+a `Setting`, and its parameter in `parameters`. What only few methods take is no setting, but an `Extra` in `methods.py`.
+"""
 
 from __future__ import annotations
 
 import math
-import unicodedata
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Annotated, Any
 
-from paft_plugin.errors import did_you_mean, raise_if_any
-from paft_plugin.fusion.recipe.methods import (
-    METHODS,
-    NOT_OFFERED,
-    Extra,
-    Method,
-    Value,
-    extra_names,
-    takers,
-    takes_extra,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-NAMES = ("density", "density-sft", "density-preference", "weight-sft", "weight-preference")
-"""What a filter can set; `density` is that of both branches."""
-SYNTAX = "--filter NAME:SETTING=VALUE, such as --filter mlp:density-sft=0.1"
+from paft_plugin.fusion.recipe.methods import METHODS, Method, Value, extra_problems, no_such_method, takers
+
+Pair = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A parameter's value for every tensor."""
+    """What is to be known of a setting beside its fields' names and types. Fields for one branch alone share it."""
+
+    name: str
+    default: Callable[[Method], Value | None]
+    """A method's own value; None where the method does not take the setting."""
+    untaken: str
+    """What is true of a method that does not take it: the end of a sentence."""
+    fault: Callable[[str, float, Method], str] = lambda _option, _value, _method: ""
+    """What is wrong with an option's value, in a sentence; empty if nothing is."""
+    label: str = ""
+    """How messages call it where several options are one thing."""
+    way_out: Callable[[Method], str] = lambda _method: "Leave it out"
+    """What to do instead, for a method that does not take it."""
+    by_tensor: bool = False
+    """Whether `--filter` can give some tensors another value."""
+    searched: Pair | None = None
+    """Where `axolotl paft search` looks for its best value; None: it does not."""
+    searched_at_random: Pair | None = None
+    """The same for methods that drop entries by chance, if it is another."""
+    by_ratio: bool = False
+    """Whether it acts by its ratios (0.1 to 0.2 is as far as 0.2 to 0.4) rather than by its differences."""
+    in_mean: bool | None = None
+    """Of TIES' two forms, the disjoint mean and the weighted sum, whether it is searched in the mean; None: in both."""
+
+    @property
+    def fields(self) -> list[str]:
+        """The fields that set it, without those that only refine another one."""
+        names = [name for name, setting in SETTINGS.items() if setting is self]
+        return [self.name] if self.name in names else names
+
+    def range_for(self, method: Method) -> Pair:
+        """Where it is searched for a method."""
+        assert self.searched is not None
+        return self.searched_at_random if method.drops_at_random and self.searched_at_random else self.searched
+
+
+def _density_fault(option: str, density: float, method: Method) -> str:
+    if not 0 < density <= 1:
+        return f"{option} {density}: must be above 0 and at most 1: the share of entries to keep."
+    if method.drops_at_random and density == 1:
+        return f"{option} 1: {method.name} would drop nothing. Take ties or task_arithmetic, or give less than 1."
+    return ""
+
+
+def _weight_fault(option: str, weight: float, _method: Method) -> str:
+    return "" if math.isfinite(weight) else f"{option} {weight}: not a finite number. Give one like 0.5."
+
+
+def _scale_fault(option: str, scale: float, _method: Method) -> str:
+    if math.isfinite(scale) and scale > 0:
+        return ""
+    return f"{option} {scale}: must be a finite number above 0. 1 leaves the merged delta as it is."
+
+
+DENSITY = Setting(
+    "density",
+    default=lambda method: method.density,
+    untaken="keeps every entry",
+    fault=_density_fault,
+    by_tensor=True,
+    # Above a delta's share of non-zeros the density trims nothing; below, a dense branch becomes a sparse one. Drawn by
+    # chance, what is kept grows by 1/density: of a sparse delta little may go before noise is all that is left.
+    searched=(0.02, 1.0),
+    searched_at_random=(0.2, 0.95),
+    by_ratio=True,
+)
+WEIGHT = Setting(
+    "weight",
+    default=lambda method: method.weight,
+    untaken="takes no weights",
+    fault=_weight_fault,
+    label="--weight-…",
+    way_out=lambda method: "Give --t instead" if method.name == "slerp" else "Leave the weights out",
+    by_tensor=True,
+    searched=(0.1, 1.5),  # around 1, where a branch acts as it was trained
+    in_mean=False,
+)
+SCALE = Setting(
+    "scale",
+    default=lambda method: None if method.scales is None else 1.0,
+    untaken="has no factor on the merged delta",
+    fault=_scale_fault,
+    searched=(0.4, 1.6),
+    in_mean=True,
+)
+NORMALIZE = Setting(
+    "normalize",
+    default=lambda method: method.normalizes,
+    untaken="has no choice there",
+    label="--normalize/--no-normalize",
+)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Another value of a setting for the tensors whose names hold a word."""
+
+    name: str
+    """The word."""
+    setting: str
+    """A field of `RecipeSettings`, with dashes: `density` for both branches, or that of one branch."""
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.setting}={self.value}"
+
+
+def parse_filter(text: Any) -> Any:
+    """`mlp:density-sft=0.1` as a `Filter`; what is no text stays as it is.
+
+    Raises:
+        ValueError: It is not of this form, or names a setting that is the same for all tensors.
+    """
+    if not isinstance(text, str):
+        return text
+    name, colon, rest = text.partition(":")
+    option, equals, number = (part.strip() for part in rest.partition("="))
+    option = option.replace("_", "-")
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not (name.strip() and colon and equals) or math.isnan(value):
+        raise ValueError(
+            f"--filter {text}: not of the form NAME:SETTING=VALUE. Write it like --filter NAME:SETTING=VALUE, such as "
+            "--filter mlp:density-sft=0.1."
+        )
+    by_tensor = [field.replace("_", "-") for field, setting in SETTINGS.items() if setting.by_tensor]
+    if option not in by_tensor:
+        raise ValueError(
+            f"--filter {text}: {option} cannot be set by tensor. It must be one of {', '.join(by_tensor)}."
+        )
+    return Filter(name.strip(), option, value)
+
+
+class RecipeSettings(BaseModel):
+    """How two branches are merged. What is left out is the method's own default; what it does not take must be left out.
+
+    The descriptions are the help of `axolotl paft recipe`, in the order of its options.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    density: Annotated[float | None, DENSITY] = Field(
+        default=None, description="Share of each delta's entries to keep. [ties: 0.2, DARE: 0.5]"
+    )
+    density_sft: Annotated[float | None, DENSITY] = Field(
+        default=None, description="The same for the SFT branch alone."
+    )
+    density_preference: Annotated[float | None, DENSITY] = Field(
+        default=None, description="The same for the preference branch alone."
+    )
+    weight_sft: Annotated[float | None, WEIGHT] = Field(
+        default=None, description="Weight of the SFT branch. [1, linear: 0.5]"
+    )
+    weight_preference: Annotated[float | None, WEIGHT] = Field(
+        default=None, description="Weight of the preference branch. [1, linear: 0.5]"
+    )
+    filter: list[Annotated[Filter, BeforeValidator(parse_filter)]] = Field(
+        default_factory=list,
+        description="Another density or weight for the tensors with NAME in their names, such as mlp:density-sft=0.1; "
+        "may be repeated, the first that fits counts.",
+    )
+    scale: Annotated[float | None, SCALE] = Field(
+        default=None, description="Factor on the merged delta (mergekit's lambda). [1]"
+    )
+    normalize: Annotated[bool | None, NORMALIZE] = Field(
+        default=None,
+        description="Divide each entry by the weights that take part. [ties without weights: yes, otherwise no]",
+    )
+    extras: dict[str, Value] = Field(
+        default_factory=dict, description="Further parameters of the method, by mergekit's names."
+    )
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> tuple[RecipeSettings, list[str]]:
+        """Settings from options of a command line, where every mistake is to be said at once.
+
+        Returns:
+            The settings without the filters that cannot be read, and a problem for each of those.
+        """
+        filters, problems = [], []
+        for text in given.get("filter", ()):
+            try:
+                filters.append(parse_filter(text))
+            except ValueError as error:
+                problems.append(str(error))
+        return cls(**{**given, "filter": filters}), problems
+
+    def options(self) -> list[str]:
+        """The same settings as options of `axolotl paft recipe`."""
+        words = []
+        for name, value in {**{name: getattr(self, name) for name in SETTINGS}, **self.extras}.items():
+            option = name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{option}" if value else f"--no-{option}")
+            elif value is not None:
+                words += [f"--{option}", str(value)]
+        return words + [word for one in self.filter for word in ("--filter", str(one))]
+
+    def given(self, setting: Setting) -> dict[str, Any]:
+        """Option → value, of everything that was said about a setting."""
+        own = {
+            f"--{name.replace('_', '-')}": value
+            for name, of in SETTINGS.items()
+            if of is setting and (value := getattr(self, name)) is not None
+        }
+        return own | {
+            f"--filter {one.name}:{one.setting}": one.value
+            for one in self.filter
+            if SETTINGS[one.setting.replace("-", "_")] is setting
+        }
+
+    def says_density(self, branch: str) -> bool:
+        """Whether anything was said about the density of a branch, `sft` or `preference`."""
+        chosen = self.density if (own := getattr(self, f"density_{branch}")) is None else own
+        return chosen is not None or bool(self._conditions(DENSITY, branch))
+
+    def weights(self, method: Method) -> tuple[PerTensor, PerTensor] | None:
+        """The weights of SFT and preference branch; None for a method that takes none."""
+        if method.weight is None:
+            return None
+        sft = method.weight if self.weight_sft is None else self.weight_sft
+        preference = method.weight if self.weight_preference is None else self.weight_preference
+        return (
+            PerTensor(sft, self._conditions(WEIGHT, "sft")),
+            PerTensor(preference, self._conditions(WEIGHT, "preference")),
+        )
+
+    def densities(self, method: Method, idle: tuple[bool, bool] = (False, False)) -> tuple[PerTensor, PerTensor] | None:
+        """The densities of SFT and preference branch; None for a method that keeps every entry.
+
+        Args:
+            method: Whose default counts where nothing was said.
+            idle: For each branch, whether that default would trim nothing of it, so that it may as well be 1.
+        """
+        default = method.density
+        if default is None:
+            return None
+
+        def of(branch: str, own: float | None, trims_nothing: bool) -> PerTensor:
+            chosen = self.density if own is None else own
+            otherwise = 1.0 if trims_nothing else default
+            return PerTensor(otherwise if chosen is None else chosen, self._conditions(DENSITY, branch))
+
+        return of("sft", self.density_sft, idle[0]), of("preference", self.density_preference, idle[1])
+
+    def _conditions(self, setting: Setting, branch: str) -> tuple[tuple[str, float], ...]:
+        """(filter, value) of a setting for one branch, in the order given."""
+        names = (setting.name, f"{setting.name}-{branch}")
+        return tuple((one.name, one.value) for one in self.filter if one.setting in names)
+
+
+SETTINGS: dict[str, Setting] = {
+    name: setting
+    for name, field in RecipeSettings.model_fields.items()
+    for setting in field.metadata
+    if isinstance(setting, Setting)
+}
+"""Field of `RecipeSettings` → what it sets."""
+
+
+@dataclass(frozen=True)
+class PerTensor:
+    """A parameter's value for every tensor of a branch."""
 
     value: float
     by_filter: tuple[tuple[str, float], ...] = ()
@@ -46,432 +304,197 @@ class Setting:
         return [{"filter": name, "value": value} for name, value in self.by_filter] + [{"value": self.value}]
 
 
-@dataclass(frozen=True)
-class Filter:
-    """One `--filter`, taken apart."""
-
-    name: str
-    """Part of the names of the tensors that it is for."""
-    setting: str
-    """One of `NAMES`."""
-    value: float
+# --- what is wrong with settings ----------------------------------------------------------------------------------------
 
 
-def parse_filters(texts: tuple[str, ...]) -> tuple[list[Filter], list[str]]:
-    """Take `mlp:density-sft=0.1` apart.
-
-    Returns:
-        The filters that can be read, and a problem for each that can't.
-    """
-    filters, problems = [], []
-    for text in texts:
-        name, colon, rest = text.partition(":")
-        setting, equals, value = (part.strip() for part in rest.partition("="))
-        setting = setting.replace("_", "-")
-        try:
-            number = float(value)
-        except ValueError:
-            number = float("nan")
-        if not (name.strip() and colon and equals) or number != number:
-            problems.append(f"--filter {text}: not of the form NAME:SETTING=VALUE. Write it like {SYNTAX}.")
-        elif setting not in NAMES:
-            problems.append(
-                f"--filter {text}: {setting} cannot be set by tensor. It must be one of {', '.join(NAMES)}."
-            )
-        else:
-            filters.append(Filter(name.strip(), setting, number))
-    return filters, problems
-
-
-def conditions(filters: list[Filter], kind: str, branch: str) -> tuple[tuple[str, float], ...]:
-    """The (filter, value) pairs of one parameter (`density` or `weight`) of one branch, in the order given."""
-    return tuple((one.name, one.value) for one in filters if one.setting in (kind, f"{kind}-{branch}"))
-
-
-def unreachable(pairs: tuple[tuple[str, float], ...]) -> list[tuple[str, str]]:
-    """(filter, earlier filter) where the earlier one takes every tensor that the later one is for."""
-    names = [name for name, _ in pairs]
-    return [(name, earlier) for index, name in enumerate(names) for earlier in names[:index] if earlier in name]
-
-
-MATERIALIZED = "materialized"
-"""Folder beside a recipe for its adapters as whole models."""
-
-
-@dataclass(frozen=True)
-class RecipeRequest:
-    """A recipe as asked for; None leaves a choice to the method's default.
-
-    An option that the method does not take must stay None.
-    """
-
-    base: Path
-    """Folder of the base model θ_pre."""
-    sft: Path
-    """Folder of the SFT branch: an adapter or a whole model."""
-    preference: Path
-    """Folder of the preference branch: an adapter or a whole model."""
-    method: str
-    """A key of `METHODS`."""
-    output: Path
-    """The recipe's file."""
-    density: float | None = None
-    """Share of each delta's entries to keep, in (0, 1]; where entries are dropped by chance, in (0, 1)."""
-    density_sft: float | None = None
-    """`density` of the SFT branch alone."""
-    density_preference: float | None = None
-    """`density` of the preference branch alone."""
-    weight_sft: float | None = None
-    weight_preference: float | None = None
-    filters: tuple[str, ...] = ()
-    """Other densities and weights for tensors whose names hold a word, such as `mlp:density-sft=0.1`."""
-    scale: float | None = None
-    """Factor on the merged delta (TIES' λ), > 0; 1 if None."""
-    normalize: bool | None = None
-    """Whether the summed deltas are divided by the weights of those that take part."""
-    extras: Mapping[str, Value] = field(default_factory=dict)
-    """Parameters that few methods take (`Method.extras`), by mergekit's names."""
-    seed: int = 0
-    merged: Path | None = None
-    """Where the merged model goes; the recipe's path without its suffix if None."""
-    materialize: bool = False
-    """Whether adapters are written as whole models beside the recipe, so that mergekit needs no flags for them."""
-
-
-@dataclass(frozen=True)
-class Branch:
-    """A branch in a recipe."""
-
-    path: Path
-    """What the user gave."""
-    is_adapter: bool
-    whole: Path | None = None
-    """The adapter on its base as a whole model, where it was asked for; mergekit then reads this."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A recipe in full: every choice made, every path absolute. Pure data, so it renders without touching a disk."""
-
-    method: str
-    base: Path
-    sft: Branch
-    preference: Branch
-    weights: tuple[Setting, Setting] | None
-    """Of the SFT and the preference branch; None for a method that does not take them."""
-    weights_given: bool
-    """Whether the user chose a weight; decides TIES' default of `normalize`, and the comment on it."""
-    densities: tuple[Setting, Setting] | None
-    """Of the SFT and the preference branch; None for a method that keeps every entry."""
-    idle: tuple[bool, bool]
-    """For each branch, whether its density stands at 1 because the default would trim nothing of a delta so sparse."""
-    normalize: bool | None
-    """None for a method that does not take it."""
-    scale: float
-    extras: Mapping[str, Value]
-    """A value for each of the method's extras."""
-    out_dtype: str
-    """torch's word for the base's dtype (`bfloat16`, `float16`, `float32`, `float64`)."""
-    seed: int
-    file: Path
-    merged: Path
-    tokenizer_named: bool
-    """Whether mergekit must be told to take the base's tokenizer."""
-    lora_cache: Path | None
-    """Where mergekit writes each adapter as a whole model; None where it reads no adapter."""
-    warnings: tuple[str, ...] = ()
-    """What is to be known about the branches: differing tokenizers, a penalty that nothing proves."""
-
-    @property
-    def branches(self) -> tuple[Branch, Branch]:
-        """SFT first, as in every table of this project."""
-        return self.sft, self.preference
-
-
-def merged_folder(request: RecipeRequest) -> Path:
-    """Where the merged model goes."""
-    if request.merged is not None:
-        return request.merged
-    path = request.output
-    return path.with_suffix("") if path.suffix else path.with_name(f"{path.name}-merged")
-
-
-def weights_given(request: RecipeRequest) -> bool:
-    """Whether a weight was chosen, for all tensors or for some."""
-    asked = request.weight_sft is not None or request.weight_preference is not None
-    return asked or any(one.setting.startswith("weight") for one in parse_filters(request.filters)[0])
-
-
-def weight_settings(request: RecipeRequest) -> tuple[Setting, Setting] | None:
-    """The weights of SFT and preference branch; None for a method that takes none."""
-    default = METHODS[request.method].weight
-    if default is None:
-        return None
-    filters = parse_filters(request.filters)[0]
-    sft = default if request.weight_sft is None else request.weight_sft
-    preference = default if request.weight_preference is None else request.weight_preference
-    return (
-        Setting(sft, conditions(filters, "weight", "sft")),
-        Setting(preference, conditions(filters, "weight", "preference")),
-    )
-
-
-def density_settings(
-    request: RecipeRequest, idle: tuple[bool, bool] = (False, False)
-) -> tuple[Setting, Setting] | None:
-    """The densities of SFT and preference branch; None for a method that keeps every entry."""
-    default = METHODS[request.method].density
-    if default is None:
-        return None
-    filters = parse_filters(request.filters)[0]
-
-    def of(branch: str, own: float | None, trims_nothing: bool) -> Setting:
-        chosen = own if own is not None else request.density
-        otherwise = 1.0 if trims_nothing else default
-        return Setting(otherwise if chosen is None else chosen, conditions(filters, "density", branch))
-
-    return of("sft", request.density_sft, idle[0]), of("preference", request.density_preference, idle[1])
-
-
-SEEDS = 2**32  # numpy's range, which mergekit seeds too
-
-
-def option_problems(request: RecipeRequest) -> list[str]:
-    """Every mistake in a request that can be seen without a disk; one sentence each, with what to do."""
-    method = METHODS.get(request.method)
+def setting_problems(name: str, settings: RecipeSettings) -> list[str]:
+    """Every mistake in the settings of a method, a sentence each, with what to do. They are named as the options."""
+    method = METHODS.get(name)
     if method is None:
-        return [_unknown_method(request.method)]
-    filters, problems = parse_filters(request.filters)
-    problems += _density_problems(request, method, filters)
-    problems += _weight_problems(request, method, filters)
-    problems += _extra_problems(request, method)
-    problems += [
-        f"--filter {name}: never reached, since {earlier} comes first and takes the same tensors. Put {name} before it."
-        for pairs in {conditions(filters, kind, branch): 0 for kind in ("density", "weight") for branch in ("sft", "preference")}
-        for name, earlier in unreachable(pairs)
-    ]  # fmt: skip
-    if request.normalize is not None and method.normalizes is None:
-        takes = takers(lambda other: other.normalizes is not None)
-        problems.append(
-            f"--normalize/--no-normalize: {method.name} has no choice there. Leave it out, or take one of {takes}."
-        )
-    problems += _scale_problems(request, method)
-    if not 0 <= request.seed < SEEDS:
-        problems.append(f"--seed {request.seed}: must be from 0 to {SEEDS - 1}.")
-    return list(dict.fromkeys(problems + _path_problems(request)))
+        return [no_such_method(name)]
+    problems = {setting.name: _own_problems(setting, method, settings) for setting in dict.fromkeys(SETTINGS.values())}
+    if not problems["density"]:
+        problems["density"] = _window_problems(method, settings)
+    if method.weight is not None:
+        problems["weight"] += _sum_problems(method, settings)
+    if not problems["scale"]:
+        problems["scale"] = _scale_beside_filters(method, settings)
+    extras = extra_problems(method, settings.extras)
+    return list(dict.fromkeys([*chain(*problems.values()), *extras, *_unreachable_filters(settings)]))
 
 
-def _unknown_method(name: str) -> str:
-    if name in NOT_OFFERED:
-        return f"--method {name}: {NOT_OFFERED[name]}. Take one of {', '.join(METHODS)}."
-    return f"--method {name}: not one of {', '.join(METHODS)}. {did_you_mean(name, METHODS)}".rstrip()
+def _own_problems(setting: Setting, method: Method, settings: RecipeSettings) -> list[str]:
+    """What can be said of one setting alone: the method does not take it, or its value is out of range."""
+    given = settings.given(setting)
+    if setting.default(method) is not None:
+        return [fault for option, value in given.items() if (fault := setting.fault(option, value, method))]
+    takes = takers(lambda other: setting.default(other) is not None)
+    way_out = setting.way_out(method)
+    return [
+        f"{setting.label or option}: {method.name} {setting.untaken}. {way_out}, or take one of {takes}."
+        for option in given
+    ]
 
 
-def _density_problems(request: RecipeRequest, method: Method, filters: list[Filter]) -> list[str]:
-    asked = {
-        "--density": request.density,
-        "--density-sft": request.density_sft,
-        "--density-preference": request.density_preference,
-        **{f"--filter {one.name}:{one.setting}": one.value for one in filters if one.setting.startswith("density")},
-    }
-    problems = []
-    for option, density in asked.items():
-        if density is None:
-            continue
-        if method.density is None:
-            takes = takers(lambda other: other.density is not None)
-            problems.append(f"{option}: {method.name} keeps every entry. Leave it out, or take one of {takes}.")
-        elif not 0 < density <= 1:
-            problems.append(f"{option} {density}: must be above 0 and at most 1: the share of entries to keep.")
-        elif method.drops_at_random and density == 1:
-            problems.append(
-                f"{option} 1: {method.name} would drop nothing. Take ties or task_arithmetic, or give less than 1."
-            )
-    return problems or _window_problems(request)
-
-
-def _window_problems(request: RecipeRequest) -> list[str]:
+def _window_problems(method: Method, settings: RecipeSettings) -> list[str]:
     """DELLA draws with chances from density − epsilon to density + epsilon; Breadcrumbs takes outliers below density 1."""
-    densities = density_settings(request)
+    densities = settings.densities(method)
     if densities is None:
         return []
-    if request.extras.get("gamma") and any(1 in setting.values for setting in densities):
+    values = dict.fromkeys(value for density in densities for value in density.values)
+    if settings.extras.get("gamma") and 1 in values:
         return [
             "--gamma and a density of 1: mergekit then takes no outliers away. Give a density below 1, such as 0.9."
         ]
-    extra = _extra("epsilon", METHODS[request.method])
+    extra = method.extra_called("epsilon")
     if extra is None or not extra.per_branch:
         return []
-    epsilon = float(request.extras.get("epsilon", extra.default))
+    epsilon = float(settings.extras.get("epsilon", extra.default))
     return [
         f"density {density} and epsilon {epsilon}: density ± epsilon must lie within (0, 1), and mergekit stops otherwise. "
         f"Give an --epsilon below {min(density, 1 - density):.4g}."
-        for density in {value: 0 for setting in densities for value in setting.values}
+        for density in values
         if not (density - epsilon > 0 and density + epsilon < 1)
     ]
 
 
-def _weight_problems(request: RecipeRequest, method: Method, filters: list[Filter]) -> list[str]:
-    settings = weight_settings(request)
-    if settings is None:
-        takes = takers(lambda other: other.weight is not None)
-        way_out = "Give --t instead" if method.name == "slerp" else "Leave the weights out"
-        return [f"--weight-…: {method.name} takes no weights. {way_out}, or take one of {takes}."] * weights_given(
-            request
-        )
-    asked = {
-        "--weight-sft": request.weight_sft,
-        "--weight-preference": request.weight_preference,
-        **{f"--filter {one.name}:{one.setting}": one.value for one in filters if one.setting.startswith("weight")},
-    }
-    problems = [
-        f"{option} {value}: not a finite number. Give one like 0.5."
-        for option, value in asked.items()
-        if value is not None and not math.isfinite(value)
-    ]
-    sft, preference = (setting.value for setting in settings)
-    if sft == 0 and preference == 0:
+def _sum_problems(method: Method, settings: RecipeSettings) -> list[str]:
+    """Weights that together leave nothing, or that are divided by a sum of 0."""
+    weights = settings.weights(method)
+    assert weights is not None
+    sft, preference = weights
+    if sft.value == 0 and preference.value == 0:
         return [
-            *problems,
-            "--weight-sft and --weight-preference are both 0: the merged model would be the base. Give one a weight.",
+            "--weight-sft and --weight-preference are both 0: the merged model would be the base. Give one a weight."
         ]
-    divides = request.normalize or method.normalizes is None
-    for first in settings[0].values:
-        for second in settings[1].values:
-            if divides and first + second == 0:
-                problems.append(
-                    f"weights {first} and {second} add up to 0, and {request.method} divides by their sum. Change one."
-                )
-    return problems
-
-
-def _extra_problems(request: RecipeRequest, method: Method) -> list[str]:
-    problems = []
-    for name, value in request.extras.items():
-        option = f"--{name.replace('_', '-')}"
-        extra = _extra(name, method)
-        if name not in extra_names():
-            problems.append(f"{option}: no method takes it. {did_you_mean(name, extra_names())}".rstrip())
-        elif extra is None:
-            problems.append(
-                f"{option}: {method.name} does not take it. Leave it out, or take one of {takers(takes_extra(name))}."
-            )
-        elif not extra.allows(value):
-            problems.append(f"{option} {value}: {_range(extra)}.")
-    return problems
-
-
-def _extra(name: str, method: Method) -> Extra | None:
-    return next((extra for extra in method.extras if extra.name == name), None)
-
-
-def _range(extra: Extra) -> str:
-    if math.isinf(extra.highest):
-        return f"must be a finite number {'from' if extra.ends else 'above'} {extra.lowest:g} on"
-    ends = "both included" if extra.ends else "neither included"
-    return f"must be from {extra.lowest:g} to {extra.highest:g}, {ends}"
-
-
-def _scale_problems(request: RecipeRequest, method: Method) -> list[str]:
-    if request.scale is None:
+    if not (settings.normalize or method.normalizes is None):
         return []
-    if method.scales is None:
-        takes = takers(lambda other: other.scales is not None)
-        return [f"--scale: {method.name} has no factor on the merged delta. Leave it out, or take one of {takes}."]
-    if not (math.isfinite(request.scale) and request.scale > 0):
-        return [f"--scale {request.scale}: must be a finite number above 0. 1 leaves the merged delta as it is."]
-    settings = weight_settings(request)
-    if request.scale != 1 and method.scales != "lambda" and settings and any(setting.by_filter for setting in settings):
-        return [
-            f"--scale and --filter …:weight-…: {method.name} writes a scale into the weights, which then cannot differ "
-            "by tensor as well. Give one of the two, or take task_arithmetic."
-        ]
-    return []
+    return [
+        f"weights {first} and {second} add up to 0, and {method.name} divides by their sum. Change one."
+        for first in sft.values
+        for second in preference.values
+        if first + second == 0
+    ]
 
 
-def _path_problems(request: RecipeRequest) -> list[str]:
+def _scale_beside_filters(method: Method, settings: RecipeSettings) -> list[str]:
+    weights = settings.weights(method)
+    if settings.scale in (None, 1) or method.scales == "lambda" or not weights:
+        return []
+    return [
+        f"--scale and --filter …:weight-…: {method.name} writes a scale into the weights, which then cannot differ "
+        "by tensor as well. Give one of the two, or take task_arithmetic."
+    ] * any(weight.by_filter for weight in weights)
+
+
+def _unreachable_filters(settings: RecipeSettings) -> list[str]:
+    """Filters behind another one that takes every tensor that they are for."""
     problems = []
-    merged = merged_folder(request)
-    branches = {"--base": request.base, "--sft": request.sft, "--preference": request.preference}
-    for option, path in {**branches, "--output": request.output}.items():
-        # Such characters would break the header's command line, or YAML itself.
-        if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in str(path)):
-            problems.append(
-                f"{option} {str(path)!r}: a line break or control character in the path. Rename the folder."
-            )
-    options = list(branches)
-    for index, option in enumerate(options):
-        for other in options[index + 1 :]:
-            if branches[option] == branches[other]:
-                problems.append(
-                    f"{option} and {other} are the same folder, {branches[option]}. Give two different ones."
-                )
-    if request.materialize and merged == request.output.parent / MATERIALIZED:
-        problems.append(f"--output {request.output}: the adapters' whole models go to {merged}. Give another name.")
-    return problems + [_overwrites(request, merged, option) for option, path in branches.items() if merged == path]
+    for setting in (DENSITY, WEIGHT):
+        for branch in ("sft", "preference"):
+            names = [name for name, _ in settings._conditions(setting, branch)]
+            problems += [
+                f"--filter {name}: never reached, since {earlier} comes first and takes the same tensors. "
+                f"Put {name} before it."
+                for place, name in enumerate(names)
+                for earlier in names[:place]
+                if earlier in name
+            ]
+    return problems
 
 
-def _overwrites(request: RecipeRequest, merged: Path, option: str) -> str:
-    return f"--output {request.output}: the merged model would be written to {merged}, which is {option}. Give another name."
+# --- what mergekit is told ----------------------------------------------------------------------------------------------
 
 
-def settle(
-    request: RecipeRequest,
-    *,
-    sft_is_adapter: bool,
-    preference_is_adapter: bool,
-    dtype: str,
-    cache: str,
-    tokenizer_named: bool = False,
-    idle: tuple[bool, bool] = (False, False),
-) -> Recipe:
-    """Fill in every default of a request; touches no disk.
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter as mergekit's YAML holds it, and why it has its value."""
+
+    name: str
+    value: Any
+    reason: str = ""
+    model: int | None = None
+    """For which model: 0 SFT branch, 1 preference branch, 2 the base as a third one; None: for the merge as a whole."""
+
+
+def parameters(method: Method, settings: RecipeSettings, idle: tuple[bool, bool] = (False, False)) -> list[Parameter]:
+    """Everything that a recipe tells mergekit for some settings, in the order in which it is written.
 
     Args:
-        request: With absolute paths.
-        sft_is_adapter: Whether the SFT branch is an adapter rather than a model.
-        preference_is_adapter: The same of the preference branch.
-        dtype: The base's own dtype, in torch's word.
-        cache: Fingerprint of the base's and the adapters' contents.
-        tokenizer_named: Whether the recipe must name the base's tokenizer.
-        idle: For each branch, whether the method's default density would trim nothing of it.
-
-    Raises:
-        PaftError: Options that are out of range, or that the method does not take (all of them in one error).
+        method: The merge method.
+        settings: Free of `setting_problems`.
+        idle: For each branch, whether nothing was said about its density and the method's would trim nothing of it.
     """
-    raise_if_any(option_problems(request))
-    method = METHODS[request.method]
-    given = weights_given(request)
-    normalize = request.normalize
-    if normalize is None and method.normalizes is not None:
+    scale = 1.0 if settings.scale is None else settings.scale
+    weights, densities = _weight_contents(method, settings, scale), settings.densities(method, idle)
+    extras = [
+        (extra, Parameter(extra.name, settings.extras.get(extra.name, extra.default), extra.reason))
+        for extra in method.extras
+    ]
+    found = []
+    for place in (0, 1):
+        if weights is not None:
+            found.append(Parameter("weight", weights[place], model=place))
+        if densities is not None:
+            why = _why_density(method, idle, place)
+            found.append(Parameter("density", densities[place].content(), why, place))
+        found += [
+            Parameter(own.name, own.value, own.reason * (place == 0), place)
+            for extra, own in extras
+            if extra.per_branch
+        ]
+    if method.scales == "base" and scale != 1:
+        # Linear has no λ: the base as a third model takes the share that the deltas lose, 1 − S.
+        why = f"scale {scale}: the base as a third model, with the share that the deltas lose"
+        found.append(Parameter("weight", 1 - scale, why, 2))
+    found += _normalizing(method, settings, scale)
+    found += [own for extra, own in extras if not extra.per_branch]
+    return found + [Parameter("lambda", scale, "scale of the merged delta")] * (method.scales == "lambda")
+
+
+def _weight_contents(method: Method, settings: RecipeSettings, scale: float) -> list[Any] | None:
+    weights = settings.weights(method)
+    if weights is None:
+        return None
+    if scale != 1 and method.scales in ("base", "weights"):
+        total = sum(weight.value for weight in weights)
+        return [scale * weight.value / total for weight in weights]
+    return [weight.content() for weight in weights]
+
+
+def _why_density(method: Method, idle: tuple[bool, bool], place: int) -> str:
+    if idle[place]:
+        return f"so sparse that the largest {method.density:.0%} of each tensor hold all of it: trimming would only cost time"
+    return method.density_reason if place == 0 or idle[0] else ""
+
+
+def _normalizing(method: Method, settings: RecipeSettings, scale: float) -> list[Parameter]:
+    """Whether what is summed is divided by the weights."""
+    if method.scales == "base":
+        return [Parameter("normalize", True, "a weighted mean: weights are divided by their sum")]
+    if method.scales == "weights":
+        # Unnormalised weights act as a factor: mergekit multiplies the mean direction by the weighted sum of the norms.
+        why = "the mean direction at the mean length: weights are divided by their sum"
+        if scale != 1:
+            why = f"scale {scale} stands in the weights, which are not divided by their sum"
+        return [Parameter("normalize_weights", scale == 1, why)]
+    if method.normalizes is None:
+        return []
+    weighted = bool(settings.given(WEIGHT))
+    normalize = settings.normalize
+    if normalize is None:
         # Published TIES has no weights and takes the mean over the branches that agree; written weights act as written.
-        normalize = method.normalizes and not given
-    idle = (idle[0] and density_open(request, "sft"), idle[1] and density_open(request, "preference"))
-    reads_adapter = (sft_is_adapter or preference_is_adapter) and not request.materialize
-    return Recipe(
-        method=request.method,
-        base=request.base,
-        sft=Branch(request.sft, sft_is_adapter),
-        preference=Branch(request.preference, preference_is_adapter),
-        weights=weight_settings(request),
-        weights_given=given,
-        densities=density_settings(request, idle),
-        idle=idle,
-        normalize=normalize,
-        scale=1.0 if request.scale is None else request.scale,
-        extras={extra.name: request.extras.get(extra.name, extra.default) for extra in method.extras},
-        out_dtype=dtype,
-        seed=request.seed,
-        file=request.output,
-        merged=merged_folder(request),
-        tokenizer_named=tokenizer_named,
-        lora_cache=request.output.parent / f".lora-cache-{cache}" if reads_adapter else None,
-    )
+        normalize = method.normalizes and not weighted
+    return [Parameter("normalize", normalize, _why_normalize(method, normalize, weighted))]
 
 
-def density_open(request: RecipeRequest, branch: str) -> bool:
-    """Whether nothing was said about a branch's density."""
-    own = request.density_sft if branch == "sft" else request.density_preference
-    return (
-        own is None and request.density is None and not conditions(parse_filters(request.filters)[0], "density", branch)
-    )
+def _why_normalize(method: Method, normalize: bool, weighted: bool) -> str:
+    if not method.normalizes:
+        return "as asked: divided by the weights that take part" if normalize else "the weighted sum, as published"
+    if not normalize:
+        return "weights act as written; if true, an entry that one branch alone changes is divided by its own weight"
+    if weighted:
+        return (
+            "as asked; an entry that one branch alone changes is divided by its own weight, so weights do nothing there"
+        )
+    return "the paper's disjoint mean: each entry is averaged over the branches that agree on its sign"

@@ -1,10 +1,12 @@
-"""Which tokenizer a merged model gets: always the base's, with its chat template."""
+"""A recipe as it is asked for, checked against what the folders hold, settled in every choice and written."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -12,25 +14,205 @@ from paft_plugin.deltas.adapter import open_adapter
 from paft_plugin.deltas.belongs import check_belongs, examine
 from paft_plugin.deltas.delta import Delta, delta_of
 from paft_plugin.deltas.store import FLOATS, TensorStore, is_adapter, open_model
+from paft_plugin.deltas.tokenizer import VOCABULARY_FILES, same_tokenizer
 from paft_plugin.errors import PaftError, raise_if_any, some
-from paft_plugin.files import fingerprint, read_json, write_text
-from paft_plugin.fusion.recipe.materialize import materialize
+from paft_plugin.files import fingerprint, write_text
 from paft_plugin.fusion.recipe.methods import METHODS
-from paft_plugin.fusion.recipe.render import MERGE_DTYPE, build_recipe, merge_command, merge_directories, render_recipe
-from paft_plugin.fusion.recipe.settings import (
+from paft_plugin.fusion.recipe.render import (
+    MATERIALIZED,
+    MERGE_DTYPE,
+    Branch,
     Recipe,
-    RecipeRequest,
-    density_open,
-    option_problems,
-    parse_filters,
-    settle,
+    build_recipe,
+    merge_command,
+    merge_directories,
+    render_recipe,
 )
+from paft_plugin.fusion.recipe.settings import RecipeSettings, parameters, setting_problems
 
-VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model")
-FILES = (*VOCABULARY_FILES, "chat_template.jinja")
+__all__ = [
+    "Recipe",
+    "RecipeRequest",
+    "RecipeSettings",
+    "build_recipe",
+    "describe",
+    "merge_command",
+    "merge_directories",
+    "render_recipe",
+    "write_recipe",
+]
+SEEDS = 2**32  # numpy's range, which mergekit seeds too
 
 
-def needs_tokenizer(request: RecipeRequest) -> bool:
+@dataclass(frozen=True)
+class RecipeRequest:
+    """A recipe as asked for."""
+
+    base: Path
+    """Folder of the base model θ_pre."""
+    sft: Path
+    """Folder of the SFT branch: an adapter or a whole model."""
+    preference: Path
+    """Folder of the preference branch: an adapter or a whole model."""
+    method: str
+    """A key of `METHODS`."""
+    output: Path
+    """The recipe's file."""
+    settings: RecipeSettings = field(default_factory=RecipeSettings)
+    seed: int = 0
+    merged: Path | None = None
+    """Where the merged model goes; the recipe's path without its suffix if None."""
+    materialize: bool = False
+    """Whether adapters are written as whole models beside the recipe, so that mergekit needs no flags for them."""
+
+    @property
+    def merged_folder(self) -> Path:
+        """Where the merged model goes."""
+        if self.merged is not None:
+            return self.merged
+        path = self.output
+        return path.with_suffix("") if path.suffix else path.with_name(f"{path.name}-merged")
+
+    def absolute(self) -> RecipeRequest:
+        """The same request with absolute paths."""
+        return replace(
+            self,
+            base=self.base.resolve(),
+            sft=self.sft.resolve(),
+            preference=self.preference.resolve(),
+            output=self.output.resolve(),
+            merged=self.merged.resolve() if self.merged is not None else None,
+        )
+
+
+def write_recipe(request: RecipeRequest, problems: Sequence[str] = ()) -> Recipe:
+    """Check a request, write its recipe (whole or not at all; with the branches as models, if asked for), and return it.
+
+    Args:
+        request: What is wanted.
+        problems: What is known to be wrong already, to be said together with the rest.
+
+    Raises:
+        PaftError: As `describe`, and as `materialize`.
+        OSError: The recipe's folder cannot be written to.
+    """
+    recipe = describe(request, problems)
+    if request.materialize:
+        from paft_plugin.fusion.recipe.materialize import materialize  # mergekit takes seconds to import
+
+        recipe = materialize(recipe)
+    write_text(recipe.file, render_recipe(recipe))
+    return recipe
+
+
+def describe(request: RecipeRequest, problems: Sequence[str] = ()) -> Recipe:
+    """Check a request against what the folders hold, and settle every choice.
+
+    Args:
+        request: What is wanted.
+        problems: What is known to be wrong already, to be said together with the rest.
+
+    Raises:
+        PaftError: Every wrong option, and everything that keeps a branch from belonging to the base.
+    """
+    request = request.absolute()
+    found = [*problems, *request_problems(request)]
+    if request.output.is_dir():
+        found.append(
+            f"--output {request.output}: a folder. Give the recipe's file name, such as {request.output}/ties.yml."
+        )
+    branches = (request.sft, request.preference)
+    try:
+        base = open_model(request.base)
+    except PaftError:
+        # The base's faults come once for each branch; shown once.
+        faults = [problem for branch in branches for problem in check_belongs(request.base, branch)]
+        raise PaftError(found + list(dict.fromkeys(faults))) from None
+    findings = examine(request.base, request.sft, request.preference)
+    found += findings.problems + _filters_without_tensors(request, base)
+    raise_if_any(list(dict.fromkeys(found)))
+    raise_if_any([problem for branch in branches for problem in _missing_tokenizer(request, branch)])
+    adapters = [open_adapter(branch).fingerprint for branch in branches if is_adapter(branch)]
+    recipe = settle(
+        request,
+        sft_is_adapter=is_adapter(request.sft),
+        preference_is_adapter=is_adapter(request.preference),
+        dtype=FLOATS[base.main_dtype],
+        tokenizer_named=_needs_tokenizer(request),
+        cache=fingerprint([base.fingerprint, MERGE_DTYPE, *adapters]) if adapters and not request.materialize else "",
+        idle=_idle(request, base),
+    )
+    return replace(recipe, warnings=tuple(findings.warnings))
+
+
+def settle(
+    request: RecipeRequest,
+    *,
+    sft_is_adapter: bool,
+    preference_is_adapter: bool,
+    dtype: str,
+    cache: str,
+    tokenizer_named: bool = False,
+    idle: tuple[bool, bool] = (False, False),
+) -> Recipe:
+    """Fill in every default of a request; touches no disk.
+
+    Args:
+        request: With absolute paths, and free of `request_problems`.
+        sft_is_adapter: Whether the SFT branch is an adapter rather than a model.
+        preference_is_adapter: The same of the preference branch.
+        dtype: The base's own dtype, in torch's word.
+        cache: Fingerprint of the base's and the adapters' contents.
+        tokenizer_named: Whether the recipe must name the base's tokenizer.
+        idle: For each branch, whether the method's default density would trim nothing of it.
+    """
+    reads_adapter = (sft_is_adapter or preference_is_adapter) and not request.materialize
+    return Recipe(
+        method=request.method,
+        base=request.base,
+        sft=Branch(request.sft, sft_is_adapter),
+        preference=Branch(request.preference, preference_is_adapter),
+        parameters=tuple(parameters(METHODS[request.method], request.settings, idle)),
+        idle=idle,
+        out_dtype=dtype,
+        seed=request.seed,
+        file=request.output,
+        merged=request.merged_folder,
+        tokenizer_named=tokenizer_named,
+        lora_cache=request.output.parent / f".lora-cache-{cache}" if reads_adapter else None,
+    )
+
+
+def request_problems(request: RecipeRequest) -> list[str]:
+    """Every mistake in a request that can be seen without a disk; one sentence each, with what to do."""
+    problems = setting_problems(request.method, request.settings)
+    if request.method not in METHODS:
+        return problems
+    if not 0 <= request.seed < SEEDS:
+        problems.append(f"--seed {request.seed}: must be from 0 to {SEEDS - 1}.")
+    branches = {"--base": request.base, "--sft": request.sft, "--preference": request.preference}
+    for option, path in {**branches, "--output": request.output}.items():
+        # Such characters would break the header's command line, or YAML itself.
+        if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in str(path)):
+            problems.append(
+                f"{option} {str(path)!r}: a line break or control character in the path. Rename the folder."
+            )
+    problems += [
+        f"{option} and {other} are the same folder, {path}. Give two different ones."
+        for (option, path), (other, second) in combinations(branches.items(), 2)
+        if path == second
+    ]
+    merged = request.merged_folder
+    if request.materialize and merged == request.output.parent / MATERIALIZED:
+        problems.append(f"--output {request.output}: the adapters' whole models go to {merged}. Give another name.")
+    return problems + [
+        f"--output {request.output}: the merged model would be written to {merged}, which is {option}. Give another name."
+        for option, path in branches.items()
+        if merged == path
+    ]
+
+
+def _needs_tokenizer(request: RecipeRequest) -> bool:
     """Whether a recipe must name the base's tokenizer.
 
     With a `base_model` mergekit copies the base's files. Without one (linear) it takes the tokenizer of whichever model
@@ -43,7 +225,7 @@ def needs_tokenizer(request: RecipeRequest) -> bool:
     return not all(same_tokenizer(model, request.base) for model in models)
 
 
-def missing_tokenizer(request: RecipeRequest, branch: Path) -> list[str]:
+def _missing_tokenizer(request: RecipeRequest, branch: Path) -> list[str]:
     """A problem if the merge may look for a tokenizer in a model's folder that has none."""
     looks_there = not METHODS[request.method].on_deltas and not is_adapter(branch)
     if not looks_there or any((branch / file).is_file() for file in VOCABULARY_FILES):
@@ -53,109 +235,26 @@ def missing_tokenizer(request: RecipeRequest, branch: Path) -> list[str]:
     ]
 
 
-def same_tokenizer(one: Path, other: Path) -> bool:
-    """Whether two folders hold the same tokenizer and chat template."""
-    return _tokenizer(one) == _tokenizer(other)
-
-
-def _tokenizer(folder: Path) -> list[Any]:
-    """What makes two tokenizers the same: the files' bytes, and the chat template wherever it is kept."""
-    contents: list[Any] = [(folder / file).read_bytes() if (folder / file).is_file() else None for file in FILES]
-    config = folder / "tokenizer_config.json"
-    return [*contents, read_json(config).get("chat_template") if config.is_file() else None]
-
-
-__all__ = [
-    "build_recipe",
-    "describe",
-    "merge_command",
-    "merge_directories",
-    "render_recipe",
-    "write_recipe",
-]
-
-
-def describe(request: RecipeRequest) -> Recipe:
-    """Check a request against what the folders hold, and settle every choice.
-
-    Raises:
-        PaftError: Every wrong option, and everything that keeps a branch from belonging to the base.
-    """
-    request = absolute(request)
-    problems = option_problems(request)
-    if request.output.is_dir():
-        problems.append(
-            f"--output {request.output}: a folder. Give the recipe's file name, such as {request.output}/ties.yml."
-        )
-    branches = (request.sft, request.preference)
-    try:
-        base = open_model(request.base)
-    except PaftError:
-        # The base's faults come once for each branch; shown once.
-        faults = [problem for branch in branches for problem in check_belongs(request.base, branch)]
-        raise PaftError(problems + list(dict.fromkeys(faults))) from None
-    findings = examine(request.base, request.sft, request.preference)
-    problems += findings.problems + _filters_without_tensors(request, base)
-    raise_if_any(list(dict.fromkeys(problems)))
-    raise_if_any([problem for branch in branches for problem in missing_tokenizer(request, branch)])
-    adapters = [open_adapter(branch).fingerprint for branch in branches if is_adapter(branch)]
-    recipe = settle(
-        request,
-        sft_is_adapter=is_adapter(request.sft),
-        preference_is_adapter=is_adapter(request.preference),
-        dtype=FLOATS[base.main_dtype],
-        tokenizer_named=needs_tokenizer(request),
-        cache=fingerprint([base.fingerprint, MERGE_DTYPE, *adapters]) if adapters and not request.materialize else "",
-        idle=_idle(request, base),
-    )
-    return replace(recipe, warnings=tuple(findings.warnings))
-
-
-def write_recipe(request: RecipeRequest) -> Recipe:
-    """Check a request, write its recipe (whole or not at all; with the branches as models, if asked for), and return it.
-
-    Raises:
-        PaftError: As `describe`, and as `materialize`.
-        OSError: The recipe's folder cannot be written to.
-    """
-    recipe = describe(request)
-    if request.materialize:
-        recipe = materialize(recipe)
-    write_text(recipe.file, render_recipe(recipe))
-    return recipe
-
-
-def absolute(request: RecipeRequest) -> RecipeRequest:
-    """The same request with absolute paths."""
-    return replace(
-        request,
-        base=request.base.resolve(),
-        sft=request.sft.resolve(),
-        preference=request.preference.resolve(),
-        output=request.output.resolve(),
-        merged=request.merged.resolve() if request.merged is not None else None,
-    )
-
-
-def trims_nothing(delta: Delta, density: float) -> bool:
-    """Whether keeping the largest `density` of each tensor's entries keeps all of its non-zero ones; stops where it doesn't."""
-    return all(int(torch.count_nonzero(change)) <= int(density * change.numel()) for _, change in delta.tensors())
-
-
 def _idle(request: RecipeRequest, base: TensorStore) -> tuple[bool, bool]:
-    method = METHODS[request.method]
+    """For each branch, whether nothing was said of its density, and the method's default would trim nothing of it."""
+    method, settings = METHODS[request.method], request.settings
     # Breadcrumbs at density 1 would not take its outliers away either.
-    if method.selects != "largest" or method.density is None or request.extras.get("gamma"):
+    if method.selects != "largest" or method.density is None or settings.extras.get("gamma"):
         return False, False
     sft, preference = (
-        density_open(request, name) and trims_nothing(delta_of(base, branch), method.density)
+        not settings.says_density(name) and _trims_nothing(delta_of(base, branch), method.density)
         for name, branch in (("sft", request.sft), ("preference", request.preference))
     )
     return sft, preference
 
 
+def _trims_nothing(delta: Delta, density: float) -> bool:
+    """Whether keeping the largest `density` of each tensor's entries keeps all of its non-zero ones; stops where it doesn't."""
+    return all(int(torch.count_nonzero(change)) <= int(density * change.numel()) for _, change in delta.tensors())
+
+
 def _filters_without_tensors(request: RecipeRequest, base: TensorStore) -> list[str]:
-    names = dict.fromkeys(one.name for one in parse_filters(request.filters)[0])
+    names = dict.fromkeys(one.name for one in request.settings.filter)
     modules = dict.fromkeys(part for name in base.names for part in name.split(".")[:-1] if not part.isdigit())
     return [
         f"--filter {name}: no tensor of {request.base} has it in its name. Its modules are {some(list(modules), most=20)}."

@@ -9,8 +9,8 @@ import pytest
 
 from paft_plugin.fusion.lint.linter import lint_recipe
 from paft_plugin.fusion.recipe.methods import METHODS
-from paft_plugin.fusion.recipe.settings import RecipeRequest
-from paft_plugin.fusion.recipe.write import write_recipe
+from paft_plugin.fusion.recipe.settings import RecipeSettings
+from paft_plugin.fusion.recipe.write import RecipeRequest, write_recipe
 from tests.fusion.lint.conftest import Bench
 
 TRUE_WARNINGS = {
@@ -39,11 +39,10 @@ def test_a_methods_own_recipe(bench: Bench, method: str, pair: str) -> None:
 @pytest.mark.parametrize("materialize", [True, False])
 def test_adapters_beside_models_filters_and_scales(bench: Bench, materialize: bool) -> None:
     folder = bench.adapters
-    request = RecipeRequest(
-        folder / "base", folder / "sft", folder / "preference", "ties", bench.own / "r.yml",
-        density=0.3, weight_sft=0.4, filters=("mlp:density-sft=0.1", "self_attn:weight-preference=0.7"), scale=0.8,
-        materialize=materialize,
-    )  # fmt: skip
+    filters = ["mlp:density-sft=0.1", "self_attn:weight-preference=0.7"]
+    settings = RecipeSettings(density=0.3, weight_sft=0.4, scale=0.8, filter=filters)
+    branches = folder / "base", folder / "sft", folder / "preference"
+    request = RecipeRequest(*branches, "ties", bench.own / "r.yml", settings, materialize=materialize)
     write_recipe(request)
     assert lint_recipe(request.output) == []
 

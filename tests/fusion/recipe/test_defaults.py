@@ -16,8 +16,8 @@ from mergekit.sparsify import RescaleNorm, bernoulli, della_magprune, magnitude_
 from torch import Tensor
 
 from paft_plugin.fusion.recipe.methods import METHODS
-from paft_plugin.fusion.recipe.settings import RecipeRequest
-from paft_plugin.fusion.recipe.write import build_recipe, describe, write_recipe
+from paft_plugin.fusion.recipe.settings import RecipeSettings
+from paft_plugin.fusion.recipe.write import RecipeRequest, build_recipe, describe, write_recipe
 from tests.deltas.builders import weights
 from tests.fusion.deltas import change, make_pair
 from tests.fusion.test_merge import command_in, run_mergekit
@@ -121,9 +121,8 @@ def test_multislerps_scale_stands_in_its_weights() -> None:
 @pytest.mark.parametrize("method", ["ties", "breadcrumbs", "breadcrumbs_ties"])
 def test_a_sparse_delta_is_not_sorted_for_a_trim_that_would_change_nothing(tmp_path: Path, method: str) -> None:
     def recipe(name: str, density: float | None) -> RecipeRequest:
-        return RecipeRequest(
-            pair / "base", pair / "sft", pair / "preference", method, tmp_path / f"{name}.yml", density=density
-        )
+        branches = pair / "base", pair / "sft", pair / "preference"
+        return RecipeRequest(*branches, method, tmp_path / f"{name}.yml", RecipeSettings(density=density))
 
     pair = make_pair(tmp_path / "sparse", share=0.05)
     own, written = write_recipe(recipe("own", None)), write_recipe(recipe("written", 0.2))

@@ -11,19 +11,33 @@ from typing import Any
 import pytest
 import yaml
 
-from paft_plugin.errors import PaftError
+from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.fusion.recipe.examples import ADAPTERS, FOLDER, examples
 from paft_plugin.fusion.recipe.methods import METHODS
-from paft_plugin.fusion.recipe.settings import Recipe, RecipeRequest, settle
-from paft_plugin.fusion.recipe.write import build_recipe, merge_command, merge_directories, render_recipe
+from paft_plugin.fusion.recipe.settings import RecipeSettings
+from paft_plugin.fusion.recipe.write import (
+    Recipe,
+    RecipeRequest,
+    build_recipe,
+    merge_command,
+    merge_directories,
+    render_recipe,
+    request_problems,
+    settle,
+)
 
 WEIGHTED = [name for name, method in METHODS.items() if method.weight is not None]
 SCALED = [name for name, method in METHODS.items() if method.scales]
 
 
 def settled(adapters: bool = True, tokenizer_named: bool = False, **asked: Any) -> Recipe:
+    """The recipe of settings (as the command line hands them over) and of what else is asked; all mistakes are raised."""
+    given = {name: asked.pop(name) for name in RecipeSettings.model_fields if name in asked}
+    settings, unread = RecipeSettings.read(given)
+    request = replace(ADAPTERS, settings=settings, **asked)
+    raise_if_any([*unread, *request_problems(request)])
     return settle(
-        replace(ADAPTERS, **asked),
+        request,
         sft_is_adapter=adapters,
         preference_is_adapter=adapters,
         dtype="bfloat16",
@@ -122,7 +136,7 @@ def test_linear_expresses_a_scale_by_the_base_as_a_third_model() -> None:
 
 def test_a_density_for_each_branch_and_for_some_tensors() -> None:
     recipe = settled(
-        density=0.4, density_preference=0.6, filters=("mlp:density-sft=0.1", "embed:density=0.05", "mlp:weight_sft=2")
+        density=0.4, density_preference=0.6, filter=("mlp:density-sft=0.1", "embed:density=0.05", "mlp:weight_sft=2")
     )
     assert parameters(recipe, 0) == {
         "weight": [{"filter": "mlp", "value": 2.0}, {"value": 1.0}],
@@ -140,7 +154,8 @@ def test_extras_stand_where_mergekit_reads_them(method: str) -> None:
         places = [parameters(recipe, 0), parameters(recipe, 1)] if extra.per_branch else [parameters(recipe)]
         assert [place[extra.name] for place in places] == [extra.default] * len(places)
     given = {extra.name: not extra.default for extra in METHODS[method].extras if isinstance(extra.default, bool)}
-    assert settled(method=method, extras=given).extras.items() >= given.items()
+    chosen = {one.name: one.value for one in settled(method=method, extras=given).parameters}
+    assert chosen.items() >= given.items()
 
 
 def test_multislerp_writes_a_scale_into_weights_that_are_not_normalised() -> None:
@@ -151,9 +166,9 @@ def test_multislerp_writes_a_scale_into_weights_that_are_not_normalised() -> Non
 
 NOT_TAKEN: list[tuple[str, dict[str, Any]]] = [
     ("karcher", {"density_sft": 0.5}),
-    ("linear", {"filters": ("mlp:density=0.5",)}),
+    ("linear", {"filter": ("mlp:density=0.5",)}),
     ("sce", {"weight_sft": 0.5}),
-    ("sce", {"filters": ("mlp:weight-sft=0.5",)}),
+    ("sce", {"filter": ("mlp:weight-sft=0.5",)}),
     ("slerp", {"weight_preference": 0.5}),
     ("nuslerp", {"scale": 0.5}),
     ("ram", {"normalize": True}),
@@ -170,7 +185,7 @@ OUT_OF_RANGE: list[tuple[str, dict[str, Any]]] = [
     ("ties", {"density_preference": 2.0}),
     ("della", {"density": 0.95}),
     ("della_linear", {"density": 0.3, "extras": {"epsilon": 0.3}}),
-    ("della", {"filters": ("mlp:density=0.05",)}),
+    ("della", {"filter": ("mlp:density=0.05",)}),
     ("breadcrumbs", {"density": 1.0, "extras": {"gamma": 0.01}}),
     ("breadcrumbs", {"extras": {"gamma": 1.5}}),
     ("breadcrumbs", {"extras": {"gamma": math.nan}}),
@@ -178,12 +193,12 @@ OUT_OF_RANGE: list[tuple[str, dict[str, Any]]] = [
     ("karcher", {"extras": {"tol": 0.0}}),
     ("karcher", {"extras": {"max_iter": 0}}),
     ("ram", {"extras": {"epsilon": math.inf}}),
-    ("linear", {"scale": 0.5, "filters": ("mlp:weight-sft=2",)}),
-    ("ties", {"filters": ("mlp",)}),
-    ("ties", {"filters": ("mlp:density-sft=much",)}),
-    ("ties", {"filters": ("mlp:desnity=0.1",)}),
-    ("ties", {"filters": (":density=0.1",)}),
-    ("ties", {"filters": ("mlp:density=0.1", "mlp.down_proj:density=0.2")}),
+    ("linear", {"scale": 0.5, "filter": ("mlp:weight-sft=2",)}),
+    ("ties", {"filter": ("mlp",)}),
+    ("ties", {"filter": ("mlp:density-sft=much",)}),
+    ("ties", {"filter": ("mlp:desnity=0.1",)}),
+    ("ties", {"filter": (":density=0.1",)}),
+    ("ties", {"filter": ("mlp:density=0.1", "mlp.down_proj:density=0.2")}),
     ("nearswap", {}),
     ("ties", {"materialize": True, "output": Path("/runs/materialized.yml")}),
     ("ties", {"density": 1.1}),
