@@ -81,6 +81,13 @@ def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:
         ("sft", 3, "sft: "),
         ("executor", "slurm", "executor.kind: "),
         ("fusion", {"methods": {"ties": {"denisty": 0.5}}}, "Did you mean density?"),
+        ("fusion", {"methods": {"ties": {"density": 2}}}, "fusion.methods: ties: --density 2.0: must be above 0"),
+        ("fusion", {"methods": {"linear": {"density": 0.5}}}, "linear: --density: linear keeps every entry."),
+        (
+            "fusion",
+            {"methods": {"ties": {"filter": ["mlp"]}}},
+            "fusion.methods.ties.filter.0: --filter mlp: not of the form",
+        ),
         ("compare", {"a b": "dpo.yml"}, "compare.a b: use letters"),
         ("fusion", {"recipes": {"mine": "gone.yml"}}, "no such file"),
         ("inspection", {"thresholds": [-1]}, "inspection.thresholds"),

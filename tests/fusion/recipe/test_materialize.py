@@ -18,9 +18,9 @@ from paft_plugin.deltas.delta import delta_of
 from paft_plugin.deltas.store import open_model
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.recipe import materialize as module
-from paft_plugin.fusion.recipe.settings import MATERIALIZED
+from paft_plugin.fusion.recipe.render import MATERIALIZED
 from paft_plugin.fusion.recipe.write import merge_command, write_recipe
-from tests.deltas.builders import TEMPLATE, make_adapter, make_base, make_model, make_tokenizer, merged_by_peft, weights
+from tests.deltas.builders import TEMPLATE, make_adapter, make_base, make_tokenizer, merged_by_peft, weights
 from tests.fusion.conftest import World, make_world
 from tests.fusion.test_merge import command_in, run_mergekit
 
@@ -41,7 +41,7 @@ def test_a_whole_model_is_what_peft_merges_and_loads_with_its_tokenizer(tmp_path
     make_tokenizer(base)
     branch = make_adapter(base, tmp_path / "branch", **kind)
     delta = delta_of(open_model(base), branch)
-    module.write_model(delta, tmp_path / "whole")
+    module.write_whole_model(delta, tmp_path / "whole")
     expected = merged_by_peft(base, branch)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
     for name, tensor in model.state_dict().items():
@@ -54,7 +54,7 @@ def test_only_what_the_adapter_touches_is_written_in_fp32(tmp_path: Path) -> Non
     world = make_world(tmp_path / "bf16", torch.bfloat16)
     branch = make_adapter(world["base"], tmp_path / "branch", target_modules=["q_proj"])
     delta = delta_of(open_model(world["base"]), branch)
-    module.write_model(delta, tmp_path / "whole")
+    module.write_whole_model(delta, tmp_path / "whole")
     base, whole = weights(world["base"]), weights(tmp_path / "whole")
     for name, tensor in whole.items():
         assert tensor.dtype == (torch.float32 if "q_proj" in name else torch.bfloat16)
@@ -63,34 +63,20 @@ def test_only_what_the_adapter_touches_is_written_in_fp32(tmp_path: Path) -> Non
         else:
             assert torch.equal(tensor, base[name])
     file = (tmp_path / "whole" / "model.safetensors").stat().st_size
-    assert 0 < file - module.size_on_disk(delta) < 10_000  # the header
+    assert 0 < file - module.whole_model_size(delta) < 10_000  # the header
 
 
 def test_a_stored_head_moves_with_the_embedding_that_it_is_tied_to(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", tie_word_embeddings=True)
-    branch = make_model(base, tmp_path / "branch")
-    for folder in (base, branch):
-        tensors = weights(folder)
-        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    module.write_model(delta_of(open_model(base), branch), tmp_path / "whole")
+    tied = {"modules_to_save": ["embed_tokens"], "target_modules": ["q_proj"], "ensure_weight_tying": True}
+    branch = make_adapter(base, tmp_path / "branch", **tied)
+    tensors = weights(base)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    module.write_whole_model(delta_of(open_model(base), branch), tmp_path / "whole")
     whole = weights(tmp_path / "whole")
     assert torch.equal(whole["lm_head.weight"], whole["model.embed_tokens.weight"])
     assert not torch.equal(whole["lm_head.weight"], weights(base)["lm_head.weight"])
-
-
-def test_large_models_are_split_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = make_base(tmp_path / "base", tie_word_embeddings=False)
-    branch = make_adapter(base, tmp_path / "branch")
-    delta = delta_of(open_model(base), branch)
-    module.write_model(delta, tmp_path / "one")
-    monkeypatch.setattr(module, "SHARD", 20_000)
-    module.write_model(delta, tmp_path / "many")
-    shards = sorted(path.name for path in (tmp_path / "many").glob("model-*.safetensors"))
-    assert len(shards) > 2
-    assert shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
-    assert open_model(tmp_path / "many").fingerprint == open_model(tmp_path / "one").fingerprint
-    AutoModelForCausalLM.from_pretrained(tmp_path / "many")
 
 
 def test_a_folder_is_reused_for_the_same_content_and_never_for_another(world: World, tmp_path: Path) -> None:
@@ -106,7 +92,7 @@ def test_a_folder_is_reused_for_the_same_content_and_never_for_another(world: Wo
 
 
 def test_a_write_that_is_cut_off_leaves_nothing(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_write_companions", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         write_recipe(world.request(tmp_path / "r.yml", "ties", materialize=True))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
