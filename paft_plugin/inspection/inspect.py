@@ -1,4 +1,4 @@
-"""Inspect deltas of one base model: every measure of each of them and of each pair, in a few passes over blocks of tensors.
+"""Inspect deltas of one base model: what to measure (`Settings`), opening and checking them, and `inspect_deltas` itself.
 
 A tensor is worked on by one thread, for all deltas that change it. The first pass counts each delta and compares each pair, and
 counts closely where TIES will probably trim; the second one elects signs. (A delta whose edges were guessed wrong is read once
@@ -38,11 +38,19 @@ THRESHOLDS = (1e-6, 1e-5, 1e-4, 1e-3)
 """1e-5 is that of arXiv 2505.11711; our own choice are the others around it."""
 DENSITIES = (0.1, 0.2, 0.5, 1.0)
 """Our own choice; mergekit's TIES recipes mostly have 0.2 or 0.5."""
+MOST_THREADS = 8
+"""More would only wait for memory, and each holds files mapped."""
+UNDER_WAY = 48
+"""Tensors that are begun, or wait for an earlier one; each keeps a histogram of 260 kB for each delta."""
+
+Pair = tuple[str, str]
+OnEntries = Callable[[int, int], None]
+"""Called with the entries done since the last call, and all that there are."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Checked and in order.
+    """What to measure; thresholds and densities are checked and put in ascending order.
 
     Raises:
         PaftError: a threshold that is negative or no number, a density outside of (0, 1]; all at once.
@@ -122,16 +130,6 @@ def diverged(deltas: Mapping[str, Delta], broken: Mapping[str, list[str]]) -> No
             for which, names in broken.items()
         ]
     )
-
-
-# More threads would only wait for memory, and each holds files mapped.
-MOST_THREADS = 8
-UNDER_WAY = 48
-"""Tensors that are begun, or wait for an earlier one; each keeps a histogram of 260 kB for each delta."""
-
-Pair = tuple[str, str]
-OnEntries = Callable[[int, int], None]
-"""Called with the entries done since the last call, and all that there are."""
 
 
 @dataclass

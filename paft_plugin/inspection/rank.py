@@ -21,6 +21,8 @@ from paft_plugin.deltas.measures import effective_rank
 from paft_plugin.inspection.kernels import Doubles
 from paft_plugin.inspection.measures import Rank, Subspaces
 
+Factors = tuple[Tensor, Tensor]
+"""Left ``(m, r)`` and right ``(r, n)`` of an adapter's delta."""
 SAMPLES = 128
 FEW = 16
 """Rows after which files are opened anew: for each row the system maps megabytes around it, which count as our memory."""
@@ -82,9 +84,6 @@ def _from_pairs(cosines: Doubles, different: NDArray[np.bool_], same: float) -> 
     count = len(without)
     error = float(np.sqrt((count - 1) / count * ((without - without.mean()) ** 2).sum())) if count else 0.0
     return Rank(value, error)
-
-
-Factors = tuple[Tensor, Tensor]
 
 
 def spaces(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

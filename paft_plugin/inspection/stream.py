@@ -1,4 +1,4 @@
-"""Tensors in blocks that fit the processor's caches, so that no tensor is ever there as a whole."""
+"""Reading tensors in blocks that fit the processor's caches, none ever as a whole, and asking the system for them ahead."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from paft_plugin.inspection.kernels import BLOCK, Floats
 
 AHEAD = 1 << 27
 """Entries of tensors that were asked for and are not begun: a quarter of a gigabyte in bf16, of the system's cache only."""
+CHUNK = 1 << 23
+"""Entries after which files are opened anew: pages of a mapped file count as this process's memory from their reading to its
+closing (those that an adapter's copies are taken from; models are read)."""
 
 
 class ReadAhead:
@@ -72,11 +75,6 @@ class ReadAhead:
             asked[name] = math.prod(deltas[0].base.shape(name))
             for read_ahead in (deltas[0].base.read_ahead, *(delta.read_ahead for delta in deltas)):
                 read_ahead(name)
-
-
-CHUNK = 1 << 23
-"""Entries after which files are opened anew: pages of a mapped file count as this process's memory from their reading to its
-closing (those that an adapter's copies are taken from; models are read)."""
 
 
 def blocks(shape: tuple[int, ...], *openers: Callable[[], Rows]) -> Iterator[tuple[Tensor, ...]]:
