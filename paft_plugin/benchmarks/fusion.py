@@ -1,4 +1,4 @@
-"""What a merge of two adapters costs, beside plain `mergekit-yaml`: `python -m paft_plugin.benchmarks.fusion [--quick]`.
+"""What a merge of two adapters costs, beside plain `mergekit-yaml`: `python -m paft_plugin.benchmarks fusion [--quick]`.
 
 Makes a random Qwen2 of 0.5 B parameters in bf16 with two adapters (r = 16, all linear layers) and merges them by TIES and
 DARE-TIES, each time with `mergekit-yaml` and its correct flags and with `axolotl paft merge`, each in a process of its own.
@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -19,7 +20,7 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from paft_plugin.benchmarks.harness import Figure, Row, apart, benchmark_command, figure
+from paft_plugin.benchmarks.harness import Figure, Row, apart, figure, megabytes, quotients, sized_command
 
 PACKAGES = ("paft-plugin", "mergekit", "torch", "transformers", "peft")
 METHODS = ("ties", "dare_ties")
@@ -28,18 +29,18 @@ BAR = 0.2
 
 
 @dataclass(frozen=True)
-class Size:
-    """Of a Qwen2."""
+class Qwen2Size:
+    """How much of a Qwen2-0.5B is made."""
 
     layers: int
     vocabulary: int
 
 
-FULL, QUICK = Size(layers=24, vocabulary=151936), Size(layers=4, vocabulary=8192)
+FULL, QUICK = Qwen2Size(layers=24, vocabulary=151936), Qwen2Size(layers=4, vocabulary=8192)
 
 
 @dataclass(frozen=True)
-class Run:
+class MergeRun:
     """One merge, in a process of its own."""
 
     wall_s: float
@@ -49,12 +50,11 @@ class Run:
     """Whole models written for the merge alone."""
 
 
-def measure(size: Size, repeats: int, folder: Path) -> list[Row]:
+def measure(size: Qwen2Size, repeats: int, folder: Path) -> Iterator[Row]:
     """A row for each method; both tools take turns."""
     whole, half = folder / "whole", folder / "half"
-    apart(make_models, size, whole)
-    apart(make_models, Size(size.layers // 2, size.vocabulary), half)
-    rows = []
+    apart(make_qwen2_with_adapters, size, whole)
+    apart(make_qwen2_with_adapters, Qwen2Size(size.layers // 2, size.vocabulary), half)
     for method in METHODS:
         click.echo(f"{method} …", err=True)
         plain_runs, our_runs, same = [], [], True
@@ -66,11 +66,12 @@ def measure(size: Size, repeats: int, folder: Path) -> list[Row]:
             shutil.rmtree(whole / "ours")
         of_half = ours(method, half)
         shutil.rmtree(half / "ours")
-        rows.append(_row(method, size, plain_runs, our_runs, of_half, same))
-    return rows
+        yield _row(method, size, plain_runs, our_runs, of_half, same)
 
 
-def _row(method: str, size: Size, plain_runs: list[Run], our_runs: list[Run], of_half: Run, same: bool) -> Row:
+def _row(
+    method: str, size: Qwen2Size, plain_runs: list[MergeRun], our_runs: list[MergeRun], of_half: MergeRun, same: bool
+) -> Row:
     figures: list[Figure] = []
     timings: dict[str, list[float]] = {}
     held = size == FULL  # on a small model, imports are most of either
@@ -78,11 +79,8 @@ def _row(method: str, size: Size, plain_runs: list[Run], our_runs: list[Run], of
         name = {"intermediate_mb": "between"}.get(what, what.rpartition("_")[0])
         plain_samples, our_samples = ([getattr(run, what) for run in runs] for runs in (plain_runs, our_runs))
         figures += [figure(f"{name}, plain", plain_samples, unit), figure(f"{name}, ours", our_samples, unit)]
-        pairs = [one / other for one, other in zip(our_samples, plain_samples, strict=True)]
-        bar = {"wall_s": BAR, "peak_mb": BAR, "intermediate_mb": 0.0}.get(what)
-        figures.append(
-            Figure(f"{name}, ours / plain", median(pairs), "×", min(pairs), max(pairs), bar if held else None)
-        )
+        bar = {"wall_s": BAR, "peak_mb": BAR, "intermediate_mb": 0.0}.get(what) if held else None
+        figures.append(figure(f"{name}, ours / plain", quotients(our_samples, plain_samples), "×", bar))
         timings |= {f"{name}, plain": plain_samples, f"{name}, ours": our_samples}
     growth = median(run.peak_mb for run in our_runs) / of_half.peak_mb
     figures.append(Figure("peak, ours, all / half the layers", growth, "×", at_most=1.05 if held else None))
@@ -94,7 +92,7 @@ def _row(method: str, size: Size, plain_runs: list[Run], our_runs: list[Run], of
     return Row(method, figures, timings, note)
 
 
-def make_models(size: Size, folder: Path) -> None:
+def make_qwen2_with_adapters(size: Qwen2Size, folder: Path) -> None:
     """A base in bf16, two adapters on it, and a recipe for each method."""
     import torch
     import yaml
@@ -131,25 +129,25 @@ def make_models(size: Size, folder: Path) -> None:
         (folder / f"{method}.yml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
 
 
-def plain(method: str, folder: Path) -> Run:
+def plain(method: str, folder: Path) -> MergeRun:
     """`mergekit-yaml` with an empty cache, in fp32."""
     cache = folder / "cache"
     flags = ["--lora-merge-cache", str(cache), "--lora-merge-dtype", "float32", "--random-seed", str(SEED), "--quiet"]
     command = [*_tool("mergekit-yaml"), str(folder / f"{method}.yml"), str(folder / "plain"), *flags]
-    wall, cpu, peak = _timed(command)
+    wall, cpu, peak = _timed_process(command)
     written = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
     shutil.rmtree(cache)
-    return Run(wall, cpu, peak, written / 1e6)
+    return MergeRun(wall, cpu, peak, written / 1e6)
 
 
-def ours(method: str, folder: Path) -> Run:
+def ours(method: str, folder: Path) -> MergeRun:
     """`axolotl paft merge`, which writes nothing but the result."""
     command = [*_tool("axolotl"), "paft", "merge", str(folder / f"{method}.yml"), str(folder / "ours"), "--quiet"]
     before = {entry.name for entry in folder.iterdir()}
-    wall, cpu, peak = _timed(command)
+    wall, cpu, peak = _timed_process(command)
     left = [folder / name for name in {entry.name for entry in folder.iterdir()} - before - {"ours"}]
     written = sum(file.stat().st_size for entry in left for file in (entry, *entry.rglob("*")) if file.is_file())
-    return Run(wall, cpu, peak, written / 1e6)
+    return MergeRun(wall, cpu, peak, written / 1e6)
 
 
 def same_bits(one: Path, other: Path) -> bool:
@@ -170,7 +168,7 @@ def _tool(name: str) -> list[str]:
     return [sys.executable, str(Path(sys.executable).with_name(name))]
 
 
-def _timed(command: list[str]) -> tuple[float, float, float]:
+def _timed_process(command: list[str]) -> tuple[float, float, float]:
     """Wall seconds, CPU seconds and peak memory in MB of a process; its output is shown only if it fails."""
     with TemporaryDirectory() as folder, (Path(folder) / "log").open("w+b") as log:
         start = time.perf_counter()
@@ -181,11 +179,10 @@ def _timed(command: list[str]) -> tuple[float, float, float]:
         if code := os.waitstatus_to_exitcode(status):
             log.seek(0)
             raise click.ClickException(f"{' '.join(command)} ended with {code}:\n{log.read().decode()[-2000:]}")
-    kilo = 1e6 if sys.platform == "darwin" else 1e3
-    return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / kilo
+    return wall, usage.ru_utime + usage.ru_stime, megabytes(usage)
 
 
-command = benchmark_command(
+command = sized_command(
     "Measure what a merge of two adapters costs, beside plain mergekit-yaml.",
     measure,
     full=FULL,
@@ -193,6 +190,3 @@ command = benchmark_command(
     packages=PACKAGES,
     repeats=1,
 )
-
-if __name__ == "__main__":
-    command()

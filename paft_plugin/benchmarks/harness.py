@@ -1,4 +1,4 @@
-"""Benchmarks' results: figures beside their bars, as a table for people and as JSON for machines.
+"""What every benchmark does: figures beside their bars, a table for people, JSON for machines, work in processes of its own.
 
 Medians stand beside their extremes, because a machine that others use gives other numbers each time, and the JSON holds every raw
 timing.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+import resource
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -64,9 +66,16 @@ class Row:
     note: str = ""
 
 
-def figure(what: str, samples: Sequence[float], unit: str) -> Figure:
+def figure(
+    what: str, samples: Sequence[float], unit: str, at_most: float | None = None, at_least: float | None = None
+) -> Figure:
     """The median of `samples`, and their extremes."""
-    return Figure(what, median(samples), unit, min(samples), max(samples))
+    return Figure(what, median(samples), unit, min(samples), max(samples), at_most, at_least)
+
+
+def quotients(ones: Sequence[float], others: Sequence[float]) -> list[float]:
+    """Each of `ones` by its neighbour in time among `others`, so that a machine that slows down slows both."""
+    return [one / other for one, other in zip(ones, others, strict=True)]
 
 
 def as_table(rows: Sequence[Row]) -> Table:
@@ -133,17 +142,43 @@ def as_json(rows: Sequence[Row], packages: Sequence[str], conditions: Mapping[st
 T = TypeVar("T")
 Size = TypeVar("Size")
 
+output_option = click.option(
+    "--output", "--json", "output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write."
+)
 
-def benchmark_command(
+
+def run_benchmark(
+    rows: Iterable[Row], output: Path | None, packages: Sequence[str], conditions: Mapping[str, Any]
+) -> None:
+    """Measure `rows`, one by one, show them, and write them into `output` if there is one.
+
+    Args:
+        rows: Measured as they are asked for.
+        output: Written anew after each: what was measured so far outlives an interruption.
+        packages: Whose versions matter.
+        conditions: How it is measured, as JSON.
+    """
+    done: list[Row] = []
+    for row in rows:
+        done.append(row)
+        if output:
+            write_json(output, as_json(done, packages, conditions))
+    Console().print(as_table(done))
+    for row in done:
+        if row.note:
+            click.echo(f"{row.name}: {row.note}")
+
+
+def sized_command(
     text: str,
-    measure: Callable[[Size, int, Path], list[Row]],
+    measure: Callable[[Size, int, Path], Iterable[Row]],
     *,
     full: Size,
     quick: Size,
     packages: Sequence[str],
     repeats: int,
 ) -> click.Command:
-    """The command line of a benchmark.
+    """The command line of a benchmark on models of a size, which are made for it.
 
     Args:
         text: Its help.
@@ -158,21 +193,21 @@ def benchmark_command(
     @click.command(help=text)
     @click.option("--quick", is_flag=True, help="A small model: shows that the benchmark runs, and no more.")
     @click.option("--repeats", type=click.IntRange(min=1), default=repeats, show_default=True, help="Of each kind.")
-    @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write.")
+    @output_option
     @click.option("--work", type=click.Path(path_type=Path), help="Where the models go. [a temporary folder]")
     def command(quick: bool, repeats: int, output: Path | None, work: Path | None) -> None:
         size = sizes[quick]
+        threads = os.environ.get("OMP_NUM_THREADS")
+        conditions = {"quick": quick, "size": asdict(size), "OMP_NUM_THREADS": threads}
         with TemporaryDirectory(dir=work, prefix="paft-benchmark-") as folder:
-            rows = measure(size, repeats, Path(folder))
-        Console().print(as_table(rows))
-        for row in rows:
-            click.echo(f"{row.name}: {row.note}")
-        if output:
-            threads = os.environ.get("OMP_NUM_THREADS")
-            conditions = {"quick": quick, "size": asdict(size), "OMP_NUM_THREADS": threads}
-            write_json(output, as_json(rows, packages, conditions))
+            run_benchmark(measure(size, repeats, Path(folder)), output, packages, conditions)
 
     return command
+
+
+def megabytes(usage: resource.struct_rusage) -> float:
+    """The most memory that a process held."""
+    return usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def apart(function: Callable[..., T], *arguments: Any, environment: Mapping[str, str] | None = None) -> T:

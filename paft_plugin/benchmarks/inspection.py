@@ -1,4 +1,4 @@
-"""What an inspection costs, beside merely reading the same files: `python -m paft_plugin.benchmarks.inspection [--quick]`.
+"""What an inspection costs, beside merely reading the same files: `python -m paft_plugin.benchmarks inspection [--quick]`.
 
 Makes a random Llama of 1.24 B parameters in bf16 (the shape of Llama-3.2-1B) with two whole models and two adapters (r = 16, all
 linear layers) trained from it, and inspects them: one model, two models with their pair, two adapters with theirs. Each run is a
@@ -14,9 +14,8 @@ from __future__ import annotations
 import json
 import os
 import resource
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 
 import click
 
-from paft_plugin.benchmarks.harness import Figure, Row, apart, benchmark_command, figure
+from paft_plugin.benchmarks.harness import Figure, Row, apart, figure, megabytes, quotients, sized_command
 
 PACKAGES = ("paft-plugin", "torch", "numba", "safetensors")
 SEED = 0
@@ -36,7 +35,7 @@ BUFFER = 1 << 23
 
 
 @dataclass(frozen=True)
-class Size:
+class LlamaSize:
     """Of a Llama with a tied head."""
 
     layers: int
@@ -46,11 +45,11 @@ class Size:
     key_value: int
 
 
-FULL, QUICK = Size(16, 128256, 2048, 8192, 512), Size(4, 8192, 512, 2048, 128)
+FULL, QUICK = LlamaSize(16, 128256, 2048, 8192, 512), LlamaSize(4, 8192, 512, 2048, 128)
 
 
 @dataclass(frozen=True)
-class Run:
+class InspectionRun:
     """One inspection, or one reading."""
 
     wall_s: float
@@ -68,49 +67,50 @@ CASES = {
 STATES = ("cold", "warm")
 
 
-def measure(size: Size, repeats: int, folder: Path) -> list[Row]:
+def measure(size: LlamaSize, repeats: int, folder: Path) -> Iterator[Row]:
     """A row for each case and state of the cache; reading and inspecting take turns."""
     whole, half = folder / "whole", folder / "half"
-    smaller = Size(**{**asdict(size), "layers": size.layers // 2})
+    smaller = LlamaSize(**{**asdict(size), "layers": size.layers // 2})
     for each, where in ((size, whole), (smaller, half)):
-        apart(make_models, each, where)
-    rows = []
+        apart(make_llamas, each, where)
     for name, branches in CASES.items():
         folders = [whole / "base", *(whole / branch for branch in branches)]
         of_half = apart(inspect, [half / "base", *(half / branch for branch in branches)])
         for state in STATES:
             click.echo(f"{name}, {state} …", err=True)
             kinds = {what: each for what, each in KINDS.items() if what != "materialise" or "adapters" in name}
-            runs: dict[str, list[Run]] = {what: [] for what in kinds}
+            runs: dict[str, list[InspectionRun]] = {what: [] for what in kinds}
             cached = []
             for _ in range(repeats):
                 for what, (function, arguments) in kinds.items():
                     cached.append(_cache(folders, state))
                     runs[what].append(apart(function, folders, *arguments))
-            rows.append(_row(f"{name}, {state}", size, folders, runs, of_half, cached))
-    return rows
+            yield _row(f"{name}, {state}", size, folders, runs, of_half, cached)
 
 
 def _row(
-    name: str, size: Size, folders: Sequence[Path], runs: dict[str, list[Run]], of_half: Run, cached: Sequence[float]
+    name: str,
+    size: LlamaSize,
+    folders: Sequence[Path],
+    runs: dict[str, list[InspectionRun]],
+    of_half: InspectionRun,
+    cached: Sequence[float],
 ) -> Row:
     held = size == FULL
     parameters = (folders[0] / "model.safetensors").stat().st_size / 2
     gigabytes = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors")) / 1e9
+    inspections = runs["inspect"]
     figures = [figure(f"wall, {what}", [run.wall_s for run in each], "s") for what, each in runs.items()]
     for what in [what for what in runs if what != "inspect"]:
-        shares = [one.wall_s / other.wall_s for one, other in zip(runs[what], runs["inspect"], strict=True)]
+        shares = quotients([run.wall_s for run in runs[what]], [run.wall_s for run in inspections])
         bar = READING_SHARE if held and what.startswith("read") else None
-        figures.append(Figure(f"rate / {what}", median(shares), "×", min(shares), max(shares), None, bar))
-    inspections = runs["inspect"]
+        figures.append(figure(f"rate / {what}", shares, "×", at_least=bar))
     figures.append(figure("rate, inspect", [gigabytes / run.wall_s for run in inspections], "GB/s"))
     figures.append(figure("CPU, inspect", [run.cpu_s for run in inspections], "s"))
     times = [run.wall_s * EIGHT_B / parameters for run in inspections]
-    figures.append(
-        Figure("wall, extrapolated to 8 B", median(times), "s", min(times), max(times), LIMIT_S if held else None)
-    )
+    figures.append(figure("wall, extrapolated to 8 B", times, "s", LIMIT_S if held else None))
     peaks = [run.peak_mb for run in inspections]
-    figures.append(Figure("peak memory", median(peaks), "MB", min(peaks), max(peaks), LIMIT_MB if held else None))
+    figures.append(figure("peak memory", peaks, "MB", LIMIT_MB if held else None))
     growth = median(peaks) / of_half.peak_mb
     figures.append(Figure("peak, all / half the layers", growth, "×", at_most=1.1 if held else None))
     timings = {what: [run.wall_s for run in each] for what, each in runs.items()}
@@ -123,17 +123,17 @@ def _row(
     return Row(name, figures, timings, note)
 
 
-def inspect(folders: Sequence[Path]) -> Run:
+def inspect(folders: Sequence[Path]) -> InspectionRun:
     """The base's folder and its branches'; imports and start-up are not in the time, compiling is."""
     from paft_plugin.inspection.inspect import inspect_deltas
     from paft_plugin.machine import reuse_freed_memory
 
     reuse_freed_memory()
     base, *branches = folders
-    return _timed(lambda: inspect_deltas(base, {branch.name: branch for branch in branches}))
+    return _timed_work(lambda: inspect_deltas(base, {branch.name: branch for branch in branches}))
 
 
-def read(folders: Sequence[Path], threads: int) -> Run:
+def read(folders: Sequence[Path], threads: int) -> InspectionRun:
     """All bytes of the weights, file by file into one buffer for each thread, each file in as many parts as threads."""
     files = [file for folder in folders for file in sorted(folder.glob("*.safetensors"))]
 
@@ -151,10 +151,10 @@ def read(folders: Sequence[Path], threads: int) -> Run:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(part, range(threads)))
 
-    return _timed(every_part)
+    return _timed_work(every_part)
 
 
-def load(folders: Sequence[Path], threads: int) -> Run:
+def load(folders: Sequence[Path], threads: int) -> InspectionRun:
     """Every tensor in memory of its own, as any program has to that computes with it; one after the other in each thread."""
     from paft_plugin.deltas.store import TensorStore
 
@@ -165,10 +165,10 @@ def load(folders: Sequence[Path], threads: int) -> Run:
             for store in stores:
                 list(pool.map(lambda name, store=store: store.tensor(name).clone().numel(), store.names))
 
-    return _timed(every_tensor)
+    return _timed_work(every_tensor)
 
 
-def materialise(folders: Sequence[Path], threads: int) -> Run:
+def materialise(folders: Sequence[Path], threads: int) -> InspectionRun:
     """Every tensor of every delta in fp32, without a look at any: what an adapter's delta costs before it can be measured."""
     import torch
 
@@ -185,10 +185,10 @@ def materialise(folders: Sequence[Path], threads: int) -> Run:
             for delta in deltas:
                 list(pool.map(lambda name, delta=delta: delta.one(name).numel(), delta.names))
 
-    return _timed(every_delta)
+    return _timed_work(every_delta)
 
 
-KINDS: dict[str, tuple[Callable[..., Run], tuple[int, ...]]] = {
+KINDS: dict[str, tuple[Callable[..., InspectionRun], tuple[int, ...]]] = {
     "read, 1 thread": (read, (1,)),
     "read, 2 threads": (read, (2,)),
     "load": (load, (2,)),
@@ -197,13 +197,12 @@ KINDS: dict[str, tuple[Callable[..., Run], tuple[int, ...]]] = {
 }
 
 
-def _timed(work: Callable[[], Any]) -> Run:
+def _timed_work(work: Callable[[], Any]) -> InspectionRun:
     start, before = time.perf_counter(), os.times()
     work()
     wall, after = time.perf_counter() - start, os.times()
-    kilo = 1e6 if sys.platform == "darwin" else 1e3
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / kilo
-    return Run(wall, after.user + after.system - before.user - before.system, peak, os.getloadavg()[0])
+    peak = megabytes(resource.getrusage(resource.RUSAGE_SELF))
+    return InspectionRun(wall, after.user + after.system - before.user - before.system, peak, os.getloadavg()[0])
 
 
 def _cache(folders: Sequence[Path], state: str) -> float:
@@ -238,7 +237,7 @@ def cached_share(files: Sequence[Path]) -> float:
     return held / pages
 
 
-def shapes(size: Size) -> dict[str, tuple[int, ...]]:
+def shapes(size: LlamaSize) -> dict[str, tuple[int, ...]]:
     """The tensors of a Llama."""
     named: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (size.vocabulary, size.hidden)}
     for layer in range(size.layers):
@@ -249,7 +248,7 @@ def shapes(size: Size) -> dict[str, tuple[int, ...]]:
     return {**named, "model.norm.weight": (size.hidden,)}
 
 
-def linear(size: Size) -> dict[str, tuple[int, int]]:
+def linear(size: LlamaSize) -> dict[str, tuple[int, int]]:
     """The linear modules of one layer."""
     square, narrow, up = (size.hidden, size.hidden), (size.key_value, size.hidden), (size.intermediate, size.hidden)
     attention = {"q_proj": square, "k_proj": narrow, "v_proj": narrow, "o_proj": square}
@@ -261,7 +260,7 @@ def linear(size: Size) -> dict[str, tuple[int, int]]:
     }
 
 
-def make_models(size: Size, folder: Path) -> None:
+def make_llamas(size: LlamaSize, folder: Path) -> None:
     """A base, two models with all weights moved by about 1e-4 (many round back), and two adapters."""
     import torch
     from safetensors.torch import save_file
@@ -298,7 +297,7 @@ def make_models(size: Size, folder: Path) -> None:
         (folder / adapter / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
-command = benchmark_command(
+command = sized_command(
     "Measure what an inspection costs, beside merely reading the same files.",
     measure,
     full=FULL,
@@ -306,6 +305,3 @@ command = benchmark_command(
     packages=PACKAGES,
     repeats=3,
 )
-
-if __name__ == "__main__":
-    command()

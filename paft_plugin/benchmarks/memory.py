@@ -1,4 +1,4 @@
-"""`python -m paft_plugin.benchmarks.memory`: estimated memory beside the peak of real axolotl runs on the CPU.
+"""Estimated memory beside the peak of real axolotl runs on the CPU: `python -m paft_plugin.benchmarks memory`.
 
 Two Llamas with random weights, one heavy in layers and one in vocabulary, each trained for two steps as a LoRA SFT, a full SFT
 and a LoRA DPO branch, on rows that fill `sequence_len`. The peak is that of the training process's resident memory (`ru_maxrss`);
@@ -17,13 +17,12 @@ from typing import Any
 
 import click
 import yaml
-from rich.console import Console
 
 import paft_plugin.demo
-from paft_plugin.benchmarks.harness import Figure, Row, as_json, as_table
+from paft_plugin.benchmarks.harness import Figure, Row, output_option, run_benchmark
 from paft_plugin.demo.configs import CPU_ONLY
 from paft_plugin.errors import PaftError
-from paft_plugin.files import write_bytes, write_json, write_text
+from paft_plugin.files import write_bytes, write_text
 from paft_plugin.pipeline.estimate.memory import ADDED, Memory, estimate_memory
 from paft_plugin.runner.logs import tail
 
@@ -52,15 +51,18 @@ _LORA = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "lora_target_linea
 def measure(folder: Path) -> Iterator[Row]:
     """A row for each model and kind, as soon as it is measured: estimate and peak in MB, and their ratio."""
     demo = Path(paft_plugin.demo.__file__).parent / "base"
-    alone = _train(folder / "alone", _config(folder / "alone", demo, KINDS["LoRA SFT"], length=32, batch=1), demo)
+    alone = _peak_of_training(
+        folder / "alone", _config(folder / "alone", demo, KINDS["LoRA SFT"], length=32, batch=1), demo
+    )
     yield Row("the process alone", [Figure("peak", alone / 1e6, "MB")])
     for name, shape in MODELS.items():
         base = _model(folder / name.replace(" ", "-"), demo, shape)
         for kind, keys in KINDS.items():
+            click.echo(f"{name}, {kind} …", err=True)
             run = folder / f"{base.name}-{kind.replace(' ', '-').lower()}"
             config = _config(run, base, keys, length=LENGTH, batch=4)
             estimate = estimate_memory(config, base, cpu=True)
-            yield _row(f"{name}, {kind}", estimate, _train(run, config, demo), alone)
+            yield _row(f"{name}, {kind}", estimate, _peak_of_training(run, config, demo), alone)
 
 
 def _row(name: str, estimate: Memory, peak: int, alone: int) -> Row:
@@ -116,7 +118,7 @@ def _config(run: Path, base: Path, keys: Mapping[str, Any], length: int, batch: 
     }
 
 
-def _train(run: Path, config: Mapping[str, Any], demo: Path) -> int:
+def _peak_of_training(run: Path, config: Mapping[str, Any], demo: Path) -> int:
     """Train as `config` says in a process of its own; returns its peak, in bytes."""
     write_text(run / "rows.jsonl", _rows(demo, int(config["sequence_len"]), paired="rl" in config))
     write_text(run / "config.yml", yaml.safe_dump(dict(config)))
@@ -155,19 +157,8 @@ def _answer(words: int) -> dict[str, str]:
 
 
 @click.command()
-@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write.")
+@output_option
 def command(output: Path | None) -> None:
     """Compare estimated memory with the peaks of real runs."""
-    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for row in measure(Path(folder)):
-            figures = (f"{each.what} {each.value:.4g} {each.unit}".rstrip() for each in row.figures)
-            click.echo(f"{row.name}: {', '.join(figures)}", err=True)
-            rows.append(row)
-            if output:
-                write_json(output, as_json(rows, PACKAGES, {"sequence_len": LENGTH}))
-    Console().print(as_table(rows))
-
-
-if __name__ == "__main__":
-    command()
+        run_benchmark(measure(Path(folder)), output, PACKAGES, {"sequence_len": LENGTH})

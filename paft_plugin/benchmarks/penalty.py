@@ -1,10 +1,13 @@
-"""The rows of the benchmark: each a comparison, with the bar that it is held to."""
+"""What the penalty costs in time and memory: `python -m paft_plugin.benchmarks penalty [--quick] [--only ROW]`.
+
+Each row is a comparison with what a training without the penalty, or one with autograd's, takes.
+"""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -14,10 +17,9 @@ from unittest.mock import patch
 
 import click
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
-from paft_plugin.benchmarks.harness import MIB, Figure, Row, apart, as_json, as_table, figure
+from paft_plugin.benchmarks.harness import MIB, Figure, Row, apart, figure, output_option, quotients, run_benchmark
 from paft_plugin.benchmarks.training_steps import (
     FULL,
     QUICK,
@@ -31,7 +33,6 @@ from paft_plugin.benchmarks.training_steps import (
     time_steps,
 )
 from paft_plugin.deltas.proof import PACKAGES
-from paft_plugin.files import write_json
 from paft_plugin.penalty import kernel
 from paft_plugin.penalty.injector import PenaltyInjector
 from paft_plugin.penalty.l1 import BLOCK_ENTRIES, measure_product, subgradient_of_product
@@ -124,7 +125,7 @@ def inspection(scale: Scale) -> Row:
     figures = [
         figure("step without penalty", times.plain, "s"),
         figure("one inspection", times.inspections, "s"),
-        Figure(f"inspection / {INSPECT_STEPS} steps", median(shares), "%", min(shares), max(shares), at_most=1),
+        figure(f"inspection / {INSPECT_STEPS} steps", shares, "%", at_most=1),
     ]
     timings = {"plain step": times.plain, "inspection": times.inspections}
     return Row("inspection", figures, timings, f"{_size(model)}, LoRA r={RANK} on all linear layers, {_tokens(scale)}")
@@ -181,7 +182,7 @@ def _time_layer_set(scale: Scale) -> dict[str, list[float]]:
 
 def _speedup(what: str, samples: Mapping[str, Sequence[float]], name: str, at_least: float | None) -> Figure:
     slow, fast = samples["naive"], samples[name]
-    pairs = [one / other for one, other in zip(slow, fast, strict=True)]
+    pairs = quotients(slow, fast)
     return Figure(what, median(slow) / median(fast), "×", min(pairs), max(pairs), at_least=at_least)
 
 
@@ -261,24 +262,18 @@ ROWS: dict[str, Callable[[Scale], Row]] = {
 
 
 @click.command()
-@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write.")
+@output_option
 @click.option("--quick", is_flag=True, help="Fewer tokens and repeats: to see that it runs, not to compare.")
 @click.option("--only", type=click.Choice(list(ROWS)), multiple=True, help="A row to run; all by default.")
 def command(output: Path | None, quick: bool, only: tuple[str, ...]) -> None:
     """Measure what the L1 penalty costs in time and memory."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models and tokens are made on the spot
     scale = QUICK if quick else FULL
-    rows = []
-    for name in only or ROWS:
+    run_benchmark(measure(only or tuple(ROWS), scale), output, PACKAGES, {"quick": quick, "scale": asdict(scale)})
+
+
+def measure(names: Sequence[str], scale: Scale) -> Iterator[Row]:
+    """The rows of these names."""
+    for name in names:
         click.echo(f"{name} …", err=True)
-        rows.append(ROWS[name](scale))
-        if output:
-            # After every row: what was measured so far outlives an interruption.
-            write_json(output, as_json(rows, PACKAGES, {"quick": quick, "scale": asdict(scale)}))
-    Console().print(as_table(rows))
-    for row in rows:
-        click.echo(f"{row.name}: {row.note}")
-
-
-if __name__ == "__main__":
-    command()
+        yield ROWS[name](scale)

@@ -1,4 +1,4 @@
-"""`python -m paft_plugin.benchmarks.two_branches`: the demo's two branches one after another and at once, by real axolotl.
+"""The demo's two branches one after another and at once, by real axolotl: `python -m paft_plugin.benchmarks two-branches`.
 
 Both run on the CPU, each with one thread, under the executor that `axolotl paft run` uses. A repeat times both ways, in changing
 order; their ratio is what counts, because a machine that others use makes both slower. The bar wants two cores that are free.
@@ -14,12 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
-from rich.console import Console
 
-from paft_plugin.benchmarks.harness import Row, as_json, as_table, figure
+from paft_plugin.benchmarks.harness import Row, figure, output_option, quotients, run_benchmark
 from paft_plugin.demo.configs import QUICK_DEMO, Effort
 from paft_plugin.demo.run import write_inputs
-from paft_plugin.files import write_json
 from paft_plugin.pipeline.run import prepare
 from paft_plugin.runner.local import LocalExecutor
 from paft_plugin.runner.scheduler import run_stages
@@ -47,13 +45,12 @@ def measure(folder: Path, repeats: int, effort: Effort, say: Callable[[str], Non
                 together.append(seconds)
             say(f"repeat {repeat + 1} of {repeats}, {workers} at once: {seconds:.1f} s")
     sums = [sum(times) for times in zip(*apart.values(), strict=True)]
-    ratios = [both / alone for both, alone in zip(together, sums, strict=True)]
     return Row(
         "the demo's two branches",
         [
             *(figure(f"{branch} alone", times, "s") for branch, times in apart.items()),
             figure("both at once", together, "s"),
-            replace(figure("at once / sum", ratios, ""), at_most=BAR),
+            figure("at once / sum", quotients(together, sums), "", at_most=BAR),
         ],
         {**apart, "together": together},
     )
@@ -90,16 +87,10 @@ def _prepare(run_dir: Path, effort: Effort) -> None:
 )
 @click.option("--sft-steps", type=click.IntRange(min=1), default=EFFORT.sft_steps, show_default=True)
 @click.option("--preference-steps", type=click.IntRange(min=1), default=EFFORT.preference_steps, show_default=True)
-@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write.")
+@output_option
 def command(repeats: int, sft_steps: int, preference_steps: int, output: Path | None) -> None:
     """Time the demo's two branches one after another and at once."""
     effort = Effort(sft_steps, preference_steps)
     with tempfile.TemporaryDirectory() as folder:
         row = measure(Path(folder), repeats, effort, lambda line: click.echo(line, err=True))
-    Console().print(as_table([row]))
-    if output:
-        write_json(output, as_json([row], PACKAGES, {"repeats": repeats, **vars(effort)}))
-
-
-if __name__ == "__main__":
-    command()
+    run_benchmark([row], output, PACKAGES, {"repeats": repeats, **vars(effort)})

@@ -1,48 +1,44 @@
-"""The benchmarks of whole models run and write what they say; how fast anything is, is none of a test's business."""
+"""One command for all benchmarks; what was measured is kept, whatever happens afterwards."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from paft_plugin.benchmarks import fusion as fusion
-from paft_plugin.benchmarks import inspection as inspection
+from paft_plugin.benchmarks.__main__ import BENCHMARKS, benchmarks
+from paft_plugin.benchmarks.harness import Figure, Row, figure, quotients, run_benchmark
 
 
-@pytest.fixture(autouse=True)
-def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In processes of their own, it takes seconds each time for torch to be imported."""
-    for module in (fusion, inspection):
-        monkeypatch.setattr(module, "apart", lambda work, *arguments: work(*arguments))
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_each_benchmark_is_a_command_that_writes_json(name: str) -> None:
+    shown = CliRunner().invoke(benchmarks, [name, "--help"], catch_exceptions=False)
+    assert shown.exit_code == 0
+    assert "--output" in shown.output
+    assert "--json" in shown.output
 
 
-def rows(module: Any, tmp_path: Path) -> dict[str, dict[str, Any]]:
-    """What `--quick` wrote, by the rows' names."""
+def test_there_are_no_other_benchmarks() -> None:
+    assert CliRunner().invoke(benchmarks, ["harness"]).exit_code == 2
+
+
+def test_rows_measured_before_a_failure_are_written(tmp_path: Path) -> None:
+    def rows() -> Iterator[Row]:
+        yield Row("first", [Figure("time", 1.0, "s")])
+        raise RuntimeError("the second one fails")
+
     output = tmp_path / "benchmark.json"
-    arguments = ["--quick", "--repeats", "1", "--output", str(output), "--work", str(tmp_path)]
-    ended = CliRunner().invoke(module.command, arguments, catch_exceptions=False)
-    assert ended.exit_code == 0
+    with pytest.raises(RuntimeError, match="the second"):
+        run_benchmark(rows(), output, ["click"], {"quick": True})
     written = json.loads(output.read_text())
-    assert written["quick"] is True
-    for row in written["rows"]:
-        assert f"{row['name']}: {row['note']}" in ended.output
-        assert all(figure["value"] >= 0 for figure in row["figures"])
-        assert all(len(samples) == 1 for samples in row["timings"].values())
-    assert list(tmp_path.iterdir()) == [output], "the models are removed"
-    return {row["name"]: row for row in written["rows"]}
+    assert ([row["name"] for row in written["rows"]], written["quick"]) == (["first"], True)
 
 
-def test_an_inspection_beside_reading(tmp_path: Path) -> None:
-    cases = ("one model", "two models and their pair", "two adapters and their pair")
-    assert rows(inspection, tmp_path).keys() == {f"{case}, {cache}" for case in cases for cache in ("cold", "warm")}
-
-
-@pytest.mark.slow
-def test_a_merge_beside_mergekit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fusion, "METHODS", ("ties",))
-    figures = {figure["what"]: figure for figure in rows(fusion, tmp_path)["ties"]["figures"]}
-    assert figures["the same bits"]["met"]
+def test_a_figure_is_held_to_its_bar_by_its_median() -> None:
+    slower = figure("slower", quotients([2.0, 6.0, 4.0], [1.0, 2.0, 1.0]), "×", at_most=3)
+    assert (slower.value, slower.low, slower.high, slower.met) == (3.0, 2.0, 4.0, True)
+    assert figure("faster", [1.0], "×", at_least=2).met is False
+    assert figure("time", [1.0], "s").met is None

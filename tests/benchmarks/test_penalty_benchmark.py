@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from paft_plugin.benchmarks import penalty as benchmark
-from paft_plugin.benchmarks import penalty as cases
+from paft_plugin.benchmarks import penalty
 from paft_plugin.benchmarks.harness import MIB
 from paft_plugin.benchmarks.training_steps import Scale, peak_here, random_llama, time_steps
 
@@ -28,21 +27,21 @@ TINY = Scale(
 
 
 def test_rows_are_printed_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "QUICK", TINY)
+    monkeypatch.setattr(penalty, "QUICK", TINY)
     # In a process of its own, it takes seconds for torch to be imported.
-    monkeypatch.setattr(cases, "apart", lambda work, *arguments, **_: work(*arguments))
-    monkeypatch.setattr(cases, "peak_memory", lambda prepare, *arguments: bool(prepare(*arguments)()) + 1)
+    monkeypatch.setattr(penalty, "apart", lambda work, *arguments, **_: work(*arguments))
+    monkeypatch.setattr(penalty, "peak_memory", lambda prepare, *arguments: bool(prepare(*arguments)()) + 1)
     output = tmp_path / "benchmark.json"
-    result = CliRunner().invoke(benchmark.command, ["--quick", "--output", str(output)], catch_exceptions=False)
+    result = CliRunner().invoke(penalty.command, ["--quick", "--output", str(output)], catch_exceptions=False)
     assert result.exit_code == 0
     written = json.loads(output.read_text())
     assert written["quick"] is True
     assert written["machine"].keys() == {"platform", "cpus", "threads", "device"}
     rows = {row["name"]: row for row in written["rows"]}
-    assert list(rows) == list(cases.ROWS)
+    assert list(rows) == list(penalty.ROWS)
     assert all(name in result.output for name in rows)
     steps = {"plain step", "penalised step", "penalty in a step"}
-    split = {f"penalty in a step, accumulation {cases.ACCUMULATION}"}
+    split = {f"penalty in a step, accumulation {penalty.ACCUMULATION}"}
     assert rows["lora step"]["timings"].keys() == steps | split
     assert rows["full step"]["timings"].keys() == steps
     assert rows["inspection"]["timings"].keys() == {"plain step", "inspection"}
