@@ -232,10 +232,7 @@ def _settle(name: str, config: MeasureConfig, task: OpenTask, where: str) -> Mea
 def _numbers(task: OpenTask) -> dict[str, list[str]]:
     """Metric → filters, of what lm-eval reports of a task or, as a whole, of a group."""
     reported = [
-        (metric, each.name)
-        for part in task.parts.values()
-        for metric in part.higher_is_better()
-        for each in part._filters
+        (metric, name) for part in task.parts.values() for metric in part.higher_is_better() for name in _filters(part)
     ]
     if task.group is not None:
         summed = task.group.config["aggregate_metric_list"] or []
@@ -245,6 +242,12 @@ def _numbers(task: OpenTask) -> dict[str, list[str]]:
     for metric, name in dict.fromkeys(reported):
         numbers.setdefault(metric, []).append(name)
     return numbers
+
+
+def _filters(task: Task) -> list[str]:
+    """The names of a task's filters; lm-eval's own is called `none`."""
+    named = task.get_config("filter_list")
+    return ["none"] if named is None else [each["name"] for each in named]
 
 
 def _choose(key: str, given: str | None, names: list[str], where: str, problems: list[str]) -> str:

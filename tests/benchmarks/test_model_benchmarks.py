@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from paft_plugin import machine
 from paft_plugin.benchmarks import fusion, inspection
 
 
@@ -17,6 +18,8 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """In processes of their own, it takes seconds each time for torch to be imported."""
     for module in (fusion, inspection):
         monkeypatch.setattr(module, "apart", lambda work, *arguments: work(*arguments))
+    # It would last to the end of this one process, and hide the memory that other tests measure.
+    monkeypatch.setattr(machine, "reuse_freed_memory", lambda: None)
 
 
 def rows(module: Any, tmp_path: Path) -> dict[str, dict[str, Any]]:

@@ -76,11 +76,11 @@ def _sft(cfg: Any, tokenizer: Any, index: int, rows: Sequence[Row], what: str) -
 
 
 def _tokenised(cfg: Any, tokenizer: Any, entry: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    from axolotl.utils.data.sft import _parse_dataset_type
-    from axolotl.utils.data.wrappers import get_dataset_wrapper
     from datasets import Dataset
 
-    kind, style = _parse_dataset_type(entry.type)
+    from paft_plugin.pipeline.preflight.axolotl_internals import get_dataset_wrapper, parse_dataset_type
+
+    kind, style = parse_dataset_type(entry.type)
     wrapped, _ = get_dataset_wrapper(entry, tokenizer, cfg, kind, Dataset.from_list(_filled(rows)), style)
     return list(wrapped)
 
@@ -146,9 +146,7 @@ def _transform(cfg: Any, tokenizer: Any, index: int) -> Callable[[dict[str, Any]
     """axolotl's function from a row to texts, as `axolotl.utils.data.rl` maps it over a data set."""
     import inspect
 
-    from axolotl.prompt_strategies.dpo import load as load_dpo
-    from axolotl.prompt_strategies.kto import load as load_kto
-    from axolotl.prompt_strategies.orpo import load as load_orpo
+    from paft_plugin.pipeline.preflight.axolotl_internals import load_dpo, load_kto, load_orpo
 
     kind = cfg.datasets[index].type
     if not kind:  # rows are prompt, chosen and rejected already

@@ -62,10 +62,12 @@ def view(content: dict[str, Any], where: str, tokenizer_folder: Path, here: bool
 
 def _schema(content: Mapping[str, Any], where: str, answer: Answer) -> type[BaseModel] | None:
     """axolotl's schema with the plugins' keys. None, and a problem, if one cannot be imported: axolotl would go on without."""
-    from axolotl.cli.config import prepare_plugins
-    from axolotl.integrations.base import load_plugin
-    from axolotl.integrations.config import merge_input_args
-    from axolotl.utils.dict import DictDefault
+    from paft_plugin.pipeline.preflight.axolotl_internals import (
+        DictDefault,
+        load_plugin,
+        merge_input_args,
+        prepare_plugins,
+    )
 
     for name in content.get("plugins") or []:
         try:
@@ -83,9 +85,13 @@ def _schema(content: Mapping[str, Any], where: str, answer: Answer) -> type[Base
 
 def _validated(content: Mapping[str, Any], where: str, here: bool, answer: Answer) -> Any:
     """The config as `axolotl train` would see it; None if it is not valid."""
-    from axolotl.cli.config import gpu_capabilities
-    from axolotl.utils.config import normalize_cfg_datasets, normalize_config, validate_config
-    from axolotl.utils.dict import DictDefault
+    from paft_plugin.pipeline.preflight.axolotl_internals import (
+        DictDefault,
+        gpu_capabilities,
+        normalize_cfg_datasets,
+        normalize_config,
+        validate_config,
+    )
 
     raw = DictDefault(copy.deepcopy(dict(content)))
     machine = gpu_capabilities() if here else (None, None)
@@ -118,7 +124,7 @@ def _precision(cfg: Any, content: Mapping[str, Any], here: bool) -> dict[str, st
 
 
 def _tokenizer(cfg: Any, where: str, answer: Answer) -> Any:
-    from axolotl.loaders import load_tokenizer
+    from paft_plugin.pipeline.preflight.axolotl_internals import load_tokenizer
 
     try:
         return load_tokenizer(cfg)
@@ -129,7 +135,7 @@ def _tokenizer(cfg: Any, where: str, answer: Answer) -> Any:
 
 def _rendered(cfg: Any, tokenizer: Any, where: str, answer: Answer) -> str | None:
     """A conversation as the data's chat templates put it; a warning if there are several, a problem if one cannot be used."""
-    from axolotl.utils.chat_templates import get_chat_template_from_config
+    from paft_plugin.pipeline.preflight.axolotl_internals import get_chat_template_from_config
 
     texts: dict[str, int] = {}
     for index, entry in enumerate(cfg.datasets or []):
@@ -174,6 +180,6 @@ def _samples(content: Mapping[str, Any], where: str, answer: Answer) -> dict[int
 
 def _entry_model(rl: str) -> type[BaseModel] | None:
     """What axolotl turns a data set into before it looks at it, where that knows less than its schema."""
-    from axolotl.utils.schemas.datasets import DPODataset, KTODataset
+    from paft_plugin.pipeline.preflight.axolotl_internals import DPODataset, KTODataset
 
     return {"dpo": DPODataset, "ipo": DPODataset, "simpo": DPODataset, "kto": KTODataset}.get(rl)

@@ -1,0 +1,42 @@
+"""What preflight takes from inside axolotl, so that another release of it breaks this file and no other.
+
+axolotl promises nobody these names; they are what `axolotl train` itself goes through before it loads a model, and there is no
+public way to ask what it would make of a config. Checked with axolotl 0.19.0 and 0.21.0. Importing this costs seconds, and may
+open the GPU: it is for the probe's process alone.
+"""
+
+from __future__ import annotations
+
+from axolotl.cli.config import gpu_capabilities, prepare_plugins
+from axolotl.integrations.base import load_plugin
+from axolotl.integrations.config import merge_input_args
+from axolotl.loaders import load_tokenizer
+from axolotl.prompt_strategies.dpo import load as load_dpo
+from axolotl.prompt_strategies.kto import load as load_kto
+from axolotl.prompt_strategies.orpo import load as load_orpo
+from axolotl.utils.chat_templates import get_chat_template_from_config
+from axolotl.utils.config import normalize_cfg_datasets, normalize_config, validate_config
+from axolotl.utils.data.sft import _parse_dataset_type as parse_dataset_type
+from axolotl.utils.data.wrappers import get_dataset_wrapper
+from axolotl.utils.dict import DictDefault
+from axolotl.utils.schemas.datasets import DPODataset, KTODataset
+
+__all__ = [
+    "DPODataset",
+    "DictDefault",
+    "KTODataset",
+    "get_chat_template_from_config",
+    "get_dataset_wrapper",
+    "gpu_capabilities",
+    "load_dpo",
+    "load_kto",
+    "load_orpo",
+    "load_plugin",
+    "load_tokenizer",
+    "merge_input_args",
+    "normalize_cfg_datasets",
+    "normalize_config",
+    "parse_dataset_type",
+    "prepare_plugins",
+    "validate_config",
+]
