@@ -13,6 +13,7 @@ import yaml
 
 from paft_plugin.fusion.recipe.methods import METHODS
 from paft_plugin.fusion.recipe.settings import Parameter
+from paft_plugin.schema import Keys
 
 # Adapters are applied in this dtype, too: in the base's own, base + s·BA would be rounded before the delta is taken.
 MERGE_DTYPE = "float32"
@@ -21,7 +22,7 @@ MATERIALIZED = "materialized"
 
 
 @dataclass(frozen=True)
-class Branch:
+class RecipeBranch:
     """A branch in a recipe."""
 
     path: Path
@@ -37,8 +38,8 @@ class Recipe:
 
     method: str
     base: Path
-    sft: Branch
-    preference: Branch
+    sft: RecipeBranch
+    preference: RecipeBranch
     parameters: tuple[Parameter, ...]
     idle: tuple[bool, bool]
     """For each branch, whether its density stands at 1 because the default would trim nothing of a delta so sparse."""
@@ -55,7 +56,7 @@ class Recipe:
     """What is to be known about the branches: differing tokenizers, a penalty that nothing proves."""
 
     @property
-    def branches(self) -> tuple[Branch, Branch]:
+    def branches(self) -> tuple[RecipeBranch, RecipeBranch]:
         """SFT first, as in every table of this project."""
         return self.sft, self.preference
 
@@ -111,7 +112,7 @@ def adapter_recipe(base: Path, adapter: Path, out_dtype: str) -> str:
     )
 
 
-def _of_branch(recipe: Recipe, branch: Branch) -> dict[str, Any]:
+def _of_branch(recipe: Recipe, branch: RecipeBranch) -> dict[str, Any]:
     if branch.whole is not None:
         return model_reference(branch.whole)
     return model_reference(recipe.base, branch.path) if branch.is_adapter else model_reference(branch.path)
@@ -120,10 +121,6 @@ def _of_branch(recipe: Recipe, branch: Branch) -> dict[str, Any]:
 def _parameters_of(recipe: Recipe, model: int | None) -> dict[str, Any]:
     own = {one.name: one.value for one in recipe.parameters if one.model == model}
     return {"parameters": own} if own else {}
-
-
-Keys = tuple[str | int, ...]
-"""Keys and list positions that lead to a value in the recipe."""
 
 
 def render_recipe(recipe: Recipe) -> str:

@@ -21,8 +21,8 @@ from paft_plugin.fusion.recipe.methods import METHODS
 from paft_plugin.fusion.recipe.render import (
     MATERIALIZED,
     MERGE_DTYPE,
-    Branch,
     Recipe,
+    RecipeBranch,
     build_recipe,
     merge_command,
     merge_directories,
@@ -170,8 +170,8 @@ def settle(
     return Recipe(
         method=request.method,
         base=request.base,
-        sft=Branch(request.sft, sft_is_adapter),
-        preference=Branch(request.preference, preference_is_adapter),
+        sft=RecipeBranch(request.sft, sft_is_adapter),
+        preference=RecipeBranch(request.preference, preference_is_adapter),
         parameters=tuple(parameters(METHODS[request.method], request.settings, idle)),
         idle=idle,
         out_dtype=dtype,
