@@ -57,6 +57,7 @@ class Method:
     """Default weight of each branch; None where mergekit takes no weights."""
     layout: Literal["deltas", "models", "pair"] = "deltas"
     """What is mergekit's `base_model`. `deltas`: the base; `models`: nothing; `pair`: the SFT branch."""
+    layout_reason: str = ""
     density: float | None = None
     """Default share of a delta's entries that is kept; None where nothing is trimmed or dropped."""
     density_reason: str = ""
@@ -200,6 +201,7 @@ METHODS = {
             "SLERP of the two whole models",
             weight=None,
             layout="pair",
+            layout_reason="SLERP goes from one model to another, and wants the first here; it never sees the base model",
             extras=(
                 Extra(
                     "t",

@@ -159,6 +159,7 @@ def _header(recipe: Recipe) -> list[str]:
 def _reasons(recipe: Recipe) -> dict[Keys, str]:
     """Path in the recipe → why the value is what it is."""
     reasons: dict[Keys, str] = {
+        ("base_model",): METHODS[recipe.method].layout_reason,
         ("dtype",): "deltas are far smaller than weights: take and add them in fp32",
         ("out_dtype",): "the base model's own",
         ("tokenizer",): "the base's: left open, it would be any model's (padding rows of the vocabulary go)",
@@ -166,10 +167,6 @@ def _reasons(recipe: Recipe) -> dict[Keys, str]:
     for one in recipe.parameters:
         at: Keys = ("parameters", one.name) if one.model is None else ("models", one.model, "parameters", one.name)
         reasons[("models",) if one.model == len(recipe.branches) else at] = one.reason
-    if METHODS[recipe.method].layout == "pair":
-        reasons["base_model",] = (
-            "SLERP goes from one model to another, and wants the first here; it never sees the base model"
-        )
     return reasons
 
 

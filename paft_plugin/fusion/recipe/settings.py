@@ -94,7 +94,7 @@ WEIGHT = Setting(
     untaken="takes no weights",
     fault=_weight_fault,
     label="--weight-…",
-    way_out=lambda method: "Give --t instead" if method.name == "slerp" else "Leave the weights out",
+    way_out=lambda method: "Give --t instead" if method.extra_called("t") else "Leave the weights out",
     by_tensor=True,
     searched=(0.1, 1.5),  # around 1, where a branch acts as it was trained
     in_mean=False,
