@@ -1,9 +1,11 @@
 """`python -m paft_plugin.pipeline.train CONFIG [OPTION…]`: stock `axolotl train CONFIG OPTION…`, reproducible and resumable.
 
-axolotl hands the config's `seed` to the Trainer, which is built after the adapter: the adapter's A is drawn from an
-unseeded generator, so two runs with one seed start, and end, differently. Here `random`, numpy and torch are seeded
-before axolotl starts, in its own process (with `--launcher python`; other launchers start new ones). And axolotl resumes from
-the last checkpoint even if a kill left it half-written: such ones are removed first. The config needs nothing of ours.
+- axolotl hands the config's `seed` to the Trainer, which is built after the adapter: the adapter's A is drawn from an unseeded
+  generator, so two runs with one seed start, and end, differently. Here `random`, numpy and torch are seeded before axolotl
+  starts, in its own process (with `--launcher python`; other launchers start new ones).
+- axolotl resumes from the last checkpoint even if a kill left it half-written: such ones are removed first.
+
+The config needs nothing of ours.
 """
 
 from __future__ import annotations
@@ -12,14 +14,57 @@ import json
 import shutil
 import sys
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from paft_plugin.errors import PaftError
 from paft_plugin.schema import read_yaml
 
+DEFAULT_SEED = 42  # what axolotl takes when a config names none (`set_default_seed` in its schema)
+_LARGEST_SEED = 2**32 - 1  # numpy's limit
 _STATE = "trainer_state.json"  # the Trainer writes it last
+
+
+def main(arguments: list[str]) -> int:
+    """Train as `CONFIG` says; the exit code is axolotl's own, or 2 for a user's mistake here."""
+    if not arguments or arguments[0].startswith("-"):
+        print("Usage: python -m paft_plugin.pipeline.train CONFIG [OPTION OF AXOLOTL TRAIN]...", file=sys.stderr)
+        return 2
+    file, options = Path(arguments[0]), arguments[1:] or ["--launcher", "python"]
+    try:
+        config = read_yaml(file, "Give an axolotl config.")
+        seed = seed_of(config, file)
+    except PaftError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    if config.get("auto_resume_from_checkpoints") and config.get("output_dir"):
+        for folder in drop_torn(Path(config["output_dir"])):
+            print(f"{folder} was not written to the end: removed.")
+    # axolotl's trainer arguments are parsed from sys.argv once more, so it has to be what the command would have been.
+    sys.argv = ["axolotl", "train", str(file), *options]
+    from axolotl.cli.main import cli
+    from transformers import set_seed
+
+    set_seed(seed)
+    cli(prog_name="axolotl")  # ends by SystemExit, as the command does
+    return 0
+
+
+def seed_of(config: Mapping[str, Any], file: Path) -> int:
+    """The seed that axolotl will take for `config`.
+
+    Raises:
+        PaftError: What is there is no seed; names `file`.
+    """
+    seed = config.get("seed")
+    if seed is None:
+        return DEFAULT_SEED
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= _LARGEST_SEED:
+        raise PaftError(f"seed in {file} must be a whole number from 0 to {_LARGEST_SEED}, not {seed!r}.")
+    return seed
 
 
 def drop_torn(output_dir: Path) -> list[Path]:
@@ -34,8 +79,7 @@ def is_whole(checkpoint: Path) -> bool:
     """Whether a checkpoint can be resumed from: its state is there, and no file of it is cut short or garbled."""
     try:
         json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
-        files = [path for path in checkpoint.rglob("*") if path.is_file()]
-        return all(_is_whole_file(path) for path in files)
+        return all(_is_whole_file(path) for path in checkpoint.rglob("*") if path.is_file())
     except (OSError, ValueError):
         return False
 
@@ -54,52 +98,6 @@ def _is_whole_file(path: Path) -> bool:
         except zipfile.BadZipFile:
             return False
     return True
-
-
-DEFAULT_SEED = 42  # what axolotl takes when a config names none (`set_default_seed` in its schema)
-HINT = "Give an axolotl config."
-_LARGEST = 2**32 - 1  # numpy's limit
-
-
-def config_seed(config: Path) -> int:
-    """The seed that axolotl will take for `config`; raises `PaftError` when it cannot be read or is no seed."""
-    seed = read_yaml(config, HINT).get("seed")
-    if seed is None:
-        return DEFAULT_SEED
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= _LARGEST:
-        raise PaftError(f"seed in {config} must be a whole number from 0 to {_LARGEST}, not {seed!r}.")
-    return seed
-
-
-def main(arguments: list[str]) -> int:
-    """Train as `CONFIG` says; the exit code is axolotl's own, or 2 for a user's mistake here."""
-    if not arguments or arguments[0].startswith("-"):
-        print("Usage: python -m paft_plugin.pipeline.train CONFIG [OPTION OF AXOLOTL TRAIN]...", file=sys.stderr)
-        return 2
-    config, options = Path(arguments[0]), arguments[1:] or ["--launcher", "python"]
-    try:
-        seed = config_seed(config)
-        _drop_torn(config)
-    except PaftError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    # axolotl's trainer arguments are parsed from sys.argv once more, so it has to be what the command would have been.
-    sys.argv = ["axolotl", "train", str(config), *options]
-    from axolotl.cli.main import cli
-    from transformers import set_seed
-
-    set_seed(seed)
-    cli(prog_name="axolotl")  # ends by SystemExit, as the command does
-    return 0
-
-
-def _drop_torn(config: Path) -> None:
-    content = read_yaml(config, HINT)
-    if content.get("auto_resume_from_checkpoints") and content.get("output_dir"):
-        from paft_plugin.pipeline.train import drop_torn
-
-        for folder in drop_torn(Path(content["output_dir"])):
-            print(f"{folder} was not written to the end: removed.")
 
 
 if __name__ == "__main__":

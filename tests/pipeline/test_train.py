@@ -10,25 +10,53 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from paft_plugin.errors import PaftError
-from paft_plugin.pipeline.train import DEFAULT_SEED, config_seed
+from paft_plugin.pipeline.train import DEFAULT_SEED, drop_torn, seed_of
 
 WRAPPED = (sys.executable, "-m", "paft_plugin.pipeline.train")
 
 
-@pytest.mark.parametrize(("text", "seed"), [("seed: 7", 7), ("lr: 1", DEFAULT_SEED), ("seed:", DEFAULT_SEED)])
-def test_the_seed_is_the_one_that_axolotl_takes(tmp_path: Path, text: str, seed: int) -> None:
-    (tmp_path / "c.yml").write_text(text)
-    assert config_seed(tmp_path / "c.yml") == seed
+FILE = Path("c.yml")
 
 
-@pytest.mark.parametrize("text", ["seed: -1", "seed: 4294967296", "seed: yes", "seed: x", "- 1", "a: [", ""])
-def test_what_is_no_seed_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "c.yml").write_text(text)
+@pytest.mark.parametrize(
+    ("config", "seed"), [({"seed": 7}, 7), ({"lr": 1}, DEFAULT_SEED), ({"seed": None}, DEFAULT_SEED)]
+)
+def test_the_seed_is_the_one_that_axolotl_takes(config: dict[str, Any], seed: int) -> None:
+    assert seed_of(config, FILE) == seed
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, True, "x", 1.5])
+def test_what_is_no_seed_is_refused(seed: object) -> None:
     with pytest.raises(PaftError, match=r"c\.yml"):
-        config_seed(tmp_path / "c.yml")
+        seed_of({"seed": seed}, FILE)
+
+
+def checkpoint(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    save_file({"a": torch.zeros(100)}, folder / "adapter_model.safetensors")
+    torch.save({"b": torch.zeros(100)}, folder / "optimizer.pt")
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 2}))
+    return folder
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.pt", "trainer_state.json"])
+@pytest.mark.parametrize("left", [0.0, 0.6])
+def test_only_a_checkpoint_that_was_cut_off_is_removed(file: str, left: float, tmp_path: Path) -> None:
+    whole, torn = checkpoint(tmp_path / "checkpoint-2"), checkpoint(tmp_path / "checkpoint-4")
+    content = (torn / file).read_bytes()
+    (torn / file).write_bytes(content[: int(left * len(content))])
+    assert drop_torn(tmp_path) == [torn]
+    assert [path.name for path in tmp_path.iterdir()] == [whole.name]
+
+
+def test_a_checkpoint_without_the_file_that_is_written_last_is_removed(tmp_path: Path) -> None:
+    (checkpoint(tmp_path / "checkpoint-2") / "trainer_state.json").unlink()
+    assert len(drop_torn(tmp_path)) == 1
 
 
 def test_a_missing_config_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
@@ -46,7 +74,6 @@ def test_the_default_seed_is_axolotl_s() -> None:
 
 def write_base(folder: Path) -> None:
     """A random Llama of 10 thousand parameters with the demo's tokenizer."""
-    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from paft_plugin.demo.pretrain import build_tokenizer
