@@ -146,33 +146,32 @@ def resolve(config: PaftConfig, file: Path, base: Path, arms: Sequence[str] = ()
 
 def _branches(config: PaftConfig, file: Path) -> tuple[dict[str, Branch], str]:
     """All branches in the order of the table, and the name of the preference branch."""
-    folder = file.resolve().parent
-    problems: list[str] = []
-    branches: dict[str, Branch] = {}
     preference = "preference"
-    try:
-        branches[PENALISED] = read_branch(PENALISED, config.sft, folder)
-        if branches[PENALISED].trained is None:
-            branches[DENSE] = without_penalty(branches[PENALISED], DENSE)
-    except PaftError as error:
-        problems += [f"sft: {problem}" for problem in error.problems]
-    try:
-        branch = read_branch(preference, config.preference, folder)
-        preference = preference_name(branch)
-        branches[preference] = replace(branch, name=preference)
-    except PaftError as error:
-        problems += [f"preference: {problem}" for problem in error.problems]
-    for name, spec in config.compare.items():
-        if name in (BASE, PENALISED, SEQUENTIAL, preference) or name.startswith((PAFT, PARALLEL)):
-            problems.append(f"compare.{name}: an arm of the run is called so. Name it otherwise.")
-            continue
+    specs = {"sft": (PENALISED, config.sft), "preference": (preference, config.preference)}
+    specs |= {f"compare.{name}": (name, spec) for name, spec in config.compare.items()}
+    branches: dict[str, Branch] = {}
+    problems: list[str] = []
+    for key, (name, spec) in specs.items():
         try:
-            branches[name] = read_branch(name, spec, folder)
+            if key.startswith("compare.") and _is_taken(name, preference):
+                raise PaftError("an arm of the run is called so. Name it otherwise.")
+            branch = read_branch(name, spec, file.resolve().parent)
+            if key == "preference":
+                preference = preference_name(branch)
+                branch = replace(branch, name=preference)
+            branches[branch.name] = branch
         except PaftError as error:
-            problems += [f"compare.{name}: {problem}" for problem in error.problems]
-    raise_if_any([f"{file}: {problem}" for problem in problems])
+            problems += [f"{file}: {key}: {problem}" for problem in error.problems]
+    raise_if_any(problems)
+    if branches[PENALISED].trained is None and DENSE not in branches:
+        branches[DENSE] = without_penalty(branches[PENALISED], DENSE)
     order = dict.fromkeys([DENSE, PENALISED, preference, *config.compare])
     return {name: branches[name] for name in order if name in branches}, preference
+
+
+def _is_taken(name: str, preference: str) -> bool:
+    """Whether another arm is called so; `compare: {sft: …}` stands in for the dense twin."""
+    return name in (BASE, PENALISED, SEQUENTIAL, preference) or name.startswith((PAFT, PARALLEL))
 
 
 def _wanted(setup: Setup, given: list[str], sequential: bool) -> Iterator[Arm]:

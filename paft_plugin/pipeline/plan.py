@@ -21,7 +21,6 @@ from paft_plugin.runner.stages import Resources, Stage
 
 CONFIGS = RUN_FILE.parent
 """What stages are given: axolotl configs, recipes of the user's, what is scored."""
-REPORT = "report"
 DEVICE = Resources(devices=1)
 VERSIONS = {"paft-plugin": __version__}
 """Another version of ours may do a stage otherwise: it runs again."""
@@ -297,7 +296,7 @@ def _read_from_outside(setup: Setup, arm: Arm, as_adapter: bool) -> Iterator[Pat
 def _report(setup: Setup, stages: Sequence[Stage]) -> Planned:
     file = setup.run_dir / RUN_FILE
     stage = Stage(
-        name=REPORT,
+        name="report",
         title="write the report",
         command=paft("report", str(setup.run_dir)),
         folder=Path("report"),

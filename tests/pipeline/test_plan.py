@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from paft_plugin.demo.configs import FULL_DEMO
+from paft_plugin.demo.run import write_inputs
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.arms import read_run
 from paft_plugin.pipeline.arms import Setup
@@ -131,6 +133,19 @@ def test_every_stage_comes_after_what_it_needs_and_knows_what_it_reads(tmp_path:
     assert stages["sft-l1"].needs == stages["dpo"].needs == (), "the branches know nothing of each other"
     assert set(stages["report"].needs) == set(stages) - {"report"}
     in_order(list(stages.values()), setup.run_dir)
+
+
+def test_the_demo_s_stages_are_few(tmp_path: Path) -> None:
+    write_inputs(FULL_DEMO, tmp_path)
+    setup = open_setup(tmp_path / "paft.yml", [], False)
+    assert len(setup.arms) == 12
+    stages = list(by_name(setup))
+    assert len(stages) == 28
+    # What makes an arm is one stage; the sequential baseline needs the dense branch as a model, and one itself.
+    assert [name for name in stages if name.startswith(("fuse-", "merge-"))] == [
+        *("merge-sft-whole", "merge-sequential"),
+        *(f"fuse-{kind}-{method}" for kind in ("parallel", "paft") for method in ("ties", "dare_ties", "linear")),
+    ]
 
 
 def test_trained_branches_are_taken_as_they_are(tmp_path: Path) -> None:

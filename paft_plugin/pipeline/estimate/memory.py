@@ -10,10 +10,10 @@ dtype (bf16 and fp16: 2, fp32: 4):
 - gradients: 4·N with an adapter, else b·N.
 - optimizer: Adam keeps two numbers like a gradient's; in 8 bit two bytes, but eight for embeddings; others less.
 - activations: T·L·(8 d + 2 k + 4 f)·b, what torch saves for the backward pass of a decoder layer with SwiGLU, RMSNorm and SDPA
-  (tests/pipeline/test_memory.py counts it); in half precision the fp32 inputs of norms and adapters on top, 4·d and 2·(3 d + f);
-  eager attention's scores (Korthikanti et al., arXiv 2205.05198, §4). With gradient checkpointing T·L·d·b, the layers' inputs,
-  and one whole layer. On a CPU with an adapter all of it twice, because glibc's heap falls to pieces (less so with
-  `MALLOC_MMAP_THRESHOLD_=65536`).
+  (tests/pipeline/estimate/test_memory.py counts it); in half precision the fp32 inputs of norms and adapters on top, 4·d and
+  2·(3 d + f); eager attention's scores (Korthikanti et al., arXiv 2205.05198, §4). With gradient checkpointing T·L·d·b, the
+  layers' inputs, and one whole layer. On a CPU with an adapter all of it twice, because glibc's heap falls to pieces (less so
+  with `MALLOC_MMAP_THRESHOLD_=65536`).
 - logits: T·V·(b + 12), in fp32 12: logits, their fp32 copy, the softmax, the gradient. A reference pass adds T·V·(b + 4).
 - reference: a second model, for full-parameter DPO and KTO.
 - penalty: θ_pre in the model's dtype for full fine-tuning, unless `paft_reference: host`; a row block for LoRA, 64 MiB.
@@ -32,6 +32,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from paft_plugin.pipeline.branches import STRATEGIES
 from paft_plugin.pipeline.estimate.shapes import Shapes, count, is_embedding, is_linear, read_config, weight_shapes
 
 ADDED = 0.15
@@ -42,7 +43,6 @@ _FRAGMENTED = 2
 _ROW_BLOCK = 64 << 20
 _FP32 = 4
 _NF4 = 0.53
-_PAIRED = {"dpo", "ipo", "orpo", "simpo", "kto"}  # KTO's second half: the mismatched answers of its KL term
 _WITH_REFERENCE = {"dpo", "ipo", "kto"}
 _FUSED_LOSS = ("cut_cross_entropy", "liger_fused_linear_cross_entropy", "chunked_cross_entropy")
 
@@ -175,7 +175,8 @@ def optimizer_bytes(config: Mapping[str, Any], trains: Shapes, number: int) -> f
 
 def _tokens(config: Mapping[str, Any]) -> int:
     """Of one micro-batch, when every row is as long as it may be."""
-    rows = int(config["micro_batch_size"]) * (2 if config.get("rl") in _PAIRED else 1)
+    # KTO's second half: the mismatched answers of its KL term.
+    rows = int(config["micro_batch_size"]) * (2 if config.get("rl") in STRATEGIES else 1)
     return rows * int(config.get("sequence_len") or 512)
 
 
