@@ -1,24 +1,27 @@
-"""Writes `paft.yml`, `sft.yml` and `preference.yml`."""
+"""Writes `paft.yml`, `sft.yml` and `preference.yml` from templates, with the reason for each choice as a comment."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from paft_plugin.errors import PaftError
 from paft_plugin.files import write_text
 from paft_plugin.penalty.strength import ENOUGH_STEPS
 from paft_plugin.pipeline.branches import PLUGIN
 from paft_plugin.pipeline.starter.model import BaseModel, look_at, sequence_length
-from paft_plugin.pipeline.starter.render import Line, Section, entry, render
 from paft_plugin.pipeline.starter.rows import Reading, read_preference, read_sft
 
 Adapter = Literal["lora", "qlora", "full"]
 Strategy = Literal["dpo", "orpo", "simpo"]
 ENOUGH_TO_HOLD_OUT = 1000
 MICRO = 2
+WIDTH = 120
 
 # (adapter, large) → learning rate: common starting points, not measured optima.
 SFT_RATES = {("adapter", False): 2e-4, ("adapter", True): 1e-4, ("full", False): 2e-5, ("full", True): 1e-5}
@@ -74,227 +77,98 @@ def write_starter(wish: Wish, gpu: bool, force: bool = False) -> list[Path]:
     if problems or base is None or sft is None or preference is None:
         raise PaftError(problems)
     wish.output.mkdir(parents=True, exist_ok=True)
-    texts = [_paft(wish, base), _sft(wish, base, sft, gpu), _preference(wish, base, sft, preference, gpu)]
+    texts = [
+        _templates().get_template("paft.yml.jinja").render(base=base, rl=wish.rl),
+        _branch(wish, base, sft, gpu, None, sft.alpaca),
+        _branch(wish, base, preference, gpu, wish.rl, sft.alpaca),
+    ]
     for file, text in zip(files, texts, strict=True):
         write_text(file, text)
     return files
 
 
-# --- paft.yml -----------------------------------------------------------------------------------------------------------
-
-EVALUATION = """\
-# What every arm is scored on, by lm-eval: name tasks (or groups) that measure what the branches teach.
-# evaluation:
-#   measures: [gsm8k, truthfulqa_mc2]
-#   skill: gsm8k                  # what the SFT branch teaches: the alignment tax is paid in it
-#   preference: truthfulqa_mc2    # what the preference branch teaches
-"""
-FURTHER = """\
-# sequential: true      # also the baseline: SFT without the penalty, then the preference training on top
-# executor: ray         # on a Ray cluster that shares output_dir, instead of this machine
-"""
-
-
-def _paft(wish: Wish, base: BaseModel) -> str:
-    return render(
-        "One base model, two branches trained in parallel, fused, scored: arXiv 2406.17923.\n"
-        "  axolotl paft run paft.yml --dry-run    what it would do\n"
-        "  axolotl paft run paft.yml              do it; an interrupted run goes on with the same command\n"
-        "Paths are meant from this file's folder.",
-        [
-            [Line("base", base.name, "both branches start from it, and their deltas are added to it")],
-            [
-                Line("sft", "sft.yml", "an axolotl config, with the penalty that makes its delta sparse"),
-                Line("preference", "preference.yml", f"a stock axolotl config: {wish.rl.upper()}"),
-                Line("output_dir", "run"),
-            ],
-            [
-                "fusion:\n",
-                "  methods: [ties, dare_ties]  # cheap to try both; `axolotl paft search` finds their settings\n",
-            ],
-            [EVALUATION],
-            [FURTHER],
-        ],
-    )
-
-
-# --- the two branches ---------------------------------------------------------------------------------------------------
-
-
-def _sft(wish: Wish, base: BaseModel, data: Reading, gpu: bool) -> str:
-    length, why = sequence_length(base, data.texts)
-    rate = SFT_RATES[_kind(wish), base.large]
-    return render(
-        "The SFT branch, with the penalty λ‖δ‖₁. `axolotl paft run` sets output_dir.",
-        [
-            [_base(base), *_template(base, data.alpaca)],
-            [
-                Line("plugins", [PLUGIN]),
-                Line(
-                    "paft_target_sparsity",
-                    0.9,
-                    "λ finds itself; the paper reports 90 %, and |δ| ≤ 1e-5 is our measure",
-                ),
-            ],
-            [entry(data.entry, data.why), *_held_out(data)],
-            _adapter(wish),
-            [
-                Line("sequence_len", length, why),
-                Line("excess_length_strategy", "truncate", "what fits still teaches; the default drops the whole row"),
-                *_batch(data.count),
-            ],
-            _optimizer(gpu, rate, "the penalty is to be the only thing that shrinks the delta"),
-            _machine(gpu),
-            _checkpoints(),
-        ],
-    )
-
-
-def _preference(wish: Wish, base: BaseModel, sft: Reading, data: Reading, gpu: bool) -> str:
-    length, why = sequence_length(base, data.texts)
-    rate = PREFERENCE_RATES[wish.rl][_kind(wish), base.large]
-    return render(
-        f"The preference branch, stock axolotl: {wish.rl.upper()}. `axolotl paft run` sets output_dir.",
-        [
-            [_base(base), *_template(base, sft.alpaca)],
-            STRATEGIES[wish.rl],
-            [entry(data.entry, data.why), *_held_out(data)],
-            _adapter(wish),
-            [
-                Line("sequence_len", length, why),
-                Line("excess_length_strategy", "drop", "a truncated answer would teach not to end"),
-                *_batch(data.count),
-            ],
-            _optimizer(gpu, rate, "as in the SFT branch"),
-            _machine(gpu),
-            _checkpoints(),
-        ],
-    )
-
-
-STRATEGIES: dict[str, Section] = {
-    "dpo": [Line("rl", "dpo"), Line("rl_beta", 0.1, "the usual start: higher stays closer to the base")],
-    "orpo": [
-        Line("rl", "orpo"),
-        Line("orpo_alpha", 0.1, "as in the ORPO paper"),
-        Line("remove_unused_columns", False, "ORPO's collator reads columns that the model's forward does not take"),
-    ],
-    "simpo": [
-        Line("rl", "simpo"),
-        Line("rl_beta", 2.0, "as in the SimPO paper's first setting, like the two below"),
-        Line("simpo_gamma", 1.0),
-        Line("cpo_alpha", 0.0, "no further SFT term"),
-    ],
-}
-
-
-def _base(base: BaseModel) -> Line:
-    return Line("base_model", base.name, "as in paft.yml")
-
-
-def _kind(wish: Wish) -> str:
-    return "full" if wish.adapter == "full" else "adapter"
-
-
-def _template(base: BaseModel, alpaca: bool) -> Section:
-    if base.has_template and not alpaca:
-        template = Line("chat_template", "tokenizer_default", "the base's own; both branches must speak the same")
-    elif alpaca:
-        template = Line(
-            "chat_template", "alpaca", "the SFT rows are read with its markers; both branches must speak the same"
+def _branch(wish: Wish, base: BaseModel, data: Reading, gpu: bool, rl: Strategy | None, alpaca: bool) -> str:
+    """The axolotl config of a branch; `alpaca`: the SFT rows are read with that template's markers."""
+    length, why_length = sequence_length(base, data.texts)
+    rates = SFT_RATES if rl is None else PREFERENCE_RATES[rl]
+    return (
+        _templates()
+        .get_template("branch.yml.jinja")
+        .render(
+            base=base,
+            data=data,
+            rl=rl,
+            alpaca=alpaca,
+            gpu=gpu,
+            adapter=wish.adapter,
+            plugin=PLUGIN,
+            held_out=data.count is None or data.count >= ENOUGH_TO_HOLD_OUT,
+            length=length,
+            why_length=why_length,
+            training=_training_length(data.count),
+            enough_steps=ENOUGH_STEPS,
+            rate=rates["full" if wish.adapter == "full" else "adapter", base.large],
         )
-    else:
-        why = "the base has none; this one is plain text and adds no tokens, so that embeddings keep their size"
-        template = Line("chat_template", "alpaca", why)
-    if base.pad_token is None:
-        return [template]
-    why = "the tokenizer names none; this one is in its vocabulary already"
-    return [template, "special_tokens:\n", f'  pad_token: "{base.pad_token}"  # {why}\n']
+    )
 
 
-def _held_out(data: Reading) -> Section:
-    if data.count is None or data.count >= ENOUGH_TO_HOLD_OUT:
-        return [Line("val_set_size", 0.01, "rows that are held out, for eval_loss"), Line("evals_per_epoch", 4)]
-    return [Line("val_set_size", 0, f"all {data.count} rows are trained on: too few to hold some out")]
+@dataclass(frozen=True)
+class TrainingLength:
+    """Rows a step and passes over the data."""
+
+    micro: int
+    accumulated: int
+    epochs: int
+    steps: int | None
+    """None where the rows were not counted."""
+
+    @property
+    def together(self) -> int:
+        """Rows an optimizer step."""
+        return self.micro * self.accumulated
 
 
-def _adapter(wish: Wish) -> Section:
-    if wish.adapter == "full":
-        return []
-    quantised = [Line("load_in_4bit", True, "NF4 while training; the delta is added to the whole base")]
-    return [
-        Line("adapter", wish.adapter),
-        *(quantised if wish.adapter == "qlora" else []),
-        Line("lora_r", 16),
-        Line("lora_alpha", 32),
-        Line("lora_dropout", 0, "dropout would train another function than that of the penalised s·BA"),
-        Line("lora_target_linear", True),
-    ]
-
-
-def _batch(rows: int | None) -> Section:
-    accumulated, epochs = _effort(rows)
-    together = MICRO * accumulated
-    steps = "" if rows is None else f": {rows} rows make {-(-rows // together) * epochs} steps"
-    why = f"fewer than {ENOUGH_STEPS} steps would be few for λ to find itself, and for any training"
-    return [
-        Line(
-            "sample_packing", False, "true packs short rows for speed, in SFT alone: axolotl refuses it for preferences"
-        ),
-        Line("micro_batch_size", MICRO, "lower it, and raise the next one, if memory does not suffice"),
-        Line("gradient_accumulation_steps", accumulated, f"{together} rows a step{steps}"),
-        Line("num_epochs", epochs, why if epochs > 1 else ""),
-    ]
-
-
-def _effort(rows: int | None) -> tuple[int, int]:
-    """Micro-batches a step and epochs: the usual 16 rows a step and one epoch; of few rows, fewer a step, then more epochs."""
+def _training_length(rows: int | None) -> TrainingLength:
+    """The usual 16 rows a step and one epoch; of few rows, fewer a step, then more epochs."""
     accumulated = 8
     if rows is None:
-        return accumulated, 1
+        return TrainingLength(MICRO, accumulated, 1, None)
     while accumulated > 1 and rows < ENOUGH_STEPS * MICRO * accumulated:
         accumulated //= 2
-    return accumulated, -(-ENOUGH_STEPS // -(-rows // (MICRO * accumulated)))
+    steps = -(-rows // (MICRO * accumulated))
+    epochs = -(-ENOUGH_STEPS // steps)
+    return TrainingLength(MICRO, accumulated, epochs, steps * epochs)
 
 
-def _optimizer(gpu: bool, rate: float, decay: str) -> Section:
-    return [
-        Line("optimizer", "adamw_torch_fused" if gpu else "adamw_torch"),
-        Line("lr_scheduler", "cosine"),
-        Line(
-            "learning_rate", rate, "a common start for this kind of training and size of model, not a measured optimum"
-        ),
-        Line("warmup_steps", 10),
-        Line("weight_decay", 0.0, decay),
-        Line("max_grad_norm", 1.0),
-        Line("seed", 42),
-    ]
+def _templates() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("paft_plugin.pipeline.starter"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 - YAML, and every value that is not ours passes through `key`
+    )
+    environment.filters["key"] = _key
+    return environment
 
 
-def _machine(gpu: bool) -> Section:
-    if gpu:
-        return [
-            Line("bf16", True, "not auto, which means fp16 on an old GPU: branches must not differ in precision"),
-            Line("tf32", False, "small entries of the delta are what it is about"),
-            Line("attn_implementation", "sdpa", "part of torch"),
-            Line("gradient_checkpointing", True, "less memory for more time"),
-            "gradient_checkpointing_kwargs:\n",
-            "  use_reentrant: false  # axolotl's default is true for SFT and false for preferences: one for both\n",
-        ]
-    kernels = [f"lora_{part}_kernel" for part in ("mlp", "qkv", "o", "embedding")]
-    return [
-        Line(
-            "bf16",
-            False,
-            "there is no GPU here: a CPU has neither these precisions nor these kernels, which axolotl turns on",
-        ),
-        *(Line(key, False) for key in ("fp16", "tf32", *kernels)),
-    ]
+def _key(name: str, value: Any, why: str = "", indent: str = "") -> str:
+    """`name: value  # why` as YAML, without the last line's end; a reason that is too long stands above."""
+    # Lists of plain values stay on their line, as people write them.
+    flow = isinstance(value, (list, dict)) and not any(isinstance(each, (list, dict)) for each in value)
+    text = yaml.safe_dump(value, default_flow_style=flow, allow_unicode=True, width=10_000, sort_keys=False)
+    line = (
+        f"{indent}{name}: {_float(value) if isinstance(value, float) else text.removesuffix('...' + chr(10)).rstrip()}"
+    )
+    if not why or len(line) + len(why) + 4 <= WIDTH:
+        return f"{line}  # {why}" if why else line
+    beside = " " * len(indent)
+    above = textwrap.wrap(why, WIDTH - len(beside) - 2, break_long_words=False, break_on_hyphens=False)
+    return "\n".join([*(f"{beside}# {each}" for each in above), line])
 
 
-def _checkpoints() -> Sequence[Line]:
-    return [
-        Line("logging_steps", 1),
-        Line("saves_per_epoch", 10, "a training that is killed goes on from the last one"),
-        Line("save_total_limit", 2),
-    ]
+def _float(value: float) -> str:
+    """`2.0e-5`: without the point YAML takes it for a word."""
+    text = f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+")
+    return text if 0 < abs(value) < 1e-2 else repr(value)

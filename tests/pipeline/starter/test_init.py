@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from paft_plugin.pipeline.starter.render import Line
 
 from paft_plugin.cli import paft
 from paft_plugin.errors import PaftError
@@ -20,7 +21,6 @@ from paft_plugin.pipeline.arms import Setup, resolve
 from paft_plugin.pipeline.config import read_config
 from paft_plugin.pipeline.preflight import preflight
 from paft_plugin.pipeline.starter import Wish, write_starter
-from paft_plugin.pipeline.starter.render import Line
 from paft_plugin.pipeline.starter.write import MICRO, _batch
 from tests.pipeline.preflight.test_data import ALPACA, CHAT, PAIR, SHAREGPT, WHOLE
 
