@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from paft_plugin.demo import configs, data
-from paft_plugin.demo.configs import FULL_DEMO, QUICK_DEMO, TASKS, VALIDATION_TASKS, Demo, paft_yml
+from paft_plugin.demo import data
+from paft_plugin.demo.configs import FULL_DEMO, QUICK_DEMO, SEED, TASKS, VALIDATION_TASKS, Demo, paft_yml, write_configs
 from paft_plugin.files import write_bytes, write_text
 from paft_plugin.pipeline.run import run_pipeline
 
@@ -29,8 +29,8 @@ def write_inputs(demo: Demo, run_dir: Path) -> None:
     """Write what a run is given: base model, data, lm-eval tasks, axolotl configs, `paft.yml`."""
     for shipped in resources.files("paft_plugin.demo").joinpath("base").iterdir():
         write_bytes(run_dir / "base" / shipped.name, shipped.read_bytes())
-    data.write_data(run_dir / "data", configs.SEED, items=demo.items)
+    data.write_data(run_dir / "data", SEED, items=demo.items)
     data.write_tasks(run_dir / TASKS, run_dir / "data" / "test")
     data.write_tasks(run_dir / VALIDATION_TASKS, run_dir / "data" / "validation", "validation")
-    configs.write_configs(run_dir, demo.effort)
+    write_configs(run_dir, demo.effort)
     write_text(run_dir / "paft.yml", paft_yml(demo))

@@ -48,10 +48,10 @@ def write_run(folder: Path, *, items: int = 10, sft_steps: int = 6, preference_s
     return folder / "paft.yml"
 
 
-def training(kind: str, steps: int) -> dict[str, Any]:
+def training(kind: configs.Training, steps: int) -> dict[str, Any]:
     """An axolotl config of the demo's, shortened, that saves a checkpoint every second step; its data path is relative."""
     effort = configs.Effort(sft_steps=steps, preference_steps=steps)
-    made = configs.sft_config(effort) if kind == "sft" else configs.dpo_config(effort)
+    made: dict[str, Any] = yaml.safe_load(configs.training_config(kind, effort))
     made |= {"micro_batch_size": 8, "save_steps": 2, "save_total_limit": 2, "logging_steps": 1}
     return made
 
