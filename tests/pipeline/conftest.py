@@ -1,8 +1,8 @@
-"""The demo's base model, data and configs, to plant one mistake in."""
+"""The demo's base model, data and configs, to plant one mistake in; and a hub on this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from paft_plugin.demo import configs, data
 from paft_plugin.errors import Findings
 from paft_plugin.files import write_bytes
 from paft_plugin.pipeline.preflight import preflight
+from tests.pipeline.hub import FakeHub
 from tests.pipeline.room import Room
 
 
@@ -40,3 +41,18 @@ def check(room: Room, forked: None) -> Callable[..., Findings]:  # noqa: ARG001
         return preflight(room.setup(**changes))
 
     return run
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A fake hub that is asked, although the tests are offline."""
+    from huggingface_hub import constants
+
+    made = FakeHub()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", made.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", made.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setenv("HF_ENDPOINT", made.url)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    yield made
+    made.close()

@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-
-import pytest
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -50,18 +47,3 @@ class FakeHub:
     def close(self) -> None:
         self.server.shutdown()
         self.server.server_close()
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A fake hub that is asked, although the tests are offline."""
-    from huggingface_hub import constants
-
-    made = FakeHub()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", made.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", made.url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setenv("HF_ENDPOINT", made.url)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    yield made
-    made.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,6 @@ class Room:
 
     def data(self, name: str, rows: list[Any], **entry: Any) -> list[Content]:
         """`datasets:` with one file of `rows`."""
-        import json
-
         file = self.folder / name
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return [{"path": str(file), "ds_type": "json", "split": "train", **entry}]

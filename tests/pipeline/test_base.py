@@ -13,7 +13,7 @@ import pytest
 from paft_plugin.errors import PaftError
 from paft_plugin.pipeline.base import base_folder
 from paft_plugin.pipeline.config import PaftConfig
-from tests.pipeline.hub import FakeHub, hub  # noqa: F401
+from tests.pipeline.hub import FakeHub
 
 COMMIT = "0123456789" * 4
 Make = Callable[[str], PaftConfig]
@@ -89,20 +89,20 @@ def test_no_safetensors(config: Make, shipped: Path) -> None:
 
 
 @pytest.mark.usefixtures("cache")
-def test_gated(config: Make, hub: FakeHub) -> None:  # noqa: F811
+def test_gated(config: Make, hub: FakeHub) -> None:
     hub.answers["/api/models/org/model/auth-check"] = (403, {"X-Error-Code": "GatedRepo"}, b"")
     with pytest.raises(PaftError, match="Accept its terms on"):
         base_folder(config("org/model"), download=True)
 
 
 @pytest.mark.usefixtures("cache")
-def test_missing(config: Make, hub: FakeHub) -> None:  # noqa: F811
+def test_missing(config: Make, hub: FakeHub) -> None:
     with pytest.raises(PaftError, match="no model org/model on the hub"):
         base_folder(config("org/model"), download=True)
     assert hub.asked == ["/api/models/org/model/auth-check"]
 
 
-def test_downloaded(config: Make, cache: Path, shipped: Path, hub: FakeHub) -> None:  # noqa: F811
+def test_downloaded(config: Make, cache: Path, shipped: Path, hub: FakeHub) -> None:
     (shipped / "pytorch_model.bin").write_bytes(b"a pickle")
     serve(hub, shipped)
     folder = base_folder(config("org/model"), download=True)
@@ -112,7 +112,7 @@ def test_downloaded(config: Make, cache: Path, shipped: Path, hub: FakeHub) -> N
     assert not any("pytorch_model.bin" in path for path in hub.asked)
 
 
-def serve(hub: FakeHub, folder: Path) -> None:  # noqa: F811
+def serve(hub: FakeHub, folder: Path) -> None:
     """Let the hub have a model, file by file."""
     files = sorted(folder.iterdir())
     info = {"id": "org/model", "sha": COMMIT, "siblings": [{"rfilename": file.name} for file in files]}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from paft_plugin.pipeline.hub import access
-from tests.pipeline.hub import FakeHub, hub  # noqa: F401
+from tests.pipeline.hub import FakeHub
 
 PATH = "/api/models/org/model/auth-check"
 
 
-def test_allowed(hub: FakeHub) -> None:  # noqa: F811
+def test_allowed(hub: FakeHub) -> None:
     hub.answers[PATH] = (200, {}, b"{}")
     found = access("org/model")
     assert (found.problems, found.warnings) == ([], [])
@@ -27,7 +27,7 @@ def test_allowed(hub: FakeHub) -> None:  # noqa: F811
         (404, {"X-Error-Code": "RepoNotFound"}, ["There is no model org/model", "Check the name"]),
     ],
 )
-def test_refused(hub: FakeHub, status: int, headers: dict[str, str], words: list[str]) -> None:  # noqa: F811
+def test_refused(hub: FakeHub, status: int, headers: dict[str, str], words: list[str]) -> None:
     hub.answers[PATH] = (status, headers, b"")
     found = access("org/model")
     assert len(found.problems) == 1
@@ -36,7 +36,7 @@ def test_refused(hub: FakeHub, status: int, headers: dict[str, str], words: list
         assert word in found.problems[0]
 
 
-def test_silence_and_faults_are_warnings(hub: FakeHub) -> None:  # noqa: F811
+def test_silence_and_faults_are_warnings(hub: FakeHub) -> None:
     hub.answers[PATH] = (500, {}, b"")
     assert "answers with 500" in access("org/model").warnings[0]
     hub.delay = 2.0
@@ -47,7 +47,7 @@ def test_silence_and_faults_are_warnings(hub: FakeHub) -> None:  # noqa: F811
     assert "cannot be reached" in access("org/model").warnings[0]
 
 
-def test_a_gated_data_set(hub: FakeHub) -> None:  # noqa: F811
+def test_a_gated_data_set(hub: FakeHub) -> None:
     hub.answers["/api/datasets/org/data/auth-check"] = (403, {"X-Error-Code": "GatedRepo"}, b"")
     assert f"{hub.url}/datasets/org/data" in access("org/data", "dataset").problems[0]
 

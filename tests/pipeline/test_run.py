@@ -18,7 +18,7 @@ from paft_plugin.pipeline.run import make_executor, open_setup, prepare, ray_in_
 from paft_plugin.runner.executor import Job
 from paft_plugin.runner.local import LocalExecutor
 from paft_plugin.runner.stages import Stage
-from tests.pipeline.hub import FakeHub, hub  # noqa: F401
+from tests.pipeline.hub import FakeHub
 from tests.pipeline.runs import edit, write_run
 
 
@@ -65,7 +65,7 @@ def test_bad_input_is_exit_code_2_and_all_of_it(tmp_path: Path) -> None:
     )
 
 
-def test_a_mistake_beside_a_remote_base_is_said_before_it_is_downloaded(tmp_path: Path, hub: FakeHub) -> None:  # noqa: F811
+def test_a_mistake_beside_a_remote_base_is_said_before_it_is_downloaded(tmp_path: Path, hub: FakeHub) -> None:
     file = write_run(tmp_path, base="org/model", preference="gone.yml")
     shown = call("run", str(file), code=2)
     assert "gone.yml: no such file" in shown

@@ -11,23 +11,12 @@ import pytest
 
 from paft_plugin.errors import Findings
 from paft_plugin.pipeline.preflight.data_files import FIRST, LAST, read_sample
-from tests.pipeline.hub import FakeHub, hub  # noqa: F401
+from tests.pipeline.hub import FakeHub
 from tests.pipeline.room import Room
+from tests.pipeline.rows import ALPACA, CHAT, KTO, PAIR, QUESTION, SHAREGPT, WHOLE, YES, turn
 
 Preflight = Callable[..., Findings]
 
-
-def turn(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
-QUESTION, YES, NO = turn("user", "1 + 1?"), turn("assistant", "2"), turn("assistant", "3")
-CHAT = {"messages": [QUESTION, YES]}
-SHAREGPT = {"conversations": [{"from": "human", "value": "1 + 1?"}, {"from": "gpt", "value": "2"}]}
-ALPACA = {"instruction": "1 + 1?", "input": "", "output": "2"}
-PAIR = {"prompt": "1 + 1?", "chosen": "2", "rejected": "3"}
-WHOLE = {"chosen": [QUESTION, YES], "rejected": [QUESTION, NO]}
-KTO = {"prompt": "1 + 1?", "completion": "2", "label": True}
 
 WRONG = [
     ("sft", {"type": "chat_template"}, SHAREGPT, ["field_messages: conversations", "{role: from, content: value}"]),
@@ -126,7 +115,7 @@ def test_hub_data_when_offline(check: Preflight) -> None:
     assert "datasets[0]: org/data could not be checked: HF_HUB_OFFLINE is set" in found.warnings[0]
 
 
-def test_gated_hub_data(check: Preflight, hub: FakeHub) -> None:  # noqa: F811
+def test_gated_hub_data(check: Preflight, hub: FakeHub) -> None:
     hub.answers["/api/datasets/org/data/auth-check"] = (403, {"X-Error-Code": "GatedRepo"}, b"")
     problems = check(sft={"datasets": [{"path": "org/data", "type": "chat_template"}]}).problems
     assert len(problems) == 1

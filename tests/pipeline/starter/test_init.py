@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
-from paft_plugin.pipeline.starter.render import Line
 
 from paft_plugin.cli import paft
 from paft_plugin.errors import PaftError
@@ -21,8 +20,8 @@ from paft_plugin.pipeline.arms import Setup, resolve
 from paft_plugin.pipeline.config import read_config
 from paft_plugin.pipeline.preflight import preflight
 from paft_plugin.pipeline.starter import Wish, write_starter
-from paft_plugin.pipeline.starter.write import MICRO, _batch
-from tests.pipeline.preflight.test_data import ALPACA, CHAT, PAIR, SHAREGPT, WHOLE
+from paft_plugin.pipeline.starter.write import MICRO
+from tests.pipeline.rows import ALPACA, CHAT, PAIR, SHAREGPT, WHOLE
 
 
 def rows_file(folder: Path, name: str, row: dict[str, Any]) -> str:
@@ -107,14 +106,21 @@ def test_a_base_without_template_and_padding(demo: Path, tmp_path: Path) -> None
     ("rows", "accumulated", "epochs"),
     [(None, 8, 1), (5000, 8, 1), (960, 8, 1), (959, 4, 1), (300, 2, 1), (121, 1, 1), (100, 1, 2), (1, 1, 60)],
 )
-def test_few_rows_still_make_enough_steps(rows: int | None, accumulated: int, epochs: int) -> None:
-    section = _batch(rows)
-    lines = {line.key: line for line in section if isinstance(line, Line)}
-    assert (lines["gradient_accumulation_steps"].value, lines["num_epochs"].value) == (accumulated, epochs)
+def test_few_rows_still_make_enough_steps(
+    demo: Path, tmp_path: Path, rows: int | None, accumulated: int, epochs: int
+) -> None:
+    data = "org/chats"
+    if rows:
+        data = str(tmp_path / "rows.jsonl")
+        Path(data).write_text((json.dumps(CHAT) + "\n") * rows, encoding="utf-8")
+    write_starter(Wish(str(demo / "base"), data, str(demo / "data" / "preference.jsonl"), tmp_path), gpu=False)
+    text = (tmp_path / "sft.yml").read_text(encoding="utf-8")
+    content = yaml.safe_load(text)
+    assert (content["gradient_accumulation_steps"], content["num_epochs"]) == (accumulated, epochs)
     if rows:
         steps = -(-rows // (MICRO * accumulated)) * epochs
         assert steps >= ENOUGH_STEPS
-        assert f"{rows} rows make {steps} steps" in lines["gradient_accumulation_steps"].why
+        assert f"{rows} rows make {steps} steps" in text
 
 
 def test_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
