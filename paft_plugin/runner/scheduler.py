@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.runner import logs
@@ -144,13 +144,11 @@ class _Run:
 
     def execute(self, interrupts: _Interrupts) -> None:
         """Skip what is up to date and run the rest, as far as it can run; whatever goes wrong, nothing runs on afterwards."""
-        for watcher in self.watchers:
-            watcher.planned(self.ordered, self.reasons)
+        self._tell(lambda watcher: watcher.planned(self.ordered, self.reasons))
         for stage in self.ordered:
             marker = read_marker(self.run_dir, stage.name)
             if stage.name not in self.pending and marker:
-                log = log_path(self.run_dir, stage.name)
-                self._through(StageResult(stage.name, stage.title, "skipped", marker.seconds, log))
+                self._through(stage, "skipped", marker.seconds)
         forget(self.pending.values(), self.run_dir)
         try:
             while self.pending or self.running:
@@ -158,18 +156,21 @@ class _Run:
                 self._collect()
                 if interrupts.count:
                     raise KeyboardInterrupt
-                for watcher in self.watchers:
-                    watcher.refresh()
+                self._tell(lambda watcher: watcher.refresh())
                 time.sleep(POLL)
         finally:
             self._stop(interrupts)
         if self.failures:
             raise PaftError([*self.failures[:-1], f"{self.failures[-1]}\n{logs.GO_ON}"])
 
-    def _through(self, result: StageResult) -> None:
-        self.results[result.name] = result
+    def _tell(self, what: Callable[[Watcher], None]) -> None:
         for watcher in self.watchers:
-            watcher.ended(result)
+            what(watcher)
+
+    def _through(self, stage: Stage, status: Literal["done", "skipped"], seconds: float) -> None:
+        result = StageResult(stage.name, stage.title, status, seconds, log_path(self.run_dir, stage.name))
+        self.results[stage.name] = result
+        self._tell(lambda watcher: watcher.ended(result))
 
     def _launch(self, interrupts: _Interrupts) -> None:
         waiting: list[Stage] = []
@@ -192,8 +193,7 @@ class _Run:
         self.attempts[stage.name] = number
         running = self.executor.start(Job(stage, self.run_dir, log, kept or number > 1, self.variables), self.lock)
         self.running[stage.name] = _Attempt(stage, running, number)
-        for watcher in self.watchers:
-            watcher.started(stage, log, running.where)
+        self._tell(lambda watcher: watcher.started(stage, log, running.where))
 
     def _collect(self) -> None:
         """Mark what ended well, and give up what needs a stage that did not."""
@@ -205,9 +205,7 @@ class _Run:
             if ended.code == 0 and not ended.lost:
                 self._done(attempt)
             elif ended.lost and attempt.number < _ATTEMPTS:
-                self.pending[name] = attempt.stage
-                for watcher in self.watchers:
-                    watcher.lost(attempt.stage, ended.lost)
+                self._lost(attempt.stage, ended.lost)
             else:
                 self._failed(attempt, ended)
 
@@ -215,8 +213,11 @@ class _Run:
         stage = attempt.stage
         seconds = time.monotonic() - attempt.since
         marker = write_marker(self.run_dir, stage.name, self.identities[stage.name], seconds)
-        log = log_path(self.run_dir, stage.name)
-        self._through(StageResult(stage.name, stage.title, "done", marker.seconds, log))
+        self._through(stage, "done", marker.seconds)
+
+    def _lost(self, stage: Stage, why: str) -> None:
+        self.pending[stage.name] = stage
+        self._tell(lambda watcher: watcher.lost(stage, why))
 
     def _failed(self, attempt: _Attempt, ended: Ended) -> None:
         stage = attempt.stage
@@ -225,8 +226,7 @@ class _Run:
         log = log_path(self.run_dir, stage.name)
         lost = f"lost its place {attempt.number} times, at last: {ended.lost}"
         why = lost if ended.lost else logs.how_it_ended(ended.code)
-        for watcher in self.watchers:
-            watcher.failed(stage, why)
+        self._tell(lambda watcher: watcher.failed(stage, why))
         self.failures.append(logs.failure(stage.name, stage.title, why, log, self.reader))
 
     def _stop(self, interrupts: _Interrupts) -> None:

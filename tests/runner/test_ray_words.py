@@ -20,9 +20,8 @@ from packaging.requirements import Requirement
 from paft_plugin.errors import PaftError
 from paft_plugin.runner.executor import Job
 from paft_plugin.runner.ray import connect
-from paft_plugin.runner.ray.cluster import RayExecutor, bundle, task_options
+from paft_plugin.runner.ray.cluster import RayExecutor, bundle, here, task_options
 from paft_plugin.runner.ray.connect import Node, in_words
-from paft_plugin.runner.ray.node import here
 from paft_plugin.runner.ray.node_probe import look_around
 from paft_plugin.runner.stages import Resources
 from tests.runner.tools import PACKAGE, python

@@ -1,4 +1,4 @@
-"""A Ray cluster as an executor: each attempt at a stage is an actor, which Ray places by what the stage takes.
+"""A Ray cluster as an executor: each attempt at a stage is an actor on one of its nodes, placed by what the stage takes.
 
 The run directory has to be on storage that all nodes share. Nothing is shipped: what the commands need is installed on the
 nodes, and inside a stage its own launchers stay in charge. The driver keeps the run's lock; each remote guard keeps its
@@ -9,21 +9,29 @@ on it, an attempt counts as running: two never write into one folder.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from paft_plugin.errors import PaftError
 from paft_plugin.files import is_locked
+from paft_plugin.runner import guard
+from paft_plugin.runner.devices import VISIBLE
 from paft_plugin.runner.executor import Ended, Job
-from paft_plugin.runner.lock import hold_path
+from paft_plugin.runner.local import GuardedCommand
+from paft_plugin.runner.lock import hold_path, take_hold
 from paft_plugin.runner.ray.connect import Package, alive_nodes, check_nodes, connect, in_words
-from paft_plugin.runner.ray.node import Attempt
 from paft_plugin.runner.stages import Resources, Stage
 
 _HOLD_PATIENCE = 120.0  # seconds beyond the grace: an NFS server gives up a dead client's locks after 90
+_TAKE_PATIENCE = 10.0  # seconds for a hold that the driver has just found free
+_POLL = 0.05  # seconds between two looks at a command, on its node
 
 
 def bundle(resources: Resources, *, gpus: bool) -> dict[str, float]:
@@ -241,3 +249,70 @@ class RemoteAttempt:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", 1)[0]
+
+
+# --- on a node of the cluster ---------------------------------------------------------------------------------------------
+
+
+class ApartCommand(GuardedCommand):
+    """A command whose guard survives what Ray does to a worker's children, and ends the command itself."""
+
+    guard = (*GuardedCommand.guard, guard.APART)
+
+
+class Attempt:
+    """An actor: `run` waits in one thread of the worker, and the others listen."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._command: ApartCommand | None = None
+        self._stopped = False
+
+    def run(self, job: Job, grace: float, hold: Path, python: str) -> int:
+        """Run the command to its end and return its code, as `executor.Ended` has it.
+
+        Args:
+            job: The attempt; its paths are the same on every node.
+            grace: Seconds between SIGTERM and SIGKILL.
+            hold: Locked while any process of the command lives.
+            python: The driver's interpreter; a command that names it gets this node's own.
+
+        Raises:
+            OSError: The log or the hold cannot be opened or locked.
+        """
+        descriptor = take_hold(hold, _TAKE_PATIENCE)
+        try:
+            with self._mutex:
+                if self._stopped:
+                    return -signal.SIGTERM
+                job = here(job, python)
+                self._command = ApartCommand(job, job.environment, "", grace, descriptor, release=lambda _: None)
+        finally:
+            os.close(descriptor)  # the guard has it from now on
+        while (ended := self._command.poll()) is None:
+            time.sleep(_POLL)
+        return ended.code
+
+    def stop(self) -> None:
+        """SIGTERM to all of its processes, SIGKILL after the grace; a command that has not started never will."""
+        with self._mutex:
+            self._stopped = True
+            if self._command:
+                self._command.stop()
+
+    def kill(self) -> None:
+        """SIGKILL to all of its processes."""
+        with self._mutex:
+            self._stopped = True
+            if self._command:
+                self._command.kill()
+
+
+def here(job: Job, python: str) -> Job:
+    """`job` as it runs on this node: by this Python, on the GPUs that Ray gave to this worker and no others."""
+    stage = job.stage
+    command = tuple(sys.executable if part == python else part for part in stage.command)
+    # Ray sets it where the GPUs are NVIDIA's; other kinds have variables of their own, which pass as they are.
+    visible = os.environ.get(VISIBLE) if stage.resources.devices else ""
+    environment = dict(stage.environment) if visible is None else {**stage.environment, VISIBLE: visible}
+    return dataclasses.replace(job, stage=dataclasses.replace(stage, command=command, environment=environment))

@@ -1,4 +1,4 @@
-"""The private names of Ray that we need, in one place: tried with Ray 2.52 to 2.60, and the first to look at with a new one."""
+"""The private names of Ray (2.60) that we need, each with its reason; the first file to look at when a new Ray breaks something."""
 
 from __future__ import annotations
 
