@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runner.ray_nodes import TwoNodes
+from tests.runner.ray.nodes import TwoNodes
 from tests.runner.tools import Driver
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import re
 import subprocess
@@ -14,12 +15,19 @@ from typing import Any
 
 import psutil
 import pytest
+from rich.console import Console
 
 from paft_plugin import __version__
+from paft_plugin.runner.local import LocalExecutor
 from paft_plugin.runner.logs import LogReader, StageProgress
 from paft_plugin.runner.ray.connect import Package
+from paft_plugin.runner.scheduler import run_stages
 from paft_plugin.runner.stages import Stage
+from paft_plugin.runner.watch.display import Display
+from paft_plugin.runner.watch.watcher import StageResult
 
+TIMES = "import time, json\nbegin = time.time_ns()\n"
+RECORD = "(out / 'times.json').write_text(json.dumps([begin, time.time_ns()]))\n"
 PATIENCE = 60.0  # seconds: generous, a hang is all it must tell from slowness
 
 # What a stage's code begins with; nothing waits for ever, so that a broken pipeline fails its tests and does not hang them.
@@ -129,6 +137,27 @@ def python(name: str, code: str, *, needs: tuple[str, ...] = (), **others: Any) 
     )
 
 
+def meet(other: str) -> str:
+    """Code that ends only when the other stage has begun, too (or fails)."""
+    return f"""
+(out / 'here').touch()
+until(lambda: Path('out/{other}/here').exists())
+"""
+
+
+def times(run_dir: Path, name: str) -> tuple[int, int]:
+    begin, end = json.loads((run_dir / "out" / name / "times.json").read_text())
+    return begin, end
+
+
+def run(stages: list[Stage], run_dir: Path, workers: int = 2, **others: object) -> tuple[list[StageResult], str]:
+    """Run on something that is not a terminal; return the results and what was shown."""
+    shown = io.StringIO()
+    watcher = Display(run_dir, Console(file=shown, width=60))
+    results = run_stages(stages, run_dir, LocalExecutor(workers=workers), [watcher], **others)  # type: ignore[arg-type]
+    return results, shown.getvalue()
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """What a folder holds: relative path → bytes."""
     files = (path for path in folder.rglob("*") if path.is_file())
@@ -178,6 +207,7 @@ class Driver:
                 [sys.executable, "-u", "-c", DRIVER, str(path)],
                 stdout=file if output is None else output,
                 stderr=subprocess.STDOUT,
+                cwd=Path(__file__).parents[2],  # it imports this module
                 start_new_session=True,
             )
         self.started.append(process)

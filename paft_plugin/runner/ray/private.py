@@ -1,4 +1,4 @@
-"""The private names of Ray (2.60) that we need, each with its reason; the first file to look at when a new Ray breaks something."""
+"""Ray's private names (2.60) that we need, each with its reason: the first place to look when a new Ray breaks something."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from paft_plugin.runner.stages import Resources, Stage
 from paft_plugin.runner.watch.events import EventLog
 from tests.pipeline.runs import write_run
 from tests.runner.families import LINUX, POLITE, STUBBORN, family, no_longer
-from tests.runner.ray_nodes import Killer, NodeKiller, TwoNodes, Watching, WorkerKiller
+from tests.runner.ray.nodes import Killer, NodeKiller, TwoNodes, Watching, WorkerKiller
 from tests.runner.tools import PACKAGE, PATIENCE, Driver, contents, python, wait_for
 
 pytestmark = [pytest.mark.slow, LINUX]

@@ -146,7 +146,7 @@ def test_all_that_is_wrong_with_a_node_is_told_at_once() -> None:
 def test_the_extra_asks_for_what_axolotl_s_own_does() -> None:
     theirs = [each for each in map(Requirement, requires("axolotl") or []) if each.name == "ray"]
     assert [str(each.marker) for each in theirs] == ['extra == "ray"']
-    project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    project = (Path(__file__).parents[3] / "pyproject.toml").read_text()
     (ours,) = re.findall(r'^ray = \[\s*"(.*?)"', project, re.MULTILINE)
     assert Requirement(ours).extras == theirs[0].extras
     assert Requirement(ours).specifier == theirs[0].specifier
