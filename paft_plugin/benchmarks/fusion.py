@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from paft_plugin.benchmarks.harness import Figure, Row, apart, figure, megabytes, quotients, sized_command
+from paft_plugin.benchmarks.harness import BenchmarkRow, Figure, apart, figure, megabytes, quotients, sized_command
 
 PACKAGES = ("paft-plugin", "mergekit", "torch", "transformers", "peft")
 METHODS = ("ties", "dare_ties")
@@ -50,7 +50,7 @@ class MergeRun:
     """Whole models written for the merge alone."""
 
 
-def measure(size: Qwen2Size, repeats: int, folder: Path) -> Iterator[Row]:
+def measure(size: Qwen2Size, repeats: int, folder: Path) -> Iterator[BenchmarkRow]:
     """A row for each method; both tools take turns."""
     whole, half = folder / "whole", folder / "half"
     apart(make_qwen2_with_adapters, size, whole)
@@ -71,7 +71,7 @@ def measure(size: Qwen2Size, repeats: int, folder: Path) -> Iterator[Row]:
 
 def _row(
     method: str, size: Qwen2Size, plain_runs: list[MergeRun], our_runs: list[MergeRun], of_half: MergeRun, same: bool
-) -> Row:
+) -> BenchmarkRow:
     figures: list[Figure] = []
     timings: dict[str, list[float]] = {}
     held = size == FULL  # on a small model, imports are most of either
@@ -89,7 +89,7 @@ def _row(
         f"Qwen2, {size.layers} layers, bf16, two adapters r=16 on all linear layers, density 0.5; plain: mergekit-yaml; "
         "between: bytes of models on disk that only the merge needs"
     )
-    return Row(method, figures, timings, note)
+    return BenchmarkRow(method, figures, timings, note)
 
 
 def make_qwen2_with_adapters(size: Qwen2Size, folder: Path) -> None:

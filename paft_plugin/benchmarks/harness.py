@@ -57,7 +57,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchmarkRow:
     """A named comparison."""
 
     name: str
@@ -78,7 +78,7 @@ def quotients(ones: Sequence[float], others: Sequence[float]) -> list[float]:
     return [one / other for one, other in zip(ones, others, strict=True)]
 
 
-def as_table(rows: Sequence[Row]) -> Table:
+def as_table(rows: Sequence[BenchmarkRow]) -> Table:
     """Each row's name, and a line for each of its figures; whole at 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("Figure", no_wrap=True)
@@ -109,7 +109,7 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if value == int(value) or abs(value) >= 100 else f"{value:.4g}"
 
 
-def as_json(rows: Sequence[Row], packages: Sequence[str], conditions: Mapping[str, Any]) -> dict[str, Any]:
+def as_json(rows: Sequence[BenchmarkRow], packages: Sequence[str], conditions: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that was measured, and on what.
 
     Args:
@@ -148,7 +148,7 @@ output_option = click.option(
 
 
 def run_benchmark(
-    rows: Iterable[Row], output: Path | None, packages: Sequence[str], conditions: Mapping[str, Any]
+    rows: Iterable[BenchmarkRow], output: Path | None, packages: Sequence[str], conditions: Mapping[str, Any]
 ) -> None:
     """Measure `rows`, one by one, show them, and write them into `output` if there is one.
 
@@ -158,7 +158,7 @@ def run_benchmark(
         packages: Whose versions matter.
         conditions: How it is measured, as JSON.
     """
-    done: list[Row] = []
+    done: list[BenchmarkRow] = []
     for row in rows:
         done.append(row)
         if output:
@@ -171,7 +171,7 @@ def run_benchmark(
 
 def sized_command(
     text: str,
-    measure: Callable[[Size, int, Path], Iterable[Row]],
+    measure: Callable[[Size, int, Path], Iterable[BenchmarkRow]],
     *,
     full: Size,
     quick: Size,

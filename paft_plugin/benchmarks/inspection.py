@@ -24,7 +24,7 @@ from typing import Any
 
 import click
 
-from paft_plugin.benchmarks.harness import Figure, Row, apart, figure, megabytes, quotients, sized_command
+from paft_plugin.benchmarks.harness import BenchmarkRow, Figure, apart, figure, megabytes, quotients, sized_command
 
 PACKAGES = ("paft-plugin", "torch", "numba", "safetensors")
 SEED = 0
@@ -67,7 +67,7 @@ CASES = {
 STATES = ("cold", "warm")
 
 
-def measure(size: LlamaSize, repeats: int, folder: Path) -> Iterator[Row]:
+def measure(size: LlamaSize, repeats: int, folder: Path) -> Iterator[BenchmarkRow]:
     """A row for each case and state of the cache; reading and inspecting take turns."""
     whole, half = folder / "whole", folder / "half"
     smaller = LlamaSize(**{**asdict(size), "layers": size.layers // 2})
@@ -95,7 +95,7 @@ def _row(
     runs: dict[str, list[InspectionRun]],
     of_half: InspectionRun,
     cached: Sequence[float],
-) -> Row:
+) -> BenchmarkRow:
     held = size == FULL
     parameters = (folders[0] / "model.safetensors").stat().st_size / 2
     gigabytes = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors")) / 1e9
@@ -120,7 +120,7 @@ def _row(
         f"{min(cached):.0%} to {max(cached):.0%} of them cached before a run; load average {min(loads):.1f} to {max(loads):.1f}, "
         f"after inspecting {', '.join(f'{run.load:.1f}' for run in inspections)}"
     )
-    return Row(name, figures, timings, note)
+    return BenchmarkRow(name, figures, timings, note)
 
 
 def inspect(folders: Sequence[Path]) -> InspectionRun:

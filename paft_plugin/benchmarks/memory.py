@@ -19,7 +19,7 @@ import click
 import yaml
 
 import paft_plugin.demo
-from paft_plugin.benchmarks.harness import Figure, Row, output_option, run_benchmark
+from paft_plugin.benchmarks.harness import BenchmarkRow, Figure, output_option, run_benchmark
 from paft_plugin.demo.configs import CPU_ONLY
 from paft_plugin.errors import PaftError
 from paft_plugin.files import write_bytes, write_text
@@ -48,13 +48,13 @@ sys.exit(os.waitstatus_to_exitcode(status) != 0)
 _LORA = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "lora_target_linear": True}
 
 
-def measure(folder: Path) -> Iterator[Row]:
+def measure(folder: Path) -> Iterator[BenchmarkRow]:
     """A row for each model and kind, as soon as it is measured: estimate and peak in MB, and their ratio."""
     demo = Path(paft_plugin.demo.__file__).parent / "base"
     alone = _peak_of_training(
         folder / "alone", _config(folder / "alone", demo, KINDS["LoRA SFT"], length=32, batch=1), demo
     )
-    yield Row("the process alone", [Figure("peak", alone / 1e6, "MB")])
+    yield BenchmarkRow("the process alone", [Figure("peak", alone / 1e6, "MB")])
     for name, shape in MODELS.items():
         base = _model(folder / name.replace(" ", "-"), demo, shape)
         for kind, keys in KINDS.items():
@@ -65,9 +65,9 @@ def measure(folder: Path) -> Iterator[Row]:
             yield _row(f"{name}, {kind}", estimate, _peak_of_training(run, config, demo), alone)
 
 
-def _row(name: str, estimate: Memory, peak: int, alone: int) -> Row:
+def _row(name: str, estimate: Memory, peak: int, alone: int) -> BenchmarkRow:
     ours = estimate.total - estimate.process * (1 + ADDED)
-    return Row(
+    return BenchmarkRow(
         name,
         [
             Figure("estimate", estimate.total / 1e6, "MB"),

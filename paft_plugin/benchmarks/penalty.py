@@ -19,7 +19,16 @@ import click
 import torch
 from torch import Tensor, nn
 
-from paft_plugin.benchmarks.harness import MIB, Figure, Row, apart, figure, output_option, quotients, run_benchmark
+from paft_plugin.benchmarks.harness import (
+    MIB,
+    BenchmarkRow,
+    Figure,
+    apart,
+    figure,
+    output_option,
+    quotients,
+    run_benchmark,
+)
 from paft_plugin.benchmarks.training_steps import (
     FULL,
     QUICK,
@@ -55,7 +64,7 @@ KEEP_MEMORY = {
 Factors = list[tuple[Tensor, Tensor]]
 
 
-def lora_step(scale: Scale) -> Row:
+def lora_step(scale: Scale) -> BenchmarkRow:
     """Training steps of a LoRA with the penalty against those without."""
     model = random_llama(scale, lora=True)
     whole = time_steps(model, scale)
@@ -68,10 +77,10 @@ def lora_step(scale: Scale) -> Row:
         Figure(f"passes a step, accumulation {ACCUMULATION}", max(split.passes), "", at_most=1),
     ]
     timings = whole.timings() | {f"penalty in a step, accumulation {ACCUMULATION}": split.penalty}
-    return Row("lora step", figures, timings, note)
+    return BenchmarkRow("lora step", figures, timings, note)
 
 
-def full_step(scale: Scale) -> Row:
+def full_step(scale: Scale) -> BenchmarkRow:
     """Training steps of a whole model with the penalty, θ_pre on the device, against those without."""
     settings = PenaltySettings(SUBGRADIENT.strength, reference="device")
     model = random_llama(scale, lora=False)
@@ -91,7 +100,7 @@ def full_step(scale: Scale) -> Row:
         Figure("extra / (copy + block)", extra / allowed, "×", at_most=1.02),
     ]
     note = f"{_size(model)}, AdamW, fp32, {_tokens(scale)}; memory: 2 steps of one sequence in processes of their own"
-    return Row("full step", figures, times.timings(), note)
+    return BenchmarkRow("full step", figures, times.timings(), note)
 
 
 def _full_training(scale: Scale, settings: PenaltySettings | None) -> Callable[[], object]:
@@ -106,17 +115,17 @@ def _full_training(scale: Scale, settings: PenaltySettings | None) -> Callable[[
     return work
 
 
-def proximal_step(scale: Scale) -> Row:
+def proximal_step(scale: Scale) -> BenchmarkRow:
     """The penalty's own time in proximal mode, which takes the norm of the factors."""
     return _own_time("proximal step", PROXIMAL, scale)
 
 
-def controller(scale: Scale) -> Row:
+def controller(scale: Scale) -> BenchmarkRow:
     """The penalty's own time when λ is steered."""
     return _own_time("controller", CONTROLLER, scale)
 
 
-def inspection(scale: Scale) -> Row:
+def inspection(scale: Scale) -> BenchmarkRow:
     """What one inspection of a LoRA costs, and what share of a run that is at the recommended interval."""
     model = random_llama(scale, lora=True)
     times = time_steps(model, scale, EVERY_STEP)
@@ -128,19 +137,21 @@ def inspection(scale: Scale) -> Row:
         figure(f"inspection / {INSPECT_STEPS} steps", shares, "%", at_most=1),
     ]
     timings = {"plain step": times.plain, "inspection": times.inspections}
-    return Row("inspection", figures, timings, f"{_size(model)}, LoRA r={RANK} on all linear layers, {_tokens(scale)}")
+    return BenchmarkRow(
+        "inspection", figures, timings, f"{_size(model)}, LoRA r={RANK} on all linear layers, {_tokens(scale)}"
+    )
 
 
-def _own_time(name: str, settings: PenaltySettings, scale: Scale) -> Row:
+def _own_time(name: str, settings: PenaltySettings, scale: Scale) -> BenchmarkRow:
     # What the penalty does is independent of the tokens, so the steps around it may be short.
     short = replace(scale, sequences=2, sequence_length=32, pairs=scale.repeats)
     model = random_llama(short, lora=True)
     times = time_steps(model, short, settings, alternate=False)
     note = f"{_size(model)}, LoRA r={RANK} on all linear layers, with its logging; no bar"
-    return Row(name, [figure("penalty", times.penalty, "s")], {"penalty in a step": times.penalty}, note)
+    return BenchmarkRow(name, [figure("penalty", times.penalty, "s")], {"penalty in a step": times.penalty}, note)
 
 
-def layer_set(scale: Scale) -> Row:
+def layer_set(scale: Scale) -> BenchmarkRow:
     """One decoder layer of Llama-3-8B: our two passes against autograd through the products."""
     fresh = apart(_time_layer_set, scale)
     kept = apart(_time_layer_set, scale, environment=KEEP_MEMORY)
@@ -165,7 +176,7 @@ def layer_set(scale: Scale) -> Row:
         "memory kept: the allocator returns nothing to the system, so naive pays no page faults"
     )
     timings = fresh | {f"memory kept: {name}": samples for name, samples in kept.items()}
-    return Row("llama-3-8b layer set", figures, timings, note)
+    return BenchmarkRow("llama-3-8b layer set", figures, timings, note)
 
 
 def _time_layer_set(scale: Scale) -> dict[str, list[float]]:
@@ -219,10 +230,10 @@ def _on_layer_set(work: Callable[[Factors], object], shapes: Sequence[tuple[int,
     return partial(work, random_factors(shapes))
 
 
-def gpu(scale: Scale) -> Row:
+def gpu(scale: Scale) -> BenchmarkRow:
     """LoRA steps on a GPU, in bf16 at four times the tokens, with the Triton kernels and without."""
     if not torch.cuda.is_available():
-        return Row("gpu", [], note="no GPU here")
+        return BenchmarkRow("gpu", [], note="no GPU here")
     long = replace(scale, sequences=4 * scale.sequences)
     figures: list[Figure] = []
     timings: dict[str, list[float]] = {}
@@ -239,7 +250,7 @@ def gpu(scale: Scale) -> Row:
         ]
         timings |= times.timings(f"{name}: ")
     note = f"{torch.cuda.get_device_name()}, bf16, {_tokens(long)}; the clock waits for the GPU around the penalty"
-    return Row("gpu", figures, timings, note)
+    return BenchmarkRow("gpu", figures, timings, note)
 
 
 def _size(model: nn.Module) -> str:
@@ -250,7 +261,7 @@ def _tokens(scale: Scale) -> str:
     return f"{scale.sequences * scale.sequence_length} tokens a step"
 
 
-ROWS: dict[str, Callable[[Scale], Row]] = {
+ROWS: dict[str, Callable[[Scale], BenchmarkRow]] = {
     "lora step": lora_step,
     "llama-3-8b layer set": layer_set,
     "full step": full_step,
@@ -272,7 +283,7 @@ def command(output: Path | None, quick: bool, only: tuple[str, ...]) -> None:
     run_benchmark(measure(only or tuple(ROWS), scale), output, PACKAGES, {"quick": quick, "scale": asdict(scale)})
 
 
-def measure(names: Sequence[str], scale: Scale) -> Iterator[Row]:
+def measure(names: Sequence[str], scale: Scale) -> Iterator[BenchmarkRow]:
     """The rows of these names."""
     for name in names:
         click.echo(f"{name} …", err=True)

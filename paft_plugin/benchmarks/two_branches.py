@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from paft_plugin.benchmarks.harness import Row, figure, output_option, quotients, run_benchmark
+from paft_plugin.benchmarks.harness import BenchmarkRow, figure, output_option, quotients, run_benchmark
 from paft_plugin.demo.configs import QUICK_DEMO, Effort
 from paft_plugin.demo.run import write_inputs
 from paft_plugin.pipeline.run import prepare
@@ -31,7 +31,7 @@ PACKAGES = ("axolotl", "torch", "transformers", "peft", "trl")
 OFFLINE = {"AXOLOTL_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def measure(folder: Path, repeats: int, effort: Effort, say: Callable[[str], None]) -> Row:
+def measure(folder: Path, repeats: int, effort: Effort, say: Callable[[str], None]) -> BenchmarkRow:
     """Seconds of the two branches one by one and at once, and the ratio of the second to the sum of the first."""
     apart: dict[str, list[float]] = {branch: [] for branch in BRANCHES}
     together: list[float] = []
@@ -45,7 +45,7 @@ def measure(folder: Path, repeats: int, effort: Effort, say: Callable[[str], Non
                 together.append(seconds)
             say(f"repeat {repeat + 1} of {repeats}, {workers} at once: {seconds:.1f} s")
     sums = [sum(times) for times in zip(*apart.values(), strict=True)]
-    return Row(
+    return BenchmarkRow(
         "the demo's two branches",
         [
             *(figure(f"{branch} alone", times, "s") for branch, times in apart.items()),

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from paft_plugin.benchmarks.__main__ import BENCHMARKS, benchmarks
-from paft_plugin.benchmarks.harness import Figure, Row, figure, quotients, run_benchmark
+from paft_plugin.benchmarks.harness import BenchmarkRow, Figure, figure, quotients, run_benchmark
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -26,8 +26,8 @@ def test_there_are_no_other_benchmarks() -> None:
 
 
 def test_rows_measured_before_a_failure_are_written(tmp_path: Path) -> None:
-    def rows() -> Iterator[Row]:
-        yield Row("first", [Figure("time", 1.0, "s")])
+    def rows() -> Iterator[BenchmarkRow]:
+        yield BenchmarkRow("first", [Figure("time", 1.0, "s")])
         raise RuntimeError("the second one fails")
 
     output = tmp_path / "benchmark.json"
