@@ -1,13 +1,51 @@
-"""How a sparsity threshold is written, so that every file and metric names it the same way."""
+"""How numbers are written: the same in a terminal, in Markdown, on a page and in a plot's caption."""
 
 from __future__ import annotations
 
+import math
+
+BLANK = "–"
+"""Where there is no number."""
+MINUS = "−"
+
 
 def threshold_key(threshold: float) -> str:
-    """As a JSON key: the shortest text that reads back as the same number (`1e-05`, `2.5e-05`, `0.001`)."""
+    """A sparsity threshold as a JSON key: the shortest text that reads back as the same number (`1e-05`, `2.5e-05`, `0.001`)."""
     return repr(float(threshold))
 
 
 def threshold_label(threshold: float) -> str:
-    """As part of a metric's name (`1e-5`, `2.5e-5`, `0.001`)."""
+    """A sparsity threshold for people, and as part of a metric's name (`1e-5`, `2.5e-5`, `0.001`)."""
     return f"{threshold:g}".replace("e-0", "e-")
+
+
+def number(value: float | None) -> str:
+    """A score: three decimals, or four digits from 10 on; never a negative zero."""
+    if value is None or not math.isfinite(value):
+        return BLANK
+    text = f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", MINUS)
+
+
+def signed(value: float | None) -> str:
+    """`number` with its sign."""
+    text = number(value)
+    return text if text.startswith((MINUS, BLANK)) else f"+{text}"
+
+
+def share(value: float | None, decimals: int = 1) -> str:
+    """A share of 1 as per cent. Only none at all is 0, and only the whole is 100."""
+    if value is None or not math.isfinite(value):
+        return BLANK
+    least = 10.0**-decimals
+    text = f"{100 * value:.{decimals}f}"
+    if value > 0 and float(text) == 0:
+        return f"<{least:.{decimals}f}%"
+    if value < 1 and float(text) == 100:
+        return f">{100 - least:.{decimals}f}%"
+    return f"{text}%"
+
+
+def measured(value: float | None, digits: int = 3) -> str:
+    """A norm, a time or anything else that may be of any size, in so many significant digits."""
+    return BLANK if value is None or not math.isfinite(value) else f"{value:.{digits}g}"

@@ -55,7 +55,7 @@ def inspect(
 
     from paft_plugin.inspection.inspect import DENSITIES, THRESHOLDS, Settings, inspect_deltas, problems_of
     from paft_plugin.inspection.inspected import check_writable, write_inspection
-    from paft_plugin.inspection.terminal import entries_done, tables
+    from paft_plugin.inspection.terminal import entries_done, terminal_tables
     from paft_plugin.machine import reuse_freed_memory
 
     problems, branches = _named(deltas)
@@ -76,7 +76,7 @@ def inspect(
 
         written += [write_inspection_page(output_dir), *write_plots(inspection, output_dir)]
     console = Console()
-    for table in tables(inspection):
+    for table in terminal_tables(inspection):
         console.print(table)
     click.echo(f"Wrote {', '.join(file.name for file in written)} into {output_dir}.")
 

@@ -140,3 +140,9 @@ def read_run(run_dir: Path) -> RunFile | None:
     """
     file = run_dir / RUN_FILE
     return RunFile.read(file) if file.is_file() else None
+
+
+def arm_named(name: str, arms: Iterable[Arm] = ()) -> Arm:
+    """The arm of that name among `arms`; of one that isn't there, as in a `results.json` without its run, what the name says."""
+    branches = () if name.startswith(("paft-", "parallel-")) else (name,)
+    return find_arm(arms, name) or _Schema1(branches=branches, arms={name: ""}, fused={}).resolved()[0]

@@ -18,9 +18,9 @@ import click
 from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.evaluation.candidates import Candidate, parse_all, problems_of
 from paft_plugin.evaluation.config import EvaluationConfig, read_measures
-from paft_plugin.evaluation.results import Measure, Score, scores_content
+from paft_plugin.evaluation.results import ArmScore, Measure, ScoresFile
 from paft_plugin.evaluation.tasks import OpenTask, open_measures
-from paft_plugin.files import write_json
+from paft_plugin.formats import number
 
 if TYPE_CHECKING:
     from paft_plugin.evaluation.scorer import Scorer
@@ -30,14 +30,14 @@ def score(
     candidates: Sequence[Candidate],
     config: EvaluationConfig,
     output: Path,
-    on_scored: Callable[[str, Score], None] = lambda _arm, _score: None,
-) -> dict[str, Score]:
+    on_scored: Callable[[str, ArmScore], None] = lambda _arm, _score: None,
+) -> dict[str, ArmScore]:
     """Score every candidate and write `output` anew after each, so that no failure costs an arm that was finished.
 
     Args:
         candidates: The arms; all are checked before the first one is scored.
         config: What they are scored on, and how.
-        output: Gets `scores.json`; see `scores.py`.
+        output: Gets `scores.json`; see `results.ScoresFile`.
         on_scored: Called with arm and score after each arm.
 
     Raises:
@@ -59,10 +59,10 @@ def score(
         problems += error.problems
     raise_if_any(problems)
 
-    scores: dict[str, Score] = {}
+    scores: dict[str, ArmScore] = {}
     for candidate in candidates:
         scores[candidate.arm] = _score_one(candidate, config, device, measures, tasks)
-        write_json(output, scores_content(measures, scores))
+        ScoresFile(measures=tuple(measures), scores=scores).write(output)
         on_scored(candidate.arm, scores[candidate.arm])
     return scores
 
@@ -73,7 +73,7 @@ def _score_one(
     device: str,
     measures: Sequence[Measure],
     tasks: Mapping[str, OpenTask],
-) -> Score:
+) -> ArmScore:
     import torch
 
     from paft_plugin.evaluation.loading import load
@@ -92,10 +92,10 @@ def _score_one(
     gc.collect()  # the next one may need the memory
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return {**score, "seconds": round(time.monotonic() - start, 3)}
+    return score.model_copy(update={"seconds": round(time.monotonic() - start, 3)})
 
 
-def score_model(scorer: Scorer, measures: Sequence[Measure]) -> Score:
+def score_model(scorer: Scorer, measures: Sequence[Measure]) -> ArmScore:
     """What the scorer's model comes to on the measures; a number that is not finite is left out.
 
     Raises:
@@ -111,18 +111,18 @@ def score_model(scorer: Scorer, measures: Sequence[Measure]) -> Score:
     )
     values = {measure.name: found[measure.task].values[measure.key] for measure in measures}
     errors = {measure.name: found[measure.task].stderr.get(measure.key) for measure in measures}
-    return {
-        "scores": {name: value for name, value in values.items() if math.isfinite(value)},
-        "stderr": {name: error for name, error in errors.items() if error is not None and math.isfinite(error)},
-        "n": {measure.name: scorer.items(measure.task) for measure in measures},
-    }
+    return ArmScore(
+        scores={name: value for name, value in values.items() if math.isfinite(value)},
+        stderr={name: error for name, error in errors.items() if error is not None and math.isfinite(error)},
+        n={measure.name: scorer.items(measure.task) for measure in measures},
+    )
 
 
-def _say(arm: str, score: Score) -> None:
-    shown = "  ".join(f"{name} {score['scores'][name]:.3f}" for name in score["n"] if name in score["scores"])
-    click.echo(f"{arm}: {shown}  ({score['seconds']:.1f} s)")
-    for name in score["n"]:
-        if name not in score["scores"]:
+def _say(arm: str, score: ArmScore) -> None:
+    shown = "  ".join(f"{name} {number(score.scores[name])}" for name in score.n if name in score.scores)
+    click.echo(f"{arm}: {shown}  ({score.seconds:.1f} s)")
+    for name in score.n:
+        if name not in score.scores:
             click.echo(f"Warning: arm {arm}: {name} is no finite number, so it is left out.", err=True)
 
 

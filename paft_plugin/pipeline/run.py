@@ -130,13 +130,13 @@ def check(setup: Setup, plan: Plan, console: Console) -> None:
 
 def show_results(run_dir: Path, console: Console) -> None:
     """The table of all arms, and where to read on."""
+    from paft_plugin.report.arm_tables import arm_table
     from paft_plugin.report.collect import collect
     from paft_plugin.report.run_report import REPORT, missed_targets
-    from paft_plugin.report.table import terminal_table
 
     run = read_run(run_dir)
     assert run is not None, "the run itself wrote it"
-    console.print(terminal_table(collect(run_dir, run), console.width))
+    console.print(arm_table(collect(run_dir, run)))
     for missed in missed_targets(run_dir):
         console.print(Text(f"Warning: {missed}", style="yellow"), soft_wrap=True, highlight=False)
     console.print(Text(f"Read on in {run_dir / REPORT}"), soft_wrap=True, highlight=False)

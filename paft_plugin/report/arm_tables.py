@@ -1,72 +1,79 @@
-"""The tables of a comparison: its arms, and the paper's questions to them."""
+"""The tables of a run: its arms, and the paper's questions to them."""
 
 from __future__ import annotations
 
-from paft_plugin.evaluation.results import Measure
-from paft_plugin.formats import threshold_label
+from paft_plugin.evaluation.results import RESULTS, ArmResult, Measure, Results, skill_reference, standard_error
+from paft_plugin.formats import BLANK, number, share, signed, threshold_label
 from paft_plugin.report.choice import Choice
-from paft_plugin.report.differences import comparisons, number, signed, standard_error
-from paft_plugin.report.page import BLANK, Cell, Column, Row, Table, difference_cell, number_cell, unbroken
-from paft_plugin.report.results import Arm, Results
+from paft_plugin.report.differences import Difference, comparisons
+from paft_plugin.tables import Cell, Column, Row, Table, number_cell
 
 
-def arm_table(results: Results, choice: Choice) -> Table:
-    """A row for each arm: every measure with its standard error, the alignment tax, every sparsity."""
+def arm_table(results: Results, choice: Choice | None = None) -> Table:
+    """A row for each arm: every measure with its standard error, the alignment tax, every sparsity; `choice` is marked."""
+    chosen, tied = (choice.arm, choice.tied) if choice else (None, ())
     thresholds = [key for key in results.thresholds if any(key in arm.sparsity for arm in results.arms)]
     has_tax = any(arm.alignment_tax is not None for arm in results.arms)
     columns = [
         Column("Arm", is_number=False),
         *(Column(_heading(measure)) for measure in results.measures),
         *([Column("Alignment tax")] if has_tax else []),
-        *(Column(f"Sparsity at {unbroken(threshold_label(float(key)))}") for key in thresholds),
+        *(Column(f"Sparsity at {threshold_label(float(key))}", is_optional=True) for key in thresholds),
     ]
     rows = [
         Row(
             [
                 Cell(arm.name),
                 *(_score_cell(arm, measure) for measure in results.measures),
-                *([_tax_cell(arm)] if has_tax else []),
-                *(number_cell(arm.sparsity.get(key), "{:.1%}") for key in thresholds),
+                *([number_cell(arm.alignment_tax, signed)] if has_tax else []),
+                *(number_cell(arm.sparsity.get(key), share) for key in thresholds),
             ],
-            is_marked=arm is choice.arm,
-            tag="chosen" if arm is choice.arm else "no different" if arm.name in choice.tied else "",
+            is_marked=arm is chosen,
+            tag="chosen" if arm is chosen else "no different" if arm.name in tied else "",
         )
         for arm in results.arms
     ]
-    note = "± one standard error. Sparsity is the share of a delta's entries with |δ| at or under the threshold. "
-    note += "Alignment tax is the skill of sft less that of the arm." if has_tax else ""
-    return Table("arms", "Every arm, as scored", columns, rows, note.strip())
+    note = "± one standard error. Sparsity is the share of a delta's entries with |δ| at or under the threshold."
+    reference = skill_reference(results.arms, results.skill or "")
+    if has_tax and reference:
+        note += f" Alignment tax is the skill of {reference.name} less that of the arm."
+    return Table(columns, rows, "arms", "Every arm, as scored", note, elsewhere=RESULTS)
 
 
 def _heading(measure: Measure) -> str:
-    return measure.name if measure.higher_is_better else f"{measure.name} (less is better)"
+    """A person's word for it with a capital; lm-eval's own as it is."""
+    name = measure.name if measure.name == measure.task else measure.name[:1].upper() + measure.name[1:]
+    return name if measure.higher_is_better else f"{name} (less is better)"
 
 
-def _score_cell(arm: Arm, measure: Measure) -> Cell:
-    score = arm.scores.get(measure.name)
-    if score is None:
-        return Cell(BLANK, "")
-    error = standard_error(arm, measure.name)
-    return Cell(number(score) + ("" if error is None else f" ± {number(error)}"), score)
-
-
-def _tax_cell(arm: Arm) -> Cell:
-    return Cell(BLANK, "") if arm.alignment_tax is None else Cell(signed(arm.alignment_tax), arm.alignment_tax)
+def _score_cell(arm: ArmResult, measure: Measure) -> Cell:
+    score, error = arm.scores.get(measure.name), standard_error(arm, measure.name)
+    return Cell(number(score), "" if score is None else score, "" if error is None else number(error))
 
 
 def comparison_table(results: Results, choice: Choice) -> Table | None:
     """A row for each question of the paper that this run answers; None if it answers none."""
-    asked = comparisons(results, None if choice.arm is None else choice.arm.name)
+    asked = comparisons(results, choice.arm)
     if not asked:
         return None
     return Table(
-        "comparisons",
-        "What changes from one arm to another",
         [Column("Question", is_number=False), *(Column(_heading(measure)) for measure in results.measures)],
         [
-            Row([Cell(one.question, detail=f"{one.before} → {one.after}"), *map(difference_cell, one.differences)])
+            Row(
+                [
+                    Cell(one.question, detail=f"{one.before.name} → {one.after.name}"),
+                    *map(_difference_cell, one.differences),
+                ]
+            )
             for one in asked
         ],
+        "comparisons",
+        "What changes from one arm to another",
         "Differences ± their standard error, of unpaired items. Less than two standard errors counts as no difference; of many "
         "comparisons a few pass that bar by chance.",
     )
+
+
+def _difference_cell(found: Difference | None) -> Cell:
+    """A difference with its error, and its verdict in words."""
+    return Cell(BLANK, "") if found is None else Cell(str(found), found.value, verdict=found.verdict)

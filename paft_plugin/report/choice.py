@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from paft_plugin.drawing import joined
-from paft_plugin.evaluation.results import Measure
-from paft_plugin.report.differences import Difference, difference, number
-from paft_plugin.report.results import Arm, Results
+from paft_plugin.evaluation.results import ArmResult, Measure, Results
+from paft_plugin.formats import number
+from paft_plugin.report.differences import Difference, difference
 
-SFT_ARMS = ("sft", "sft-l1")
 RULE = (
     "Take the SFT arm with the best skill as the reference; without an SFT arm, the arm with the best skill.",
     "Keep the arms whose skill is not below the reference's by more than 2 standard errors of the difference.",
@@ -32,7 +31,7 @@ class Choice:
     """What the rule came to."""
 
     kind: Kind
-    arm: Arm | None
+    arm: ArmResult | None
     headline: str
     explanation: str
     tied: tuple[str, ...] = ()
@@ -53,7 +52,7 @@ def choose(results: Results) -> Choice:
     if len(goals) == 1:
         return _by_one(results, scored, goals[0])
     skill, preference = goals
-    reference = _best([arm for arm in scored if arm.name in SFT_ARMS] or scored, [skill])
+    reference = _best([arm for arm in scored if arm.arm.is_sft] or scored, [skill])
     kept = [arm for arm in scored if not _worse(reference, arm, skill)]
     best = _best(kept, [preference, skill, *results.others])
     tied = [arm for arm in kept if not _worse(best, arm, preference)]
@@ -65,37 +64,38 @@ def choose(results: Results) -> Choice:
     return _named(results, chosen, [arm.name for arm in left if arm is not chosen], reference, most)
 
 
-def _best(arms: Sequence[Arm], measures: Sequence[Measure]) -> Arm:
+def _best(arms: Sequence[ArmResult], measures: Sequence[Measure]) -> ArmResult:
     """The best in the first two measures in turn, then in the sum of the rest, then the sparsest; among equals the first."""
 
-    def gains(arm: Arm) -> tuple[float, ...]:
+    def gains(arm: ArmResult) -> tuple[float, ...]:
         each = [arm.scores.get(m.name, float("-inf")) * (1 if m.higher_is_better else -1) for m in measures]
         return (*each[:2], sum(each[2:]), *(arm.sparsity[key] for key in sorted(arm.sparsity, key=float)))
 
     return max(arms, key=gains)
 
 
-def _worse(one: Arm, other: Arm, measure: Measure) -> bool:
+def _worse(one: ArmResult, other: ArmResult, measure: Measure) -> bool:
     """Whether `other` is worse than `one` by more than the bar."""
     found = difference(one, other, measure)
     return found is not None and found.verdict == "worse"
 
 
-def _is_trade(reference: Arm, chosen: Arm, most: Arm, preference: Measure) -> bool:
+def _is_trade(reference: ArmResult, chosen: ArmResult, most: ArmResult, preference: Measure) -> bool:
     """Whether what keeps the skill has no more of the preference than SFT alone, although another arm has."""
     gained = difference(reference, chosen, preference)
     return (gained is None or gained.verdict == "same") and _worse(most, chosen, preference)
 
 
-def _named(results: Results, chosen: Arm, tied: list[str], reference: Arm, most: Arm) -> Choice:
+def _named(results: Results, chosen: ArmResult, tied: list[str], reference: ArmResult, most: ArmResult) -> Choice:
     assert results.skill is not None
     assert results.preference is not None
     costs = _costs(results, chosen, reference, most)
-    if "base" in (chosen.name, *tied):
-        others = [name for name in (chosen.name, *tied) if name != "base"]
+    base = results.first("base")
+    if base and base.name in (chosen.name, *tied):
+        others = [name for name in (chosen.name, *tied) if name != base.name]
         return Choice(
             "nothing",
-            results.arm("base"),
+            base,
             "Nothing beats the base model",
             f"Its {results.skill} is no worse than that of {_named_reference(reference)}, and no arm that keeps it shows more "
             f"{results.preference}, both to within 2 standard errors. Score more items, or train longer, before choosing.",
@@ -114,21 +114,19 @@ def _named(results: Results, chosen: Arm, tied: list[str], reference: Arm, most:
     return Choice("tied", chosen, f"Use {chosen.name}", explanation, tuple(tied), costs)
 
 
-def _why(results: Results, reference: Arm) -> str:
+def _why(results: Results, reference: ArmResult) -> str:
     return f"It has the best {results.preference} of the arms that keep the {results.skill} of {_named_reference(reference)}."
 
 
-def _named_reference(reference: Arm) -> str:
-    return (
-        f"{reference.name}, the best SFT arm" if reference.name in SFT_ARMS else f"{reference.name}, the best there is"
-    )
+def _named_reference(reference: ArmResult) -> str:
+    return f"{reference.name}, the best SFT arm" if reference.arm.is_sft else f"{reference.name}, the best there is"
 
 
-def _trade(results: Results, scored: Sequence[Arm], reference: Arm, most: Arm) -> Choice:
+def _trade(results: Results, scored: Sequence[ArmResult], reference: ArmResult, most: ArmResult) -> Choice:
     """No arm has both: name what keeps each, and the nearest to both."""
     skill, preference = results.measure(str(results.skill)), results.measure(str(results.preference))
 
-    def greatest_loss(arm: Arm) -> float:
+    def greatest_loss(arm: ArmResult) -> float:
         losses = (difference(reference, arm, skill), difference(most, arm, preference))
         return max(-loss.gain for loss in losses if loss is not None)
 
@@ -146,22 +144,22 @@ def _trade(results: Results, scored: Sequence[Arm], reference: Arm, most: Arm) -
     )
 
 
-def _by_one(results: Results, scored: Sequence[Arm], goal: Measure) -> Choice:
+def _by_one(results: Results, scored: Sequence[ArmResult], goal: Measure) -> Choice:
     best = _best(scored, [goal])
     tied = tuple(arm.name for arm in scored if arm is not best and not _worse(best, arm, goal))
     said = f"It has the best {goal.name}, {_score(best, goal)}; the run has no measure of "
     said += "the preference." if results.preference is None else "the skill."
     if tied:
         said += f" These items show no difference from {joined(tied)}."
-    base = results.arm("base")
+    base = results.first("base")
     costs = [difference(base, best, measure) for measure in results.measures] if base and base is not best else []
     return Choice(
         "one measure", best, f"Use {best.name}", said, tied, tuple(found for found in costs if found is not None)
     )
 
 
-def _costs(results: Results, chosen: Arm, reference: Arm, most: Arm) -> tuple[Difference, ...]:
-    base = results.arm("base")
+def _costs(results: Results, chosen: ArmResult, reference: ArmResult, most: ArmResult) -> tuple[Difference, ...]:
+    base = results.first("base")
     against = [(reference, results.measure(str(results.skill))), (most, results.measure(str(results.preference)))]
     if base is not None:
         against += [(base, measure) for measure in results.others]
@@ -169,5 +167,5 @@ def _costs(results: Results, chosen: Arm, reference: Arm, most: Arm) -> tuple[Di
     return tuple(each for each in found if each is not None)
 
 
-def _score(arm: Arm, measure: Measure) -> str:
+def _score(arm: ArmResult, measure: Measure) -> str:
     return number(arm.scores[measure.name])

@@ -1,4 +1,7 @@
-"""Gathers what the stages of a run left behind: `run.json` says what there should be, scores and inspections what there is."""
+"""Gathers what the stages of a run left behind into its `results.json` and `README.md`.
+
+`run.json` says what there should be, scores and inspections what there is.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paft_plugin.evaluation.arms import RunFile, read_run
-from paft_plugin.evaluation.results import BASE_ARM, ArmResult, Comparison, read_scores
-from paft_plugin.files import write_json, write_text
-from paft_plugin.formats import threshold_key
+from paft_plugin.evaluation.results import RESULTS, ArmResult, Results, gather, read_scores
+from paft_plugin.files import write_text
+from paft_plugin.formats import number, threshold_key
 from paft_plugin.inspection.inspected import INSPECTION_FILE, InspectedDelta, read_inspection
-from paft_plugin.report.readme import render_readme
-from paft_plugin.report.table import results_content
+from paft_plugin.report.arm_tables import arm_table
+from paft_plugin.report.choice import choose
+from paft_plugin.report.differences import comparisons
+from paft_plugin.tables import as_markdown
+from paft_plugin.templates import render
 
 INSPECTIONS = (Path("inspection") / "branches", Path("inspection") / "fused")
 
@@ -25,12 +31,12 @@ def write_results(run_dir: Path) -> None:
     run = read_run(run_dir)
     if run is None:
         return
-    comparison = collect(run_dir, run)
-    write_json(run_dir / "results.json", results_content(comparison))
-    write_text(run_dir / "README.md", render_readme(run, comparison, run_dir.resolve().name))
+    results = collect(run_dir, run)
+    results.write(run_dir / RESULTS)
+    write_text(run_dir / "README.md", readme(run, results, run_dir.resolve().name))
 
 
-def collect(run_dir: Path, run: RunFile) -> Comparison:
+def collect(run_dir: Path, run: RunFile) -> Results:
     """Every arm's scores, and the sparsity of its delta over the tensors that the branches change.
 
     Of a fused model the other tensors are left out: they are the base's, and would make any delta look sparse.
@@ -38,14 +44,23 @@ def collect(run_dir: Path, run: RunFile) -> Comparison:
     files = (run_dir / "scores" / arm.name / "scores.json" for arm in run.arms)
     measures, scores = read_scores(file for file in files if file.is_file())
     sparsities = _sparsities(run_dir, run)
-    results = [
-        ArmResult.from_score(arm.name, scores[arm.name], sparsity=sparsities.get(arm.name), model=arm.model)
-        if arm.name in scores
-        else ArmResult(arm.name, sparsity=sparsities.get(arm.name), model=arm.model)
+    arms = [
+        ArmResult(
+            arm=arm,
+            **(scores[arm.name].model_dump() if arm.name in scores else {}),
+            sparsity=sparsities.get(arm.name, {}),
+            model=arm.model,
+        )
         for arm in run.arms
     ]
-    branches = frozenset(arm.name for arm in run.arms if arm.kind == "branch")
-    return Comparison(measures, results, branches, run.skill, run.preference)
+    return gather(measures, arms, run.skill, run.preference)
+
+
+def readme(run: RunFile, results: Results, name: str) -> str:
+    """The `README.md` of the run called `name`: its table, what its differences say, and the commands that repeat it by hand."""
+    asked = [one for one in comparisons(results, choose(results).arm) if any(one.differences)]
+    table = as_markdown(arm_table(results))
+    return render("paft_plugin.report", "run.md", name=name, run=run, table=table, comparisons=asked, number=number)
 
 
 def _sparsities(run_dir: Path, run: RunFile) -> dict[str, dict[str, float]]:
@@ -56,7 +71,8 @@ def _sparsities(run_dir: Path, run: RunFile) -> dict[str, dict[str, float]]:
     if not inspections:
         return {}
     changed = {tensor.name for delta in inspections[0].deltas for tensor in delta.figures.tensors}
-    found = {BASE_ARM: {threshold_key(threshold): 1.0 for threshold in run.thresholds}}
+    whole = {threshold_key(threshold): 1.0 for threshold in run.thresholds}
+    found = {arm.name: whole for arm in run.arms if arm.kind == "base"}
     for inspection in inspections:
         for delta in inspection.deltas:
             found[delta.name] = _over(delta, changed, run.thresholds)

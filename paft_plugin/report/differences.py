@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from paft_plugin.evaluation.results import Measure
-from paft_plugin.report.results import Arm, Results
+from paft_plugin.evaluation.results import ArmResult, Measure, Results, standard_error
+from paft_plugin.formats import number, signed
 
 BAR = 2.0
 """Standard errors that a difference must exceed to count."""
 Verdict = Literal["better", "worse", "same"]
-MINUS = "−"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """`after` − `before` in one measure."""
+    """What changes in one measure from arm `before` to arm `after`."""
 
     measure: Measure
-    before: str
-    after: str
-    value: float
-    error: float | None
-    """Standard error of `value`, of unpaired samples; None if it isn't known of both arms."""
+    before: ArmResult
+    after: ArmResult
+
+    @property
+    def value(self) -> float:
+        """`after` − `before`."""
+        return self.after.scores[self.measure.name] - self.before.scores[self.measure.name]
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of `value`, of unpaired samples; None if it isn't known of both arms."""
+        errors = [standard_error(arm, self.measure.name) for arm in (self.before, self.after)]
+        known = [error for error in errors if error is not None]
+        return math.hypot(*known) if len(known) == len(errors) else None
 
     @property
     def gain(self) -> float:
@@ -42,43 +51,10 @@ class Difference:
         return signed(self.value) + ("" if self.error is None else f" ± {number(self.error)}")
 
 
-def standard_error(arm: Arm, measure: str) -> float | None:
-    """The standard error of one score, or None if nothing is known of it.
-
-    A share of exactly 0 or 1 is reported with an error of 0, as if it were certain. With n items counted that error, or a
-    missing one, is replaced by that of (k + 1) / (n + 2), the rule of succession.
-    """
-    score, reported, items = arm.scores.get(measure), arm.stderr.get(measure), arm.items.get(measure, 0)
-    if score is None:
-        return None
-    if not reported and items > 0 and 0 <= score <= 1:
-        share = (score * items + 1) / (items + 2)
-        return math.sqrt(share * (1 - share) / (items + 2))
-    return reported
-
-
-def difference(before: Arm, after: Arm, measure: Measure) -> Difference | None:
+def difference(before: ArmResult, after: ArmResult, measure: Measure) -> Difference | None:
     """The difference in `measure`, or None if either arm lacks it."""
-    one, other = before.scores.get(measure.name), after.scores.get(measure.name)
-    if one is None or other is None:
-        return None
-    errors = [standard_error(arm, measure.name) for arm in (before, after)]
-    known = [error for error in errors if error is not None]
-    return Difference(
-        measure, before.name, after.name, other - one, math.hypot(*known) if len(known) == len(errors) else None
-    )
-
-
-def number(value: float) -> str:
-    """Three decimals, or four digits from 10 on; never a negative zero."""
-    text = f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
-    return text.lstrip("-") if float(text) == 0 else text.replace("-", MINUS)
-
-
-def signed(value: float) -> str:
-    """`number` with its sign."""
-    text = number(value)
-    return text if text.startswith(MINUS) else f"+{text}"
+    are_scored = measure.name in before.scores and measure.name in after.scores
+    return Difference(measure, before, after) if are_scored else None
 
 
 @dataclass(frozen=True)
@@ -86,26 +62,32 @@ class Comparison:
     """One question that the run answers: what changes from arm `before` to arm `after`."""
 
     question: str
-    before: str
-    after: str
+    before: ArmResult
+    after: ArmResult
     differences: tuple[Difference | None, ...]
     """One for each measure."""
 
 
-def comparisons(results: Results, chosen: str | None) -> list[Comparison]:
-    """The paper's comparisons, as far as the arms are there, whichever way they came out."""
-    fused = [arm.name.removeprefix("paft-") for arm in results.arms if arm.name.startswith("paft-")]
-    asked = [
-        ("The penalty on the SFT branch", "sft", "sft-l1"),
-        ("Preference training on top of SFT", "sft", "sequential"),
-        *((f"The penalty, before fusing with {recipe}", f"parallel-{recipe}", f"paft-{recipe}") for recipe in fused),
+def comparisons(results: Results, chosen: ArmResult | None) -> list[Comparison]:
+    """The paper's questions, as far as the arms are there to answer them, whichever way they came out; the chosen arm's first."""
+    return [
+        Comparison(question, before, after, tuple(difference(before, after, one) for one in results.measures))
+        for question, before, after in _asked(results, chosen)
     ]
-    if chosen not in (None, "sequential"):
-        asked.insert(0, (f"{chosen} instead of sequential training", "sequential", str(chosen)))
-    found = []
-    for question, one, other in asked:
-        before, after = results.arm(one), results.arm(other)
-        if before and after:
-            changes = tuple(difference(before, after, measure) for measure in results.measures)
-            found.append(Comparison(question, one, other, changes))
-    return found
+
+
+def _asked(results: Results, chosen: ArmResult | None) -> Iterator[tuple[str, ArmResult, ArmResult]]:
+    sequential = results.first("sequential")
+    if sequential and chosen and chosen is not sequential:
+        yield f"{chosen.name} instead of sequential training", sequential, chosen
+    for arm in results.arms:
+        if arm.arm.kind == "branch" and (twin := results.arm(arm.arm.twin)):
+            yield "The penalty on the SFT branch", twin, arm
+    if sequential and (start := next(filter(None, map(results.arm, sequential.arm.branches)), None)):
+        yield "Preference training on top of SFT", start, sequential
+    for arm in results.arms:
+        if arm.arm.kind == "fused" and arm.arm.penalised:
+            if sequential and arm is not chosen:
+                yield f"{arm.name} instead of sequential training", sequential, arm
+            if twin := results.arm(arm.arm.twin):
+                yield f"The penalty, before fusing with {arm.arm.recipe}", twin, arm

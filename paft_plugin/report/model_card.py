@@ -14,13 +14,14 @@ from huggingface_hub import EvalResult, ModelCardData
 from paft_plugin import __version__
 from paft_plugin.drawing import Plot, as_png, joined
 from paft_plugin.errors import PaftError
+from paft_plugin.evaluation.results import RESULTS, ArmResult, Results, read_results
 from paft_plugin.files import PROOF_FILE, is_hub_name, read_json_or_nothing, write_bytes, write_text
 from paft_plugin.inspection.inspected import INSPECTION_FILE, read_inspection
 from paft_plugin.inspection.plots import sparsity_by_layer
 from paft_plugin.report.arm_tables import arm_table
-from paft_plugin.report.choice import choose
-from paft_plugin.report.page import Row, Table
-from paft_plugin.report.results import RESULTS, Arm, Results, read_results
+from paft_plugin.report.choice import Choice, choose
+from paft_plugin.tables import as_markdown
+from paft_plugin.templates import render
 
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
 _METADATA = re.compile(r"\A---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
@@ -44,6 +45,11 @@ class Data:
 
     branch: str
     paths: tuple[str, ...]
+
+    @property
+    def said(self) -> str:
+        """The paths in a sentence."""
+        return joined([f"`{path}`" for path in self.paths])
 
     @property
     def hub_names(self) -> tuple[str, ...]:
@@ -132,7 +138,7 @@ def write_model_card(run: Path, arm: str) -> Path:
     return folder / CARD
 
 
-def card_text(run: Path, results: Results, arm: Arm, picture: Plot | str) -> str:
+def card_text(run: Path, results: Results, arm: ArmResult, picture: Plot | str) -> str:
     """The card as Markdown.
 
     Args:
@@ -144,27 +150,26 @@ def card_text(run: Path, results: Results, arm: Arm, picture: Plot | str) -> str
     folder = run / arm.model
     recipe = (folder / RECIPE).read_text(encoding="utf-8").strip()
     method, base, data = *_recipe_says(recipe), read_data(run)
-    parts = [
-        f"---\n{_metadata(results, arm, method, base, data, folder).to_yaml()}\n---",
-        f"# {arm.name}",
-        f"{_named(base)} with the deltas of {_branches(arm)} fused into it by {method.upper()}: trained in parallel, then merged "
-        "([PAFT, arXiv 2406.17923](https://arxiv.org/abs/2406.17923)).",
-        "## Results",
-        markdown(arm_table(results, choose(results))),
-        f"{_said(results, arm)} ± one standard error. Alignment tax: what an arm loses on the skill against `sft`. Sparsity: the "
-        "share of a delta's entries with |δ| at or under the threshold.",
-        "## Deltas",
-        f"![{picture.alt}]({PICTURE})\n\n{picture.caption}" if isinstance(picture, Plot) else picture,
-        "## Data",
-        "\n".join(f"- `{each.branch}`: {joined([f'`{path}`' for path in each.paths])}" for each in data)
-        or "The run kept no configs, so the data sets are not known.",
-        "## Recipe",
-        f"mergekit's, with paths as seen from the run's folder:\n\n```yaml\n{recipe}\n```",
-        _provenance(folder),
-        "## Licence",
-        _licence_said(base),
-    ]
-    return _seen_from(run, "\n\n".join(parts) + "\n")
+    choice = choose(results)
+    table = arm_table(results, choice)
+    text = render(
+        "paft_plugin.report",
+        "model_card.md",
+        metadata=_metadata(results, arm, method, base, data, folder).to_yaml(),
+        arm=arm,
+        base_said=_named(base),
+        method=method,
+        table=as_markdown(table),
+        verdict=_said(choice, arm),
+        note=table.note,
+        picture=picture,
+        picture_file=PICTURE,
+        data=data,
+        recipe=recipe,
+        provenance=_provenance(folder),
+        licence=base.licence.get("license_name") or base.licence.get("license"),
+    )
+    return _seen_from(run, text)
 
 
 def _seen_from(run: Path, text: str) -> str:
@@ -172,22 +177,6 @@ def _seen_from(run: Path, text: str) -> str:
     for root in sorted({str(run.absolute()), str(run.resolve())}, key=len, reverse=True):
         text = text.replace(f"{root}/", "")
     return text
-
-
-def markdown(table: Table) -> str:
-    """A table of the page as Markdown; marked rows in bold."""
-
-    def line(cells: Sequence[str], row: Row | None = None) -> str:
-        mark = "**" if row is not None and row.is_marked else ""
-        return "| " + " | ".join(f"{mark}{cell.replace('|', chr(92) + '|')}{mark}" for cell in cells) + " |"
-
-    return "\n".join(
-        [
-            line([column.heading.replace("\N{NON-BREAKING HYPHEN}", "-") for column in table.columns]),
-            "|" + "|".join("---:" if column.is_number else "---" for column in table.columns) + "|",
-            *(line([cell.text for cell in row.cells], row) for row in table.rows),
-        ]
-    )
 
 
 def _recipe_says(recipe: str) -> tuple[str, Base]:
@@ -204,7 +193,9 @@ def _recipe_says(recipe: str) -> tuple[str, Base]:
     return str(content.get("merge_method", "merging")), read_base(str(base or ""))
 
 
-def _metadata(results: Results, arm: Arm, method: str, base: Base, data: Sequence[Data], folder: Path) -> ModelCardData:
+def _metadata(
+    results: Results, arm: ArmResult, method: str, base: Base, data: Sequence[Data], folder: Path
+) -> ModelCardData:
     is_adapter = (folder / "adapter_config.json").is_file()
     datasets = list(dict.fromkeys(name for each in data for name in each.hub_names))
     scored: list[EvalResult] = [
@@ -240,14 +231,8 @@ def _named(base: Base) -> str:
     )
 
 
-def _branches(arm: Arm) -> str:
-    sft = "an SFT branch trained with an L1 penalty on its delta" if arm.name.startswith("paft-") else "an SFT branch"
-    return f"{sft} and a preference branch"
-
-
-def _said(results: Results, arm: Arm) -> str:
+def _said(choice: Choice, arm: ArmResult) -> str:
     """What the comparison says of this arm."""
-    choice = choose(results)
     if choice.arm is arm:
         return f"This is the arm that the run recommends. {choice.explanation}"
     if arm.name in choice.tied and choice.arm is not None:
@@ -272,13 +257,3 @@ def _provenance(folder: Path) -> str:
     record = read_json_or_nothing(folder / PROOF_FILE)
     versions = ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items())
     return f"## Provenance\n\nThe merge left no fingerprints of its inputs. {versions or f'paft-plugin {__version__}'}."
-
-
-def _licence_said(base: Base) -> str:
-    stated = base.licence.get("license_name") or base.licence.get("license")
-    if stated:
-        return f"`{stated}`, inherited from the base model. The data sets' own terms come on top."
-    return (
-        "Not stated: neither the base model's card nor its config names a licence. Find out what it is before sharing this "
-        "model, and add it as `license:` at the head of this file."
-    )

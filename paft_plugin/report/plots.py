@@ -28,12 +28,12 @@ from paft_plugin.drawing import (
     style_of,
     styles_of,
 )  # fmt: skip
-from paft_plugin.evaluation.results import Measure
-from paft_plugin.formats import threshold_label
+from paft_plugin.evaluation.arms import arm_named
+from paft_plugin.evaluation.results import ArmResult, Measure, Results, skill_reference, standard_error
+from paft_plugin.formats import number, share, signed, threshold_label
 from paft_plugin.inspection.training_log import Curve
 from paft_plugin.report.choice import Choice
-from paft_plugin.report.differences import BAR, number, signed, standard_error
-from paft_plugin.report.results import Arm, Results
+from paft_plugin.report.differences import BAR
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,7 +89,7 @@ def tax_chart(run: RunData) -> Drawn | str:
     )
 
 
-def _point_of(arm: Arm, goals: tuple[Measure, Measure]) -> NamedPoint:
+def _point_of(arm: ArmResult, goals: tuple[Measure, Measure]) -> NamedPoint:
     x, y = (arm.scores[goal.name] for goal in goals)
     dx, dy = (BAR * (standard_error(arm, goal.name) or 0.0) for goal in goals)
     return NamedPoint(arm.name, x, y, dx, dy)
@@ -133,18 +133,18 @@ def _draw_point(axes: Axes, point: NamedPoint, is_ringed: bool) -> None:
 def _tax_caption(results: Results, choice: Choice, skill: Measure, preference: Measure) -> str:
     corner = f"{'right' if skill.higher_is_better else 'left'} and {'up' if preference.higher_is_better else 'down'}"
     said = [f"Best is {corner}; bars are {BAR:g} standard errors each way."]
-    sft, sequential = results.arm("sft"), results.arm("sequential")
-    if sequential is not None and sequential.alignment_tax is not None and sft is not None:
+    sequential, reference = results.first("sequential"), skill_reference(results.arms, skill.name)
+    if sequential is not None and sequential.alignment_tax is not None and reference is not None:
         said.append(
             f"Sequential training ends at {_point(sequential, skill, preference)}, an alignment tax of "
-            f"{signed(sequential.alignment_tax)} against sft."
+            f"{signed(sequential.alignment_tax)} against {reference.name}."
         )
     if choice.arm is not None and choice.arm is not sequential:
         said.append(f"Ringed: {choice.arm.name}, {_point(choice.arm, skill, preference)}.")
     return " ".join(said)
 
 
-def _point(arm: Arm, skill: Measure, preference: Measure) -> str:
+def _point(arm: ArmResult, skill: Measure, preference: Measure) -> str:
     known = [(m.name, arm.scores[m.name]) for m in (skill, preference) if m.name in arm.scores]
     return joined([f"{name} {number(score)}" for name, score in known]) if known else "no score"
 
@@ -198,25 +198,26 @@ def _strength_said(curve: Curve, threshold: str, target: tuple[str, float] | Non
     said = f"{curve.branch}: {moved}"
     if shares:
         said += (
-            f" while the sparsity at |δ| ≤ {threshold_label(float(threshold))} goes from {shares[0]:.1%} "
-            f"(step {steps[0]}) to {shares[-1]:.1%} (step {steps[-1]})"
+            f" while the sparsity at |δ| ≤ {threshold_label(float(threshold))} goes from {share(shares[0])} "
+            f"(step {steps[0]}) to {share(shares[-1])} (step {steps[-1]})"
         )
-    return said + (f"; dotted: its target, {target[1]:.0%}." if target else ".")
+    return said + (f"; dotted: its target, {share(target[1], 0)}." if target else ".")
 
 
 @chart("loss", "Loss with and without the penalty", "training")
 def loss_chart(run: RunData) -> Drawn | str:
     """The task loss of SFT with and without the penalty, and what the penalised branch minimises in sum."""
+    arms = [one.arm for one in run.results.arms]
     trained = [
-        curve
+        (curve, arm)
         for curve in run.curves
-        if curve.branch in ("sft", "sft-l1") and len(_known(curve.steps, curve.loss)[0]) > 1
+        if (arm := arm_named(curve.branch, arms)).is_sft and len(_known(curve.steps, curve.loss)[0]) > 1
     ]
     if not trained:
         return "Neither a checkpoint nor a log of an SFT branch holds losses."
     figure = new_figure()
     axes = figure.subplots()
-    for curve in trained:
+    for curve, _ in trained:
         style = style_of(curve.branch)
         label = f"{curve.branch}: task loss"
         axes.plot(
@@ -237,20 +238,27 @@ def loss_chart(run: RunData) -> Drawn | str:
     step_axis(axes)
     axes.set_ylabel("loss (nats)")
     axes.legend(loc="best")
-    return Drawn(figure, _loss_said(trained), "Line chart of the training loss over the optimizer steps.")
+    return Drawn(
+        figure,
+        _loss_said([(curve, arm.penalised) for curve, arm in trained]),
+        "Line chart of the training loss over the optimizer steps.",
+    )
 
 
-def _loss_said(trained: Sequence[Curve]) -> str:
-    ends = {curve.branch: curve.final_loss for curve in trained if curve.final_loss is not None}
+def _loss_said(trained: Sequence[tuple[Curve, bool]]) -> str:
+    """Where the losses end; each curve with whether its branch was trained with the penalty."""
+    ends = {is_penalised: curve for curve, is_penalised in trained if curve.final_loss is not None}
     over = "over the last fifth of the logged steps"
     if len(ends) < 2:
-        ((branch, end),) = ends.items()
-        missing = "sft" if branch == "sft-l1" else "sft-l1"
-        return f"The task loss of {branch} ends at {number(end)} {over}; the run has no losses of {missing} to compare it with."
-    change = ends["sft-l1"] - ends["sft"]
+        ((is_penalised, curve),) = ends.items()
+        return (
+            f"The task loss of {curve.branch} ends at {number(curve.final_loss)} {over}; the run has no losses of an SFT branch "
+            f"{'without' if is_penalised else 'with'} the penalty to compare it with."
+        )
+    sparse, dense = ends[True].final_loss or 0.0, ends[False].final_loss or 0.0
     return (
-        f"With the penalty the task loss ends at {number(ends['sft-l1'])}, without it at {number(ends['sft'])} ({over}): "
-        f"a difference of {signed(change)} nats. One batch's loss varies; the arms' scores judge."
+        f"With the penalty the task loss ends at {number(sparse)}, without it at {number(dense)} ({over}): "
+        f"a difference of {signed(sparse - dense)} nats. One batch's loss varies; the arms' scores judge."
     )
 
 

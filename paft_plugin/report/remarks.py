@@ -10,9 +10,10 @@ from typing import Literal
 from paft_plugin.drawing import joined
 from paft_plugin.errors import PaftError
 from paft_plugin.files import LINT_FILE, fused_files
+from paft_plugin.formats import measured
 from paft_plugin.fusion.lint.findings import Finding, LintFile
 from paft_plugin.inspection.diagnosis.verdict import Check, Diagnosis, Evidence
-from paft_plugin.report.page import Cell, Column, Row, Table, number_cell
+from paft_plugin.tables import Cell, Column, Row, Table, number_cell
 
 Kind = Literal["bad", "good", "plain"]
 STATES: dict[str, tuple[Kind, str]] = {
@@ -62,8 +63,6 @@ def _check_remark(check: Check, place: int) -> Remark:
 
 def _evidence_table(evidence: Sequence[Evidence], place: int) -> Table:
     return Table(
-        f"evidence-{place}",
-        "Evidence",
         [
             Column("What", is_number=False),
             Column("Value"),
@@ -71,16 +70,18 @@ def _evidence_table(evidence: Sequence[Evidence], place: int) -> Table:
             Column("From", is_number=False),
         ],
         [
-            Row([Cell(one.what), number_cell(one.value, "{:.3g}"), Cell(_speaks(one)), Cell(one.source)])
+            Row([Cell(one.what), number_cell(one.value, measured), Cell(_speaks(one)), Cell(one.source)])
             for one in evidence
         ],
+        f"evidence-{place}",
+        "Evidence",
     )
 
 
 def _speaks(evidence: Evidence) -> str:
     if evidence.threshold is None:
         return "for scale only"
-    side = f"{'≥' if evidence.above else '≤'} {evidence.threshold:.3g}"
+    side = f"{'≥' if evidence.above else '≤'} {measured(evidence.threshold)}"
     return f"{'yes' if evidence.speaks_for else 'no'}{', by little' if evidence.close else ''} ({side})"
 
 

@@ -8,22 +8,25 @@ from pathlib import Path
 
 from paft_plugin.deltas.proof import Proof
 from paft_plugin.errors import PaftError
+from paft_plugin.evaluation.arms import Arm, arm_named
+from paft_plugin.evaluation.results import RESULTS, ArmResult, Results, read_results, standard_error
 from paft_plugin.files import PROOF_FILE, write_text
-from paft_plugin.formats import threshold_key
+from paft_plugin.formats import number, threshold_key
 from paft_plugin.inspection.diagnosis import diagnose
 from paft_plugin.inspection.inspected import INSPECTION_FILE, Inspection, read_inspection
 from paft_plugin.inspection.training_log import Curve, read_curve
 from paft_plugin.penalty.strength import missed_target
 from paft_plugin.report.arm_tables import arm_table, comparison_table
 from paft_plugin.report.choice import RULE, Choice, choose
-from paft_plugin.report.differences import Difference, difference, number, standard_error
+from paft_plugin.report.differences import Difference, difference
 from paft_plugin.report.inspection_page import deltas_part, pairs_part, write_inspection_page
-from paft_plugin.report.page import VERDICT_WORDS, prose, render, shown
+from paft_plugin.report.page import prose, shown
 from paft_plugin.report.plots import RunData, run_plots
 from paft_plugin.report.remarks import Remark, diagnosis_remarks, lint_remarks
 from paft_plugin.report.repeat import how_to_repeat
-from paft_plugin.report.results import RESULTS, Arm, Results, read_results
 from paft_plugin.report.search_part import search_part
+from paft_plugin.tables import VERDICT_WORDS
+from paft_plugin.templates import render
 
 REPORT = Path("report") / "report.html"
 INSPECTIONS = (Path("inspection") / "branches", Path())
@@ -87,10 +90,11 @@ def report_html(run: Path, results: Results) -> str:
     inspection = _inspection(run)
     search, lint = search_part(run), lint_remarks(run)
     diagnosis, no_diagnosis = _diagnosis(run)
-    repeat, curves = how_to_repeat(run), _curves(run)
+    repeat, curves = how_to_repeat(run), _curves(run, [one.arm for one in results.arms])
     data = RunData(results, choice, curves, _targets(run, curves))
     name = run.absolute().name
     return render(
+        "paft_plugin.report",
         "report.html",
         title=f"{choice.headline} · {name}",
         brand=f"PAFT run · {name}",
@@ -130,11 +134,11 @@ def _diagnosis(run: Path) -> tuple[list[Remark] | None, str]:
         return None, f"Not diagnosed: {error}"
 
 
-def _curves(run: Path) -> list[Curve]:
+def _curves(run: Path, arms: Sequence[Arm]) -> list[Curve]:
     """Of every branch of which anything was logged, the SFT branches first."""
     names = sorted(
         (folder.name for folder in run.glob("branches/*") if folder.is_dir()),
-        key=lambda name: (name not in ("sft", "sft-l1"), name),
+        key=lambda name: (not arm_named(name, arms).is_sft, name),
     )
     return [curve for name in names if (curve := read_curve(run, name)) is not None]
 
@@ -161,14 +165,14 @@ def _tiles(choice: Choice) -> list[Tile]:
     return [_tile(choice.arm, cost) for cost in choice.costs]
 
 
-def _tile(arm: Arm, cost: Difference) -> Tile:
+def _tile(arm: ArmResult, cost: Difference) -> Tile:
     error = standard_error(arm, cost.measure.name)
-    itself = cost.before == cost.after
+    itself = cost.before is cost.after
     return Tile(
         cost.measure.name,
         number(arm.scores[cost.measure.name]),
         "" if error is None else number(error),
-        "the best of all arms" if itself else f"{cost} against {cost.before}",
+        "the best of all arms" if itself else f"{cost} against {cost.before.name}",
         "best" if itself else cost.verdict,
     )
 
@@ -178,7 +182,7 @@ def _facts(
 ) -> list[str]:
     """What else to know at first sight, in a line each: the paper's first question, and what the checks found."""
     facts = []
-    sequential = results.arm("sequential")
+    sequential = results.first("sequential")
     if sequential is not None and choice.arm is not None and choice.arm is not sequential:
         changes = [difference(sequential, choice.arm, measure) for measure in results.measures]
         said = [f"{change.measure.name} {_in_words(change)}" for change in changes if change is not None]

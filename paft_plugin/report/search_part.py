@@ -12,8 +12,9 @@ from typing import Any
 from markupsafe import Markup
 
 from paft_plugin.drawing import Missing
-from paft_plugin.report.differences import number
-from paft_plugin.report.page import BLANK, Cell, Column, Row, Shown, Table
+from paft_plugin.formats import measured, number
+from paft_plugin.report.page import Shown
+from paft_plugin.tables import Cell, Column, Row, Table
 
 MOST_BYTES = 1 << 20
 """Of the plot: the whole page stays under 3 MB."""
@@ -49,7 +50,7 @@ def _part(run: Path, content: dict[str, Any]) -> SearchPart:
             [
                 Cell(f"{trial['number']}", trial["number"]),
                 Cell(str(trial["method"])),
-                Cell(", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+                Cell(", ".join(f"{name} {measured(value)}" if isinstance(value, float) else f"{name} {value}"
                                for name, value in trial["options"].items()) or "defaults"),
                 *(_score(trial, goal) for goal in goals),
             ],
@@ -63,19 +64,17 @@ def _part(run: Path, content: dict[str, Any]) -> SearchPart:
         "The best of many trials flatters itself: only other items can judge."
     )
     table = Table(
-        "trials",
-        "The trials on the front, and each method at its defaults",
         [Column("Trial"), Column("Method", is_number=False), Column("Settings", is_number=False), *map(Column, goals)],
         rows,
+        "trials",
+        "The trials on the front, and each method at its defaults",
     )
     return SearchPart(said, table, _plot(run, goals, front, start))
 
 
 def _score(trial: dict[str, Any], goal: str) -> Cell:
     score, error = trial["scores"].get(goal), (trial["stderr"] or {}).get(goal)
-    if score is None:
-        return Cell(BLANK, "")
-    return Cell(number(score) + ("" if error is None else f" ± {number(error)}"), score)
+    return Cell(number(score), "" if score is None else score, "" if error is None else number(error))
 
 
 def _plot(run: Path, goals: list[str], front: list[dict[str, Any]], start: int | None) -> Shown | Missing:

@@ -15,6 +15,7 @@ from paft_plugin.demo.configs import QUICK_DEMO, paft_yml
 from paft_plugin.demo.data import write_tasks
 from paft_plugin.demo.pretrain import build_tokenizer
 from paft_plugin.evaluation.config import EvaluationConfig
+from paft_plugin.evaluation.results import ArmScore
 from paft_plugin.evaluation.score import score_model
 from paft_plugin.evaluation.scorer import Scorer
 from paft_plugin.evaluation.tasks import open_measures
@@ -68,7 +69,7 @@ def demo_config(tasks: Path, **changes: Any) -> EvaluationConfig:
     return EvaluationConfig.model_validate({**section, "tasks": tasks, **changes})
 
 
-def demo_score(model: Any, tasks: Path) -> dict[str, Any]:
+def demo_score(model: Any, tasks: Path) -> ArmScore:
     """What lm-eval's `model` scores on the demo's measures."""
     config = demo_config(tasks)
     measures, opened = open_measures(config.measures, config.tasks)

@@ -16,7 +16,7 @@ from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.candidates import Candidate
 from paft_plugin.evaluation.config import MeasureConfig
 from paft_plugin.evaluation.loading import load
-from paft_plugin.evaluation.results import Measure
+from paft_plugin.evaluation.results import ArmScore, Measure
 from paft_plugin.evaluation.score import score_model
 from paft_plugin.evaluation.scorer import Scorer
 from paft_plugin.evaluation.tasks import Catalogue, open_measures
@@ -82,7 +82,7 @@ def by_lm_eval(model: HFLM, folder: Path, name: str, num_fewshot: int | None = N
     return report["results"][name]
 
 
-def ours(model: HFLM, folder: Path, **measures: MeasureConfig) -> dict[str, Any]:
+def ours(model: HFLM, folder: Path, **measures: MeasureConfig) -> ArmScore:
     settled, tasks = open_measures(measures, folder)
     return score_model(Scorer(model, tasks), settled)
 
@@ -100,13 +100,13 @@ def test_a_group_scores_what_lm_eval_says_of_it_as_a_whole(model: HFLM, folder: 
     assert settled == [Measure("choices", "group", "acc", "none", True)]
     assert list(tasks["group"].parts) == ["few", "many"]
     score = score_model(Scorer(model, tasks), settled)
-    assert score == {
-        "scores": {"choices": theirs["acc,none"]},
-        "stderr": {"choices": theirs["acc_stderr,none"]},
-        "n": {"choices": 20},
-    }
+    assert score == ArmScore(
+        scores={"choices": theirs["acc,none"]},
+        stderr={"choices": theirs["acc_stderr,none"]},
+        n={"choices": 20},
+    )
     # As it is weighted by size, it is the share of all items that were right.
-    few, many = (ours(model, folder, **{name: MeasureConfig()})["scores"][name] for name in ("few", "many"))
+    few, many = (ours(model, folder, **{name: MeasureConfig()}).scores[name] for name in ("few", "many"))
     assert few != many  # or this would say nothing
     assert theirs["acc,none"] == pytest.approx((5 * few + 15 * many) / 20)
 
@@ -117,8 +117,8 @@ def test_a_group_of_groups_too(model: HFLM, folder: Path, tmp_path: Path) -> Non
     make_group(tmp_path, "inner", ["few"], SUM)
     make_group(tmp_path, "outer", ["inner", "many"], SUM)
     score = ours(model, tmp_path, outer=MeasureConfig())
-    assert score["scores"]["outer"] == by_lm_eval(model, tmp_path, "outer")["acc,none"]
-    assert score["n"] == {"outer": 20}
+    assert score.scores["outer"] == by_lm_eval(model, tmp_path, "outer")["acc,none"]
+    assert score.n == {"outer": 20}
 
 
 def test_each_filter_is_a_number_of_its_own(model: HFLM, folder: Path) -> None:
@@ -126,9 +126,9 @@ def test_each_filter_is_a_number_of_its_own(model: HFLM, folder: Path) -> None:
     found = {}
     for name in FILTERS:
         score = ours(model, folder, copying=MeasureConfig(filter=name))
-        found[name] = score["scores"]["copying"]
-        assert score["scores"]["copying"] == theirs[f"exact_match,{name}"]
-        assert score["stderr"]["copying"] == theirs[f"exact_match_stderr,{name}"]
+        found[name] = score.scores["copying"]
+        assert score.scores["copying"] == theirs[f"exact_match,{name}"]
+        assert score.stderr["copying"] == theirs[f"exact_match_stderr,{name}"]
     assert found["answer"] > found["polite"]
     assert problems(folder, copying=MeasureConfig()) == [
         "evaluation.measures.copying.filter: must be named. It has answer, polite."
@@ -144,7 +144,7 @@ def test_tasks_of_several_kinds_at_once_score_what_each_does_alone(model: HFLM, 
     together = ours(model, folder, **measures)
     for name, measure in measures.items():
         alone = ours(model, folder, **{name: measure})
-        assert all(together[key][name] == alone[key][name] for key in ("scores", "stderr", "n"))
+        assert all(getattr(together, key)[name] == getattr(alone, key)[name] for key in ("scores", "stderr", "n"))
 
 
 def test_items_are_those_that_lm_eval_scores_by_itself(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_solved_examples_come_before_each_question(model: HFLM, tmp_path: Path) 
     scorer = Scorer(model, tasks)
     assert all(request.args[0].count("copy ") == 3 for request in tasks["open"].parts["open"].instances)
     theirs = by_lm_eval(model, tmp_path / "tasks", "open", num_fewshot=2)
-    assert score_model(scorer, settled)["scores"]["open"] == theirs["acc,none"]
+    assert score_model(scorer, settled).scores["open"] == theirs["acc,none"]
 
     two = MeasureConfig(num_fewshot=2)
     where = "evaluation.measures"

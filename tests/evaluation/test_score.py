@@ -128,12 +128,12 @@ def test_without_a_chat_template_prompts_are_plain_text_if_that_is_wanted(
     with pytest.raises(PaftError, match=r"no chat template\..* set evaluation\.apply_chat_template: false"):
         score([Candidate("x", folder)], demo_config(tasks), tmp_path / "scores.json")
     plain = demo_config(tasks, apply_chat_template=False)
-    assert score([Candidate("x", folder)], plain, tmp_path / "scores.json")["x"]["scores"]
+    assert score([Candidate("x", folder)], plain, tmp_path / "scores.json")["x"].scores
 
 
 def test_a_limit_is_of_each_task(base: Path, tasks: Path, tmp_path: Path) -> None:
     scores = score([Candidate("x", base)], demo_config(tasks, limit=2), tmp_path / "scores.json")
-    assert set(scores["x"]["n"].values()) == {2}
+    assert set(scores["x"].n.values()) == {2}
 
 
 def test_a_number_that_is_not_finite_is_left_out_with_a_warning(
@@ -283,7 +283,7 @@ def test_the_command_line_scores(
 def test_lm_eval_by_hand_agrees(base: Path, adapter: Path, tasks: Path, tmp_path: Path) -> None:
     score([Candidate("sft", base, adapter)], demo_config(tasks), tmp_path / "scores.json")
     content = json.loads((tmp_path / "scores.json").read_text())
-    ours, measures = content["scores"]["sft"], [Measure.from_content(each) for each in content["measures"]]
+    ours, measures = content["scores"]["sft"], [Measure(**each) for each in content["measures"]]
     names = ",".join(measure.task for measure in measures)
     command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--tasks", names, "--include_path", str(tasks)]
     command += ["--model_args", f"pretrained={base},peft={adapter},dtype=float32", "--apply_chat_template"]

@@ -131,17 +131,17 @@ def test_scripted_answers_score_what_they_should(tasks: Path) -> None:
     likely = {chosen + EOS for _, chosen, _ in PREFERENCE[:4]}
     score = demo_score(ScriptedModel(answers, likely), tasks)
 
-    assert score["scores"] == pytest.approx({"skill": 3 / 4, "preference": 4 / 6, "style": 2 / 4, "retained": 1 / 3})
-    assert score["n"] == {"skill": 4, "preference": 6, "style": 4, "retained": 3}
-    assert score["stderr"]["skill"] == pytest.approx(math.sqrt(3 / 4 * 1 / 4 / 3))
+    assert score.scores == pytest.approx({"skill": 3 / 4, "preference": 4 / 6, "style": 2 / 4, "retained": 1 / 3})
+    assert score.n == {"skill": 4, "preference": 6, "style": 4, "retained": 3}
+    assert score.stderr["skill"] == pytest.approx(math.sqrt(3 / 4 * 1 / 4 / 3))
 
 
 def test_neither_a_tie_nor_nan_wins_the_preference(tasks: Path) -> None:
     answers = dict.fromkeys([*(p for p, _ in SKILL), *(p for _, p, _ in RETAINED + STYLE)], "")
     model = ScriptedModel(answers, likely=set())
-    assert demo_score(model, tasks)["scores"]["preference"] == 0
+    assert demo_score(model, tasks).scores["preference"] == 0
     model.loglikelihood = lambda requests, **_: [(math.nan, False)] * len(requests)  # type: ignore[method-assign]
-    assert demo_score(model, tasks)["scores"]["preference"] == 0
+    assert demo_score(model, tasks).scores["preference"] == 0
 
 
 class Heard:
@@ -164,7 +164,7 @@ class Heard:
             return answers
 
         self.model.generate_until, self.model.loglikelihood = generate_until, loglikelihood
-        self.scores = demo_score(self.model, tasks)["scores"]
+        self.scores = demo_score(self.model, tasks).scores
 
 
 @pytest.fixture(scope="module")

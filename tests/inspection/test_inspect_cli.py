@@ -33,7 +33,7 @@ def test_a_table_and_a_file(base: Path, tmp_path: Path) -> None:
     result = run("--base", base, f"sft={sft}", f"dpo={dpo}", "--output-dir", tmp_path / "out", *chosen)
     assert result.exit_code == 0, result.output
     assert max(len(line) for line in result.output.splitlines() if not line.startswith("Wrote")) <= 80
-    for text in ("sft", "dpo", "|δ| ≤ 0.01", "Hoyer", "cosine", "sft / dpo", "elected"):
+    for text in ("sft", "dpo", "|δ| ≤ 0.01", "Hoyer", "Cosine", "sft and dpo", "Elected"):
         assert text in result.output
     inspection = read_inspection(tmp_path / "out")
     assert inspection.thresholds == (0.0, 0.01)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from paft_plugin.deltas.measures import Histogram
+from paft_plugin.evaluation.arms import RunFile
 from paft_plugin.files import write_json, write_text
 from paft_plugin.formats import threshold_key
 from paft_plugin.inspection.inspected import (
@@ -252,6 +253,11 @@ RUN_CONTENT: dict[str, Any] = {
     "fused": {"paft-ties": ["sft-l1", "dpo"]},
     "stages": [{"name": "sft", "title": "Train SFT", "command": ["axolotl", "train", "my configs/sft.yml"]}],
 }
+
+
+def run_file() -> RunFile:
+    """What `RUN_CONTENT` says."""
+    return RunFile.model_validate(RunFile.upgraded(RUN_CONTENT, 1, Path("run.json")))
 
 
 def write_run(

@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from paft_plugin.evaluation.results import Measure
+from paft_plugin.evaluation.arms import arm_named
+from paft_plugin.evaluation.results import ArmResult, Measure, Results, standard_error
 from paft_plugin.report.choice import choose
-from paft_plugin.report.differences import comparisons, difference, number, signed, standard_error
-from paft_plugin.report.results import Arm, Results
+from paft_plugin.report.differences import comparisons, difference
 
 MEASURES = tuple(Measure(name, f"paft_{name}", "acc", "none", True) for name in ("skill", "preference", "retained"))
+
+
+def result(name: str, scores: dict[str, float], stderr: dict[str, float] | None = None, **more: Any) -> ArmResult:
+    return ArmResult(arm=arm_named(name), scores=scores, stderr=stderr or {}, **more)
+
+
+def changed(whole: Results, **changes: Any) -> Results:
+    return whole.model_copy(update=changes)
 
 
 def results(scores: dict[str, Sequence[float]], items: int = 200, **changes: Any) -> Results:
     names = [measure.name for measure in MEASURES]
 
-    def arm(name: str, values: Sequence[float]) -> Arm:
+    def arm(name: str, values: Sequence[float]) -> ArmResult:
         errors = [math.sqrt(value * (1 - value) / (items - 1)) for value in values]
         counts = dict.fromkeys(names[: len(values)], items)
-        return Arm(name, dict(zip(names, values, strict=False)), dict(zip(names, errors, strict=False)), counts)
+        return result(name, dict(zip(names, values, strict=False)), dict(zip(names, errors, strict=False)), n=counts)
 
     whole = Results(
-        MEASURES, "skill", "preference", ("1e-05",), tuple(arm(name, values) for name, values in scores.items())
+        measures=MEASURES,
+        skill="skill",
+        preference="preference",
+        thresholds=("1e-05",),
+        arms=tuple(arm(name, values) for name, values in scores.items()),
     )
-    return replace(whole, **changes)
+    return changed(whole, **changes)
 
 
 CLEAR = {
@@ -46,7 +58,7 @@ def test_the_best_preference_of_the_arms_that_keep_the_skill() -> None:
     choice = choose(results(CLEAR))
     assert (choice.kind, choice.arm and choice.arm.name, choice.tied) == ("clear", "paft-ties", ())
     assert choice.headline == "Use paft-ties"
-    assert [(cost.measure.name, cost.before, cost.verdict) for cost in choice.costs] == [
+    assert [(cost.measure.name, cost.before.name, cost.verdict) for cost in choice.costs] == [
         ("skill", "sft", "same"),
         ("preference", "sequential", "worse"),
         ("retained", "base", "same"),
@@ -102,7 +114,9 @@ def test_without_a_measure_or_a_score_no_arm_is_named() -> None:
 def test_among_equals_the_sparsest() -> None:
     equal = results({"parallel-ties": CLEAR["paft-ties"], "paft-ties": CLEAR["paft-ties"], "sft": CLEAR["sft"]})
     shares = {"parallel-ties": 0.2, "paft-ties": 0.4, "sft": 0.0}
-    sparse = replace(equal, arms=tuple(replace(arm, sparsity={"1e-05": shares[arm.name]}) for arm in equal.arms))
+    sparse = changed(
+        equal, arms=tuple(arm.model_copy(update={"sparsity": {"1e-05": shares[arm.name]}}) for arm in equal.arms)
+    )
     chosen = choose(sparse).arm
     assert chosen is not None
     assert chosen.name == "paft-ties"
@@ -121,16 +135,17 @@ def test_whatever_the_scores(seed: int) -> None:
     assert choice.arm is not None
 
     # The order of the arms does not matter,
-    assert choose(replace(found, arms=found.arms[::-1])).headline == choice.headline
+    assert choose(changed(found, arms=found.arms[::-1])).headline == choice.headline
     # nor which way a measure counts,
     turned = tuple(
-        replace(arm, scores={**arm.scores, "preference": 1 - arm.scores["preference"]}) for arm in found.arms
+        arm.model_copy(update={"scores": {**arm.scores, "preference": 1 - arm.scores["preference"]}})
+        for arm in found.arms
     )
-    less = (MEASURES[0], replace(MEASURES[1], higher_is_better=False), MEASURES[2])
-    assert choose(replace(found, arms=turned, measures=less)).headline == choice.headline
+    less = (MEASURES[0], dataclasses.replace(MEASURES[1], higher_is_better=False), MEASURES[2])
+    assert choose(changed(found, arms=turned, measures=less)).headline == choice.headline
     # an arm that is worse in everything changes nothing,
-    worst = Arm("paft-worst", dict.fromkeys(("skill", "preference", "retained"), -1.0))
-    assert choose(replace(found, arms=(*found.arms, worst))).headline == choice.headline
+    worst = result("paft-worst", dict.fromkeys(("skill", "preference", "retained"), -1.0))
+    assert choose(changed(found, arms=(*found.arms, worst))).headline == choice.headline
     # and the skill is kept, unless the headline says that it is not.
     if choice.kind in ("clear", "tied"):
         sft = max((found.arm("sft"), found.arm("sft-l1")), key=lambda arm: arm.scores["skill"] if arm else 0)
@@ -141,19 +156,18 @@ def test_whatever_the_scores(seed: int) -> None:
 
 
 def test_a_score_of_exactly_one_is_not_certain() -> None:
-    whole = Arm("sft", {"skill": 1.0}, {"skill": 0.0}, {"skill": 100})
-    error = standard_error(whole, "skill")
-    assert error == pytest.approx(math.sqrt(101 / 102 * (1 / 102) / 102))
-    assert standard_error(replace(whole, items={}), "skill") == 0.0
-    assert standard_error(replace(whole, stderr={}, items={}), "skill") is None
-    assert (
-        standard_error(replace(whole, scores={"skill": 7.5}), "skill") == 0.0
-    )  # no share: nothing is known of its spread
+    def error(score: float, stderr: dict[str, float] | None, n: dict[str, int]) -> float | None:
+        return standard_error(result("sft", {"skill": score}, stderr, n=n), "skill")
+
+    assert error(1.0, {"skill": 0.0}, {"skill": 100}) == pytest.approx(math.sqrt(101 / 102 * (1 / 102) / 102))
+    assert error(1.0, {"skill": 0.0}, {}) == 0.0
+    assert error(1.0, None, {}) is None
+    assert error(7.5, {"skill": 0.0}, {"skill": 100}) == 0.0  # no share: nothing is known of its spread
 
 
 def test_a_difference_counts_from_two_standard_errors_on() -> None:
     def verdict(value: float, higher_is_better: bool = True) -> str:
-        arms = [Arm(name, {"m": score}, {"m": 0.03}) for name, score in (("a", 0.5), ("b", 0.5 + value))]
+        arms = [result(name, {"m": score}, {"m": 0.03}) for name, score in (("a", 0.5), ("b", 0.5 + value))]
         found = difference(arms[0], arms[1], Measure("m", "task", "acc", "none", higher_is_better))
         assert found is not None
         assert found.error == pytest.approx(0.03 * math.sqrt(2))
@@ -163,22 +177,15 @@ def test_a_difference_counts_from_two_standard_errors_on() -> None:
     assert [verdict(value, higher_is_better=False) for value in (0.09, -0.09)] == ["worse", "better"]
 
 
-def test_numbers_read_as_numbers() -> None:
-    assert [number(value) for value in (1.0, -0.0004, 0.1234, -2.5, 12.345)] == [
-        "1.000",
-        "0.000",
-        "0.123",
-        "−2.500",
-        "12.35",
-    ]
-    assert [signed(value) for value in (0.1, -0.1, -0.0001)] == ["+0.100", "−0.100", "+0.000"]
-
-
-def test_comparisons_are_those_that_the_arms_allow() -> None:
-    asked = comparisons(results(CLEAR), "paft-ties")
-    assert [(one.before, one.after) for one in asked] == [
+def test_comparisons_are_those_that_the_arms_allow_and_the_chosen_arm_comes_first() -> None:
+    found = results({**CLEAR, "sft-l1": (0.97, 0.2, 1.0), "paft-linear": (0.9, 0.9, 1.0)})
+    asked = comparisons(found, found.arm("paft-ties"))
+    assert [(one.before.name, one.after.name) for one in asked] == [
         ("sequential", "paft-ties"),
+        ("sft", "sft-l1"),
         ("sft", "sequential"),
         ("parallel-ties", "paft-ties"),
+        ("sequential", "paft-linear"),
     ]
-    assert [found and found.verdict for found in asked[1].differences] == ["worse", "better", "same"]
+    assert [change and change.verdict for change in asked[2].differences] == ["worse", "better", "same"]
+    assert not comparisons(results({"base": (0.1, 0.1, 0.1)}), None)

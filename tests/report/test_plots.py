@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from paft_plugin.drawing import CSS_NAMES, Drawn, Missing, Plot, as_png, as_svg, chart, new_figure, style_of, styles_of
+from paft_plugin.evaluation.results import Results, read_results
 from paft_plugin.inspection.inspected import Inspection, write_inspection
 from paft_plugin.inspection.plots import (
     PLOTS,
@@ -25,7 +26,6 @@ from paft_plugin.inspection.training_log import Curve, read_curve
 from paft_plugin.report import plots as of_runs
 from paft_plugin.report.choice import choose
 from paft_plugin.report.plots import RunData, loss_chart, strength_chart, tax_chart
-from paft_plugin.report.results import Results, read_results
 from paft_plugin.report.run_report import write_report
 from tests.report.runs import inspect, random_delta, three_deltas, write_branch, write_run
 
@@ -217,8 +217,8 @@ Draw = Callable[[], Plot | Missing]
 def test_what_is_missing_is_said_in_one_sentence(inspection: Inspection, results: Results, curves: list[Curve]) -> None:
     zero = {place: values * 0 for place, values in DELTAS["sft"].items()}
     silent = [replace(curve, loss=(float("nan"),) * len(curve.steps)) for curve in curves]
-    unscored = replace(results, arms=results.arms[:1])
-    nothing = replace(results, skill=None)
+    unscored = results.model_copy(update={"arms": results.arms[:1]})
+    nothing = results.model_copy(update={"skill": None})
 
     def run(of: Results, curves: Sequence[Curve] = ()) -> RunData:
         return RunData(of, choose(of), curves)
@@ -255,7 +255,10 @@ def test_one_branch_alone_and_a_constant_strength_are_drawn(tmp_path: Path, resu
     write_branch(tmp_path, "sft")
     curve = read_curve(tmp_path, "sft")
     assert curve is not None
-    assert "no losses of sft-l1" in plot(loss_chart(RunData(results, choose(results), [curve]))).caption
+    assert (
+        "no losses of an SFT branch with the penalty"
+        in plot(loss_chart(RunData(results, choose(results), [curve]))).caption
+    )
     for strength in (0.0, 1e-6):
         constant = replace(curve, lambda_=(strength,) * 4, l1_norm=(1.0,) * 4, sparsity={"1e-05": (0.5,) * 4})
         assert (

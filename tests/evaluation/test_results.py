@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from paft_plugin.errors import PaftError
-from paft_plugin.report.results import read_results
+from paft_plugin.evaluation.arms import RunFile, arm_named
+from paft_plugin.evaluation.results import ArmResult, Measure, Results, gather, read_results
 from tests.report.runs import ITEMS, SCORES, results_content
 
 
@@ -27,7 +28,7 @@ def test_everything_is_read(tmp_path: Path) -> None:
     assert [measure.name for measure in results.others] == ["retained"]
     paft = results.arm("paft-ties")
     assert paft is not None
-    assert (paft.items["skill"], paft.sparsity["1e-05"], paft.model) == (ITEMS, 0.47, "models/paft-ties")
+    assert (paft.n["skill"], paft.sparsity["1e-05"], paft.model) == (ITEMS, 0.47, "models/paft-ties")
     assert results.arm("nobody") is None
 
 
@@ -43,7 +44,7 @@ def test_nulls_are_what_was_not_measured(tmp_path: Path) -> None:
     results = read_results(write(tmp_path, content | {"skill": None, "preference": None, "thresholds": None}))
     assert results is not None
     arm = results.arms[0]
-    assert [dict(arm.scores), dict(arm.stderr), dict(arm.items), dict(arm.sparsity), arm.model] == [{}, {}, {}, {}, ""]
+    assert [dict(arm.scores), dict(arm.stderr), dict(arm.n), dict(arm.sparsity), arm.model] == [{}, {}, {}, {}, ""]
 
 
 def test_no_file_is_no_results(tmp_path: Path) -> None:
@@ -53,11 +54,17 @@ def test_no_file_is_no_results(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda _: "{", "not JSON"),
-        (lambda _: [], "schema None"),
+        (lambda _: "{", "no valid JSON"),
+        (lambda _: [], "not a JSON object"),
         (lambda content: content | {"schema": 1}, "schema 1, and this version reads 2"),
-        (lambda content: {key: value for key, value in content.items() if key != "arms"}, "lacks 'arms'"),
-        (lambda content: content | {"arms": [{"arm": "x", "scores": {"skill": "good"}}]}, "something unexpected"),
+        (
+            lambda content: {key: value for key, value in content.items() if key != "arms"},
+            "damaged (arms: Field required)",
+        ),
+        (
+            lambda content: content | {"arms": [{"arm": "x", "scores": {"skill": "good"}}]},
+            "damaged (arms.0.scores.skill",
+        ),
         (lambda content: content | {"arms": []}, "no arms"),
         (lambda content: content | {"skill": "wit"}, "skill 'wit' is none of its measures"),
         (lambda content: content | {"arms": content["arms"][:1] * 2}, "arm 'base' is there twice"),
@@ -74,3 +81,32 @@ def test_all_contradictions_at_once(tmp_path: Path) -> None:
     with pytest.raises(PaftError) as error:
         read_results(write(tmp_path, results_content() | {"skill": "wit", "preference": "charm"}))
     assert len(error.value.problems) == 2
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    results = Results.model_validate(results_content())
+    results.write(tmp_path / "results.json")
+    assert json.loads((tmp_path / "results.json").read_text()) == results_content()
+    assert read_results(tmp_path) == results
+
+
+def test_an_arm_is_what_its_run_says_and_without_one_what_its_name_says(tmp_path: Path) -> None:
+    write(tmp_path, results_content())
+    alone = read_results(tmp_path)
+    assert alone is not None
+    assert [arm.name for arm in alone.arms if arm.arm.is_sft] == ["sft", "sft-l1"]
+    assert [arm.name for arm in alone.arms if arm.arm.kind == "fused" and arm.arm.penalised] == [
+        "paft-ties",
+        "paft-dare_ties",
+    ]
+    odd = arm_named("dpo").model_copy(update={"role": "sft", "penalised": True})
+    RunFile(base="base", arms=(odd,)).write(tmp_path / "configs" / "run.json")
+    described = read_results(tmp_path)
+    assert described is not None
+    assert [arm.name for arm in described.arms if arm.arm.is_sft] == ["sft", "sft-l1", "dpo"]
+
+
+def test_thresholds_are_those_of_any_arm_in_order() -> None:
+    sparsities: dict[str, dict[str, float]] = {"sft": {"0.001": 1.0, "1e-06": 0.1}, "base": {}, "x": {"1e-05": 0.5}}
+    arms = [ArmResult(arm=arm_named(name), sparsity=sparsity) for name, sparsity in sparsities.items()]
+    assert gather([Measure("sums", "sums", "acc", "none", True)], arms).thresholds == ("1e-06", "1e-05", "0.001")
