@@ -12,7 +12,7 @@ from transformers.training_args import OptimizerNames
 from tests.end_to_end.conftest import LORA
 from tests.end_to_end.replay import steps_of, why_not_penalised
 from tests.end_to_end.sweeps import STRENGTH, WITNESSED, train_all
-from tests.penalty.test_optimizers import IN_BACKWARD
+from tests.penalty.trainers import IN_BACKWARD
 
 pytestmark = pytest.mark.slow
 EPOCHS = {"schedule_free_radam": 8}  # RAdam stands still for the first five steps

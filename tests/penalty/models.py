@@ -20,8 +20,9 @@ from transformers import (
 )
 
 from paft_plugin.penalty.find import find_live_deltas, take_references, trained_themselves
-from paft_plugin.penalty.live import LiveDelta
+from paft_plugin.penalty.live import FullDelta, LiveDelta
 from paft_plugin.penalty.settings import L1On
+from paft_plugin.penalty.tally import LiveTally, tally
 
 VOCABULARY = 50
 LINEAR = ["q_proj", "v_proj", "down_proj"]
@@ -111,3 +112,8 @@ def clear_threshold(entries: Tensor) -> float:
     middle = magnitudes[len(magnitudes) // 3 : 2 * len(magnitudes) // 3 + 2]
     widest = middle.diff().argmax()
     return (middle[widest] + middle[widest + 1]).item() / 2
+
+
+def of_entries(entries: Tensor) -> LiveTally:
+    """The tally of a parameter whose δ is `entries`."""
+    return tally(FullDelta("weight", nn.Parameter(entries.clone()), torch.zeros_like(entries)), ())

@@ -1,8 +1,4 @@
-"""The injector on a plain transformers Trainer: what the optimizer sees, what is logged, what is written.
-
-In fp64: δ passes through zero all the time, and a sign that rounding flips there moves everything after it, in fp32 on one CPU in
-a few.
-"""
+"""The injector on a plain transformers Trainer: what the optimizer sees, what is logged, what is written."""
 
 from __future__ import annotations
 
@@ -12,90 +8,25 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 from paft_plugin.errors import PaftError
 from paft_plugin.penalty.injector import PenaltyInjector
 from paft_plugin.penalty.settings import PenaltySettings
+from tests.penalty.trainers import (
+    LEARNING_RATE,
+    Rows,
+    assert_same,
+    lora_llama,
+    make_trainer,
+    tiny_llama,
+    trainable,
+    trained,
+)
 
 LAMBDA = 3e-3
-LEARNING_RATE = 0.05
-ROWS = 16
-
-
-class Rows(Dataset):
-    """Fixed random token rows, all of one length, so that any split into micro-batches has the same mean loss."""
-
-    def __init__(self) -> None:
-        self.ids = torch.randint(0, 30, (ROWS, 9), generator=torch.Generator().manual_seed(1))
-
-    def __len__(self) -> int:
-        return ROWS
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"input_ids": self.ids[index], "labels": self.ids[index]}
-
-
-def tiny_llama() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(vocab_size=30, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
-    ).double()
-    model.loss_function = mean_cross_entropy
-    return model
-
-
-def mean_cross_entropy(logits: Tensor, labels: Tensor, num_items_in_batch: Any = None, **_: Any) -> Tensor:
-    """As transformers', which takes it in fp32 whatever the model's dtype."""
-    targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:].flatten()
-    total = nn.functional.cross_entropy(logits.flatten(0, 1), targets, reduction="sum")
-    return total / ((targets != -100).sum() if num_items_in_batch is None else num_items_in_batch)
-
-
-def lora_llama() -> PeftModel:
-    return get_peft_model(tiny_llama(), LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "o_proj", "up_proj"]))
-
-
-def make_trainer(model: nn.Module, output_dir: Path, **changes: Any) -> Trainer:
-    settings: dict[str, Any] = {
-        "per_device_train_batch_size": 8,
-        "gradient_accumulation_steps": 1,
-        "max_steps": 4,
-        "learning_rate": LEARNING_RATE,
-        "lr_scheduler_type": "constant",
-        "optim": "sgd",
-        "max_grad_norm": 0.0,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "seed": 3,
-        "disable_tqdm": True,
-    }
-    return Trainer(
-        model=model, args=TrainingArguments(output_dir=str(output_dir), **(settings | changes)), train_dataset=Rows()
-    )
-
-
-def trained(model: nn.Module, output_dir: Path, settings: PenaltySettings | None, **changes: Any) -> Trainer:
-    trainer = make_trainer(model, output_dir, **changes)
-    if settings:
-        PenaltyInjector(trainer, settings).install()
-    trainer.train()
-    return trainer
-
-
-def trainable(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-
-
-def assert_same(one: nn.Module, other: nn.Module, **tolerance: float) -> None:
-    for name, parameter in trainable(one).items():
-        torch.testing.assert_close(trainable(other)[name], parameter, **tolerance, msg=lambda t, n=name: f"{n}: {t}")
 
 
 @pytest.mark.parametrize("make", [lora_llama, tiny_llama], ids=["lora", "full"])

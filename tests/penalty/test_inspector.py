@@ -19,11 +19,17 @@ from transformers import Trainer, TrainerCallback
 from paft_plugin.penalty.injector import PenaltyInjector
 from paft_plugin.penalty.inspector import kind_of, log_magnitudes
 from paft_plugin.penalty.settings import PenaltySettings
-from tests.penalty.models import live
-from tests.penalty.test_adapters import TRAINED
-from tests.penalty.test_injector import assert_same, lora_llama, tiny_llama, trainable
-from tests.penalty.test_resume import STEPS, Stop, trainer_with
-from tests.penalty.test_tally import of_entries
+from tests.penalty.adapters import TRAINED
+from tests.penalty.models import live, of_entries
+from tests.penalty.trainers import (
+    STEPS,
+    Stop,
+    assert_same,
+    lora_llama,
+    tiny_llama,
+    trainable,
+    trainer_with,
+)
 
 EVERY = 4
 LOWEST = 2.0**-40

@@ -14,16 +14,12 @@ from transformers.training_args import OptimizerNames
 from paft_plugin.errors import PaftError
 from paft_plugin.penalty.injector import PenaltyInjector
 from paft_plugin.penalty.settings import PenaltySettings
-from tests.penalty.test_injector import Rows, lora_llama, make_trainer
-
-IN_BACKWARD = {
-    "lomo",
-    "adalomo",
-    "galore_adamw_layerwise",
-    "galore_adamw_8bit_layerwise",
-    "galore_adafactor_layerwise",
-    "apollo_adamw_layerwise",
-}
+from tests.penalty.trainers import (
+    IN_BACKWARD,
+    Rows,
+    lora_llama,
+    make_trainer,
+)
 
 
 @pytest.mark.parametrize("name", [one.value for one in OptimizerNames])

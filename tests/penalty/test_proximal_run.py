@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from paft_plugin.errors import PaftError
 from paft_plugin.penalty.injector import PenaltyInjector
 from paft_plugin.penalty.settings import PenaltySettings
-from tests.penalty.test_injector import (
+from tests.penalty.trainers import (
     LEARNING_RATE,
     assert_same,
     lora_llama,

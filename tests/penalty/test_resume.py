@@ -9,14 +9,20 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback
 
 from paft_plugin.errors import PaftError
-from paft_plugin.penalty.injector import PenaltyInjector
 from paft_plugin.penalty.settings import PenaltySettings
-from tests.penalty.test_injector import lora_llama, make_trainer, tiny_llama, trainable
+from tests.penalty.trainers import (
+    SAVED,
+    STEPS,
+    STOPPED,
+    Stop,
+    lora_llama,
+    tiny_llama,
+    trainable,
+    trainer_with,
+)
 
-STEPS, SAVED, STOPPED = 14, 4, 10
 CASES: dict[str, tuple[Any, PenaltySettings]] = {
     "lora": (lora_llama, PenaltySettings(3e-3, warmup_ratio=0.5)),
     "full": (tiny_llama, PenaltySettings(3e-3)),
@@ -24,24 +30,6 @@ CASES: dict[str, tuple[Any, PenaltySettings]] = {
     "proximal": (tiny_llama, PenaltySettings(3e-2, mode="proximal")),
     "proximal target": (tiny_llama, PenaltySettings(3e-2, mode="proximal", target_sparsity=0.5)),
 }
-
-
-class Stop(TrainerCallback):
-    """As if the machine went down in the middle of a step."""
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == STOPPED:
-            raise KeyboardInterrupt
-
-
-def trainer_with(settings: PenaltySettings | None, model: nn.Module, output_dir: Path, **changes: Any) -> Trainer:
-    saving = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": SAVED, "optim": "adamw_torch"}
-    trainer = make_trainer(
-        model, output_dir, **{**saving, "lr_scheduler_type": "linear", "learning_rate": 0.01, **changes}
-    )
-    if settings:
-        PenaltyInjector(trainer, settings).install()
-    return trainer
 
 
 def stopped(settings: PenaltySettings | None, model: nn.Module, output_dir: Path) -> None:

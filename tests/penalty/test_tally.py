@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from paft_plugin.deltas.measures import effective_rank, hoyer
 from paft_plugin.penalty.find import find_live_deltas, take_references, trained_themselves
 from paft_plugin.penalty.inspector import base_square
-from paft_plugin.penalty.live import ExpertsDelta, FullDelta, measure
+from paft_plugin.penalty.live import ExpertsDelta, measure
 from paft_plugin.penalty.tally import DROPPED_BITS, FINITE, LiveTally, _tally_product, measurable, tally, total
 from tests.inspection import brute
+from tests.penalty.adapters import TRAINED
 from tests.penalty.models import (
     clear_threshold,
     copies,
@@ -24,15 +25,10 @@ from tests.penalty.models import (
     entries_of,
     live,
     move,
+    of_entries,
     tiny_llama,
     with_lora,
 )
-from tests.penalty.test_adapters import TRAINED
-
-
-def of_entries(entries: Tensor) -> LiveTally:
-    """The tally of a parameter whose δ is `entries`."""
-    return tally(FullDelta("weight", nn.Parameter(entries.clone()), torch.zeros_like(entries)), ())
 
 
 def hoyer_of(one: LiveTally) -> float | None:
