@@ -42,7 +42,7 @@ def check_measures(found: Measures, entries: Tensor, base: Tensor, dtype: torch.
     assert found.largest == float(entries.abs().max())
     if entries.any() and entries.numel() > 1:
         assert found.hoyer == pytest.approx(brute.hoyer(entries), abs=1e-6)
-        # The bounds that magnitudes.py gives.
+        # The bounds that `magnitudes` gives.
         assert found.gini == pytest.approx(brute.gini(entries), abs=2**-8)
         close(found.top_1_percent, brute.top_share(entries, 0.01), rel=2**-8)
         close(found.top_10_percent, brute.top_share(entries, 0.1), rel=2**-8)
