@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from paft_plugin.errors import PaftError, raise_if_any
-from paft_plugin.evaluation.arms import Arm, Role
+from paft_plugin.evaluation.arms import Arm, Kind, Role
 from paft_plugin.pipeline.base import base_folder
 from paft_plugin.pipeline.branches import Branch, preference_name, read_branch, without_penalty
 from paft_plugin.pipeline.config import PaftConfig, read_config
@@ -73,7 +73,7 @@ class Setup:
         """Those of them that the run trains."""
         return [branch for branch in self.needed if branch.trained is None]
 
-    def of_kind(self, kind: str) -> list[Arm]:
+    def of_kind(self, kind: Kind) -> list[Arm]:
         """Its arms of one kind."""
         return [arm for arm in self.arms if arm.kind == kind]
 

@@ -36,7 +36,7 @@ class Branch:
     content: Mapping[str, Any] = field(default_factory=dict)
     """The axolotl config with absolute paths, without what the run sets."""
     notes: tuple[str, ...] = ()
-    """What of the user's config is not as written, a sentence each."""
+    """What the run replaces of the user's config, a sentence each."""
 
     @property
     def trained(self) -> Path | None:
@@ -115,6 +115,22 @@ def without_penalty(branch: Branch, name: str) -> Branch:
     return Branch(name, branch.spec, branch.source, {**content, **({"plugins": others} if others else {})})
 
 
+def preference_name(branch: Branch) -> str:
+    """What the preference branch's arm is called: its strategy.
+
+    Raises:
+        PaftError: its config trains something else.
+    """
+    if branch.trained is not None:
+        return "preference"
+    if branch.strategy not in STRATEGIES:
+        raise PaftError(
+            f"{branch.where} has rl: {branch.content.get('rl')}, which is no preference training. "
+            f"Set rl to one of {', '.join(STRATEGIES)}."
+        )
+    return branch.strategy
+
+
 def config_text(branch: Branch, base: str, name: str, output: Path) -> str:
     """The axolotl config of the training `name` as `branch` describes it, from the model `base` into the folder `output`."""
     content = {
@@ -180,19 +196,3 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):  # a whole template is longer than any file's name
         return False
-
-
-def preference_name(branch: Branch) -> str:
-    """What the preference branch's arm is called: its strategy.
-
-    Raises:
-        PaftError: its config trains something else.
-    """
-    if branch.trained is not None:
-        return "preference"
-    if branch.strategy not in STRATEGIES:
-        raise PaftError(
-            f"{branch.where} has rl: {branch.content.get('rl')}, which is no preference training. "
-            f"Set rl to one of {', '.join(STRATEGIES)}."
-        )
-    return branch.strategy

@@ -87,12 +87,11 @@ def show_plan(file: Path, console: Console, *, arms: Sequence[str] = (), sequent
     """
     setup = open_setup(file, arms, sequential, download=False)
     plan = make_plan(setup)
-    stages = in_order(plan.stages, setup.run_dir)
-    reasons = outdated(stages, setup.run_dir, identities(stages, setup.run_dir, plan.files))
+    reasons = why_run(setup, plan)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("Stage", "What", "Why it runs"):
         table.add_column(heading, overflow="fold")
-    for stage in stages:
+    for stage in plan.stages:
         why = Text(reasons[stage.name]) if stage.name in reasons else Text("up to date", style="green")
         table.add_row(Text(stage.name), Text(stage.title), why)
     console.print(Text(f"The run in {setup.run_dir}", style="bold"), soft_wrap=True)
@@ -101,10 +100,16 @@ def show_plan(file: Path, console: Console, *, arms: Sequence[str] = (), sequent
     disk = f"A whole run writes about {size(needed_bytes(setup))}; {size(free)} of the disk are free."
     console.print(disk, soft_wrap=True, highlight=False)
     console.print(f"cd {shlex.quote(str(setup.run_dir))}", soft_wrap=True, highlight=False, markup=False)
-    for stage in stages:
+    for stage in plan.stages:
         if stage.name in reasons:
             command = shlex.join(readable(stage.command, setup.run_dir))
             console.print(f"# {stage.title}\n{command}", soft_wrap=True, highlight=False, markup=False)
+
+
+def why_run(setup: Setup, plan: Plan) -> dict[str, str]:
+    """The stages that a run would start now, each with the reason in a few words."""
+    ordered = in_order(plan.stages, setup.run_dir)
+    return outdated(ordered, setup.run_dir, identities(ordered, setup.run_dir, plan.files))
 
 
 def open_setup(file: Path, arms: Sequence[str] = (), sequential: bool = False, *, download: bool = False) -> Setup:
@@ -118,14 +123,13 @@ def check(setup: Setup, plan: Plan, console: Console) -> None:
     Raises:
         PaftError: All that is wrong.
     """
-    ordered = in_order(plan.stages, setup.run_dir)
-    if not outdated(ordered, setup.run_dir, identities(ordered, setup.run_dir, plan.files)):
+    if not why_run(setup, plan):
         return
     findings = preflight(setup)
     raise_if_any(findings.problems)
     notes = [note for branch in setup.needed for note in branch.notes]
     for warning in dict.fromkeys([*findings.warnings, *notes]):
-        console.print(Text(f"Warning: {warning}", style="yellow"), soft_wrap=True, highlight=False)
+        _warn(console, warning)
 
 
 def show_results(run_dir: Path, console: Console) -> None:
@@ -138,8 +142,12 @@ def show_results(run_dir: Path, console: Console) -> None:
     assert run is not None, "the run itself wrote it"
     console.print(arm_table(collect(run_dir, run)))
     for missed in missed_targets(run_dir):
-        console.print(Text(f"Warning: {missed}", style="yellow"), soft_wrap=True, highlight=False)
+        _warn(console, missed)
     console.print(Text(f"Read on in {run_dir / REPORT}"), soft_wrap=True, highlight=False)
+
+
+def _warn(console: Console, warning: str) -> None:
+    console.print(Text(f"Warning: {warning}", style="yellow"), soft_wrap=True, highlight=False)
 
 
 def make_executor(config: ExecutorConfig) -> Executor:

@@ -14,9 +14,9 @@ from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.arms import read_run
 from paft_plugin.pipeline.arms import Setup
 from paft_plugin.pipeline.plan import make_plan, readable
-from paft_plugin.pipeline.run import open_setup
+from paft_plugin.pipeline.run import open_setup, why_run
 from paft_plugin.runner.identity import identities
-from paft_plugin.runner.markers import outdated, prepare_folder, write_marker
+from paft_plugin.runner.markers import prepare_folder, write_marker
 from paft_plugin.runner.stages import Stage, absolute, in_order
 from tests.pipeline.runs import edit, write_run
 
@@ -57,9 +57,7 @@ def finish(setup: Setup) -> None:
 
 def reasons(file: Path, arms: tuple[str, ...] = ()) -> dict[str, str]:
     setup = open_setup(file, arms, False)
-    plan = make_plan(setup)
-    stages = in_order(plan.stages, setup.run_dir)
-    return outdated(stages, setup.run_dir, identities(stages, setup.run_dir, plan.files))
+    return why_run(setup, make_plan(setup))
 
 
 def test_the_arms_of_a_run_and_those_that_one_asks_for(tmp_path: Path) -> None:
