@@ -37,7 +37,7 @@ def fuse(
     OUT gets the merged model, with recipe.yml and lint.json beside it. Errors of the linter stop the merge.
     """
     from paft_plugin.fusion.merge import open_fusion, reuse_freed_memory, write_fusion
-    from paft_plugin.fusion.merge.folder import check_free
+    from paft_plugin.fusion.merge.writer import check_free
 
     _check_options(ctx, given)
     beside = (RECIPE_FILE, LINT_FILE)

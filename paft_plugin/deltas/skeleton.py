@@ -13,12 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from paft_plugin.deltas.store import TensorStore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Chains of transformers' operations that can be taken back: experts stacked, and also gate and up side by side in each.
 STACKED = ["MergeModulelist(dim=0)"]
@@ -95,13 +98,32 @@ class Skeleton:
 
 def open_skeleton(base: TensorStore) -> Skeleton | str:
     """The skeleton of a base model, or why there is none, in one sentence; takes seconds for a large model."""
+    try:
+        model = build_model(base.folder)
+    # Whatever a stranger's config makes transformers raise, the answer is the same.
+    except Exception as error:
+        return f"transformers cannot build the model of {base.folder}/config.json ({error})"
+    return skeleton_of(model, base)
+
+
+def build_model(folder: Path) -> PreTrainedModel:
+    """The model that a folder's config describes, on the meta device: without weights, and without a random number drawn."""
     # Slow to import, and only adapters whose names differ from the files' need it.
+    import transformers
+    from transformers.initialization import no_init_weights
+
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    named = [getattr(transformers, name, None) for name in config.architectures or []]
+    kinds = [kind for kind in named if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)]
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), no_init_weights():
+        return kinds[0](config) if kinds else transformers.AutoModelForCausalLM.from_config(config)
+
+
+def skeleton_of(model: PreTrainedModel, base: TensorStore) -> Skeleton:
+    """How the tensors of a base's files are called in its model, by the rules by which transformers loads them."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-    model = _build(base.folder)
-    if isinstance(model, str):
-        return model
     conversions = get_model_conversion_mapping(model)
     renamings = [step for step in conversions if isinstance(step, WeightRenaming)]
     converters = [step for step in conversions if isinstance(step, WeightConverter)]
@@ -115,7 +137,11 @@ def open_skeleton(base: TensorStore) -> Skeleton | str:
     for name in base.names:
         parameter, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, held)
         converter: Any = next((step for step in converters if pattern in step.source_patterns), None)
-        place = Place(parameter) if converter is None else _place(parameter_of(name), parameter, pattern, converter)
+        place = (
+            Place(parameter)
+            if converter is None
+            else _place_in_stack(parameter_of(name), parameter, pattern, converter)
+        )
         if place is None:
             unclear[parameter] = ", ".join(map(repr, converter.operations))
         elif parameter in held:
@@ -125,22 +151,7 @@ def open_skeleton(base: TensorStore) -> Skeleton | str:
     return Skeleton(places, shapes, frozenset(inputs_first), unclear, parameter_of)
 
 
-def _build(folder: Path) -> Any:
-    """The model that a folder's config describes, on the meta device; or why not, in one sentence."""
-    import transformers
-
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        named = [getattr(transformers, name, None) for name in config.architectures or []]
-        kinds = [kind for kind in named if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)]
-        with torch.device("meta"):
-            return kinds[0](config) if kinds else transformers.AutoModelForCausalLM.from_config(config)
-    # Whatever a stranger's config makes transformers raise, the answer is the same.
-    except Exception as error:
-        return f"transformers cannot build the model of {folder}/config.json ({error})"
-
-
-def _place(name: str, parameter: str, pattern: str | None, converter: Any) -> Place | None:
+def _place_in_stack(name: str, parameter: str, pattern: str | None, converter: Any) -> Place | None:
     """Where a converter of transformers puts a tensor; None if it does more than to stack.
 
     Args:

@@ -87,7 +87,7 @@ def error_table(errors: Sequence[ModuleError]) -> Table:
         ranks = sorted({one.rank for one in ones})
         rank = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"
         name = kind.partition(".*.")[2] or kind.rpartition(".")[2]
-        where = _number(kind, worst.module) if worst.relative else ""
+        where = _layer_number(kind, worst.module) if worst.relative else ""
         table.add_row(Text(name), str(len(ones)), rank, form(total_error(ones)), form(worst.relative), where)
     table.add_section()
     table.add_row("in total", str(len(errors)), "", form(total_error(errors)), "", "")
@@ -111,7 +111,7 @@ def _relative(squared_error: float, square: float) -> float:
     return math.sqrt(squared_error / square) if square else 0.0
 
 
-def _number(kind: str, module: str) -> str:
+def _layer_number(kind: str, module: str) -> str:
     """The layer of a module, of which `kind` is the name with a star for it."""
     start = kind.index("*") if "*" in kind else len(module)
     return module[start:].partition(".")[0]

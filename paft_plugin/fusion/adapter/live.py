@@ -1,18 +1,15 @@
-"""The base model as PEFT sees it: what its tensors are called once it is loaded, and what kind of module each belongs to."""
+"""The base model as PEFT sees it: where each tensor of its files is once it is loaded, and in what kind of module."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from mergekit.common import ModelReference, get_auto_cls
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
+from paft_plugin.deltas.skeleton import build_model, skeleton_of
 from paft_plugin.deltas.store import TensorStore, tied_names
 from paft_plugin.errors import PaftError
 
@@ -20,8 +17,8 @@ Kind = Literal["linear", "conv1d", "embedding", "other"]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a tensor of the base's files is in the loaded model."""
+class Slot:
+    """A parameter of the loaded model that is a tensor of the base's files as it is."""
 
     module: str
     part: str
@@ -49,57 +46,37 @@ class Live:
     """A base model without its weights."""
 
     model: PreTrainedModel
-    places: dict[str, Place]
-    """Tensor's name in the files → its place; a tensor that the loaded model has in another form (fused experts) is not here."""
+    slots: dict[str, Slot]
+    """Tensor's name in the files → its slot; a tensor that the loaded model has in another form (fused experts) is not here."""
     files: dict[str, str]
     """Parameter → name in the files."""
     tied: tuple[str, str] | None
     """Names in the files of embedding and head, if one tensor is both."""
 
 
-def open_live(base: ModelReference, store: TensorStore) -> Live:
+def open_live(store: TensorStore) -> Live:
     """Build the base model on the meta device.
 
     Raises:
         PaftError: transformers cannot build it.
     """
     try:
-        config = base.config()
-        with torch.random.fork_rng(devices=[]), torch.device("meta"), no_init_weights():
-            model = get_auto_cls(config.architectures[0]).from_config(config)
+        model = build_model(store.folder)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise PaftError(
             f"{store.folder}: transformers cannot build the model that its config.json describes ({error}), so no adapter "
             "can be checked against it. Merge without --adapter."
         ) from error
-    held = dict(model.named_parameters(remove_duplicate=False))
-    modules = dict(model.named_modules())
-    places = {}
-    parameter_of = _renaming(model)
-    for name in store.names:
-        parameter = parameter_of(name)
-        module, _, part = parameter.rpartition(".")
-        if parameter in held and tuple(held[parameter].shape) == store.shape(name):
-            places[name] = Place(module, part, _kind(modules[module]))
-    return Live(model, places, {place.parameter: name for name, place in places.items()}, tied_names(store))
+    skeleton = skeleton_of(model, store)
+    slots = {}
+    for name, place in skeleton.places.items():
+        if place.is_whole and skeleton.shapes.get(place.parameter) == store.shape(name):
+            module, _, part = place.parameter.rpartition(".")
+            slots[name] = Slot(module, part, _kind_of_module(model.get_submodule(module)))
+    return Live(model, slots, {slot.parameter: name for name, slot in slots.items()}, tied_names(store))
 
 
-def _renaming(model: PreTrainedModel) -> Callable[[str], str]:
-    """What transformers calls a tensor of the files once it is loaded."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, rename_source_key
-
-    renamings = [step for step in get_model_conversion_mapping(model) if isinstance(step, WeightRenaming)]
-    held = model.state_dict()
-
-    def parameter_of(name: str) -> str:
-        renamed: str = rename_source_key(name, renamings, [], model.base_model_prefix, held)[0]
-        return renamed
-
-    return parameter_of
-
-
-def _kind(module: nn.Module) -> Kind:
+def _kind_of_module(module: nn.Module) -> Kind:
     if isinstance(module, nn.Linear):
         return "linear"
     if isinstance(module, Conv1D):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.adapter.factors import Truncation, least_errors, side_by_side, truncate_dense, truncate_product
-from paft_plugin.fusion.adapter.live import Place
+from paft_plugin.fusion.adapter.live import Slot
 from paft_plugin.fusion.adapter.subject import WITHOUT, Subject, changes, check_planned
 
 # Up to this size the errors of all ranks are cheap to work out: half a second.
@@ -25,7 +25,7 @@ DUST = 1e-6
 class Adapted:
     """A module with LoRA factors."""
 
-    place: Place
+    slot: Slot
     truncation: Truncation
 
 
@@ -33,7 +33,7 @@ class Adapted:
 class Saved:
     """A whole copy of a parameter, in the dtype in which the base stores it: so PEFT loads it."""
 
-    place: Place
+    slot: Slot
     tensor: Tensor
 
 
@@ -81,7 +81,7 @@ def fused_parts(subject: Subject, rank: int | None, max_error: float, quiet: boo
             sampled: set[str] = set()
             for output, fused in subject.fusion.run(plan, quiet):
                 if output in others:
-                    yield from _difference(subject, others[output], fused, rank, max_error, sampled)
+                    yield from _change_by_merge(subject, others[output], fused, rank, max_error, sampled)
 
 
 def _sum_of_adapters(
@@ -90,25 +90,25 @@ def _sum_of_adapters(
     """One tensor whose delta is the sum of some adapters', each times a coefficient."""
     if not adapters:
         return
-    place = subject.place_of(name)
-    if subject.is_whole(name, place):
+    slot = subject.slot_of(name)
+    if subject.is_whole(name, slot):
         base = subject.store.tensor(name)
         whole = base.float()
         for model, coefficient in adapters.items():
             whole = whole + coefficient * subject.delta(model, name)
-        yield Saved(place, whole.to(base.dtype))
+        yield Saved(slot, whole.to(base.dtype))
         return
     parts = []
     for model, coefficient in adapters.items():
         adapter = subject.adapters[model]
-        factors = adapter.factors[place.module]
+        factors = adapter.factors[slot.module]
         A, B = adapter.store.tensor(factors.A), adapter.store.tensor(factors.B)
-        parts.append((coefficient * adapter.scale(place.module), B, A))
+        parts.append((coefficient * adapter.scale(slot.module), B, A))
     product = side_by_side(parts)
-    yield Adapted(place, truncate_product(product, rank or product.rank))
+    yield Adapted(slot, truncate_product(product, rank or product.rank))
 
 
-def _difference(
+def _change_by_merge(
     subject: Subject, merge: ExecuteMergeMethodTask, fused: Tensor, rank: int, max_error: float, sampled: set[str]
 ) -> Iterator[Adapted | Saved]:
     """One tensor whose delta is what the merge made of it, minus the base; `sampled` gets the kinds whose errors are known."""
@@ -128,14 +128,14 @@ def _difference(
     touched = any(changes(subject.loader(model), name, subject.store) for model in merge.model_order)
     if not touched and float(delta.abs().max()) <= DUST * float(base.abs().max()):
         return
-    place = subject.place_of(name)
-    if subject.is_whole(name, place):
+    slot = subject.slot_of(name)
+    if subject.is_whole(name, slot):
         if delta.any():
-            yield Saved(place, fused.to(stored.dtype))
+            yield Saved(slot, fused.to(stored.dtype))
         return
-    matrix = (delta.T if place.transposed else delta).to(subject.fusion.options.device)
-    truncation, kind = truncate_dense(matrix, rank), kind_of(place.module)
+    matrix = (delta.T if slot.transposed else delta).to(subject.fusion.options.device)
+    truncation, kind = truncate_dense(matrix, rank), kind_of(slot.module)
     if truncation.relative_error > max_error and (min(matrix.shape) <= SMALL or kind not in sampled):
         sampled.add(kind)
         truncation = replace(truncation, tail=least_errors(matrix))
-    yield Adapted(place, truncation)
+    yield Adapted(slot, truncation)

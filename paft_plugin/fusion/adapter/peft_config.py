@@ -13,13 +13,13 @@ from peft.utils import get_peft_model_state_dict
 
 from paft_plugin.deltas.adapter import PREFIX
 from paft_plugin.errors import PaftError, some
-from paft_plugin.fusion.adapter.live import Live, Place
+from paft_plugin.fusion.adapter.live import Live, Slot
 
 Shape = tuple[int, ...]
 
 
 def lora_config(
-    base: ModelReference, live: Live, adapted: Mapping[str, tuple[Place, int]], saved: Collection[str], biases: bool
+    base: ModelReference, live: Live, adapted: Mapping[str, tuple[Slot, int]], saved: Collection[str], biases: bool
 ) -> LoraConfig:
     """A config under which every module's scale is 1: α = r, in each module and at the top.
 
@@ -28,13 +28,13 @@ def lora_config(
     Args:
         base: What the adapter is loaded onto.
         live: That model without its weights.
-        adapted: Module → its place, and the rank of its factors.
+        adapted: Module → its slot, and the rank of its factors.
         saved: Modules that are there as whole copies.
         biases: Whether there are whole copies of biases beside them.
     """
     ranks = {module: rank for module, (_, rank) in adapted.items()}
     top = max(ranks.values())
-    pattern = _patterns(ranks, top)
+    pattern = _rank_pattern(ranks, top)
     return LoraConfig(
         base_model_name_or_path=base.model.path,
         revision=base.model.revision,
@@ -44,31 +44,31 @@ def lora_config(
         lora_alpha=top,
         rank_pattern=dict(pattern),
         alpha_pattern=dict(pattern),
-        target_modules=_targets(live, set(ranks)),
+        target_modules=_target_modules(live, set(ranks)),
         modules_to_save=sorted(saved) or None,
         bias="all" if biases else "none",
-        fan_in_fan_out=any(place.kind == "conv1d" for place, _ in adapted.values()),
-        ensure_weight_tying=live.tied is not None and live.places[live.tied[0]].module in saved,
+        fan_in_fan_out=any(slot.kind == "conv1d" for slot, _ in adapted.values()),
+        ensure_weight_tying=live.tied is not None and live.slots[live.tied[0]].module in saved,
     )
 
 
-def is_bias(place: Place) -> bool:
+def is_bias(slot: Slot) -> bool:
     """Whether a whole copy is the bias of a linear layer: PEFT keeps those by `bias`, not by `modules_to_save`."""
-    return place.kind in ("linear", "conv1d") and place.part == "bias"
+    return slot.kind in ("linear", "conv1d") and slot.part == "bias"
 
 
-def key_of_copy(place: Place, is_adapted: bool) -> str:
+def key_of_copy(slot: Slot, is_adapted: bool) -> str:
     """The name of a whole copy in the adapter's file: PEFT puts the bias of a module with factors below `base_layer`."""
     inside = ".base_layer" if is_adapted else ""
-    return f"{PREFIX}{place.module}{inside}.{place.part}"
+    return f"{PREFIX}{slot.module}{inside}.{slot.part}"
 
 
-def keys_of_factors(place: Place) -> tuple[str, str]:
+def keys_of_factors(slot: Slot) -> tuple[str, str]:
     """The names of A and B in the adapter's file."""
-    stem = f"{PREFIX}{place.module}.lora_"
+    stem = f"{PREFIX}{slot.module}.lora_"
     return (
         (f"{stem}embedding_A", f"{stem}embedding_B")
-        if place.kind == "embedding"
+        if slot.kind == "embedding"
         else (f"{stem}A.weight", f"{stem}B.weight")
     )
 
@@ -101,7 +101,7 @@ def check_accepted(wanted: Mapping[str, Shape], held: Mapping[str, Shape], base:
         )
 
 
-def _patterns(ranks: Mapping[str, int], top: int) -> dict[str, int]:
+def _rank_pattern(ranks: Mapping[str, int], top: int) -> dict[str, int]:
     """Rank of each module that has not the greatest: by its own short name where all modules of that name agree."""
     by_name: dict[str, set[int]] = {}
     for module, rank in ranks.items():
@@ -115,7 +115,7 @@ def _patterns(ranks: Mapping[str, int], top: int) -> dict[str, int]:
     return patterns
 
 
-def _targets(live: Live, modules: set[str]) -> list[str]:
+def _target_modules(live: Live, modules: set[str]) -> list[str]:
     """The adapted modules, by their short name where that means no others."""
     counts = Counter(name.rpartition(".")[2] for name, _ in live.model.named_modules())
     wanted = Counter(module.rpartition(".")[2] for module in modules)

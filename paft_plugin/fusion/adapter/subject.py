@@ -21,7 +21,7 @@ from paft_plugin.deltas.adapter import FACTOR, PREFIX, Adapter, open_adapter
 from paft_plugin.deltas.fit import VOCABULARY
 from paft_plugin.deltas.store import TensorStore
 from paft_plugin.errors import PaftError, some
-from paft_plugin.fusion.adapter.live import Live, Place, open_live
+from paft_plugin.fusion.adapter.live import Live, Slot, open_live
 from paft_plugin.fusion.merge.fusion import Fusion
 from paft_plugin.fusion.merge.loaders import AdapterLoader, ModelLoader
 
@@ -116,30 +116,30 @@ class Subject:
             return any(tied in self.store for tied in weight.tied_names or ())
         return self.live.tied is not None and name == self.live.tied[1]
 
-    def place_of(self, name: str) -> Place:
+    def slot_of(self, name: str) -> Slot:
         """Where a changed tensor goes.
 
         Raises:
             PaftError: PEFT has no way to hold its change.
         """
-        place = self.live.places.get(name)
-        if place is None:
+        slot = self.live.slots.get(name)
+        if slot is None:
             raise PaftError(
                 f"{name}: the loaded model has it in another form, so no adapter can hold its change. {WITHOUT}"
             )
-        if not place.has_factors and any(self.live.model.get_submodule(place.module).children()):
+        if not slot.has_factors and any(self.live.model.get_submodule(slot.module).children()):
             raise PaftError(
                 f"{name}: lies in a module with others below it, so no adapter can hold its change. {WITHOUT}"
             )
-        return place
+        return slot
 
-    def is_whole(self, name: str, place: Place) -> bool:
+    def is_whole(self, name: str, slot: Slot) -> bool:
         """Whether a changed tensor is put as a whole copy: where factors cannot be, and where a branch holds it so too."""
-        if not place.has_factors or (self.live.tied and name in self.live.tied):
+        if not slot.has_factors or (self.live.tied and name in self.live.tied):
             return True
         if any(loader.store is not self.store for loader in self.fusion.loaders.values()) and name.endswith(VOCABULARY):
             return True
-        return any(not has_only_factors(adapter, place, self.store, name) for adapter in self.adapters.values())
+        return any(not has_only_factors(adapter, slot, self.store, name) for adapter in self.adapters.values())
 
     def factorable(self, merge: ExecuteMergeMethodTask, name: str) -> dict[ModelReference, float] | None:
         """Coefficients of the adapters that change a tensor, if its merge is linear in their deltas and nothing else goes in."""
@@ -167,18 +167,18 @@ def open_subject(fusion: Fusion) -> Subject:
     Raises:
         PaftError: It has no base that an adapter could lie on, or one that transformers cannot build.
     """
-    base = _base(fusion)
+    base = _base_of(fusion)
     store = next(loader.store for reference, loader in fusion.loaders.items() if reference.model == base.model)
     config = fusion.config.model_copy(update={"dtype": "float32", "out_dtype": "float32"})
-    return Subject(replace(fusion, config=config), base, store, open_live(base, store))
+    return Subject(replace(fusion, config=config), base, store, open_live(store))
 
 
-def has_only_factors(adapter: Adapter, place: Place, base: TensorStore, name: str) -> bool:
+def has_only_factors(adapter: Adapter, slot: Slot, base: TensorStore, name: str) -> bool:
     """Whether an adapter changes a module's weight by LoRA factors at most, and not by trained copies or rows of it.
 
     PEFT saves an embedding with factors along with the layer below them, which is the base's: that is no change.
     """
-    prefix = f"{PREFIX}{place.module}."
+    prefix = f"{PREFIX}{slot.module}."
     for key in adapter.store.names:
         inside = key.removeprefix(PREFIX)
         if not key.startswith(prefix) or FACTOR.fullmatch(inside) or inside.endswith(".bias"):
@@ -211,7 +211,7 @@ def check_planned(subject: Subject, merges: list[ExecuteMergeMethodTask]) -> Non
             )
 
 
-def _base(fusion: Fusion) -> ModelReference:
+def _base_of(fusion: Fusion) -> ModelReference:
     named = fusion.config.base_model
     if named is not None and named.lora is None:
         return named

@@ -15,7 +15,7 @@ from paft_plugin.deltas.store import ADAPTER_CONFIG, ADAPTER_FILE, MODEL_FILE
 from paft_plugin.errors import PaftError
 from paft_plugin.files import PROOF_FILE, read_json, write_json, write_text
 from paft_plugin.fusion.adapter.errors import ModuleError, as_json, form, rank_for, total_error
-from paft_plugin.fusion.adapter.live import Place
+from paft_plugin.fusion.adapter.live import Slot
 from paft_plugin.fusion.adapter.parts import Adapted, Saved, fused_parts
 from paft_plugin.fusion.adapter.peft_config import (
     Shape,
@@ -27,7 +27,6 @@ from paft_plugin.fusion.adapter.peft_config import (
     wanted_by_peft,
 )
 from paft_plugin.fusion.adapter.subject import Subject, open_subject
-from paft_plugin.fusion.merge.folder import whole_folder
 from paft_plugin.fusion.merge.fusion import Fusion
 from paft_plugin.fusion.merge.write import (
     GENERATION_CONFIG,
@@ -36,7 +35,7 @@ from paft_plugin.fusion.merge.write import (
     provenance_text,
     write_tokenizer,
 )
-from paft_plugin.fusion.merge.writer import ShardedWriter
+from paft_plugin.fusion.merge.writer import ShardedWriter, whole_folder
 
 MAX_ERROR = 0.05
 ONE_FILE = 1 << 62
@@ -57,7 +56,7 @@ class _Contents:
     subject: Subject
     writer: ShardedWriter
     held: dict[str, Shape] = field(default_factory=dict)
-    adapted: dict[str, tuple[Place, int]] = field(default_factory=dict)
+    adapted: dict[str, tuple[Slot, int]] = field(default_factory=dict)
     errors: list[ModuleError] = field(default_factory=list)
     saved: set[str] = field(default_factory=set)
     biases: list[Saved] = field(default_factory=list)
@@ -69,19 +68,19 @@ class _Contents:
         """Write one part, or keep a bias for the end."""
         if isinstance(part, Adapted):
             product, truncation = part.truncation.product, part.truncation
-            for key, factor in zip(keys_of_factors(part.place), (product.A, product.B), strict=True):
+            for key, factor in zip(keys_of_factors(part.slot), (product.A, product.B), strict=True):
                 self.write(key, factor)
-            module = part.place.module
-            self.adapted[module] = part.place, product.rank
+            module = part.slot.module
+            self.adapted[module] = part.slot, product.rank
             one = ModuleError(module, product.rank, truncation.square, truncation.squared_error, truncation.tail)
             self.errors.append(one)
-        elif is_bias(part.place):
+        elif is_bias(part.slot):
             self.biases.append(part)
         else:
-            self.saved.add(part.place.module)
-            self.write(key_of_copy(part.place, is_adapted=False), part.tensor)
+            self.saved.add(part.slot.module)
+            self.write(key_of_copy(part.slot, is_adapted=False), part.tensor)
             tied = self.subject.live.tied
-            if tied and self.subject.live.files[part.place.parameter] == tied[0]:
+            if tied and self.subject.live.files[part.slot.parameter] == tied[0]:
                 self.embedding = part.tensor
 
     def write(self, key: str, tensor: Tensor) -> None:
@@ -142,7 +141,7 @@ def write_adapter(
     check_chat_template(fusion)
     subject = open_subject(fusion)
     with whole_folder(out) as folder:
-        contents = _write_weights(subject, folder, rank, max_error, quiet)
+        contents = _write_adapter_file(subject, folder, rank, max_error, quiet)
         errors = contents.errors
         _refuse_above(errors, max_error)
         # The tokenizer of a recipe that builds one is known only now, and to the fusion that ran.
@@ -155,9 +154,9 @@ def write_adapter(
         }
         write_json(folder / PROOF_FILE, record)
         write_text(folder / "mergekit_config.yml", fusion.text)
-        write_text(folder / "README.md", _card(out.absolute().name, contents, record))
+        write_text(folder / "README.md", _adapter_card(out.absolute().name, contents, record))
     if contents.saved or contents.biases:
-        whole = [*sorted(contents.saved), *(saved.place.parameter for saved in contents.biases)]
+        whole = [*sorted(contents.saved), *(saved.slot.parameter for saved in contents.biases)]
         warnings.append(
             f"whole copies of {len(whole)} modules or biases are in the adapter ({whole[0]} …): PEFT loads them, vLLM and "
             "other servers of adapters may refuse. Merge without --adapter for those."
@@ -165,10 +164,10 @@ def write_adapter(
     return FusedAdapter(errors, warnings)
 
 
-def _write_weights(subject: Subject, folder: Path, rank: int | None, max_error: float, quiet: bool) -> _Contents:
+def _write_adapter_file(subject: Subject, folder: Path, rank: int | None, max_error: float, quiet: bool) -> _Contents:
     # Of each parameter at most two tensors, under names no longer than these.
     names = [
-        f"{PREFIX}{place.parameter}.lora_embedding_{which}" for place in subject.live.places.values() for which in "AB"
+        f"{PREFIX}{slot.parameter}.lora_embedding_{which}" for slot in subject.live.slots.values() for which in "AB"
     ]
     writer = ShardedWriter(folder, names, ONE_FILE)
     contents = _Contents(subject, writer)
@@ -181,9 +180,9 @@ def _write_weights(subject: Subject, folder: Path, rank: int | None, max_error: 
                 "for a LoRA adapter to hold. Merge without --adapter."
             )
         for bias in contents.biases:
-            adapted = bias.place.module in contents.adapted
-            contents.write(key_of_copy(bias.place, adapted), bias.tensor)
-        loose = any(bias.place.module not in contents.saved for bias in contents.biases)
+            adapted = bias.slot.module in contents.adapted
+            contents.write(key_of_copy(bias.slot, adapted), bias.tensor)
+        loose = any(bias.slot.module not in contents.saved for bias in contents.biases)
         config = lora_config(subject.base, subject.live, contents.adapted, contents.saved, loose)
         wanted = wanted_by_peft(subject.live, config)
         contents.complete(wanted)
@@ -223,11 +222,11 @@ def _as_json(contents: _Contents, rank: int | None, max_error: float) -> dict[st
         "rank": rank,
         "max_error": max_error,
         **as_json(contents.errors),
-        "whole_copies": sorted({*contents.saved, *(saved.place.parameter for saved in contents.biases)}),
+        "whole_copies": sorted({*contents.saved, *(saved.slot.parameter for saved in contents.biases)}),
     }
 
 
-def _card(name: str, contents: _Contents, record: dict[str, Any]) -> str:
+def _adapter_card(name: str, contents: _Contents, record: dict[str, Any]) -> str:
     base = contents.subject.base.model.path
     # The hub knows no folders of this machine.
     known = {} if Path(base).exists() else {"base_model": base}

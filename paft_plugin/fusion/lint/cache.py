@@ -11,8 +11,8 @@ from paft_plugin.deltas.delta import Delta, delta_of
 from paft_plugin.deltas.store import FLOATS, TensorStore, is_adapter, open_model
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.lint.findings import Finding
+from paft_plugin.fusion.lint.recipe import SoundRecipe, recipe_check, weight_check
 from paft_plugin.fusion.lint.rules import Rule
-from paft_plugin.fusion.lint.subject import Subject, recipe_check, weight_check
 from paft_plugin.fusion.mergekit_internals import name_in_cache
 from paft_plugin.schema import Keys
 
@@ -32,17 +32,17 @@ ADAPTER_ROUNDED = Rule.warning(
 
 
 @recipe_check
-def flags(subject: Subject) -> Iterator[Finding]:
+def flags(recipe: SoundRecipe) -> Iterator[Finding]:
     """The header's command lacks a flag that an adapter needs, or there is no such command."""
-    adapters = [(keys, reference) for keys, reference in subject.references if reference.lora]
+    adapters = [(keys, reference) for keys, reference in recipe.references if reference.lora]
     if not adapters:
         return
     fix = f"Run `mergekit-yaml RECIPE OUT {CACHE} NEW_FOLDER {DTYPE} float32`, or `axolotl paft merge`, which needs neither."
-    if subject.document.option(CACHE) is None:
-        has = "the header's command has none" if subject.document.command else "the recipe names no command that has it"
-        yield subject.finding(ADAPTER_FLAGS, adapters[0][0], f"An adapter needs {CACHE}, and {has}.", fix)
-    elif subject.document.option(DTYPE) not in ("float32", "float64"):
-        yield subject.finding(ADAPTER_ROUNDED, (), f"The header's command has no {DTYPE} float32.", fix)
+    if recipe.document.option(CACHE) is None:
+        has = "the header's command has none" if recipe.document.command else "the recipe names no command that has it"
+        yield recipe.finding(ADAPTER_FLAGS, adapters[0][0], f"An adapter needs {CACHE}, and {has}.", fix)
+    elif recipe.document.option(DTYPE) not in ("float32", "float64"):
+        yield recipe.finding(ADAPTER_ROUNDED, (), f"The header's command has no {DTYPE} float32.", fix)
 
 
 CACHE_BROKEN = Rule.error(
@@ -54,18 +54,18 @@ CACHE_ROUNDED = Rule.warning(
 
 
 @recipe_check
-def entries(subject: Subject) -> Iterator[Finding]:
+def entries(recipe: SoundRecipe) -> Iterator[Finding]:
     """What lies in the adapter cache already: whole models that were cut off, or written in a narrow dtype."""
-    for keys, folder, _ in _cached(subject):
+    for keys, folder, _ in _models_in_cache(recipe):
         try:
             store = open_model(folder)
         except PaftError as error:
-            yield subject.finding(
+            yield recipe.finding(
                 CACHE_BROKEN, keys, f"Half a model in the adapter cache: {error.problems[0]}", _delete(folder)
             )
             continue
         if store.main_dtype not in ("F32", "F64"):
-            yield subject.finding(
+            yield recipe.finding(
                 CACHE_ROUNDED,
                 keys,
                 f"{folder} holds base + adapter in {FLOATS.get(store.main_dtype, store.main_dtype)}.",
@@ -79,9 +79,9 @@ CACHE_STALE = Rule.error(
 
 
 @weight_check
-def contents(subject: Subject) -> Iterator[Finding]:
+def contents(recipe: SoundRecipe) -> Iterator[Finding]:
     """An adapter cache that holds the weights of another adapter."""
-    for keys, folder, reference in _cached(subject):
+    for keys, folder, reference in _models_in_cache(recipe):
         assert reference.lora is not None
         base, adapter = Path(reference.model.path), Path(reference.lora.path)
         if not (base.is_dir() and adapter.is_dir() and is_adapter(adapter)):
@@ -91,14 +91,14 @@ def contents(subject: Subject) -> Iterator[Finding]:
         except PaftError:
             continue  # other checks say why
         if _is_other(cached, delta):
-            yield subject.finding(
+            yield recipe.finding(
                 CACHE_STALE, keys, f"{folder} is not {adapter} on its base: it was written before.", _delete(folder)
             )
 
 
-def _cached(subject: Subject) -> Iterator[tuple[Keys, Path, ModelReference]]:
-    cache = subject.document.option(CACHE)
-    for keys, reference in subject.references if cache else ():
+def _models_in_cache(recipe: SoundRecipe) -> Iterator[tuple[Keys, Path, ModelReference]]:
+    cache = recipe.document.option(CACHE)
+    for keys, reference in recipe.references if cache else ():
         if reference.lora and cache:
             folder = Path(cache) / name_in_cache(reference)
             if folder.exists():

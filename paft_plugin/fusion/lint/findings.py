@@ -98,9 +98,9 @@ def summary(findings: Mapping[Path, Sequence[Finding]], weights_read: bool) -> s
     """How many there are of which kind, in one line."""
     every = [finding for found in findings.values() for finding in found]
     wrong = len(errors(every))
-    counts = ", ".join((_count(wrong, "error"), _count(len(every) - wrong, "warning")))
+    counts = ", ".join((_how_many(wrong, "error"), _how_many(len(every) - wrong, "warning")))
     skipped = "" if weights_read else " Weights were not read."
-    return f"{counts} in {_count(len(findings), 'recipe')}.{skipped}"
+    return f"{counts} in {_how_many(len(findings), 'recipe')}.{skipped}"
 
 
 def wrapped(text: str, width: int, hanging: str = "    ") -> list[str]:
@@ -110,5 +110,5 @@ def wrapped(text: str, width: int, hanging: str = "    ") -> list[str]:
     )
 
 
-def _count(number: int, what: str) -> str:
+def _how_many(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"

@@ -17,8 +17,8 @@ from paft_plugin.deltas.tokenizer import same_tokenizer
 from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.files import PROOF_FILE, looks_local, read_json
 from paft_plugin.fusion.lint.findings import Finding
+from paft_plugin.fusion.lint.recipe import MergeInput, SoundRecipe, exists, recipe_check, same_folder, weight_check
 from paft_plugin.fusion.lint.rules import Rule
-from paft_plugin.fusion.lint.subject import Entry, Subject, exists, recipe_check, same_folder, weight_check
 from paft_plugin.schema import Keys
 
 FOLDER_MISSING = Rule.error(301, "folder-missing", "A model's or an adapter's folder is not there.")
@@ -33,19 +33,19 @@ WRONG_FOLDER = Rule.error(306, "wrong-folder", "An adapter where a model belongs
 
 
 @recipe_check
-def paths(subject: Subject) -> Iterator[Finding]:
+def paths(recipe: SoundRecipe) -> Iterator[Finding]:
     """Folders that are missing, relative, on the hub, or not what they should be."""
     told = set()
-    for keys, reference in subject.references:
+    for keys, reference in recipe.references:
         named = [(reference.model.path, False)] + ([(reference.lora.path, True)] if reference.lora else [])
         for path, as_adapter in named:
             if (path, as_adapter) not in told:
                 told.add((path, as_adapter))
-                yield from _path(subject, keys, path, as_adapter)
-    if subject.document.command and len(subject.document.command) > 2:
-        for path in subject.document.command[1:3]:
+                yield from _path(recipe, keys, path, as_adapter)
+    if recipe.document.command and len(recipe.document.command) > 2:
+        for path in recipe.document.command[1:3]:
             if not Path(path).is_absolute():
-                yield subject.finding(
+                yield recipe.finding(
                     RELATIVE_PATH,
                     (),
                     f"The header's command names {path}, which is another place in every folder it is run from.",
@@ -64,12 +64,12 @@ TWO_BASES = Rule.warning(
 
 
 @recipe_check
-def belonging(subject: Subject) -> Iterator[Finding]:
+def belonging(recipe: SoundRecipe) -> Iterator[Finding]:
     """Branches that are no delta on their base."""
-    pretrained = subject.pretrained
+    pretrained = recipe.pretrained
     if pretrained is None:
         return
-    for entry in subject.groups[0].branches:
+    for entry in recipe.groups[0].branches:
         folder, reference = entry.folder, entry.reference
         if folder == pretrained or not folder.is_dir() or bool(reference.lora) != is_adapter(folder):
             continue  # the base itself, or `paths` says what is wrong with it
@@ -77,13 +77,13 @@ def belonging(subject: Subject) -> Iterator[Finding]:
         if reference.lora and exists(reference.model.path):
             base = Path(reference.model.path)
             if base != pretrained and not same_folder(base, pretrained):
-                yield subject.finding(
+                yield recipe.finding(
                     TWO_BASES,
                     entry.keys,
                     f"The adapter stands on {base}, and base_model is {pretrained}: its delta is also their difference.",
                     "Name the same model in both places.",
                 )
-        yield from _belongs(subject, entry, base)
+        yield from _belongs(recipe, entry, base)
 
 
 UNREADABLE = Rule.error(
@@ -92,31 +92,31 @@ UNREADABLE = Rule.error(
 
 
 @recipe_check
-def readable(subject: Subject) -> Iterator[Finding]:
+def readable(recipe: SoundRecipe) -> Iterator[Finding]:
     """Whole models that cannot be opened, where there is no base to compare them with."""
-    for keys, reference in () if subject.pretrained else subject.references:
+    for keys, reference in () if recipe.pretrained else recipe.references:
         folder = Path(reference.model.path)
         if folder.is_dir() and not is_adapter(folder):
             try:
                 open_model(folder)
             except PaftError as error:
-                yield subject.finding(UNREADABLE, keys, *halves(error.problems[0]))
+                yield recipe.finding(UNREADABLE, keys, *halves(error.problems[0]))
 
 
 UNPROVEN = Rule.warning(312, "unproven", "No branch has a paft.json that proves that the L1 penalty shaped it.")
 
 
 @recipe_check
-def proofs(subject: Subject) -> Iterator[Finding]:
+def proofs(recipe: SoundRecipe) -> Iterator[Finding]:
     """No branch that the penalty shaped, or one that it did not shape to the end."""
-    folders = [entry.folder for group in subject.groups for entry in group.branches]
+    folders = [entry.folder for group in recipe.groups for entry in group.branches]
     if not folders or not all(folder.is_dir() for folder in folders):
         return  # the one that is not here may be the one with the proof
     reasons = {folder: why_unproven(folder) for folder in folders}
     if any(reason is None for reason in reasons.values()):
         return
     unfinished = [reason for folder, reason in reasons.items() if (folder / PROOF_FILE).is_file() and reason]
-    yield subject.finding(
+    yield recipe.finding(
         UNPROVEN,
         (),
         unfinished[0].rstrip(".") + "."
@@ -132,31 +132,31 @@ NOT_FINITE = Rule.error(
 
 
 @weight_check
-def finite(subject: Subject) -> Iterator[Finding]:
+def finite(recipe: SoundRecipe) -> Iterator[Finding]:
     """NaN or infinity in an adapter, or in a whole model that the survey of deltas does not look at."""
-    surveyed = {delta.branch.resolve() for delta in subject.deltas.values()}
-    entries = {entry.folder: entry for group in subject.groups for entry in group.entries}
+    surveyed = {delta.branch.resolve() for delta in recipe.deltas.values()}
+    entries = {entry.folder: entry for group in recipe.groups for entry in group.entries}
     for folder, entry in entries.items():
         if not folder.is_dir() or bool(entry.reference.lora) != is_adapter(folder):
             continue
         try:
             if entry.reference.lora:
                 for problem in check_finite(folder):
-                    yield subject.finding(NOT_FINITE, entry.keys, *halves(problem))
+                    yield recipe.finding(NOT_FINITE, entry.keys, *halves(problem))
             elif folder.resolve() not in surveyed:
                 store = open_model(folder)
                 raise_if_any(quantised(store))
                 broken = [name for name in store.names if not torch.isfinite(store.tensor(name)).all()]
                 if broken:
-                    yield not_finite(subject, entry, broken)
+                    yield not_finite(recipe, entry, broken)
         except PaftError:
             continue  # other checks say why it cannot be opened
 
 
-def not_finite(subject: Subject, entry: Entry, tensors: list[str]) -> Finding:
+def not_finite(recipe: SoundRecipe, entry: MergeInput, tensors: list[str]) -> Finding:
     """The finding for a whole model with NaN or infinity in these tensors."""
     message = f"{entry.folder}: NaN or infinity in {some(tensors)}."
-    return subject.finding(NOT_FINITE, entry.keys, message, "Retrain it with a lower learning rate.")
+    return recipe.finding(NOT_FINITE, entry.keys, message, "Retrain it with a lower learning rate.")
 
 
 TOKENIZER_UNION = Rule.warning(
@@ -168,25 +168,25 @@ TOKENIZER_OPEN = Rule.warning(
 
 
 @recipe_check
-def tokenizers(subject: Subject) -> Iterator[Finding]:
+def tokenizers(recipe: SoundRecipe) -> Iterator[Finding]:
     """A union of tokenizers, or a tokenizer that is left to chance."""
-    config = subject.config
+    config = recipe.config
     keys: Keys = ("tokenizer",) if config.tokenizer else ("tokenizer_source",)
     source = config.tokenizer.source if config.tokenizer else config.tokenizer_source
     if source == "union":
         default = "" if config.tokenizer_source else " (the default of `tokenizer:`)"
-        yield subject.finding(
+        yield recipe.finding(
             TOKENIZER_UNION,
             keys,
             f"A union of tokenizers{default} gives tokens new numbers and drops the vocabulary's padding rows.",
             "Branches of one base share its tokenizer: delete this, or name the base as the source.",
         )
-    folders = [Path(reference.model.path) for _, reference in subject.references]
+    folders = [Path(reference.model.path) for _, reference in recipe.references]
     differ = any(
         folder.is_dir() and folders[0].is_dir() and not same_tokenizer(folder, folders[0]) for folder in folders
     )
     if config.base_model is None and source in (None, "base") and differ:
-        yield subject.finding(
+        yield recipe.finding(
             TOKENIZER_OPEN,
             keys if source else (),
             "The models' tokenizers differ, and without base_model mergekit takes any one of them.",
@@ -200,14 +200,14 @@ OUT_DTYPE_MISSING = Rule.warning(
 
 
 @recipe_check
-def out_dtype(subject: Subject) -> Iterator[Finding]:
+def out_dtype(recipe: SoundRecipe) -> Iterator[Finding]:
     """A model that would be written in float32 though its base is smaller."""
-    dtype = subject.config.dtype
-    if subject.config.out_dtype or dtype not in ("float32", "float64"):
+    dtype = recipe.config.dtype
+    if recipe.config.out_dtype or dtype not in ("float32", "float64"):
         return
-    own = next(filter(None, (_dtype(Path(reference.model.path)) for _, reference in subject.references)), "")
+    own = next(filter(None, (_stored_dtype(Path(reference.model.path)) for _, reference in recipe.references)), "")
     if own not in ("float32", "float64"):
-        yield subject.finding(
+        yield recipe.finding(
             OUT_DTYPE_MISSING,
             ("dtype",),
             f"Without out_dtype the merged model is written in {dtype}.",
@@ -215,27 +215,27 @@ def out_dtype(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def _path(subject: Subject, keys: Keys, path: str, as_adapter: bool) -> Iterator[Finding]:
+def _path(recipe: SoundRecipe, keys: Keys, path: str, as_adapter: bool) -> Iterator[Finding]:
     kind = "adapter" if as_adapter else "model"
     if path.startswith("~"):
-        yield subject.finding(
+        yield recipe.finding(
             HOME_IN_PATH, keys, f"mergekit looks for a folder named ~ in {path}.", f"Write {Path.home()} for it."
         )
     elif not exists(path):
-        beside = subject.document.file.parent / path
+        beside = recipe.document.file.parent / path
         if exists(str(beside)):
-            yield subject.finding(
+            yield recipe.finding(
                 RELATIVE_PATH,
                 keys,
                 f"{path} is beside the recipe, but mergekit looks for it in the folder in which it runs.",
                 f"Write {beside.resolve()}.",
             )
         elif looks_local(path):
-            yield subject.finding(
+            yield recipe.finding(
                 FOLDER_MISSING, keys, f"{path}: no such folder.", f"Check the path of this {kind}, or train it first."
             )
         else:
-            yield subject.finding(
+            yield recipe.finding(
                 NOT_CHECKED,
                 keys,
                 f"{path} is no folder here; mergekit would look for it on the hub, so its weights were not checked.",
@@ -243,7 +243,7 @@ def _path(subject: Subject, keys: Keys, path: str, as_adapter: bool) -> Iterator
             )
     else:
         if not Path(path).is_absolute():
-            yield subject.finding(
+            yield recipe.finding(
                 RELATIVE_PATH,
                 keys,
                 f"{path} is another folder wherever the merge is run, and mergekit may ask the hub for it.",
@@ -255,7 +255,7 @@ def _path(subject: Subject, keys: Keys, path: str, as_adapter: bool) -> Iterator
                 if as_adapter
                 else "an adapter, and stands here as a model"
             )
-            yield subject.finding(
+            yield recipe.finding(
                 WRONG_FOLDER,
                 keys,
                 f"{path} is {found}.",
@@ -263,7 +263,7 @@ def _path(subject: Subject, keys: Keys, path: str, as_adapter: bool) -> Iterator
             )
 
 
-def _belongs(subject: Subject, entry: Entry, base: Path) -> Iterator[Finding]:
+def _belongs(recipe: SoundRecipe, entry: MergeInput, base: Path) -> Iterator[Finding]:
     problems = check_belongs(base, entry.folder)
     if not problems:
         return
@@ -275,10 +275,10 @@ def _belongs(subject: Subject, entry: Entry, base: Path) -> Iterator[Finding]:
     else:
         name = VOCABULARY_GREW if delta.grown else OTHER_BASE
     for problem in problems:
-        yield subject.finding(name, entry.keys, *halves(problem))
+        yield recipe.finding(name, entry.keys, *halves(problem))
 
 
-def _dtype(folder: Path) -> str | None:
+def _stored_dtype(folder: Path) -> str | None:
     """torch's word for what a model is stored in; None where it is not here or cannot be read."""
     try:
         return FLOATS.get(open_model(folder).main_dtype)

@@ -10,12 +10,12 @@ from paft_plugin.fusion.lint import cache, merging, parameters, shape  # noqa: F
 from paft_plugin.fusion.lint.document import Document, read
 from paft_plugin.fusion.lint.findings import Finding, errors
 from paft_plugin.fusion.lint.folders import NOT_CHECKED, UNREADABLE, halves
+from paft_plugin.fusion.lint.recipe import RECIPE_CHECKS, WEIGHT_CHECKS, Check, SoundRecipe, method_named
 from paft_plugin.fusion.lint.rules import explain_rules
-from paft_plugin.fusion.lint.subject import RECIPE_CHECKS, WEIGHT_CHECKS, Check, Subject, method_named
 from paft_plugin.fusion.lint.survey import survey
 from paft_plugin.fusion.lint.weights import DELTA_CHECKS
 
-__all__ = ["as_subject", "explain_rules", "lint_recipe"]
+__all__ = ["as_recipe", "explain_rules", "lint_recipe"]
 
 
 def lint_recipe(path: Path, *, read_weights: bool = True) -> list[Finding]:
@@ -34,18 +34,18 @@ def lint_recipe(path: Path, *, read_weights: bool = True) -> list[Finding]:
     findings = [*shape.structure(document)]
     if any(finding.name == shape.SEPARATOR_IN_PATH.name for finding in findings):
         return findings  # whatever follows would be about paths that nobody wrote
-    subject, more = as_subject(document, explained=bool(errors(findings)))
+    recipe, more = as_recipe(document, explained=bool(errors(findings)))
     findings += more
-    if subject is not None:
-        findings += _checked(subject, RECIPE_CHECKS)
+    if recipe is not None:
+        findings += _checked(recipe, RECIPE_CHECKS)
         # An error in a parameter keeps mergekit's own resolver, which the survey asks, from answering.
         if read_weights and not any(finding.code.startswith("PAFT2") for finding in errors(findings)):
-            findings += _checked(subject, (*WEIGHT_CHECKS, _of_deltas))
+            findings += _checked(recipe, (*WEIGHT_CHECKS, _of_deltas))
     unique = dict.fromkeys(findings)
     return sorted(unique, key=lambda finding: (finding.line or 0, finding.code))
 
 
-def as_subject(document: Document, explained: bool) -> tuple[Subject | None, list[Finding]]:
+def as_recipe(document: Document, explained: bool) -> tuple[SoundRecipe | None, list[Finding]]:
     """The recipe for the checks, or what keeps it from being one; `explained` if an error in its structure may be why."""
     config, findings = shape.wrong_kinds(document, explained)
     if config is None:
@@ -53,26 +53,26 @@ def as_subject(document: Document, explained: bool) -> tuple[Subject | None, lis
     method = method_named(config.merge_method)
     if method is None:
         return None, [shape.unknown_method(document, config.merge_method)]
-    return Subject(document, config, method), []
+    return SoundRecipe(document, config, method), []
 
 
-def _checked(subject: Subject, checks: Iterable[Check]) -> Iterator[Finding]:
+def _checked(recipe: SoundRecipe, checks: Iterable[Check]) -> Iterator[Finding]:
     """What the checks find; a file that one of them cannot read is a finding, too, and keeps no other from looking."""
     for check in checks:
         try:
-            yield from check(subject)
+            yield from check(recipe)
         except PaftError as error:
             for problem in error.problems:
-                yield subject.finding(UNREADABLE, (), *halves(problem))
+                yield recipe.finding(UNREADABLE, (), *halves(problem))
 
 
-def _of_deltas(subject: Subject) -> Iterator[Finding]:
-    if subject.config.slices or subject.config.modules:
-        yield subject.finding(
+def _of_deltas(recipe: SoundRecipe) -> Iterator[Finding]:
+    if recipe.config.slices or recipe.config.modules:
+        yield recipe.finding(
             NOT_CHECKED, (), "What the weights hold is looked at for `models:` alone.", "Look at the deltas yourself."
         )
         return
-    facts = list(survey(subject))
+    facts = list(survey(recipe))
     if facts:
         for check in DELTA_CHECKS:
-            yield from check(subject, facts)
+            yield from check(recipe, facts)

@@ -12,8 +12,8 @@ from mergekit.sparsify import SparsificationMethod
 from paft_plugin.errors import closest
 from paft_plugin.fusion.lint.findings import Finding
 from paft_plugin.fusion.lint.parameters import settings, values_of
+from paft_plugin.fusion.lint.recipe import Group, MergeInput, SoundRecipe, base_is_merged, recipe_check
 from paft_plugin.fusion.lint.rules import Rule
-from paft_plugin.fusion.lint.subject import Entry, Group, Subject, base_is_merged, recipe_check
 from paft_plugin.fusion.mergekit_internals import chat_templates
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
@@ -30,15 +30,15 @@ BASE_AVERAGED = Rule.error(
 
 
 @recipe_check
-def models(subject: Subject) -> Iterator[Finding]:
+def models(recipe: SoundRecipe) -> Iterator[Finding]:
     """Too many models or too few, one twice, a base model that is missing or not wanted."""
-    method = subject.spec.name
-    for group in subject.groups:
+    method = recipe.spec.name
+    for group in recipe.groups:
         references = [entry.reference for entry in group.entries]
-        if base_is_merged(subject.spec) and group.base is not None and group.base not in references:
-            yield subject.finding(
+        if base_is_merged(recipe.spec) and group.base is not None and group.base not in references:
+            yield recipe.finding(
                 BASE_AVERAGED,
-                ("base_model",) if "base_model" in subject.document.content else group.keys,
+                ("base_model",) if "base_model" in recipe.document.content else group.keys,
                 f"{method} knows no base model: {group.base} would be merged as one more model.",
                 "Delete base_model. To merge deltas onto a base, take task_arithmetic or multislerp.",
             )
@@ -46,9 +46,11 @@ def models(subject: Subject) -> Iterator[Finding]:
         if group.keys[-1] == "models" and group.base is not None and group.base not in references:
             references.append(group.base)  # as mergekit does
         try:
-            subject.method.validate_inputs(references, group.base)
+            recipe.method.validate_inputs(references, group.base)
         except ValueError as refusal:
-            yield subject.finding(WRONG_MODELS, group.keys, f"{method}: {_reason(refusal)}.", _way_out(subject, group))
+            yield recipe.finding(
+                WRONG_MODELS, group.keys, f"{method}: {_lower_first(refusal)}.", _way_out(recipe, group)
+            )
 
 
 UNKNOWN_DTYPE = Rule.error(
@@ -57,10 +59,10 @@ UNKNOWN_DTYPE = Rule.error(
 
 
 @recipe_check
-def dtypes(subject: Subject) -> Iterator[Finding]:
+def dtypes(recipe: SoundRecipe) -> Iterator[Finding]:
     """dtypes that mergekit does not know under their names."""
     for key in ("dtype", "out_dtype"):
-        name = getattr(subject.config, key)
+        name = getattr(recipe.config, key)
         try:
             dtype = dtype_from_name(name)
         except RuntimeError:
@@ -68,7 +70,7 @@ def dtypes(subject: Subject) -> Iterator[Finding]:
         if name and (dtype is None or not dtype.is_floating_point):
             match = SHORT.get(name.lower()) or closest(name, FLOATS)
             hint = f"Did you mean {match}?" if match else f"Take one of {', '.join(FLOATS)}."
-            yield subject.finding(UNKNOWN_DTYPE, (key,), f"mergekit knows no {key} {name!r} to merge in.", hint)
+            yield recipe.finding(UNKNOWN_DTYPE, (key,), f"mergekit knows no {key} {name!r} to merge in.", hint)
 
 
 UNKNOWN_CHAT_TEMPLATE = Rule.error(
@@ -77,16 +79,16 @@ UNKNOWN_CHAT_TEMPLATE = Rule.error(
 
 
 @recipe_check
-def chat_template(subject: Subject) -> Iterator[Finding]:
+def chat_template(recipe: SoundRecipe) -> Iterator[Finding]:
     """A chat template's name that mergekit does not have."""
-    asked = subject.config.chat_template
+    asked = recipe.config.chat_template
     if not asked or asked == "auto" or ("{" in asked and len(asked) >= 20):
         return
     shipped = chat_templates()
     if asked not in shipped:
         match = closest(asked, shipped)
         hint = f"Did you mean {match}? " if match else ""
-        yield subject.finding(
+        yield recipe.finding(
             UNKNOWN_CHAT_TEMPLATE,
             ("chat_template",),
             f"{asked!r} is neither the name of a template nor one itself.",
@@ -100,26 +102,26 @@ WITHOUT_EFFECT = Rule.warning(
 
 
 @recipe_check
-def idle_parameters(subject: Subject) -> Iterator[Finding]:
+def idle_parameters(recipe: SoundRecipe) -> Iterator[Finding]:
     """Keys and parameters that mergekit accepts and never reads."""
-    for index, one in enumerate(subject.config.slices or []):
+    for index, one in enumerate(recipe.config.slices or []):
         if one.residual_weight is not None:
-            yield subject.finding(
+            yield recipe.finding(
                 WITHOUT_EFFECT, ("slices", index, "residual_weight"), "Nothing reads it.", "Delete it."
             )
     idle = {}
-    method = subject.method
+    method = recipe.method
     if isinstance(method, GeneralizedTaskArithmeticMerge):
         if method.sparsification_method is None:
             idle = dict.fromkeys(("density", "rescale"), f"{method.method_name} keeps every entry of a delta")
         if method.consensus_method is None:
             idle["int8_mask"] = f"{method.method_name} elects no signs"
-    group = subject.groups[0]
-    if method.spec.name == "nuslerp" and all(values_of(subject, group, None, "nuslerp_flatten")):
+    group = recipe.groups[0]
+    if method.spec.name == "nuslerp" and all(values_of(recipe, group, None, "nuslerp_flatten")):
         idle["nuslerp_row_wise"] = "it counts only with `nuslerp_flatten: false`"
-    for parameter, keys, _ in settings(subject):
+    for parameter, keys, _ in settings(recipe):
         if parameter.name in idle:
-            yield subject.finding(WITHOUT_EFFECT, keys, f"Nothing reads it: {idle[parameter.name]}.", "Delete it.")
+            yield recipe.finding(WITHOUT_EFFECT, keys, f"Nothing reads it: {idle[parameter.name]}.", "Delete it.")
 
 
 WEIGHTS_CANCEL = Rule.error(207, "weights-cancel", "The weights add up to 0 where they are divided by their sum.")
@@ -129,30 +131,30 @@ NOTHING_MERGED = Rule.error(
 
 
 @recipe_check
-def sums(subject: Subject) -> Iterator[Finding]:
+def sums(recipe: SoundRecipe) -> Iterator[Finding]:
     """Weights that add up to 0, or are all 0."""
-    names = {parameter.name for parameter in subject.spec.parameters}
+    names = {parameter.name for parameter in recipe.spec.parameters}
     if "weight" not in names:
         return
-    for group in subject.groups:
-        entries = group.entries if base_is_merged(subject.spec) else group.branches
-        weights = [values_of(subject, group, entry, "weight") for entry in entries]
+    for group in recipe.groups:
+        entries = group.entries if base_is_merged(recipe.spec) else group.branches
+        weights = [values_of(recipe, group, entry, "weight") for entry in entries]
         if not entries or not all(len(values) == 1 for values in weights):
             continue  # different tensors have different weights
         total, flat = sum(values[0] for values in weights), [values[0] for values in weights]
         divides = next((name for name in ("normalize", "normalize_weights") if name in names), None)
-        divided = divides is None or any(values_of(subject, group, None, divides))
+        divided = divides is None or any(values_of(recipe, group, None, divides))
         if not any(flat):
-            yield subject.finding(NOTHING_MERGED, group.keys, "Every weight is 0.", "Give one model a weight.")
+            yield recipe.finding(NOTHING_MERGED, group.keys, "Every weight is 0.", "Give one model a weight.")
         elif divided and abs(total) < 1e-8:
-            yield subject.finding(
+            yield recipe.finding(
                 WEIGHTS_CANCEL,
                 group.keys,
                 f"The weights {', '.join(f'{weight:g}' for weight in flat)} add up to 0, and are divided by their sum.",
                 f"Change one{f', or write `{divides}: false`' if divides else ''}.",
             )
-    if "lambda" in names and 0 in values_of(subject, subject.groups[0], None, "lambda"):
-        yield subject.finding(
+    if "lambda" in names and 0 in values_of(recipe, recipe.groups[0], None, "lambda"):
+        yield recipe.finding(
             NOTHING_MERGED,
             ("parameters", "lambda"),
             "lambda is 0: the result is the base model.",
@@ -169,36 +171,38 @@ DELLA_WINDOW = Rule.error(
 
 
 @recipe_check
-def drops(subject: Subject) -> Iterator[Finding]:
+def drops(recipe: SoundRecipe) -> Iterator[Finding]:
     """A density of 1 where the method lives on dropping, and DELLA's window."""
-    method = subject.method
+    method = recipe.method
     if not isinstance(method, GeneralizedTaskArithmeticMerge) or method.sparsification_method not in DROPPING:
         return
-    for group in subject.groups:
+    for group in recipe.groups:
         for entry in group.branches:
-            densities = values_of(subject, group, entry, "density")
+            densities = values_of(recipe, group, entry, "density")
             extra = {SparsificationMethod.magnitude_outliers: "gamma", SparsificationMethod.della_magprune: "epsilon"}
             name = extra.get(method.sparsification_method)
-            others = values_of(subject, group, entry, name) if name else []
+            others = values_of(recipe, group, entry, name) if name else []
             # Breadcrumbs without outliers is a plain trim, which density 1 leaves out for good reason.
             idle = all(density >= 1 for density in densities) and (name != "gamma" or any(others))
             if densities and idle:
                 written = "density" in entry.parameters[1]
-                yield subject.finding(
+                yield recipe.finding(
                     NOTHING_DROPPED,
                     (*entry.parameters[0], "density") if written else entry.keys,
                     f"{method.method_name} drops nothing at density 1{'' if written else ', which is the default'}.",
                     "Give a density below 1, such as 0.5, or take ties or task_arithmetic.",
                 )
             if name == "epsilon":
-                yield from _windows(subject, entry, densities, others)
+                yield from _windows(recipe, entry, densities, others)
 
 
-def _windows(subject: Subject, entry: Entry, densities: list[float], epsilons: list[float]) -> Iterator[Finding]:
+def _windows(
+    recipe: SoundRecipe, entry: MergeInput, densities: list[float], epsilons: list[float]
+) -> Iterator[Finding]:
     for density in densities:
         for epsilon in epsilons:
             if 0 < density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
-                yield subject.finding(
+                yield recipe.finding(
                     DELLA_WINDOW,
                     (*entry.parameters[0], "density"),
                     f"density {density:g} ± epsilon {epsilon:g} leaves (0, 1), and mergekit stops.",
@@ -206,18 +210,18 @@ def _windows(subject: Subject, entry: Entry, densities: list[float], epsilons: l
                 )
 
 
-def _reason(refusal: ValueError) -> str:
+def _lower_first(refusal: ValueError) -> str:
     text = str(refusal)
     return text[0].lower() + text[1:]
 
 
-def _way_out(subject: Subject, group: Group) -> str:
-    contract = subject.spec.contract
+def _way_out(recipe: SoundRecipe, group: Group) -> str:
+    contract = recipe.spec.contract
     if len({entry.reference for entry in group.entries}) < len(group.entries):
         return "Name each model once."
     if contract.base == BasePolicy.REQUIRED and group.base is None:
         return "Add `base_model:`, the model that both branches were trained from."
-    if subject.spec.name == "slerp":
+    if recipe.spec.name == "slerp":
         return "slerp goes from one model to one other, one of them base_model. For two deltas on a base take nuslerp."
     if contract.max_inputs == 2:
         return "Give base_model and one other model, or take a method for more of them."

@@ -11,8 +11,8 @@ from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 
 from paft_plugin.errors import closest, some
 from paft_plugin.fusion.lint.findings import Finding
+from paft_plugin.fusion.lint.recipe import Group, MergeInput, Scope, SoundRecipe, recipe_check
 from paft_plugin.fusion.lint.rules import Rule
-from paft_plugin.fusion.lint.subject import Entry, Group, Scope, Subject, recipe_check
 from paft_plugin.schema import Keys, dotted
 
 LIMITS: dict[str, tuple[float, float]] = {
@@ -73,7 +73,7 @@ def problem(parameter: ParameterSpec, value: Any) -> tuple[Rule, str] | None:
         return None
     lowest, highest = LIMITS.get(parameter.name, (float("-inf"), float("inf")))
     if not lowest <= valid <= highest or valid in (float("inf"), float("-inf")):
-        return OUT_OF_RANGE, f"{parameter.name} is {valid:g}, which is {_range(lowest, highest)}"
+        return OUT_OF_RANGE, f"{parameter.name} is {valid:g}, which is {_outside_of(lowest, highest)}"
     if parameter.name in ABOVE_ZERO and valid == 0:
         return OUT_OF_RANGE, f"{parameter.name} is 0, which throws everything away"
     return None
@@ -82,7 +82,7 @@ def problem(parameter: ParameterSpec, value: Any) -> tuple[Rule, str] | None:
 _KINDS = {"float": "number", "int": "whole number", "bool": "true or false"}
 
 
-def _range(lowest: float, highest: float) -> str:
+def _outside_of(lowest: float, highest: float) -> str:
     if highest == float("inf"):
         return "no finite number" if lowest == float("-inf") else f"not a finite number from {lowest:g} on"
     return f"not from {lowest:g} to {highest:g}"
@@ -97,16 +97,16 @@ WRONG_SCOPE = Rule.error(
 
 
 @recipe_check
-def known(subject: Subject) -> Iterator[Finding]:
+def known(recipe: SoundRecipe) -> Iterator[Finding]:
     """Parameters that the method does not take, or not where they stand."""
-    own = {parameter.name: parameter for parameter in subject.spec.parameters}
-    for (keys, scope), under_model in subject.scopes:
+    own = {parameter.name: parameter for parameter in recipe.spec.parameters}
+    for (keys, scope), under_model in recipe.scopes:
         for name in scope:
             place = (*keys, name)
             if name not in own:
-                yield _unknown(subject, place, list(own))
+                yield _unknown_parameter(recipe, place, list(own))
             elif under_model and own[name].scope == ParameterScope.SHARED:
-                yield subject.finding(
+                yield recipe.finding(
                     WRONG_SCOPE,
                     place,
                     f"`{name}` is one for the whole recipe: mergekit never looks for it under a model.",
@@ -121,14 +121,14 @@ OUT_OF_RANGE = Rule.error(205, "out-of-range", "A parameter's value is outside o
 
 
 @recipe_check
-def valued(subject: Subject) -> Iterator[Finding]:
+def valued(recipe: SoundRecipe) -> Iterator[Finding]:
     """Values of the wrong kind or out of range."""
-    for parameter, keys, setting in settings(subject):
+    for parameter, keys, setting in settings(recipe):
         for place, value in scalars(setting, keys):
             if found := problem(parameter, value):
                 example = yaml.safe_dump(0.5 if parameter.required else parameter.default).split()[0]
                 fix = f"Write something like `{parameter.name}: {example}`."
-                yield subject.finding(found[0], place, f"{found[1]}.", fix)
+                yield recipe.finding(found[0], place, f"{found[1]}.", fix)
 
 
 MISSING_PARAMETER = Rule.error(
@@ -137,21 +137,21 @@ MISSING_PARAMETER = Rule.error(
 
 
 @recipe_check
-def required(subject: Subject) -> Iterator[Finding]:
+def required(recipe: SoundRecipe) -> Iterator[Finding]:
     """Parameters without a default that some model lacks."""
-    for group in subject.groups:
-        for parameter in subject.spec.parameters:
+    for group in recipe.groups:
+        for parameter in recipe.spec.parameters:
             if not parameter.required:
                 continue
             if parameter.scope == ParameterScope.SHARED:
-                if not _given(parameter, group.shared) and not _misspelt(parameter, group.shared, subject):
-                    yield _missing(subject, parameter, (), group.shared)
+                if not _is_given(parameter, group.shared) and not _misspelt(parameter, group.shared, recipe):
+                    yield _missing_parameter(recipe, parameter, (), group.shared)
                 continue
             entries = group.entries if parameter.scope == ParameterScope.INPUT else group.branches
             for entry in entries:
                 scopes = (entry.parameters, *group.shared)
-                if not _given(parameter, scopes) and not _misspelt(parameter, scopes, subject):
-                    yield _missing(subject, parameter, entry.keys, scopes)
+                if not _is_given(parameter, scopes) and not _misspelt(parameter, scopes, recipe):
+                    yield _missing_parameter(recipe, parameter, entry.keys, scopes)
 
 
 NO_DEFAULT = Rule.warning(
@@ -166,9 +166,9 @@ FILTER_WITHOUT_TENSORS = Rule.warning(
 
 
 @recipe_check
-def conditional(subject: Subject) -> Iterator[Finding]:
+def conditional(recipe: SoundRecipe) -> Iterator[Finding]:
     """Conditions that are never reached, that leave tensors without a value, or that fit no tensor."""
-    for parameter, keys, setting in settings(subject):
+    for parameter, keys, setting in settings(recipe):
         pairs = conditions(setting)
         if pairs is None:
             continue
@@ -177,22 +177,22 @@ def conditional(subject: Subject) -> Iterator[Finding]:
             before = next((other for other in names[:index] if other is None or (name and other in name)), "")
             if before != "":
                 first = "the one without a filter" if before is None else f"the filter {before}"
-                yield subject.finding(
+                yield recipe.finding(
                     UNREACHABLE,
                     (*keys, index),
                     f"The condition for {name or 'every tensor'} is never reached: {first} stands before it.",
                     "Put the narrower condition first, and the one for all others last.",
                 )
-            if name and subject.base is not None and not any(name in tensor for tensor in subject.base.names):
-                parts = dict.fromkeys(part for tensor in subject.base.names for part in tensor.split("."))
-                yield subject.finding(
+            if name and recipe.base is not None and not any(name in tensor for tensor in recipe.base.names):
+                parts = dict.fromkeys(part for tensor in recipe.base.names for part in tensor.split("."))
+                yield recipe.finding(
                     FILTER_WITHOUT_TENSORS,
                     (*keys, index),
-                    f"No tensor of {subject.base.folder} has {name!r} in its name.",
+                    f"No tensor of {recipe.base.folder} has {name!r} in its name.",
                     f"The parts of its names are {some([part for part in parts if not part.isdigit()], most=15)}.",
                 )
         if not default_covers(setting) and not parameter.required:
-            yield subject.finding(
+            yield recipe.finding(
                 NO_DEFAULT,
                 keys,
                 f"Tensors that no filter takes get mergekit's default for {parameter.name}, {parameter.default}.",
@@ -206,15 +206,15 @@ GRADIENT = Rule.warning(
 
 
 @recipe_check
-def gradients(subject: Subject) -> Iterator[Finding]:
+def gradients(recipe: SoundRecipe) -> Iterator[Finding]:
     """A list of numbers where a value for each model was probably meant."""
-    per_model = {parameter.name for parameter in subject.spec.input_parameters}
-    for group in subject.groups:
+    per_model = {parameter.name for parameter in recipe.spec.input_parameters}
+    for group in recipe.groups:
         for keys, scope in group.shared:
             for name, setting in scope.items():
                 is_list = isinstance(setting, list) and not any(isinstance(item, dict) for item in setting)
                 if name in per_model and is_list and len(setting) in (len(group.entries), len(group.branches)):
-                    yield subject.finding(
+                    yield recipe.finding(
                         GRADIENT,
                         (*keys, name),
                         f"{setting} runs from the first layer to the last, the same for each of the models.",
@@ -228,14 +228,14 @@ PARAMETER_ON_BASE = Rule.warning(
 
 
 @recipe_check
-def on_base(subject: Subject) -> Iterator[Finding]:
+def on_base(recipe: SoundRecipe) -> Iterator[Finding]:
     """Weights and densities that stand under the base model."""
-    per_delta = {one.name for one in subject.spec.parameters if one.scope == ParameterScope.NON_BASE}
-    for group in subject.groups:
+    per_delta = {one.name for one in recipe.spec.parameters if one.scope == ParameterScope.NON_BASE}
+    for group in recipe.groups:
         for entry in group.entries:
             if entry.reference == group.base:
                 for name in per_delta & entry.parameters[1].keys():
-                    yield subject.finding(
+                    yield recipe.finding(
                         PARAMETER_ON_BASE,
                         (*entry.parameters[0], name),
                         f"This model is base_model: it has no delta, so nothing reads its {name}.",
@@ -243,18 +243,18 @@ def on_base(subject: Subject) -> Iterator[Finding]:
                     )
 
 
-def settings(subject: Subject) -> Iterator[tuple[ParameterSpec, Keys, Any]]:
+def settings(recipe: SoundRecipe) -> Iterator[tuple[ParameterSpec, Keys, Any]]:
     """Every parameter that the method takes, where it is set, with what it is set to."""
-    own = {parameter.name: parameter for parameter in subject.spec.parameters}
-    for (keys, scope), _ in subject.scopes:
+    own = {parameter.name: parameter for parameter in recipe.spec.parameters}
+    for (keys, scope), _ in recipe.scopes:
         for name, setting in scope.items():
             if name in own:
                 yield own[name], (*keys, name), setting
 
 
-def values_of(subject: Subject, group: Group, entry: Entry | None, name: str) -> list[Any]:
+def values_of(recipe: SoundRecipe, group: Group, entry: MergeInput | None, name: str) -> list[Any]:
     """Every value that a parameter may take for a model (None: for all), or mergekit's default; [] where unreadable."""
-    parameter = next(one for one in subject.spec.parameters if one.name == name)
+    parameter = next(one for one in recipe.spec.parameters if one.name == name)
     scopes = ((entry.parameters,) if entry is not None else ()) + group.shared
     found: list[Any] = []
     for keys, scope in scopes:
@@ -267,35 +267,35 @@ def values_of(subject: Subject, group: Group, entry: Entry | None, name: str) ->
     return [] if any(problem(parameter, value) for value in found) else [parameter.validate(value) for value in found]
 
 
-def _given(parameter: ParameterSpec, scopes: tuple[Scope, ...]) -> bool:
+def _is_given(parameter: ParameterSpec, scopes: tuple[Scope, ...]) -> bool:
     return any(parameter.name in scope and default_covers(scope[parameter.name]) for _, scope in scopes)
 
 
-def _misspelt(parameter: ParameterSpec, scopes: tuple[Scope, ...], subject: Subject) -> bool:
-    own = {one.name for one in subject.spec.parameters}
+def _misspelt(parameter: ParameterSpec, scopes: tuple[Scope, ...], recipe: SoundRecipe) -> bool:
+    own = {one.name for one in recipe.spec.parameters}
     return any(closest(str(key), [parameter.name]) for _, scope in scopes for key in scope if key not in own)
 
 
-def _missing(subject: Subject, parameter: ParameterSpec, keys: Keys, scopes: tuple[Scope, ...]) -> Finding:
+def _missing_parameter(recipe: SoundRecipe, parameter: ParameterSpec, keys: Keys, scopes: tuple[Scope, ...]) -> Finding:
     partial = next(((*at, parameter.name) for at, scope in scopes if parameter.name in scope), None)
     if partial is not None:
-        return subject.finding(
+        return recipe.finding(
             MISSING_PARAMETER,
             partial,
             f"Tensors that no filter takes have no {parameter.name}, and mergekit stops there.",
             "End the list with a condition without a filter: `- value: …`.",
         )
     where = "under this model" if keys else "in the recipe's own `parameters:`"
-    return subject.finding(
+    return recipe.finding(
         MISSING_PARAMETER,
         keys,
-        f"{subject.spec.name} needs `{parameter.name}`.",
+        f"{recipe.spec.name} needs `{parameter.name}`.",
         f"Add it {where}, such as `{parameter.name}: 0.5`.",
     )
 
 
-def _unknown(subject: Subject, keys: Keys, own: list[str]) -> Finding:
-    name, method = str(keys[-1]), subject.spec.name
+def _unknown_parameter(recipe: SoundRecipe, keys: Keys, own: list[str]) -> Finding:
+    name, method = str(keys[-1]), recipe.spec.name
     others = [other.spec.name for other in registered_methods() if name in {one.name for one in other.spec.parameters}]
     if others:
         message = f"{method} does not take `{name}`, so mergekit ignores it."
@@ -304,4 +304,4 @@ def _unknown(subject: Subject, keys: Keys, own: list[str]) -> Finding:
         match = closest(name, own)
         message = f"No method takes `{name}`, so mergekit ignores it."
         fix = f"Did you mean `{match}`?" if match else f"Delete it; {method} takes {', '.join(own) or 'no parameters'}."
-    return subject.finding(UNKNOWN_PARAMETER, keys, message, fix)
+    return recipe.finding(UNKNOWN_PARAMETER, keys, message, fix)

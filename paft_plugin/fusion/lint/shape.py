@@ -17,8 +17,8 @@ from pydantic import BaseModel, ValidationError
 from paft_plugin.errors import closest
 from paft_plugin.fusion.lint.document import Document
 from paft_plugin.fusion.lint.findings import Finding
+from paft_plugin.fusion.lint.recipe import exists
 from paft_plugin.fusion.lint.rules import Rule
-from paft_plugin.fusion.lint.subject import exists
 from paft_plugin.schema import Keys, dotted, names_of, unknown_keys
 
 # The keys that hold another mapping of the same recipe: where a lost key may belong.
@@ -46,7 +46,7 @@ def structure(document: Document) -> Iterator[Finding]:
         )
     unknown = list(unknown_keys([MergeConfiguration], document.content))
     for keys, owners in unknown:
-        yield _unknown(document, keys, owners)
+        yield _unknown_key(document, keys, owners)
     given = [key for key in ("models", "slices", "modules") if document.content.get(key)]
     if len(given) != 1 and not _explained(unknown, (), ("models", "slices", "modules")):
         found = " and ".join(given) if given else "none of them"
@@ -119,7 +119,7 @@ def texts(kind: Any, value: Any, keys: Keys) -> Iterator[tuple[Keys, str, type[B
             yield from texts(arguments[0], item, (*keys, index))
 
 
-def _unknown(document: Document, keys: Keys, owners: Sequence[type[BaseModel]]) -> Finding:
+def _unknown_key(document: Document, keys: Keys, owners: Sequence[type[BaseModel]]) -> Finding:
     key, fields = str(keys[-1]), names_of(owners)
     if match := closest(key, fields):
         fix = f"Did you mean `{match}`?"
@@ -146,7 +146,7 @@ def _kinds(document: Document, error: ValidationError) -> Iterator[Finding]:
     unknown = list(unknown_keys([MergeConfiguration], document.content))
     told: set[Keys] = set()
     for one in error.errors():
-        keys = _place(document, one["loc"])
+        keys = _keys_of_fault(document, one["loc"])
         missing = str(one["loc"][-1]) if one["type"] == "missing" else None
         if keys in told or (missing and _explained(unknown, keys, [missing])):
             continue
@@ -158,7 +158,7 @@ def _kinds(document: Document, error: ValidationError) -> Iterator[Finding]:
             yield document.finding(WRONG_KIND, keys, f"mergekit cannot read this value: {reason}.", "Mend it.")
 
 
-def _place(document: Document, location: tuple[str | int, ...]) -> Keys:
+def _keys_of_fault(document: Document, location: tuple[str | int, ...]) -> Keys:
     """The part of pydantic's location that is in the document: it also names the kinds that it tried."""
     keys: Keys = ()
     for part in location:

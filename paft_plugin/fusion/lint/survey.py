@@ -20,7 +20,7 @@ from mergekit.parameter_resolver import resolve_parameters
 from mergekit.sparsify import SparsificationMethod
 from torch import Tensor
 
-from paft_plugin.fusion.lint.subject import Subject
+from paft_plugin.fusion.lint.recipe import SoundRecipe
 
 SAMPLE = 1 << 16
 """Entries of one tensor that are looked at."""
@@ -65,31 +65,31 @@ class TensorFacts:
     """Inner products of two branches' deltas, scaled up from the sample."""
 
 
-def survey(subject: Subject) -> Iterator[TensorFacts]:
+def survey(recipe: SoundRecipe) -> Iterator[TensorFacts]:
     """Look at every tensor that a branch changes."""
-    deltas, base = subject.deltas, subject.base
+    deltas, base = recipe.deltas, recipe.base
     if not deltas or base is None:
         return
     names = sorted({name for delta in deltas.values() for name in delta.names})
     layers = 1 + max((_layer(name) for name in names), default=0)
     for name in names:
-        shared, own = _resolved(subject, name, _layer(name) / max(1, layers - 1))
-        yield _facts(subject, name, shared, own)
+        shared, own = _resolved(recipe, name, _layer(name) / max(1, layers - 1))
+        yield _look_at(recipe, name, shared, own)
 
 
-def _facts(subject: Subject, name: str, shared: dict[str, Any], own: dict[int, dict[str, Any]]) -> TensorFacts:
-    assert subject.base is not None
+def _look_at(recipe: SoundRecipe, name: str, shared: dict[str, Any], own: dict[int, dict[str, Any]]) -> TensorFacts:
+    assert recipe.base is not None
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    entries = math.prod(subject.base.shape(name))
+    entries = math.prod(recipe.base.shape(name))
     chosen = torch.randint(entries, (SAMPLE,), generator=generator) if entries > SAMPLE else None
     factor = entries / SAMPLE if chosen is not None else 1.0
-    dtype = NARROW.get(subject.config.dtype or "")
+    dtype = NARROW.get(recipe.config.dtype or "")
     # What rounding loses is all that the base's own entries are needed for.
-    weights = None if dtype is None else subject.base.tensor(name).flatten()
+    weights = None if dtype is None else recipe.base.tensor(name).flatten()
     sampled_weights = None if weights is None else (weights if chosen is None else weights[chosen]).float()
     samples: dict[int, Tensor] = {}
     looks = {}
-    for index, delta in subject.deltas.items():
+    for index, delta in recipe.deltas.items():
         change = delta.one(name).flatten() if name in delta.names else torch.zeros(entries)
         # A sum is a third of the work, and finite only if all of it is.
         finite = bool(torch.isfinite(change.sum())) or bool(torch.isfinite(change).all())
@@ -110,7 +110,7 @@ def _facts(subject: Subject, name: str, shared: dict[str, Any], own: dict[int, d
             lost=lost,
             parameters=own.get(index, {}),
         )
-    kept = torch.stack([_kept(subject, samples[index], own.get(index, {}), generator) for index in samples])
+    kept = torch.stack([_kept(recipe, samples[index], own.get(index, {}), generator) for index in samples])
     counts = kept.sum(dim=0)
     changed = int((counts > 0).sum())
     dots = {
@@ -123,10 +123,10 @@ def _facts(subject: Subject, name: str, shared: dict[str, Any], own: dict[int, d
     return TensorFacts(name, entries, looks, shared, alone, changed * factor, dots)
 
 
-def _kept(subject: Subject, sample: Tensor, parameters: dict[str, Any], generator: torch.Generator) -> Tensor:
+def _kept(recipe: SoundRecipe, sample: Tensor, parameters: dict[str, Any], generator: torch.Generator) -> Tensor:
     """Which entries of a sample the method leaves: the largest, or some by chance, of those that are not 0."""
     density = float(parameters.get("density", 1.0))
-    method = subject.method
+    method = recipe.method
     how = method.sparsification_method if isinstance(method, GeneralizedTaskArithmeticMerge) else None
     kept = sample != 0
     if how is None or density >= 1 or sample.numel() == 0:
@@ -142,16 +142,16 @@ def _layer(name: str) -> int:
     return int(match[1]) if match else 0
 
 
-def _resolved(subject: Subject, name: str, t: float) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
+def _resolved(recipe: SoundRecipe, name: str, t: float) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
     """mergekit's own answer to which parameters a tensor gets: shared ones, and those of each branch by position."""
-    group = subject.groups[0]
+    group = recipe.groups[0]
     sources = [
         InputSliceDefinition(model=entry.reference, layer_range=(0, 1), parameters=entry.parameters[1] or None)
         for entry in group.entries
     ]
-    reader = ConfigReader(config=subject.config, t=t, slice_out=OutputSliceDefinition(sources=sources))
+    reader = ConfigReader(config=recipe.config, t=t, slice_out=OutputSliceDefinition(sources=sources))
     shared, per_input = resolve_parameters(
-        subject.spec,
+        recipe.spec,
         tensor_name=name,
         inputs={entry.reference: name for entry in group.entries},
         sources=reader.parameter_sources,

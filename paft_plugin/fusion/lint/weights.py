@@ -10,8 +10,8 @@ from mergekit.sparsify import SparsificationMethod
 
 from paft_plugin.fusion.lint.findings import Finding
 from paft_plugin.fusion.lint.folders import not_finite
+from paft_plugin.fusion.lint.recipe import MergeInput, SoundRecipe
 from paft_plugin.fusion.lint.rules import Rule
-from paft_plugin.fusion.lint.subject import Entry, Subject
 from paft_plugin.fusion.lint.survey import NARROW, Look, TensorFacts
 from paft_plugin.schema import Keys
 
@@ -25,7 +25,7 @@ UNIFORM = 1e-6
 """Where SCE stops to weigh (in mergekit's code)."""
 
 Facts = Sequence[TensorFacts]
-DeltaCheck = Callable[[Subject, Facts], Iterator[Finding]]
+DeltaCheck = Callable[[SoundRecipe, Facts], Iterator[Finding]]
 DELTA_CHECKS: list[DeltaCheck] = []
 """They take the survey of all tensors that the branches change."""
 
@@ -40,11 +40,11 @@ ZERO_DELTA = Rule.warning(410, "zero-delta", "A branch equals the base: it adds 
 
 
 @delta_check
-def zero(subject: Subject, facts: Facts) -> Iterator[Finding]:
+def zero(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
     """A branch that equals the base."""
-    for index, entry in branches(subject):
+    for index, entry in branches(recipe):
         if all(fact.looks[index].absolute == 0 for fact in facts):
-            yield subject.finding(
+            yield recipe.finding(
                 ZERO_DELTA,
                 entry.keys,
                 f"{entry.folder.name} equals the base model: its delta is 0.",
@@ -53,12 +53,12 @@ def zero(subject: Subject, facts: Facts) -> Iterator[Finding]:
 
 
 @delta_check
-def finite(subject: Subject, facts: Facts) -> Iterator[Finding]:
+def finite(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
     """NaN or infinity in a whole model (an adapter's file is looked at without the base)."""
-    for index, entry in branches(subject):
+    for index, entry in branches(recipe):
         broken = [fact.name for fact in facts if not fact.looks[index].finite]
         if broken and not entry.reference.lora:
-            yield not_finite(subject, entry, broken)
+            yield not_finite(recipe, entry, broken)
 
 
 DTYPE_ROUNDS = Rule.warning(
@@ -67,20 +67,20 @@ DTYPE_ROUNDS = Rule.warning(
 
 
 @delta_check
-def rounding(subject: Subject, facts: Facts) -> Iterator[Finding]:
+def rounding(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
     """A recipe's dtype that is narrower than a branch."""
-    if subject.config.dtype not in NARROW:
+    if recipe.config.dtype not in NARROW:
         return
-    for index, entry in branches(subject):
-        delta = subject.deltas[index]
-        if delta.kind == "model" and subject.base is not None and subject.base.main_dtype != "F32":
+    for index, entry in branches(recipe):
+        delta = recipe.deltas[index]
+        if delta.kind == "model" and recipe.base is not None and recipe.base.main_dtype != "F32":
             continue  # rounded already where it was saved
         square = sum(fact.looks[index].square for fact in facts)
         lost = math.sqrt(sum(fact.looks[index].lost for fact in facts) / square) if square else 0.0
-        yield subject.finding(
+        yield recipe.finding(
             DTYPE_ROUNDS,
             ("dtype",),
-            f"{entry.folder.name} on its base is rounded to {subject.config.dtype} first: {lost:.0%} error in its delta.",
+            f"{entry.folder.name} on its base is rounded to {recipe.config.dtype} first: {lost:.0%} error in its delta.",
             "Write `dtype: float32`, and the base's own dtype as out_dtype.",
         )
 
@@ -91,25 +91,25 @@ WEIGHTS_IDLE = Rule.warning(
 
 
 @delta_check
-def idle_weights(subject: Subject, facts: Facts) -> Iterator[Finding]:
+def idle_weights(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
     """Weights that normalize takes back on deltas that hardly overlap."""
-    method = subject.method
+    method = recipe.method
     if not isinstance(method, GeneralizedTaskArithmeticMerge) or method.consensus_method is None:
         return
     divided = [fact for fact in facts if fact.shared["normalize"] and fact.changed]
     weights = [[look.parameters["weight"] for look in fact.looks.values()] for fact in divided]
-    if len(subject.deltas) < 2 or all(weight == 1 for own in weights for weight in own):
+    if len(recipe.deltas) < 2 or all(weight == 1 for own in weights for weight in own):
         return
-    place: Keys = ("parameters", "normalize") if "parameters" in subject.document.content else ()
+    place: Keys = ("parameters", "normalize") if "parameters" in recipe.document.content else ()
     fix = "Write `normalize: false`, or change densities instead of weights."
     if all(len(set(own)) == 1 for own in weights):
         message = "The weights are the same for all models, and normalize divides by them: they do nothing."
-        yield subject.finding(WEIGHTS_IDLE, place, message, fix)
+        yield recipe.finding(WEIGHTS_IDLE, place, message, fix)
         return
     changed = sum(fact.changed for fact in divided)
     alone = sum(fact.alone * fact.changed for fact in divided) / changed if changed else 0.0
     if alone >= ALONE:
-        yield subject.finding(
+        yield recipe.finding(
             WEIGHTS_IDLE,
             place,
             f"One branch alone changes {alone:.0%} of the changed entries, and normalize divides each by its own weight: "
@@ -124,15 +124,15 @@ TRIMS_NOTHING = Rule.warning(
 
 
 @delta_check
-def trims_nothing(subject: Subject, facts: Facts) -> Iterator[Finding]:
+def trims_nothing(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
     """A density that keeps every non-zero entry."""
-    for index, entry in branches(subject, SparsificationMethod.magnitude, SparsificationMethod.magnitude_outliers):
+    for index, entry in branches(recipe, SparsificationMethod.magnitude, SparsificationMethod.magnitude_outliers):
         looks = [fact.looks[index] for fact in facts if fact.looks[index].nonzero]
         idle = looks and all(look.nonzero <= look.parameters["density"] < 1 for look in looks)
         if idle and not any(look.parameters.get("gamma") for look in looks):
-            share = _share(facts, index)
+            share = _share_of_nonzeros(facts, index)
             densities = sorted({look.parameters["density"] for look in looks})
-            yield subject.finding(
+            yield recipe.finding(
                 TRIMS_NOTHING,
                 (*entry.keys, "parameters", "density"),
                 f"density {' or '.join(f'{one:g}' for one in densities)} trims nothing of {entry.folder.name}: "
@@ -150,9 +150,9 @@ BREADCRUMBS_GUTS = Rule.warning(
 
 
 @delta_check
-def breadcrumbs(subject: Subject, facts: Facts) -> Iterator[Finding]:
+def breadcrumbs(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
     """Outliers that are the delta itself."""
-    for index, entry in branches(subject, SparsificationMethod.magnitude_outliers):
+    for index, entry in branches(recipe, SparsificationMethod.magnitude_outliers):
         nonzero = removed = 0.0
         for fact in facts:
             look = fact.looks[index]
@@ -162,11 +162,11 @@ def breadcrumbs(subject: Subject, facts: Facts) -> Iterator[Finding]:
                 removed += min(count, int(look.parameters["gamma"] * fact.entries))
         share = removed / nonzero if nonzero else 0.0
         if share >= 0.5:
-            yield subject.finding(
+            yield recipe.finding(
                 BREADCRUMBS_ZEROES if share > 0.999 else BREADCRUMBS_GUTS,
                 entry.keys,
                 f"gamma takes {share:.0%} of the non-zero entries of {entry.folder.name}, the largest first.",
-                f"Give this model `gamma: 0`, or one far below its share of non-zeros, {_share(facts, index):.2g}.",
+                f"Give this model `gamma: 0`, or one far below its share of non-zeros, {_share_of_nonzeros(facts, index):.2g}.",
             )
 
 
@@ -176,14 +176,14 @@ DELLA_RANKS_ZEROS = Rule.warning(
 
 
 @delta_check
-def della(subject: Subject, facts: Facts) -> Iterator[Finding]:
+def della(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
     """Ranks that do not tell large entries from small ones."""
-    for index, entry in branches(subject, SparsificationMethod.della_magprune):
-        share = _share(facts, index)
+    for index, entry in branches(recipe, SparsificationMethod.della_magprune):
+        share = _share_of_nonzeros(facts, index)
         used = [fact.looks[index] for fact in facts if fact.looks[index].nonzero]
-        if used and share < SPARSE and any(_spread(look) for look in used):
+        if used and share < SPARSE and any(_is_spread(look) for look in used):
             density, epsilon = used[0].parameters["density"], used[0].parameters["epsilon"]
-            yield subject.finding(
+            yield recipe.finding(
                 DELLA_RANKS_ZEROS,
                 entry.keys,
                 f"Only {share:.2g} of {entry.folder.name} is not 0, so DELLA keeps all of that with nearly the same chance, "
@@ -198,14 +198,14 @@ SCE_UNIFORM = Rule.warning(
 
 
 @delta_check
-def sce(subject: Subject, facts: Facts) -> Iterator[Finding]:
+def sce(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
     """Weights by energy that are all the same."""
-    if subject.spec.name != "sce":
+    if recipe.spec.name != "sce":
         return
     energies = [sum(look.square for look in fact.looks.values()) / fact.entries for fact in facts]
     energies = [energy for energy in energies if energy]
     if energies and sum(energy < UNIFORM for energy in energies) > 0.9 * len(energies):
-        yield subject.finding(
+        yield recipe.finding(
             SCE_UNIFORM,
             ("merge_method",),
             f"These deltas are too small for sce to weigh (mean square up to {max(energies):.1g}): it takes all alike.",
@@ -219,10 +219,10 @@ STOCK_RETURNS_BASE = Rule.warning(
 
 
 @delta_check
-def model_stock(subject: Subject, facts: Facts) -> Iterator[Finding]:
+def model_stock(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
     """Deltas at right angles to each other."""
-    count = len(subject.deltas)
-    if subject.spec.name != "model_stock" or count < 2 or count != len(subject.groups[0].branches):
+    count = len(recipe.deltas)
+    if recipe.spec.name != "model_stock" or count < 2 or count != len(recipe.groups[0].branches):
         return
     moved = whole = 0.0
     for fact in facts:
@@ -234,7 +234,7 @@ def model_stock(subject: Subject, facts: Facts) -> Iterator[Finding]:
         moved, whole = moved + step**2 * mean, whole + mean
     share = math.sqrt(moved / whole) if whole else 0.0
     if share < STILL:
-        yield subject.finding(
+        yield recipe.finding(
             STOCK_RETURNS_BASE,
             ("merge_method",),
             f"The deltas stand at right angles, so model_stock goes only {share:.1%} of the way to their mean.",
@@ -246,15 +246,15 @@ RAM_DROPS = Rule.warning(409, "ram-drops", "RAM takes entries up to epsilon for 
 
 
 @delta_check
-def ram(subject: Subject, facts: Facts) -> Iterator[Finding]:
+def ram(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
     """An epsilon that most of a delta lies below."""
-    if subject.spec.name not in ("ram", "ramplus_tl"):
+    if recipe.spec.name not in ("ram", "ramplus_tl"):
         return
-    for index, entry in branches(subject):
+    for index, entry in branches(recipe):
         whole = sum(fact.looks[index].absolute for fact in facts)
         below = sum(fact.looks[index].below for fact in facts)
         if whole and below / whole > 0.5:
-            yield subject.finding(
+            yield recipe.finding(
                 RAM_DROPS,
                 entry.keys,
                 f"{below / whole:.0%} of {entry.folder.name} (by L1 norm) lies up to epsilon, which counts as unchanged.",
@@ -262,22 +262,22 @@ def ram(subject: Subject, facts: Facts) -> Iterator[Finding]:
             )
 
 
-def branches(subject: Subject, *how: SparsificationMethod) -> Iterator[tuple[int, Entry]]:
+def branches(recipe: SoundRecipe, *how: SparsificationMethod) -> Iterator[tuple[int, MergeInput]]:
     """The branches whose deltas are open; with `how`, only if the method drops entries in one of these ways."""
-    method = subject.method
+    method = recipe.method
     if how and not (isinstance(method, GeneralizedTaskArithmeticMerge) and method.sparsification_method in how):
         return
-    for index, entry in enumerate(subject.groups[0].branches):
-        if index in subject.deltas:
+    for index, entry in enumerate(recipe.groups[0].branches):
+        if index in recipe.deltas:
             yield index, entry
 
 
-def _share(facts: Facts, index: int) -> float:
+def _share_of_nonzeros(facts: Facts, index: int) -> float:
     """Share of a delta's entries that are not 0, of the tensors that it touches."""
     touched = [fact for fact in facts if fact.looks[index].nonzero]
     entries = sum(fact.entries for fact in touched)
     return sum(fact.looks[index].nonzero * fact.entries for fact in touched) / entries if entries else 0.0
 
 
-def _spread(look: Look) -> bool:
+def _is_spread(look: Look) -> bool:
     return bool(look.parameters["density"] < 1 and look.parameters["epsilon"] > 0)

@@ -13,6 +13,7 @@ from mergekit.config import MergeConfiguration
 from pydantic import BaseModel, ValidationError
 
 from paft_plugin.errors import PaftError, one_line, raise_if_any
+from paft_plugin.files import looks_local
 
 _DICT_FORM = "Write it as `model: {model: {path: …}, lora: {path: …}}`: there a path may hold any character."
 
@@ -55,7 +56,7 @@ def parse_recipe(text: str, recipe: Path) -> MergeConfiguration:
         hint = f" {_DICT_FORM}" if "path" in str(error) or "parse" in str(error) else ""
         raise PaftError(f"{recipe}: {error}.{hint}") from None
     problems: list[str] = []
-    config = _each_reference(config, lambda reference: _absolute(reference, recipe, problems))
+    config = _each_reference(config, lambda reference: _with_absolute_paths(reference, recipe, problems))
     problems += _confused(config, recipe)
     raise_if_any(list(dict.fromkeys(problems)))
     return config
@@ -102,7 +103,7 @@ def _each_reference(config: Any, change: Callable[[ModelReference], ModelReferen
     return config
 
 
-def _absolute(reference: ModelReference, recipe: Path, problems: list[str]) -> ModelReference:
+def _with_absolute_paths(reference: ModelReference, recipe: Path, problems: list[str]) -> ModelReference:
     parts = {name: getattr(reference, name) for name in ("model", "lora")}
     return reference.model_copy(
         update={name: _absolute_path(path, recipe, problems) for name, path in parts.items() if path is not None}
@@ -110,7 +111,7 @@ def _absolute(reference: ModelReference, recipe: Path, problems: list[str]) -> M
 
 
 def _absolute_path(path: ModelPath, recipe: Path, problems: list[str]) -> ModelPath:
-    for candidate in _candidates(path):
+    for candidate in _folders_meant(path):
         if candidate.exists():
             return ModelPath(path=str(candidate.resolve()))
     if (recipe.parent / path.path).exists():
@@ -118,12 +119,12 @@ def _absolute_path(path: ModelPath, recipe: Path, problems: list[str]) -> ModelP
             f"{recipe}: {path.path}: no such folder from here, but there is one beside the recipe. "
             f"Relative paths are meant from the current folder: run this in {recipe.parent.resolve()}."
         )
-    elif path.path.startswith(("/", "./", "../", "~")) or path.path.count("/") > 1:
+    elif looks_local(path.path):
         problems.append(f"{recipe}: {path.path}: no such folder. Check the path.")
     return path
 
 
-def _candidates(path: ModelPath) -> Iterator[Path]:
+def _folders_meant(path: ModelPath) -> Iterator[Path]:
     yield Path(path.path).expanduser()
     if path.revision:
         # `base@x` as a string: mergekit takes what follows `@` for a revision, even of a folder.

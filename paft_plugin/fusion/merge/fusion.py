@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from mergekit.architecture import ModelArchitecture, get_architecture_info
-from mergekit.common import ModelReference, get_auto_cls
+from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import get as method_called
 from mergekit.options import MergeOptions
@@ -18,12 +18,12 @@ from mergekit.tokenizer import TokenizerInfo
 from peft import PeftConfig, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.initialization import no_init_weights
 
+from paft_plugin.deltas.skeleton import build_model
 from paft_plugin.errors import PaftError, one_line
 from paft_plugin.fusion.merge.configuration import read_recipe, references, without_adapters
 from paft_plugin.fusion.merge.loaders import AdapterLoader, ModelLoader, open_loaders
-from paft_plugin.fusion.merge.plan import Plan
+from paft_plugin.fusion.merge.plan import MergePlan
 from paft_plugin.fusion.merge.selection import fast_selection
 from paft_plugin.fusion.merge.untouched import draws
 from paft_plugin.fusion.mergekit_internals import forget_architectures, model_out_config, open_models, with_optional
@@ -63,14 +63,14 @@ class Fusion:
             yield from self.run(plan, quiet)
 
     @contextmanager
-    def planned(self) -> Iterator[Plan]:
+    def planned(self) -> Iterator[MergePlan]:
         """For the time of the context, a plan that `run` can carry out once."""
         with open_models(self.loaders, self.options), fast_selection(), self._mistakes():
             # Planning rewrites the configuration that it is given.
             config = self.config.model_copy(deep=True)
-            yield Plan(MergePlanner(config, self.architecture, self.options, self.model_config), self.loaders)
+            yield MergePlan(MergePlanner(config, self.architecture, self.options, self.model_config), self.loaders)
 
-    def run(self, plan: Plan, quiet: bool = True) -> Iterator[tuple[str, Tensor]]:
+    def run(self, plan: MergePlan, quiet: bool = True) -> Iterator[tuple[str, Tensor]]:
         """As `tensors`, of a plan that is made already."""
         random = draws(method_called(self.config.merge_method))
         stream = Stream(self.seed, self.loaders, self.options.device) if random else None
@@ -142,9 +142,9 @@ class Stream:
         self._gpu = torch.device(device) if torch.device(device).type == "cuda" else None
         before = self._get()
         torch.manual_seed(seed)
-        for reference, loader in loaders.items():
+        for loader in loaders.values():
             if isinstance(loader, AdapterLoader):
-                _draw_as_peft(reference, loader)
+                _draw_as_peft(loader)
         self._state = self._get()
         self._set(before)
 
@@ -168,12 +168,10 @@ class Stream:
             torch.cuda.set_rng_state(state[1], self._gpu)
 
 
-def _draw_as_peft(reference: ModelReference, loader: AdapterLoader) -> None:
-    config = reference.config()
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), no_init_weights():
-        skeleton = get_auto_cls(config.architectures[0]).from_config(config)
+def _draw_as_peft(loader: AdapterLoader) -> None:
+    model = build_model(loader.store.folder)
     adapter = PeftConfig.from_pretrained(str(loader.delta.branch))
     # That this is the adapter's base was checked by content; PEFT would warn of another name.
-    skeleton.name_or_path = str(adapter.base_model_name_or_path or "")
+    model.name_or_path = str(adapter.base_model_name_or_path or "")
     adapter.inference_mode = True
-    get_peft_model(skeleton, adapter)
+    get_peft_model(model, adapter)

@@ -18,7 +18,7 @@ from paft_plugin.deltas.adapter import open_adapter
 from paft_plugin.deltas.belongs import branch_problems, check_finite
 from paft_plugin.deltas.delta import Delta, delta_of
 from paft_plugin.deltas.fit import BUFFERS, quantised
-from paft_plugin.deltas.store import ADAPTER_CONFIG, ADAPTER_FILE, TensorStore, open_model, tied_names
+from paft_plugin.deltas.store import ADAPTER_CONFIG, ADAPTER_FILE, FLOATS, TensorStore, open_model, tied_names
 from paft_plugin.errors import PaftError, first_line, raise_if_any
 
 MODEL_PATTERNS = ["*.json", "*.safetensors", "*.safetensors.index.json", "*.jinja", "tokenizer.model", "*.txt"]
@@ -111,16 +111,13 @@ class AdapterLoader(ModelLoader):
         return name in self._changed
 
 
-TORCH_DTYPES = {
-    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
-    **{
-        "I64": torch.int64,
-        "I32": torch.int32,
-        "I16": torch.int16,
-        "I8": torch.int8,
-        "U8": torch.uint8,
-        "BOOL": torch.bool,
-    },
+TORCH_DTYPES = {name: getattr(torch, dtype) for name, dtype in FLOATS.items()} | {
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
 }
 """What safetensors calls a dtype → torch's."""
 

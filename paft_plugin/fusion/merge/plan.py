@@ -34,7 +34,7 @@ Inputs = dict[str, Tensor | None]
 Loaders = dict[ModelReference, ModelLoader]
 
 
-class Plan:
+class MergePlan:
     """All that is to be merged, in order.
 
     Args:
@@ -75,11 +75,11 @@ class Plan:
     def _one(self, merge: ExecuteMergeMethodTask, save: SaveTensor) -> Tensor | None:
         inputs = self._ahead.take(merge)
         if inputs is None:
-            copy = _copy(merge, save, self._loaders, self._device)
+            copy = _copy_if_untouched(merge, save, self._loaders, self._device)
             if copy is not None:
                 return copy
             inputs = load_inputs(merge)
-        return _merge(merge, inputs, self._device)
+        return _merged(merge, inputs, self._device)
 
 
 class Received:
@@ -159,7 +159,7 @@ def load_inputs(merge: ExecuteMergeMethodTask) -> Inputs:
     return {key: load.execute() for key, load in merge.gather_tensors.arguments().items()}
 
 
-def _merge(merge: ExecuteMergeMethodTask, inputs: dict[str, Tensor | None], device: str) -> Tensor | None:
+def _merged(merge: ExecuteMergeMethodTask, inputs: dict[str, Tensor | None], device: str) -> Tensor | None:
     """What mergekit's executor does with what it has loaded: move, gather, merge."""
     if merge.uses_accelerator():
         inputs = {key: None if tensor is None else tensor.to(device) for key, tensor in inputs.items()}
@@ -167,7 +167,7 @@ def _merge(merge: ExecuteMergeMethodTask, inputs: dict[str, Tensor | None], devi
     return merged
 
 
-def _copy(merge: ExecuteMergeMethodTask, save: SaveTensor, loaders: Loaders, device: str) -> Tensor | None:
+def _copy_if_untouched(merge: ExecuteMergeMethodTask, save: SaveTensor, loaders: Loaders, device: str) -> Tensor | None:
     """The tensor that all inputs have alike, if the method gives that very tensor then; its draws are skipped."""
     loads = {load.model: load for load in merge.gather_tensors.arguments().values()}
     names = {model: name for model, load in loads.items() if (name := stored_name(load, loaders[model]))}

@@ -18,10 +18,9 @@ from mergekit.common import ModelPath, ModelReference
 from paft_plugin.errors import PaftError
 from paft_plugin.files import PROOF_FILE, write_json, write_text
 from paft_plugin.fusion.merge.configuration import references, without_adapters
-from paft_plugin.fusion.merge.folder import whole_folder
 from paft_plugin.fusion.merge.fusion import Fusion
 from paft_plugin.fusion.merge.loaders import AdapterLoader
-from paft_plugin.fusion.merge.writer import ShardedWriter
+from paft_plugin.fusion.merge.writer import ShardedWriter, whole_folder
 from paft_plugin.fusion.mergekit_internals import (
     copy_tagalong_files,
     copy_tokenizer,

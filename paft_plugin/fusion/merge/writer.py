@@ -1,36 +1,112 @@
-"""Safetensors files written tensor by tensor: nothing but the tensor at hand is in memory.
+"""A model's folder: there whole or not at all, its weights in safetensors files that are written tensor by tensor.
 
-The format wants its header, with every offset, at the front. Its size is bounded beforehand from the tensors' names, the
-space is left free, and the header is written there in the end, padded with blanks as the format allows.
+Nothing but the tensor at hand is in memory. The format wants its header, with every offset, at the front: its size is bounded
+beforehand from the tensors' names, the space is left free, and the header is written there in the end, padded with blanks as
+the format allows.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
-from paft_plugin.files import write_json
+from paft_plugin.errors import PaftError
+from paft_plugin.files import lock_file, write_json
+from paft_plugin.fusion.merge.loaders import TORCH_DTYPES
 
-DTYPES = {
-    **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"},
-    **{
-        torch.int64: "I64",
-        torch.int32: "I32",
-        torch.int16: "I16",
-        torch.int8: "I8",
-        torch.uint8: "U8",
-        torch.bool: "BOOL",
-    },
-}
+DTYPES = {torch_dtype: name for name, torch_dtype in TORCH_DTYPES.items()}
 # Bytes of a tensor's entry in the header beside its name: dtype, offsets and a shape of up to eight axes.
 ENTRY = 256
 METADATA = {"__metadata__": {"format": "pt"}}
+LOCK = ".lock"
+
+
+@contextmanager
+def whole_folder(place: Path, beside: Collection[str] = ()) -> Iterator[Path]:
+    """Yield a new folder to write to; when the context ends well, it is at `place`, and when it fails, it is gone.
+
+    What a killed process left is removed by the next one for the same place.
+
+    Args:
+        place: Where the folder will be.
+        beside: Names of files that may be at `place` already; they stay, and end up in the new folder.
+
+    Raises:
+        PaftError: `place` is taken, cannot be written, or another process writes for it at the moment.
+    """
+    place = place.absolute()
+    check_free(place, beside)
+    partial = place.with_name(f".{place.name}.partial")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir(exist_ok=True)
+        lock = lock_file(partial / LOCK)
+    except BlockingIOError:
+        raise PaftError(f"{place}: another merge is writing it. Wait for that, or give another folder.") from None
+    except OSError as error:
+        raise PaftError(
+            f"{place}: cannot be written ({error.strerror}). Give a folder that you may write to."
+        ) from None
+    try:
+        _empty(partial)
+        yield partial
+        _sync(partial)
+        check_free(place, beside)
+        for name in beside:
+            if (place / name).exists():
+                (place / name).rename(partial / name)
+        (partial / LOCK).unlink()
+        partial.rename(place)
+        _sync_entry(place.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock)
+
+
+def check_free(place: Path, beside: Collection[str] = ()) -> None:
+    """Refuse a place where something else than `beside` is already.
+
+    Raises:
+        PaftError: It is a file, or a folder that is not empty.
+    """
+    if place.is_dir():
+        if any(path.name not in beside for path in place.iterdir()):
+            raise PaftError(f"{place}: exists and is not empty. Give another folder, or delete this one first.")
+    elif place.exists() or place.is_symlink():
+        raise PaftError(f"{place}: a file is there. Give another name for the folder.")
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != LOCK:
+            entry.unlink()
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _sync_entry(path)
+    _sync_entry(folder)
+
+
+def _sync_entry(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 class ShardedWriter:

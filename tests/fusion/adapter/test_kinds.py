@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from mergekit.common import ModelPath, ModelReference
 from safetensors.torch import load_file, save_file
 from transformers import (
     GPTNeoXConfig,
@@ -23,7 +22,7 @@ from transformers import (
 
 from paft_plugin.deltas.store import open_model
 from paft_plugin.errors import PaftError
-from paft_plugin.fusion.adapter.live import Place, open_live
+from paft_plugin.fusion.adapter.live import Slot, open_live
 from tests.deltas.builders import VOCABULARY, make_adapter, make_base, make_gpt2, make_model, make_tokenizer
 from tests.fusion.adapter.conftest import Branches, Write, assert_same, fused_model, through_peft
 
@@ -151,11 +150,11 @@ def test_a_vocabulary_that_the_merge_resizes_is_refused_by_name(
 
 def test_the_loaded_models_names_are_found_for_those_of_the_files(tmp_path: Path) -> None:
     base = saved(gpt_neox)(tmp_path / "base")
-    live = open_live(ModelReference(model=ModelPath(path=str(base))), open_model(base))
-    assert live.places["embed_out.weight"] == Place("lm_head", "weight", "linear")
-    assert live.places["gpt_neox.embed_in.weight"].transposed
-    assert set(live.places) == set(open_model(base).names)
-    assert {place.parameter for place in live.places.values()} == {name for name, _ in live.model.named_parameters()}
+    live = open_live(open_model(base))
+    assert live.slots["embed_out.weight"] == Slot("lm_head", "weight", "linear")
+    assert live.slots["gpt_neox.embed_in.weight"].transposed
+    assert set(live.slots) == set(open_model(base).names)
+    assert {slot.parameter for slot in live.slots.values()} == {name for name, _ in live.model.named_parameters()}
 
 
 def test_old_buffers_in_a_checkpoint_are_no_change(tmp_path: Path, write: Write) -> None:

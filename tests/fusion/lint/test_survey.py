@@ -9,24 +9,24 @@ from safetensors.torch import load_file
 
 from paft_plugin.fusion.lint import survey as module
 from paft_plugin.fusion.lint.document import Document, read
-from paft_plugin.fusion.lint.linter import as_subject
-from paft_plugin.fusion.lint.subject import Subject
-from tests.fusion.lint.conftest import Bench
+from paft_plugin.fusion.lint.linter import as_recipe
+from paft_plugin.fusion.lint.recipe import SoundRecipe
+from tests.fusion.lint.conftest import Bench, Recipe
 
 
-def subject_of(bench: Bench, **parameters: float) -> Subject:
-    document = read(bench.write(bench.recipe("ties", **parameters)))
+def sound(bench: Bench, content: Recipe | None = None) -> SoundRecipe:
+    document = read(bench.write(bench.recipe("ties") if content is None else content))
     assert isinstance(document, Document)
-    subject, _ = as_subject(document, explained=False)
-    assert subject is not None
-    return subject
+    recipe, _ = as_recipe(document, explained=False)
+    assert recipe is not None
+    return recipe
 
 
 def test_small_tensors_are_counted_in_full(bench: Bench) -> None:
     base, sft, preference = (
         load_file(bench.sparse / name / "model.safetensors") for name in ("base", "sft", "preference")
     )
-    for fact in module.survey(subject_of(bench)):
+    for fact in module.survey(sound(bench)):
         deltas = [branch[fact.name] - base[fact.name] for branch in (sft, preference)]
         for index, delta in enumerate(deltas):
             look = fact.looks[index]
@@ -42,14 +42,10 @@ def test_small_tensors_are_counted_in_full(bench: Bench) -> None:
 
 def test_what_a_trim_leaves_is_what_mergekit_leaves(bench: Bench) -> None:
     recipe = bench.recipe("ties", "dense", density=0.2)
-    document = read(bench.write(recipe))
-    assert isinstance(document, Document)
-    subject, _ = as_subject(document, explained=False)
-    assert subject is not None
     base, sft, preference = (
         load_file(bench.dense / name / "model.safetensors") for name in ("base", "sft", "preference")
     )
-    for fact in module.survey(subject):
+    for fact in module.survey(sound(bench, recipe)):
         kept = [magnitude(branch[fact.name] - base[fact.name], 0.2) != 0 for branch in (sft, preference)]
         counts = torch.stack(kept).sum(dim=0)
         assert fact.changed == int((counts > 0).sum())
@@ -58,7 +54,7 @@ def test_what_a_trim_leaves_is_what_mergekit_leaves(bench: Bench) -> None:
 
 def test_a_sample_comes_close_and_repeats(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def shares() -> list[float]:
-        return [fact.looks[0].nonzero for fact in module.survey(subject_of(bench)) if fact.entries > 1000]
+        return [fact.looks[0].nonzero for fact in module.survey(sound(bench)) if fact.entries > 1000]
 
     whole = shares()
     monkeypatch.setattr(module, "SAMPLE", 1000)
@@ -72,11 +68,7 @@ def test_each_tensor_gets_the_parameters_that_mergekit_would_give_it(bench: Benc
     density = [{"filter": "mlp", "value": [0.1, 0.5]}, {"value": 0.9}]
     recipe = bench.recipe("ties", "dense")
     recipe["models"][0]["parameters"]["density"] = density
-    document = read(bench.write(recipe))
-    assert isinstance(document, Document)
-    subject, _ = as_subject(document, explained=False)
-    assert subject is not None
-    found = {fact.name: fact.looks[0].parameters["density"] for fact in module.survey(subject)}
+    found = {fact.name: fact.looks[0].parameters["density"] for fact in module.survey(sound(bench, recipe))}
     assert found["model.layers.0.mlp.up_proj.weight"] == pytest.approx(0.1)
     assert found["model.layers.1.mlp.up_proj.weight"] == pytest.approx(0.5)
     assert found["model.layers.1.self_attn.q_proj.weight"] == pytest.approx(0.9)

@@ -22,9 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from paft_plugin.cli import paft
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.merge import open_fusion, write_fusion
-from paft_plugin.fusion.merge.folder import whole_folder
 from paft_plugin.fusion.merge.write import shard_bytes
-from paft_plugin.fusion.merge.writer import ShardedWriter
+from paft_plugin.fusion.merge.writer import ShardedWriter, whole_folder
 from tests.deltas.builders import TEMPLATE, make_adapter, make_base, make_model
 from tests.fusion.conftest import World
 from tests.fusion.merge.test_against_mergekit import branch

@@ -37,7 +37,7 @@ Scope = tuple[Keys, dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Entry:
+class MergeInput:
     """One model of a merge."""
 
     keys: Keys
@@ -55,7 +55,7 @@ class Group:
     """Models that are merged with each other: all of the recipe's, or those of one slice."""
 
     keys: Keys
-    entries: tuple[Entry, ...]
+    entries: tuple[MergeInput, ...]
     base: ModelReference | None
     shared: tuple[Scope, ...]
     """Parameters for all of them, the nearest first."""
@@ -63,13 +63,13 @@ class Group:
     """Whether base_model is only the first of two models, as slerp wants it."""
 
     @property
-    def branches(self) -> tuple[Entry, ...]:
+    def branches(self) -> tuple[MergeInput, ...]:
         """The models that are not the base model."""
         return tuple(entry for entry in self.entries if self.pair or entry.reference != self.base)
 
 
 @dataclass(frozen=True)
-class Subject:
+class SoundRecipe:
     """A recipe whose structure is sound, with a method that is known."""
 
     document: Document
@@ -168,7 +168,8 @@ class Subject:
         self, keys: Keys, raw: list[Any], parsed: list[Any], base: ModelReference | None, shared: tuple[Scope, ...]
     ) -> Group:
         entries = tuple(
-            Entry((*keys, index), one.model, _scope(raw[index], (*keys, index))) for index, one in enumerate(parsed)
+            MergeInput((*keys, index), one.model, _scope(raw[index], (*keys, index)))
+            for index, one in enumerate(parsed)
         )
         return Group(keys, entries, base, shared, pair=self.spec.name == "slerp")
 
@@ -179,7 +180,7 @@ class Subject:
         return self._of_models((*keys, "sources"), raw["sources"], one.sources, base, (_scope(raw, keys), *shared))
 
 
-Check = Callable[[Subject], Iterator[Finding]]
+Check = Callable[[SoundRecipe], Iterator[Finding]]
 RECIPE_CHECKS: list[Check] = []
 """They read the recipe, and of the folders only headers and small files."""
 WEIGHT_CHECKS: list[Check] = []
