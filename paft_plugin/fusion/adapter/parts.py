@@ -12,8 +12,8 @@ from torch import Tensor
 
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.adapter.factors import Truncation, least_errors, side_by_side, truncate_dense, truncate_product
+from paft_plugin.fusion.adapter.fused_delta import WITHOUT, FusedDelta, changes, check_planned
 from paft_plugin.fusion.adapter.live import Slot
-from paft_plugin.fusion.adapter.subject import WITHOUT, Subject, changes, check_planned
 
 # Up to this size the errors of all ranks are cheap to work out: half a second.
 SMALL = 1024
@@ -42,11 +42,11 @@ def kind_of(module: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", module)
 
 
-def fused_parts(subject: Subject, rank: int | None, max_error: float, quiet: bool = True) -> Iterator[Adapted | Saved]:
+def fused_parts(fused: FusedDelta, rank: int | None, max_error: float, quiet: bool = True) -> Iterator[Adapted | Saved]:
     """Yield what the adapter holds; nothing but the tensor at hand is in memory.
 
     Args:
-        subject: From `open_subject`.
+        fused: From `open_fused_delta`.
         rank: The most per module; None leaves exact products their own.
         max_error: Where a module misses more of its delta (‖δ − BA‖/‖δ‖), the errors of other ranks are worked out too: of
             every module up to 1024 wide, of greater ones for the first of each kind.
@@ -55,52 +55,52 @@ def fused_parts(subject: Subject, rank: int | None, max_error: float, quiet: boo
     Raises:
         PaftError: A change that no adapter can hold, or no `rank` for a merge that is not linear in the deltas.
     """
-    with subject.fusion.planned() as plan:
-        merges = subject.merges()
-        check_planned(subject, merges)
+    with fused.fusion.planned() as plan:
+        merges = fused.merges()
+        check_planned(fused, merges)
         linear: dict[str, dict[ModelReference, float]] = {}
         others: dict[str, ExecuteMergeMethodTask] = {}
         for merge in merges:
-            if subject.is_second(merge.output_weight):
+            if fused.is_second(merge.output_weight):
                 continue
-            name = subject.name_of(merge.output_weight)
-            found = None if name is None else subject.factorable(merge, name)
+            name = fused.name_of(merge.output_weight)
+            found = None if name is None else fused.factorable(merge, name)
             if found is None:
                 others[merge.output_weight.name] = merge
             elif name is not None:
                 linear[name] = found
         if others and rank is None:
             raise PaftError(
-                f"{subject.fusion.recipe}: {subject.fusion.config.merge_method} of these models is no sum of adapters' deltas, "
+                f"{fused.fusion.recipe}: {fused.fusion.config.merge_method} of these models is no sum of adapters' deltas, "
                 "so the fused adapter is an approximation. Give its rank, such as --rank 64."
             )
         for name, adapters in linear.items():
-            yield from _sum_of_adapters(subject, name, adapters, rank)
+            yield from _sum_of_adapters(fused, name, adapters, rank)
         if others:
             assert rank is not None
             sampled: set[str] = set()
-            for output, fused in subject.fusion.run(plan, quiet):
+            for output, merged in fused.fusion.run(plan, quiet):
                 if output in others:
-                    yield from _change_by_merge(subject, others[output], fused, rank, max_error, sampled)
+                    yield from _change_by_merge(fused, others[output], merged, rank, max_error, sampled)
 
 
 def _sum_of_adapters(
-    subject: Subject, name: str, adapters: dict[ModelReference, float], rank: int | None
+    fused: FusedDelta, name: str, adapters: dict[ModelReference, float], rank: int | None
 ) -> Iterator[Adapted | Saved]:
     """One tensor whose delta is the sum of some adapters', each times a coefficient."""
     if not adapters:
         return
-    slot = subject.slot_of(name)
-    if subject.is_whole(name, slot):
-        base = subject.store.tensor(name)
+    slot = fused.slot_of(name)
+    if fused.is_whole(name, slot):
+        base = fused.store.tensor(name)
         whole = base.float()
         for model, coefficient in adapters.items():
-            whole = whole + coefficient * subject.delta(model, name)
+            whole = whole + coefficient * fused.delta(model, name)
         yield Saved(slot, whole.to(base.dtype))
         return
     parts = []
     for model, coefficient in adapters.items():
-        adapter = subject.adapters[model]
+        adapter = fused.adapters[model]
         factors = adapter.factors[slot.module]
         A, B = adapter.store.tensor(factors.A), adapter.store.tensor(factors.B)
         parts.append((coefficient * adapter.scale(slot.module), B, A))
@@ -109,31 +109,31 @@ def _sum_of_adapters(
 
 
 def _change_by_merge(
-    subject: Subject, merge: ExecuteMergeMethodTask, fused: Tensor, rank: int, max_error: float, sampled: set[str]
+    fused: FusedDelta, merge: ExecuteMergeMethodTask, merged: Tensor, rank: int, max_error: float, sampled: set[str]
 ) -> Iterator[Adapted | Saved]:
     """One tensor whose delta is what the merge made of it, minus the base; `sampled` gets the kinds whose errors are known."""
-    name = subject.name_of(merge.output_weight)
+    name = fused.name_of(merge.output_weight)
     if name is None:
         raise PaftError(
             f"{merge.output_weight.name}: the base has no such tensor, so no adapter can hold it. {WITHOUT}"
         )
-    stored = subject.store.tensor(name)
-    if stored.shape != fused.shape:
+    stored = fused.store.tensor(name)
+    if stored.shape != merged.shape:
         raise PaftError(
-            f"{name}: the fused tensor has shape {tuple(fused.shape)}, the base's {tuple(stored.shape)}. An adapter cannot "
+            f"{name}: the fused tensor has shape {tuple(merged.shape)}, the base's {tuple(stored.shape)}. An adapter cannot "
             "resize a vocabulary. Resize the base first, or merge without --adapter."
         )
     base = stored.float()
-    delta = fused.float() - base
-    touched = any(changes(subject.loader(model), name, subject.store) for model in merge.model_order)
+    delta = merged.float() - base
+    touched = any(changes(fused.loader(model), name, fused.store) for model in merge.model_order)
     if not touched and float(delta.abs().max()) <= DUST * float(base.abs().max()):
         return
-    slot = subject.slot_of(name)
-    if subject.is_whole(name, slot):
+    slot = fused.slot_of(name)
+    if fused.is_whole(name, slot):
         if delta.any():
-            yield Saved(slot, fused.to(stored.dtype))
+            yield Saved(slot, merged.to(stored.dtype))
         return
-    matrix = (delta.T if slot.transposed else delta).to(subject.fusion.options.device)
+    matrix = (delta.T if slot.transposed else delta).to(fused.fusion.options.device)
     truncation, kind = truncate_dense(matrix, rank), kind_of(slot.module)
     if truncation.relative_error > max_error and (min(matrix.shape) <= SMALL or kind not in sampled):
         sampled.add(kind)

@@ -15,6 +15,7 @@ from paft_plugin.deltas.store import ADAPTER_CONFIG, ADAPTER_FILE, MODEL_FILE
 from paft_plugin.errors import PaftError
 from paft_plugin.files import PROOF_FILE, read_json, write_json, write_text
 from paft_plugin.fusion.adapter.errors import ModuleError, as_json, form, rank_for, total_error
+from paft_plugin.fusion.adapter.fused_delta import FusedDelta, open_fused_delta
 from paft_plugin.fusion.adapter.live import Slot
 from paft_plugin.fusion.adapter.parts import Adapted, Saved, fused_parts
 from paft_plugin.fusion.adapter.peft_config import (
@@ -26,7 +27,6 @@ from paft_plugin.fusion.adapter.peft_config import (
     lora_config,
     wanted_by_peft,
 )
-from paft_plugin.fusion.adapter.subject import Subject, open_subject
 from paft_plugin.fusion.merge.fusion import Fusion
 from paft_plugin.fusion.merge.write import (
     GENERATION_CONFIG,
@@ -53,7 +53,7 @@ class FusedAdapter:
 class _Contents:
     """What the adapter's file holds so far."""
 
-    subject: Subject
+    fused: FusedDelta
     writer: ShardedWriter
     held: dict[str, Shape] = field(default_factory=dict)
     adapted: dict[str, tuple[Slot, int]] = field(default_factory=dict)
@@ -79,8 +79,8 @@ class _Contents:
         else:
             self.saved.add(part.slot.module)
             self.write(key_of_copy(part.slot, is_adapted=False), part.tensor)
-            tied = self.subject.live.tied
-            if tied and self.subject.live.files[part.slot.parameter] == tied[0]:
+            tied = self.fused.live.tied
+            if tied and self.fused.live.files[part.slot.parameter] == tied[0]:
                 self.embedding = part.tensor
 
     def write(self, key: str, tensor: Tensor) -> None:
@@ -90,7 +90,7 @@ class _Contents:
 
     def complete(self, wanted: dict[str, Shape]) -> None:
         """Write what PEFT wants beside: the rest of a module of which one parameter changed, the head tied to an embedding."""
-        live = self.subject.live
+        live = self.fused.live
         for key in wanted:
             parameter = key.removeprefix(PREFIX)
             if key in self.held or parameter.rpartition(".")[0] not in self.saved_or_tied():
@@ -98,7 +98,7 @@ class _Contents:
             if self.embedding is not None and parameter == self.tied_head():
                 self.write(key, self.embedding)
             elif parameter in live.files:
-                self.write(key, self.subject.store.tensor(live.files[parameter]))
+                self.write(key, self.fused.store.tensor(live.files[parameter]))
 
     def saved_or_tied(self) -> set[str]:
         """Modules of which PEFT saves everything."""
@@ -106,8 +106,8 @@ class _Contents:
 
     def tied_head(self) -> str:
         """The head's parameter in the loaded model."""
-        head = self.subject.live.model.get_output_embeddings()
-        return next(f"{name}.weight" for name, module in self.subject.live.model.named_modules() if module is head)
+        head = self.fused.live.model.get_output_embeddings()
+        return next(f"{name}.weight" for name, module in self.fused.live.model.named_modules() if module is head)
 
 
 def write_adapter(
@@ -139,13 +139,13 @@ def write_adapter(
     if not max_error >= 0:
         raise PaftError(f"--max-error {max_error}: not a number from 0 up. Give one like 0.05.")
     check_chat_template(fusion)
-    subject = open_subject(fusion)
+    fused = open_fused_delta(fusion)
     with whole_folder(out) as folder:
-        contents = _write_adapter_file(subject, folder, rank, max_error, quiet)
+        contents = _write_adapter_file(fused, folder, rank, max_error, quiet)
         errors = contents.errors
         _refuse_above(errors, max_error)
         # The tokenizer of a recipe that builds one is known only now, and to the fusion that ran.
-        warnings = write_tokenizer(subject.fusion, folder)
+        warnings = write_tokenizer(fused.fusion, folder)
         (folder / GENERATION_CONFIG).unlink(missing_ok=True)
         record = {
             **provenance_record(fusion, findings),
@@ -164,29 +164,27 @@ def write_adapter(
     return FusedAdapter(errors, warnings)
 
 
-def _write_adapter_file(subject: Subject, folder: Path, rank: int | None, max_error: float, quiet: bool) -> _Contents:
+def _write_adapter_file(fused: FusedDelta, folder: Path, rank: int | None, max_error: float, quiet: bool) -> _Contents:
     # Of each parameter at most two tensors, under names no longer than these.
-    names = [
-        f"{PREFIX}{slot.parameter}.lora_embedding_{which}" for slot in subject.live.slots.values() for which in "AB"
-    ]
+    names = [f"{PREFIX}{slot.parameter}.lora_embedding_{which}" for slot in fused.live.slots.values() for which in "AB"]
     writer = ShardedWriter(folder, names, ONE_FILE)
-    contents = _Contents(subject, writer)
+    contents = _Contents(fused, writer)
     try:
-        for part in fused_parts(subject, rank, max_error, quiet):
+        for part in fused_parts(fused, rank, max_error, quiet):
             contents.add(part)
         if not contents.adapted:
             raise PaftError(
-                f"{subject.fusion.recipe}: the fused delta changes no linear layer or embedding by factors, so there is nothing "
+                f"{fused.fusion.recipe}: the fused delta changes no linear layer or embedding by factors, so there is nothing "
                 "for a LoRA adapter to hold. Merge without --adapter."
             )
         for bias in contents.biases:
             adapted = bias.slot.module in contents.adapted
             contents.write(key_of_copy(bias.slot, adapted), bias.tensor)
         loose = any(bias.slot.module not in contents.saved for bias in contents.biases)
-        config = lora_config(subject.base, subject.live, contents.adapted, contents.saved, loose)
-        wanted = wanted_by_peft(subject.live, config)
+        config = lora_config(fused.base, fused.live, contents.adapted, contents.saved, loose)
+        wanted = wanted_by_peft(fused.live, config)
         contents.complete(wanted)
-        check_accepted(wanted, contents.held, subject.base.model.path)
+        check_accepted(wanted, contents.held, fused.base.model.path)
         writer.finish()
     finally:
         writer.close()
@@ -218,7 +216,7 @@ def _refuse_above(errors: Sequence[ModuleError], most: float) -> None:
 
 def _as_json(contents: _Contents, rank: int | None, max_error: float) -> dict[str, Any]:
     return {
-        "base": contents.subject.base.model.path,
+        "base": contents.fused.base.model.path,
         "rank": rank,
         "max_error": max_error,
         **as_json(contents.errors),
@@ -227,7 +225,7 @@ def _as_json(contents: _Contents, rank: int | None, max_error: float) -> dict[st
 
 
 def _adapter_card(name: str, contents: _Contents, record: dict[str, Any]) -> str:
-    base = contents.subject.base.model.path
+    base = contents.fused.base.model.path
     # The hub knows no folders of this machine.
     known = {} if Path(base).exists() else {"base_model": base}
     front = {**known, "library_name": "peft", "tags": ["lora", "merge", "mergekit", "paft"]}

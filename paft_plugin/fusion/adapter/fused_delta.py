@@ -31,53 +31,11 @@ NO_DIVISOR = 1e-8
 ROUNDING = 1e-6
 
 
-def coefficients(merge: ExecuteMergeMethodTask) -> dict[ModelReference, float] | None:
-    """The coefficient of each input's delta in one tensor's merge; None if the merge is not linear in the deltas.
-
-    Linear are task_arithmetic, its relatives without sign election where their density is 1, and averages (`linear`, also
-    without `normalize` if the weights add up to 1: else the base itself is scaled, which is no delta of a low rank).
-    """
-    # The vocabulary of tokens that are moved about first is another story.
-    if not isinstance(merge.gather_tensors, GatherTensors):
-        return None
-    method = method_called(merge.method_name)
-    shared = dict(merge.parameters.items())
-    inputs = {model: dict(merge.input_parameters[model].items()) for model in merge.model_order}
-    if isinstance(method, GeneralizedTaskArithmeticMerge):
-        branches = {model: values for model, values in inputs.items() if model != merge.base_model}
-        found = _sum_of_deltas(method, shared, branches)
-        # What is left of the base's own delta, should an adapter be the base.
-        return found and {**found, merge.base_model: 1 - sum(found.values())}
-    return _average(shared, inputs) if method.spec.name == "linear" else None
-
-
-def _sum_of_deltas(
-    method: GeneralizedTaskArithmeticMerge, shared: Mapping[str, Any], branches: dict[ModelReference, dict[str, Any]]
-) -> dict[ModelReference, float] | None:
-    if method.consensus_method is not None:
-        return None
-    if method.sparsification_method is not None and any(values["density"] < 1 for values in branches.values()):
-        return None
-    together = sum(values["weight"] for values in branches.values())
-    divisor = together if shared["normalize"] and abs(together) >= NO_DIVISOR else 1.0
-    return {model: shared["lambda"] * values["weight"] / divisor for model, values in branches.items()}
-
-
-def _average(
-    shared: Mapping[str, Any], inputs: dict[ModelReference, dict[str, Any]]
-) -> dict[ModelReference, float] | None:
-    together = sum(values["weight"] for values in inputs.values())
-    divisor = together if shared["normalize"] else 1.0
-    if divisor == 0 or abs(together / divisor - 1) > ROUNDING:
-        return None
-    return {model: values["weight"] / divisor for model, values in inputs.items()}
-
-
 WITHOUT = "Merge without --adapter."
 
 
 @dataclass(frozen=True)
-class Subject:
+class FusedDelta:
     """A recipe on its way to an adapter."""
 
     fusion: Fusion
@@ -161,7 +119,7 @@ class Subject:
         return self.fusion.loaders[reference]
 
 
-def open_subject(fusion: Fusion) -> Subject:
+def open_fused_delta(fusion: Fusion) -> FusedDelta:
     """Make a recipe ready for `fused_parts`.
 
     Raises:
@@ -170,7 +128,7 @@ def open_subject(fusion: Fusion) -> Subject:
     base = _base_of(fusion)
     store = next(loader.store for reference, loader in fusion.loaders.items() if reference.model == base.model)
     config = fusion.config.model_copy(update={"dtype": "float32", "out_dtype": "float32"})
-    return Subject(replace(fusion, config=config), base, store, open_live(store))
+    return FusedDelta(replace(fusion, config=config), base, store, open_live(store))
 
 
 def has_only_factors(adapter: Adapter, slot: Slot, base: TensorStore, name: str) -> bool:
@@ -195,20 +153,62 @@ def changes(loader: ModelLoader, name: str, base: TensorStore) -> bool:
     return loader.changes(name) or name not in loader.store or not _equal(loader.store, name, base, name)
 
 
-def check_planned(subject: Subject, merges: list[ExecuteMergeMethodTask]) -> None:
+def check_planned(fused: FusedDelta, merges: list[ExecuteMergeMethodTask]) -> None:
     """Refuse adapters that change what mergekit doesn't merge: it would be lost without a word.
 
     Raises:
         PaftError: There are such tensors.
     """
-    planned = {subject.name_of(merge.output_weight) for merge in merges} | set(subject.live.tied or ())
-    for adapter, loader in ((subject.adapters[model], subject.loader(model)) for model in subject.adapters):
-        lost = [name for name in subject.store.names if loader.changes(name) and name not in planned]
+    planned = {fused.name_of(merge.output_weight) for merge in merges} | set(fused.live.tied or ())
+    for adapter, loader in ((fused.adapters[model], fused.loader(model)) for model in fused.adapters):
+        lost = [name for name in fused.store.names if loader.changes(name) and name not in planned]
         if lost:
             raise PaftError(
                 f"{adapter.folder}: changes {some(lost)}, which mergekit does not merge for this architecture. "
                 "Retrain without these modules."
             )
+
+
+def coefficients(merge: ExecuteMergeMethodTask) -> dict[ModelReference, float] | None:
+    """The coefficient of each input's delta in one tensor's merge; None if the merge is not linear in the deltas.
+
+    Linear are task_arithmetic, its relatives without sign election where their density is 1, and averages (`linear`, also
+    without `normalize` if the weights add up to 1: else the base itself is scaled, which is no delta of a low rank).
+    """
+    # The vocabulary of tokens that are moved about first is another story.
+    if not isinstance(merge.gather_tensors, GatherTensors):
+        return None
+    method = method_called(merge.method_name)
+    shared = dict(merge.parameters.items())
+    inputs = {model: dict(merge.input_parameters[model].items()) for model in merge.model_order}
+    if isinstance(method, GeneralizedTaskArithmeticMerge):
+        branches = {model: values for model, values in inputs.items() if model != merge.base_model}
+        found = _sum_of_deltas(method, shared, branches)
+        # What is left of the base's own delta, should an adapter be the base.
+        return found and {**found, merge.base_model: 1 - sum(found.values())}
+    return _average(shared, inputs) if method.spec.name == "linear" else None
+
+
+def _sum_of_deltas(
+    method: GeneralizedTaskArithmeticMerge, shared: Mapping[str, Any], branches: dict[ModelReference, dict[str, Any]]
+) -> dict[ModelReference, float] | None:
+    if method.consensus_method is not None:
+        return None
+    if method.sparsification_method is not None and any(values["density"] < 1 for values in branches.values()):
+        return None
+    together = sum(values["weight"] for values in branches.values())
+    divisor = together if shared["normalize"] and abs(together) >= NO_DIVISOR else 1.0
+    return {model: shared["lambda"] * values["weight"] / divisor for model, values in branches.items()}
+
+
+def _average(
+    shared: Mapping[str, Any], inputs: dict[ModelReference, dict[str, Any]]
+) -> dict[ModelReference, float] | None:
+    together = sum(values["weight"] for values in inputs.values())
+    divisor = together if shared["normalize"] else 1.0
+    if divisor == 0 or abs(together / divisor - 1) > ROUNDING:
+        return None
+    return {model: values["weight"] / divisor for model, values in inputs.items()}
 
 
 def _base_of(fusion: Fusion) -> ModelReference:
