@@ -21,14 +21,14 @@ from paft_plugin.errors import PaftError
 from paft_plugin.files import PROOF_FILE, write_text
 from paft_plugin.fusion.merge import Fusion, open_fusion, write_fusion
 from paft_plugin.fusion.merge.loaders import AdapterLoader
-from paft_plugin.fusion.merge.plan import Plan
+from paft_plugin.fusion.merge.plan import MergePlan
 from paft_plugin.fusion.recipe.render import MATERIALIZED, MERGE_DTYPE, Recipe, adapter_recipe
 
 
 class FoldedAdapter(Fusion):
     """The merge that lays an adapter on its base; what the adapter leaves alone keeps the base's dtype and bits."""
 
-    def run(self, plan: Plan, quiet: bool = True) -> Iterator[tuple[str, Tensor]]:
+    def run(self, plan: MergePlan, quiet: bool = True) -> Iterator[tuple[str, Tensor]]:
         """As of any merge."""
         (loader,) = self.loaders.values()
         for name, tensor in super().run(plan, quiet):
