@@ -19,6 +19,7 @@ from paft_plugin.benchmarks.harness import BenchmarkRow, figure, output_option, 
 from paft_plugin.demo.configs import QUICK_DEMO, Effort
 from paft_plugin.demo.run import write_inputs
 from paft_plugin.pipeline.run import prepare
+from paft_plugin.pipeline.stage_logs import STAGE_LOGS
 from paft_plugin.runner.local import LocalExecutor
 from paft_plugin.runner.scheduler import run_stages
 from paft_plugin.runner.stages import Resources, Stage
@@ -66,6 +67,7 @@ def _run(run_dir: Path, workers: int, effort: Effort) -> tuple[float, dict[str, 
         LocalExecutor(workers=workers, threads=1),
         prepare=lambda: _prepare(run_dir, effort),
         variables=OFFLINE,
+        reader=STAGE_LOGS,
     )
     return time.monotonic() - begin, {result.name: result.seconds for result in results}
 

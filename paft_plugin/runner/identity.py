@@ -135,7 +135,7 @@ def _content(file: Path, neutral: _Neutral) -> str:
 
 @cache
 def _large(file: Path, _state: tuple[int, ...]) -> str:
-    """A file's digest, read once a process while its state stays: the base is asked for before preflight and after it."""
+    """A file's digest; while its state stays the same, it is read only once, although one run asks for it more than once."""
     return file_digest(file)
 
 

@@ -88,7 +88,7 @@ def how_it_ended(code: int) -> str:
 
 
 def failure(name: str, title: str, why: str, log: Path, reader: LogReader) -> str:
-    """One message for a failed stage: `why`, as the end of its sentence, what to do, the end of its log."""
+    """One message for a failed stage: that it failed, `why` (the end of that sentence), what to do, the end of its log."""
     long = tail(log, _CAUSE_LINES)
     parts = [f"Stage {name!r} ({title}) {why}."]
     free = shutil.disk_usage(log.parent).free if log.parent.is_dir() else _NEARLY_FULL

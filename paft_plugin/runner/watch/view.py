@@ -36,13 +36,13 @@ _SAID = {
 
 
 def show(status: RunStatus, console: Console) -> RunStatus:
-    """Print it; returns it."""
+    """Print a status and return it."""
     console.print(view(status), soft_wrap=False)
     return status
 
 
 def show_until_ended(reader: StatusReader, console: Console) -> RunStatus:
-    """Show it until the run has ended or Ctrl-C; off a terminal, whenever a stage's state has changed. Returns the last."""
+    """Show a run's status until it has ended or Ctrl-C, off a terminal whenever a stage's state changes; return the last."""
     status = reader.read()
     try:
         if console.is_terminal:
@@ -68,7 +68,7 @@ def _states(status: RunStatus) -> list[str]:
 
 
 def view(status: RunStatus) -> Group:
-    """The whole of it, readable at 80 columns."""
+    """A whole status, readable at 80 columns."""
     parts: list[RenderableType] = [Text(_headline(status))]
     if status.stages:
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
