@@ -48,7 +48,7 @@ class LogReader:
     """What a caller of the runner can read in the logs of its stages; by default, nothing."""
 
     follow: Callable[[Path], Callable[[], StageProgress]] = _says_nothing
-    """Opens a log that may grow; the function that it returns is called again and again for how far the stage is by then."""
+    """Takes a log that may grow, or not be there yet; what it returns is called again and again for how far the stage is."""
     hints: Callable[[Sequence[str]], list[str]] = _knows_nothing
     """What to do, for each well-known cause of a failure that the last lines of a log name."""
 

@@ -83,7 +83,8 @@ def follow(log: Path) -> Callable[[], StageProgress]:
     """Reads `3/10, 4 s left`, of which a stage's log holds one a line."""
 
     def now() -> StageProgress:
-        told = re.findall(r"^(\d+)/(\d+), (\d+) s left", log.read_text(), re.MULTILINE)
+        text = log.read_text() if log.exists() else ""
+        told = re.findall(r"^(\d+)/(\d+), (\d+) s left", text, re.MULTILINE)
         if not told:
             return StageProgress()
         done, total, remaining = map(int, told[-1])
