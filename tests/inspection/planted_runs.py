@@ -54,7 +54,12 @@ class PlantedRun:
                 {"arm": arm, "scores": scores, "stderr": dict.fromkeys(scores, 0.01)}
                 for arm, scores in self.scores.items()
             ]
-            put(folder / "results.json", {"schema": 2, "skill": "sums", "preference": "manners", "arms": arms})
+            measures = [
+                {"name": name, "task": name, "metric": "acc", "filter": "none", "higher_is_better": True}
+                for name in ("sums", "manners")
+            ]
+            content = {"schema": 2, "measures": measures, "skill": "sums", "preference": "manners", "arms": arms}
+            put(folder / "results.json", content)
         return folder
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from paft_plugin.errors import PaftError
+from paft_plugin.evaluation.arms import RUN_FILE, Arm, RunFile
 from paft_plugin.inspection.diagnosis import diagnose, signatures
 from paft_plugin.inspection.diagnosis.verdict import BRANCH_CHECKS, Check, Diagnosis
 from tests.inspection.planted_runs import PlantedRun, dense, proof, put, sparse
@@ -238,6 +239,28 @@ def test_names_that_say_nothing_are_asked_for_and_strange_ones_are_all_refused(t
     with pytest.raises(PaftError) as error:
         diagnose(folder, sft="here", preferences=("there",))
     assert len(error.value.problems) == 2
+
+
+def test_which_branch_is_which_stands_in_the_run_and_not_in_names(tmp_path: Path) -> None:
+    run = PlantedRun(
+        deltas={"dense": dense(1), "sparse": sparse(2), "polite": dense(3), "on-top": dense(4)},
+        losses={"dense": (1.2, 0.7), "sparse": STUCK},
+        proofs={"sparse": proof(0.1)},
+    )
+    folder = run.write(tmp_path)
+    RunFile(
+        base="base",
+        arms=(
+            Arm(name="dense", kind="branch", role="sft", branches=("dense",)),
+            Arm(name="sparse", kind="branch", role="sft", penalised=True, branches=("sparse",), twin="dense"),
+            Arm(name="polite", kind="branch", role="preference", branches=("polite",)),
+            Arm(name="on-top", kind="sequential", branches=("dense",)),
+        ),
+    ).write(folder / RUN_FILE)
+    diagnosis = diagnose(folder)
+    assert (diagnosis.sft, diagnosis.twin, diagnosis.preferences) == ("sparse", "dense", ("polite",))
+    assert ("excessive L1", "sparse") in found(diagnosis)
+    assert diagnose(folder, sft="dense").twin is None
 
 
 def test_a_folder_of_an_inspection_alone_will_do(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +12,15 @@ import yaml
 
 from paft_plugin.deltas.proof import Proof
 from paft_plugin.errors import PaftError
-from paft_plugin.files import PROOF_FILE, RECIPE_FILE, fused_files, read_json_or_nothing
+from paft_plugin.evaluation.arms import Arm, arm_named, read_run
+from paft_plugin.evaluation.results import RESULTS, Results
+from paft_plugin.files import PROOF_FILE, RECIPE_FILE, fused_files
 from paft_plugin.inspection.inspected import INSPECTION_FILE, InspectedPair, Inspection, read_inspection
 from paft_plugin.inspection.measures import Measures
 from paft_plugin.inspection.training_log import Curve, read_curve_of, shown
 
 BRANCH_INSPECTION = Path("inspection") / "branches"
-RESULTS_FILE = "results.json"
-RESULTS_SCHEMA = 2
 THRESHOLD = 1e-5
-
-
-@dataclass(frozen=True)
-class Score:
-    """One arm on one measure."""
-
-    share: float
-    stderr: float
-    """0 where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -46,22 +37,17 @@ class Facts:
     """Everything that the checks read."""
 
     folder: Path
+    branches: Mapping[str, Arm]
+    """Name → what it is, of all that have an inspected delta, a curve or a proof."""
     inspection: Inspection | None
     inspection_file: str
     curves: Mapping[str, Curve]
     """Branch → its training."""
     proofs: Mapping[str, Proof]
     """Branch → its `paft.json`."""
-    scores: Mapping[str, Mapping[str, Score]]
-    """Arm → measure → score."""
-    skill: str | None = None
-    """The measure that the SFT branch is trained for."""
-    preference: str | None = None
-    """The measure that the preference branch is trained for."""
-    recipes: Mapping[str, Mapping[str, Fused]] = field(default_factory=dict)
+    results: Results | None
+    recipes: Mapping[str, Mapping[str, Fused]]
     """Arm → branch that its recipe fuses → how."""
-    branches: tuple[str, ...] = field(default=())
-    """All that have an inspected delta, a curve or a proof."""
 
     def measures(self, branch: str) -> Measures | None:
         """Of a branch's whole delta."""
@@ -74,6 +60,13 @@ class Facts:
         """That of the sparsity to judge by: this project's 1e-5, or of those that were inspected the nearest to it."""
         above_zero = [each for each in (self.inspection.thresholds if self.inspection is not None else ()) if each > 0]
         return min(above_zero, key=lambda each: abs(math.log(each / THRESHOLD)), default=None)
+
+    def score(self, arm: str, measure: str | None) -> tuple[float, float] | None:
+        """An arm's score and its standard error, 0 where that is not known; None if it was not taken."""
+        found = self.results.arm(arm) if self.results is not None else None
+        if found is None or measure not in found.scores:
+            return None
+        return found.scores[measure], found.stderr.get(measure, 0.0)
 
     def arms_of(self, one: str, other: str) -> list[str]:
         """The arms that fuse these two and nothing else."""
@@ -101,9 +94,10 @@ def read_facts(folder: Path) -> Facts:
     Raises:
         PaftError: The folder is missing, holds an inspection that cannot be read, or nothing that could be diagnosed.
     """
+    run_inspection = folder / BRANCH_INSPECTION / INSPECTION_FILE
     if not folder.is_dir():
         raise PaftError(f"{folder}: no such folder. Give a run's, or one that `axolotl paft inspect` wrote.")
-    file = next((file for file in _inspections(folder) if file.is_file()), None)
+    file = next((file for file in (run_inspection, folder / INSPECTION_FILE) if file.is_file()), None)
     inspection = read_inspection(file.parent) if file is not None else None
     folders = {path.name: path for path in sorted(folder.glob("branches/*")) if path.is_dir()}
     # The inspection remembers where a delta lay; a run that was moved since has it where runs have it.
@@ -111,43 +105,24 @@ def read_facts(folder: Path) -> Facts:
         folders.setdefault(delta.name, Path(delta.folder))
     curves = {name: read_curve_of(path, folder, name) for name, path in folders.items()}
     proofs = {name: Proof.read_or_nothing(path / PROOF_FILE) for name, path in folders.items()}
-    known = [name for name in folders if curves[name] or proofs[name] or (inspection and _inspected(inspection, name))]
+    inspected = {delta.name for delta in inspection.deltas} if inspection is not None else set()
+    known = [name for name in folders if curves[name] or proofs[name] or name in inspected]
     if not known:
         raise PaftError(
             f"{folder}: nothing to diagnose: neither an {INSPECTION_FILE} (run `axolotl paft inspect` first) nor branches "
             "with a training log or a paft.json."
         )
-    results = read_json_or_nothing(folder / RESULTS_FILE)
+    run = read_run(folder)
     return Facts(
         folder=folder,
+        branches={name: arm_named(name, run.arms if run is not None else ()) for name in known},
         inspection=inspection,
-        inspection_file=shown(file, folder) if file is not None else (BRANCH_INSPECTION / INSPECTION_FILE).as_posix(),
+        inspection_file=shown(file or run_inspection, folder),
         curves={name: curve for name, curve in curves.items() if curve is not None},
         proofs={name: proof for name, proof in proofs.items() if proof},
-        scores=_scores(results),
-        skill=results.get("skill"),
-        preference=results.get("preference"),
+        results=Results.read_or_nothing(folder / RESULTS),
         recipes={arm: _recipe(file, known) for arm, file in fused_files(folder, RECIPE_FILE).items()},
-        branches=tuple(known),
     )
-
-
-def _inspections(folder: Path) -> tuple[Path, Path]:
-    return folder / BRANCH_INSPECTION / INSPECTION_FILE, folder / INSPECTION_FILE
-
-
-def _inspected(inspection: Inspection, name: str) -> bool:
-    return any(delta.name == name for delta in inspection.deltas)
-
-
-def _scores(results: Mapping[str, Any]) -> dict[str, dict[str, Score]]:
-    if results.get("schema") != RESULTS_SCHEMA:
-        return {}
-    scores: dict[str, dict[str, Score]] = {}
-    for arm in _objects(results.get("arms")):
-        shares, errors = _numbers(arm.get("scores")), _numbers(arm.get("stderr"))
-        scores[str(arm.get("arm"))] = {name: Score(share, errors.get(name, 0.0)) for name, share in shares.items()}
-    return scores
 
 
 def _objects(content: Any) -> list[dict[str, Any]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
+from paft_plugin.evaluation.results import RESULTS
 from paft_plugin.formats import threshold_key
-from paft_plugin.inspection.diagnosis.facts import RESULTS_FILE, Facts
+from paft_plugin.inspection.diagnosis.facts import Facts
 from paft_plugin.inspection.diagnosis.verdict import RECIPE, Check, Evidence, Remedy, judged, of_pair, unknown
 from paft_plugin.inspection.measures import Measures
 
@@ -36,7 +37,8 @@ def mismatch(facts: Facts, sft: str, preference: str, excuse: str | None) -> Che
         return unknown(SIGNATURE, branches, f"The delta of {zeros[0]} is zero: it has no density.")
     sparse, dense = sorted(branches, key=lambda name: density(measured[name]))
     structure, weight = _structure(facts, sparse, dense, measured), _weight(facts, sparse, dense, measured)
-    harm, missing = _harm(facts, sparse, dense, facts.skill if sparse == sft else facts.preference)
+    goals = (facts.results.skill, facts.results.preference) if facts.results is not None else (None, None)
+    harm, missing = _harm(facts, sparse, dense, goals[0] if sparse == sft else goals[1])
     evidence = [*structure, weight, *harm]
     gap = f"{dense} is {1 / structure[0].value:.3g} times as dense as {sparse}"
     if not structure[0].speaks_for:
@@ -112,15 +114,15 @@ def _weight(facts: Facts, sparse: str, dense: str, measured: dict[str, Measures]
 
 def _harm(facts: Facts, sparse: str, dense: str, measure: str | None) -> tuple[list[Evidence], list[str]]:
     """What the best arm that fuses the two loses of what the sparser one was trained for."""
-    own = facts.scores.get(sparse, {}).get(measure or "")
-    fused = [arm for arm in facts.arms_of(sparse, dense) if (measure or "") in facts.scores.get(arm, {})]
-    if measure is None or own is None or not fused:
-        return [], [f"{RESULTS_FILE}: scores of {sparse} and of an arm that fuses it with {dense}"]
-    arm = max(fused, key=lambda name: facts.scores[name][measure].share)
-    best = facts.scores[arm][measure]
-    threshold = max(HARM, 3 * math.hypot(best.stderr, own.stderr))
-    what = f"{measure} that {sparse} has and {arm}, the best arm of the two, has not"
-    return [Evidence(what, own.share - best.share, RESULTS_FILE, threshold, above=True, slack=HARM / 2)], []
+    own = facts.score(sparse, measure)
+    fused = {arm: score for arm in facts.arms_of(sparse, dense) if (score := facts.score(arm, measure)) is not None}
+    if own is None or not fused:
+        return [], [f"{RESULTS}: scores of {sparse} and of an arm that fuses it with {dense}"]
+    best = max(fused, key=lambda arm: fused[arm][0])
+    (share, error), (own_share, own_error) = fused[best], own
+    threshold = max(HARM, 3 * math.hypot(error, own_error))
+    what = f"{measure} that {sparse} has and {best}, the best arm of the two, has not"
+    return [Evidence(what, own_share - share, RESULTS, threshold, above=True, slack=HARM / 2)], []
 
 
 def _thinner(facts: Facts, sft: str, dense: str, sparse: str) -> list[Remedy]:
