@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
+    from paft_plugin.evaluation.arms import Arm
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 SHAPES = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")
@@ -108,36 +110,35 @@ def chart(name: str, title: str, section: str) -> Callable[[Callable[[Source], D
     return lambda draw: Chart(name, title, section, draw)
 
 
-FAMILIES = (
-    ("base", Style(INK, "X", ":")),
-    ("sft-l1", Style(COLOURS[1], "s", "--")),
-    ("sft", Style(COLOURS[0], "o", "-")),
-    ("sequential", Style(COLOURS[3], "D", ":")),
-    ("parallel", Style(COLOURS[4], "v", "-")),
-    ("paft", Style(COLOURS[1], "P", "--")),
-)
-PREFERENCE = Style(COLOURS[2], "^", "-.")
+STYLES = {
+    ("base", False): Style(INK, "X", ":"),
+    ("sft", False): Style(COLOURS[0], "o", "-"),
+    ("sft", True): Style(COLOURS[1], "s", "--"),
+    ("preference", False): Style(COLOURS[2], "^", "-."),
+    ("sequential", False): Style(COLOURS[3], "D", ":"),
+    ("fused", False): Style(COLOURS[4], "v", "-"),
+    ("fused", True): Style(COLOURS[1], "P", "--"),
+}
+"""(Role of a branch or kind of another arm, whether it was trained with the penalty) → style."""
 
 
-def style_of(name: str) -> Style:
-    """The style of an arm or a branch: the same in every plot. What has no name of its own is a preference branch."""
-    for family, style in FAMILIES:
-        if name == family or name.startswith(f"{family}-"):
-            return style
-    return PREFERENCE
+def style_of(arm: Arm) -> Style:
+    """The style of an arm: the same in every plot."""
+    what = arm.role or arm.kind
+    return STYLES.get((what, arm.penalised), STYLES[what, False])
 
 
-def styles_of(names: Sequence[str]) -> dict[str, Style]:
-    """`style_of` each name; if several have the same, all but the first get another one, in a free colour if there is any."""
+def styles_of(arms: Sequence[Arm]) -> dict[str, Style]:
+    """Name → `style_of` each arm; if several have the same, all but the first get another, in a free colour if there is any."""
     found: dict[str, Style] = {}
-    for name in names:
-        style = style_of(name)
+    for arm in arms:
+        style = style_of(arm)
         if style in found.values():
-            colours = {other.colour for other in found.values()} | {style_of(later).colour for later in names}
+            colours = {other.colour for other in found.values()} | {style_of(later).colour for later in arms}
             place = len(found)
             free = [colour for colour in COLOURS[:-1] if colour not in colours] or COLOURS[:-1]
             style = Style(free[place % len(free)], SHAPES[place % len(SHAPES)], LINES[place % len(LINES)])
-        found[name] = style
+        found[arm.name] = style
     return found
 
 

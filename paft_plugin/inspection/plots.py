@@ -25,6 +25,7 @@ from paft_plugin.drawing import (
     styles_of,
     whole_numbers,
 )  # fmt: skip
+from paft_plugin.evaluation.arms import arm_named
 from paft_plugin.files import write_bytes
 from paft_plugin.formats import threshold_key, threshold_label
 from paft_plugin.inspection.inspected import InspectedDelta, InspectedPair, Inspection
@@ -58,7 +59,7 @@ def sparsity_by_layer(inspection: Inspection) -> Drawn | str:
         return "No sparsity threshold was inspected." if threshold is None else "No delta changes a tensor of a layer."
     figure = new_figure()
     axes = figure.subplots()
-    styles = styles_of([delta.name for delta in layered])
+    styles = styles_of([arm_named(delta.name) for delta in layered])
     for delta in layered:
         layers = sorted(delta.figures.layers)
         style = styles[delta.name]
@@ -103,7 +104,7 @@ def histograms(inspection: Inspection) -> Drawn | str:
         return "Every entry of every delta is exactly zero, or beyond the histogram's ends."
     figure = new_figure()
     axes = figure.subplots()
-    styles = styles_of([delta.name for delta in drawn])
+    styles = styles_of([arm_named(delta.name) for delta in drawn])
     for delta in drawn:
         histogram, style = delta.histogram, styles[delta.name]
         shares = [count / delta.figures.total.entries for count in histogram.counts]
@@ -208,8 +209,10 @@ def plotted_pairs(inspection: Inspection) -> list[InspectedPair]:
 
 
 def _candidates(inspection: Inspection) -> list[InspectedPair]:
-    twins = {"sft", "sft-l1"}
-    return [pair for pair in inspection.pairs if not {pair.first, pair.second} <= twins] or list(inspection.pairs)
+    def are_twins(pair: InspectedPair) -> bool:
+        return arm_named(pair.first).twin == pair.second or arm_named(pair.second).twin == pair.first
+
+    return [pair for pair in inspection.pairs if not are_twins(pair)] or list(inspection.pairs)
 
 
 def conflict_share(figures: Interference, threshold: float) -> float:

@@ -18,6 +18,7 @@ from paft_plugin.drawing import (
     Missing,
     NamedPoint,
     Plot,
+    Style,
     chart,
     joined,
     label_points,
@@ -28,7 +29,7 @@ from paft_plugin.drawing import (
     style_of,
     styles_of,
 )  # fmt: skip
-from paft_plugin.evaluation.arms import arm_named
+from paft_plugin.evaluation.arms import Arm, arm_named
 from paft_plugin.evaluation.results import ArmResult, Measure, Results, skill_reference, standard_error
 from paft_plugin.formats import number, share, signed, threshold_label
 from paft_plugin.inspection.training_log import Curve
@@ -52,6 +53,10 @@ class RunData:
     targets: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     """Branch → (threshold, sparsity that it was to end at), where it had a target."""
 
+    def arm(self, name: str) -> Arm:
+        """The arm or branch of that name."""
+        return arm_named(name, [one.arm for one in self.results.arms])
+
 
 @chart("tax", "What alignment costs", "arms")
 def tax_chart(run: RunData) -> Drawn | str:
@@ -69,7 +74,7 @@ def tax_chart(run: RunData) -> Drawn | str:
     ringed = choice.arm.name if choice.arm is not None else ""
     for axes, drawn in zip(panels, (points, crowd), strict=False):
         for point in drawn:
-            _draw_point(axes, point, is_ringed=point.name == ringed)
+            _draw_point(axes, point, style_of(run.arm(point.name)), is_ringed=point.name == ringed)
         axes.set_xlabel(_axis_label(goals[0]))
         axes.set_ylabel(_axis_label(goals[1]))
         axes.margins(0.14)
@@ -118,8 +123,7 @@ def _axis_label(measure: Measure) -> str:
     return f"{measure.name} ({'more' if measure.higher_is_better else 'less'} is better)"
 
 
-def _draw_point(axes: Axes, point: NamedPoint, is_ringed: bool) -> None:
-    style = style_of(point.name)
+def _draw_point(axes: Axes, point: NamedPoint, style: Style, is_ringed: bool) -> None:
     axes.errorbar(
         point.x, point.y, xerr=point.dx, yerr=point.dy, color=style.colour, linewidth=0.8, alpha=0.6, zorder=2
     )
@@ -157,7 +161,7 @@ def strength_chart(run: RunData) -> Drawn | str:
         return "No branch has a record of λ: none was trained with the penalty."
     figure = new_figure(height=3.6)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.6))
-    styles = styles_of([curve.branch for curve in penalised])
+    styles = styles_of([run.arm(curve.branch) for curve in penalised])
     said = []
     for curve in penalised:
         style, target = styles[curve.branch], run.targets.get(curve.branch)
@@ -207,18 +211,17 @@ def _strength_said(curve: Curve, threshold: str, target: tuple[str, float] | Non
 @chart("loss", "Loss with and without the penalty", "training")
 def loss_chart(run: RunData) -> Drawn | str:
     """The task loss of SFT with and without the penalty, and what the penalised branch minimises in sum."""
-    arms = [one.arm for one in run.results.arms]
     trained = [
         (curve, arm)
         for curve in run.curves
-        if (arm := arm_named(curve.branch, arms)).is_sft and len(_known(curve.steps, curve.loss)[0]) > 1
+        if (arm := run.arm(curve.branch)).is_sft and len(_known(curve.steps, curve.loss)[0]) > 1
     ]
     if not trained:
         return "Neither a checkpoint nor a log of an SFT branch holds losses."
     figure = new_figure()
     axes = figure.subplots()
-    for curve, _ in trained:
-        style = style_of(curve.branch)
+    for curve, arm in trained:
+        style = style_of(arm)
         label = f"{curve.branch}: task loss"
         axes.plot(
             *_known(curve.steps, curve.loss), color=style.colour, marker=style.marker, linestyle=style.line, label=label

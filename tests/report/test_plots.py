@@ -10,7 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from paft_plugin.drawing import CSS_NAMES, Drawn, Missing, Plot, as_png, as_svg, chart, new_figure, style_of, styles_of
+from paft_plugin.drawing import (
+    CSS_NAMES,
+    Drawn,
+    Missing,
+    Plot,
+    Style,
+    as_png,
+    as_svg,
+    chart,
+    new_figure,
+    style_of,
+    styles_of,
+)
+from paft_plugin.evaluation.arms import arm_named
 from paft_plugin.evaluation.results import Results, read_results
 from paft_plugin.inspection.inspected import Inspection, write_inspection
 from paft_plugin.inspection.plots import (
@@ -198,17 +211,20 @@ def test_a_large_model_and_odd_names_are_drawn() -> None:
 
 
 def test_no_two_series_look_alike() -> None:
+    def styles(*names: str) -> dict[str, Style]:
+        return styles_of([arm_named(name) for name in names])
+
     names = ["sft", "sft-l1", "dpo", "sequential", "parallel-ties", "paft-ties"]
-    assert len({(style.colour, style.marker, style.line) for style in styles_of(names).values()}) == len(names)
+    assert len({(style.colour, style.marker, style.line) for style in styles(*names).values()}) == len(names)
     same = ["delta-a", "delta-b", "delta-c"]
-    assert len({style_of(name) for name in same}) == 1
-    assert len(set(styles_of(same).values())) == len(same)
-    branches = styles_of(["sft-l1", "dpo", "sft", "orpo"])
+    assert len({style_of(arm_named(name)) for name in same}) == 1
+    assert len(set(styles(*same).values())) == len(same)
+    branches = styles("sft-l1", "dpo", "sft", "orpo")
     assert {name: branches[name] for name in ("sft-l1", "dpo", "sft")} == {
-        n: style_of(n) for n in ("sft-l1", "dpo", "sft")
+        name: style_of(arm_named(name)) for name in ("sft-l1", "dpo", "sft")
     }
     assert len({style.colour for style in branches.values()}) == 4
-    assert len(set(styles_of([f"arm-{place}" for place in range(12)]).values())) == 12
+    assert len(set(styles(*(f"arm-{place}" for place in range(12))).values())) == 12
 
 
 Draw = Callable[[], Plot | Missing]
