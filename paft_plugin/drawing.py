@@ -125,7 +125,8 @@ STYLES = {
 def style_of(arm: Arm) -> Style:
     """The style of an arm: the same in every plot."""
     what = arm.role or arm.kind
-    return STYLES.get((what, arm.penalised), STYLES[what, False])
+    plain = STYLES.get((what, False), STYLES["preference", False])
+    return STYLES.get((what, arm.penalised), plain)
 
 
 def styles_of(arms: Sequence[Arm]) -> dict[str, Style]:

@@ -37,7 +37,7 @@ S = TypeVar("S", bound="Sums")
 
 
 class Sums(Protocol):
-    """What adds up."""
+    """Sums that can be added to sums of the same kind."""
 
     def add(self: S, other: S) -> None:
         """Take in what another one counted."""

@@ -123,7 +123,7 @@ def diverged(deltas: Mapping[str, Delta], broken: Mapping[str, list[str]]) -> No
 
 @dataclass
 class TensorResult:
-    """All sums over one tensor."""
+    """All that was counted of one tensor."""
 
     name: str
     shape: tuple[int, ...]
@@ -209,7 +209,7 @@ def _in_order(
 
 
 def inspect_tensor(name: str, deltas: Mapping[str, Delta], settings: Settings) -> TensorResult:
-    """One tensor of the deltas that change it."""
+    """Measure one tensor of every delta that changes it, and of every pair of these."""
     result = TensorResult(name, next(iter(deltas.values())).base.shape(name))
     pairs = list(itertools.combinations(deltas, 2)) if settings.pairs else []
     result.pairs = {pair: PairTally(settings.thresholds, settings.densities) for pair in pairs}
@@ -255,7 +255,7 @@ def _elect(result: TensorResult, deltas: Mapping[str, Delta], trims: Mapping[str
 
 
 class _Everything:
-    """The groups of every delta and pair."""
+    """The sums of all tensors, gathered in groups for each delta and each pair."""
 
     def __init__(self, deltas: Mapping[str, Delta], settings: Settings) -> None:
         self._deltas, self._settings = deltas, settings

@@ -33,7 +33,7 @@ M = TypeVar("M", Measures, Interference)
 
 @dataclass(frozen=True)
 class TensorFigures(Generic[M]):
-    """One tensor of a delta."""
+    """What was measured of one tensor."""
 
     name: str
     """As the base's files call it."""
@@ -45,6 +45,7 @@ class TensorFigures(Generic[M]):
 
 
 def _cells_of_rows(rows: Any) -> Any:
+    """Rows of a file as a mapping by (layer, module); what is no list of rows is left to pydantic."""
     if isinstance(rows, list):
         return {(row["layer"], row["module"]): row["figures"] for row in rows}
     return rows
@@ -74,7 +75,7 @@ class Figures(Generic[M]):
 
 @dataclass(frozen=True)
 class InspectedDelta:
-    """One delta."""
+    """What was measured of one delta."""
 
     name: str
     kind: Literal["adapter", "model"]

@@ -17,7 +17,7 @@ from paft_plugin.formats import threshold_key
 
 @dataclass(frozen=True)
 class Rank:
-    """Effective rank of one matrix, as `deltas/measures.py` defines it; 1 to the rank."""
+    """Effective rank of one matrix (`deltas/measures.py` defines it): between 1 and its rank."""
 
     value: float
     standard_error: float
@@ -26,7 +26,7 @@ class Rank:
 
 @dataclass(frozen=True)
 class Measures:
-    """Of one delta, over one tensor or a group of tensors."""
+    """What is measured of one delta, over one tensor or a group of tensors."""
 
     entries: int
     zeros: int
@@ -156,7 +156,7 @@ class Subspaces:
 
 @dataclass(frozen=True)
 class Interference:
-    """Of two deltas, over one tensor that both change or a group of them."""
+    """What is measured of two deltas together, over one tensor that both change or a group of them."""
 
     entries: int
     overlap: Mapping[str, Overlap]

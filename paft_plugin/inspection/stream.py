@@ -39,7 +39,7 @@ class ReadAhead:
         self._thread = threading.Thread(target=self._run, name="read ahead", daemon=True)
 
     def release(self, name: str) -> None:
-        """A tensor is begun."""
+        """Work on a tensor begins: it no longer waits."""
         with self._moved:
             self._begun.add(name)
             self._moved.notify()
@@ -148,5 +148,5 @@ def _subtracted(after: Tensor, before: Floats, into: Floats) -> Floats:
 
 
 def _bits(block: Tensor) -> np.ndarray[tuple[int], np.dtype[np.uint16]]:
-    """Of bfloat16, as a flat view."""
+    """The bits of a block of bfloat16, as a flat view."""
     return block.reshape(-1).view(torch.int16).numpy().view(np.uint16)

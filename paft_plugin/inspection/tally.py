@@ -51,7 +51,7 @@ def edge_within(key: int, fine: NDArray[np.uint32], k: int) -> tuple[float, floa
 
 @dataclass
 class StoredTally:
-    """Over one tensor or many."""
+    """Sums over the entries of one tensor of a delta, or of many."""
 
     thresholds: tuple[float, ...]
     entries: int = 0
@@ -86,7 +86,7 @@ class StoredTally:
         return math.isfinite(self.largest) and not math.isnan(self.l1)
 
     def measures(self, rank: Rank | None = None) -> Measures:
-        """What the sums come to."""
+        """The measures that follow from the sums."""
         sizes = magnitudes(self.keys)
         return Measures(
             entries=self.entries,
@@ -106,7 +106,7 @@ class StoredTally:
 
 
 class Counting:
-    """Counts one tensor of a delta, and its base's, block by block.
+    """Takes in one tensor of a delta block by block, with the base's beside it, and sums up.
 
     Args:
         delta: the delta.
@@ -156,7 +156,7 @@ class Counting:
         return dict(zip(self._looked_into, fine, strict=True))
 
     def finished(self) -> StoredTally:
-        """Once every block was taken."""
+        """The sums, once every block was taken in."""
         self._tally.zeros, self._tally.small = int(self._small[0]), self._small[1:]
         self._tally.squares = float(self.by_row.sum())
         self._tally.largest = float(np.uint32(self._largest).view(np.float32))

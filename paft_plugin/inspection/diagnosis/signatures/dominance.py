@@ -19,7 +19,7 @@ SIGNATURE = "dominance"
 
 @of_pair
 def dominance(facts: Facts, sft: str, preference: str, excuse: str | None) -> Check:
-    """Look for it in a pair.
+    """Look for a delta that decides the merge of a pair alone.
 
     Decided by two at once: a norm that is far the smaller, and entries of which much is overruled. A healthy sparse delta has a
     small norm, few entries and a small share of the merged delta, and yet nearly all of it survives.

@@ -22,7 +22,7 @@ SIGNATURE = "excessive L1"
 
 @of_branch
 def excessive_l1(facts: Facts, sft: str, twin: str | None) -> Check:
-    """Look for it in the SFT branch.
+    """Look for a penalty that was too strong for the SFT branch.
 
     Decided by the loss: how much of what the dense twin learnt the penalised branch learnt too. Without a twin, by a loss that
     hardly fell and a delta that is hardly there; without a loss or a `paft.json`, the delta must say so itself.

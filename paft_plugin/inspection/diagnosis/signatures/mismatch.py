@@ -19,7 +19,7 @@ SIGNATURE = "dense-sparse mismatch"
 
 @of_pair
 def mismatch(facts: Facts, sft: str, preference: str, excuse: str | None) -> Check:
-    """Look for it in a pair.
+    """Look for a pair whose densities are far apart, to the merge's harm.
 
     Decided by how far the densities are apart, and by what the merge loses of what the sparser branch was trained for. Where no
     scores say that, a far denser SFT delta is taken to do harm unless it is tiny, because the paper says so; a far denser
