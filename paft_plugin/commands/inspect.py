@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from paft_plugin.errors import PaftError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from paft_plugin.inspection.inspect import OnEntries
 
 
 @click.command()
@@ -55,7 +63,7 @@ def inspect(
 
     from paft_plugin.inspection.inspect import DENSITIES, THRESHOLDS, Settings, inspect_deltas, problems_of
     from paft_plugin.inspection.inspected import check_writable, write_inspection
-    from paft_plugin.inspection.terminal import entries_done, terminal_tables
+    from paft_plugin.inspection.tables import terminal_tables
     from paft_plugin.machine import reuse_freed_memory
 
     problems, branches = _named(deltas)
@@ -67,7 +75,7 @@ def inspect(
         raise PaftError(problems + problems_of(base, branches))
     check_writable(output_dir)
     reuse_freed_memory()
-    with entries_done(Console(stderr=True)) as progress:
+    with _entries_done(Console(stderr=True)) as progress:
         inspection = inspect_deltas(base, branches, settings, progress=progress)
     written = [write_inspection(inspection, output_dir)]
     if not no_plots:
@@ -96,3 +104,18 @@ def _named(deltas: tuple[str, ...]) -> tuple[list[str], dict[str, Path]]:
         else:
             branches[name] = Path(folder)
     return problems, branches
+
+
+@contextmanager
+def _entries_done(console: Console) -> Iterator[OnEntries]:
+    """While the context lasts, a bar on the console (if that is a terminal) that moves with each call of what it yields."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("Inspecting"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("inspect", total=None)
+
+        def move(done: int, of: int) -> None:
+            bar.update(task, advance=done, total=of)
+
+        yield move

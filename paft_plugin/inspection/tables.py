@@ -192,3 +192,9 @@ def ties_table(inspection: Inspection) -> Table | None:
 
 def _name(pair: InspectedPair) -> str:
     return f"{pair.first} and {pair.second}" if pair.first or pair.second else BLANK
+
+
+def terminal_tables(inspection: Inspection) -> list[Table]:
+    """A column for each delta, then a row for each pair, then what TIES makes of each pair."""
+    tables = [sparsity_table(inspection).turned(), size_table(inspection).turned(), pair_table(inspection)]
+    return [table for table in (*tables, ties_table(inspection)) if table is not None]
