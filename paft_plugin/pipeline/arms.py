@@ -55,7 +55,7 @@ class Setup:
 
     @cached_property
     def on_cpu(self) -> bool:
-        """Whether its trainings run on this machine, and that without a GPU; looked up once, since it starts a process."""
+        """Whether its trainings run on this machine, and it has no GPU for them; looked up once."""
         executor = self.config.executor
         if executor.kind != "local":
             return False
@@ -70,7 +70,7 @@ class Setup:
 
     @property
     def trainings(self) -> list[Branch]:
-        """Those of them that the run trains."""
+        """Those of the needed branches that the run trains itself."""
         return [branch for branch in self.needed if branch.trained is None]
 
     def of_kind(self, kind: Kind) -> list[Arm]:
@@ -99,7 +99,7 @@ class Setup:
 def locate(
     config: PaftConfig, file: Path, arms: Sequence[str] = (), sequential: bool = False, *, download: bool = False
 ) -> Setup:
-    """`resolve`, with the base where it lies; what is wrong beside it is said before a long download.
+    """As `resolve`, once the base is found or downloaded; all other mistakes are said before a long download.
 
     Args:
         config: From `read_config`.

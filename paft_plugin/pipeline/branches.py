@@ -122,7 +122,7 @@ def preference_name(branch: Branch) -> str:
         PaftError: its config trains something else.
     """
     if branch.trained is not None:
-        return "preference"
+        return branch.name
     if branch.strategy not in STRATEGIES:
         raise PaftError(
             f"{branch.where} has rl: {branch.content.get('rl')}, which is no preference training. "

@@ -105,14 +105,14 @@ def _train(
 
 
 def _memory(setup: Setup, branch: Branch) -> int:
-    """Bytes on each of its GPUs, or of main memory; a training on several GPUs shares none, so that it is no matter there."""
+    """Bytes that a training takes on its GPU, or of main memory; 0 on several GPUs, which it shares with no other stage."""
     if branch.spec.devices > 1:
         return 0
     return estimate_memory(branch.content, setup.base, cpu=setup.on_cpu).total
 
 
 def _launcher(branch: Branch) -> Iterator[str]:
-    """axolotl's own launcher, in charge of a training on several devices."""
+    """The options by which axolotl's own launcher starts a training, on several devices, too."""
     spec = branch.spec
     launcher = spec.launcher or ("python" if spec.devices == 1 else "accelerate")
     yield from ("--launcher", launcher)
