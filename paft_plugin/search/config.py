@@ -102,3 +102,8 @@ class SearchRequest:
     output_dir: Path
     """Gets `search/`."""
     search: SearchConfig
+
+    @property
+    def folder(self) -> Path:
+        """Where the search keeps everything."""
+        return self.output_dir / "search"

@@ -8,7 +8,7 @@ import textwrap
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from paft_plugin.drawing import COLOURS, SHAPES, NamedPoint, label_points
+from paft_plugin.drawing import COLOURS, SHAPES, NamedPoint, label_points, new_figure
 from paft_plugin.files import write_bytes
 from paft_plugin.search.report import PLOT, Outcome, pareto_front
 from paft_plugin.search.study import Finished
@@ -38,7 +38,7 @@ def _pairs(outcome: Outcome) -> Figure:
     pairs = list(combinations(range(len(outcome.goals)), 2))
     columns = min(len(pairs), MOST_COLUMNS)
     rows = math.ceil(len(pairs) / columns)
-    figure = _figure(max(5.5 * columns, 7.0), 4.6 * rows + 1.2)
+    figure = new_figure(max(5.5 * columns, 7.0), 4.6 * rows + 1.2)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for unused in axes[len(pairs) :]:
         unused.set_visible(False)
@@ -93,7 +93,7 @@ def _limits(values: list[float]) -> tuple[float, float]:
 def _course(outcome: Outcome) -> Figure:
     """One objective: each trial's score, and the best so far."""
     (goal,) = outcome.goals
-    figure = _figure(8.0, 5.4)
+    figure = new_figure(8.0, 5.4)
     axes = figure.subplots()
     best: list[float] = []
     front = {trial.number for trial in outcome.front}
@@ -150,12 +150,6 @@ def _axis(name: str, maximize: bool) -> str:
 def _caption(figure: Figure, text: str) -> None:
     width = int(figure.get_figwidth() * 14)
     figure.supxlabel("\n".join(textwrap.wrap(text, width)), fontsize=9, x=0.02, ha="left")
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _scores(trial: Finished) -> tuple[float, ...]:

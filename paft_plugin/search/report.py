@@ -8,63 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
 from paft_plugin.evaluation.results import Measure
 from paft_plugin.files import write_json, write_text
 from paft_plugin.fusion.recipe.settings import RecipeSettings
 from paft_plugin.fusion.recipe.write import RecipeRequest, write_recipe
 from paft_plugin.search.config import SearchRequest
+from paft_plugin.search.space import SEARCHED
 from paft_plugin.search.study import Finished
 from paft_plugin.search.validation import named_tasks
-
-Scores = Sequence[float]
-
-
-def pareto_front(scores: Sequence[Scores], maximize: Sequence[bool]) -> list[int]:
-    """The places of those that none dominates: no other is at least as good at everything and better at something.
-
-    Of several with the same scores the first counts, so a method's default before settings that do no better.
-
-    Args:
-        scores: One row for each candidate, one finite number for each objective.
-        maximize: For each objective whether more is better.
-
-    Returns:
-        Places in `scores`, in order; for one objective the best alone.
-    """
-    gains = [tuple(value if up else -value for value, up in zip(row, maximize, strict=True)) for row in scores]
-    front: list[int] = []
-    for place, own in enumerate(gains):
-        beaten = any(_covers(other, own) and other != own for other in gains)
-        if not beaten and own not in (gains[earlier] for earlier in front):
-            front.append(place)
-    return front
-
-
-def even_handed(scores: Sequence[Scores], maximize: Sequence[bool]) -> int:
-    """The place of the candidate on the front that gives up least: whose greatest loss against the best of any objective,
-    as a share of that best, is smallest. Among equals the smaller sum of losses decides, then the first.
-
-    Args, and the order of places, as in `pareto_front`.
-    """
-    best = [(max if up else min)(column) for column, up in zip(zip(*scores, strict=True), maximize, strict=True)]
-
-    def losses(place: int) -> list[float]:
-        return [abs(value - top) / (abs(top) or 1.0) for value, top in zip(scores[place], best, strict=True)]
-
-    return min(pareto_front(scores, maximize), key=lambda place: (max(losses(place)), sum(losses(place)), place))
-
-
-def _covers(one: Scores, other: Scores) -> bool:
-    return all(first >= second for first, second in zip(one, other, strict=True))
-
+from paft_plugin.tables import Cell, Column, Row, Table, as_markdown
+from paft_plugin.templates import render
 
 SCHEMA = 1
 RECIPES = "recipes"
 PLOT = "front.png"
+Scores = Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -83,34 +41,35 @@ class Outcome:
 
     @property
     def folder(self) -> Path:
-        return search_folder(self.request)
+        """Where the search keeps everything."""
+        return self.request.folder
 
     @property
     def scored(self) -> list[Finished]:
+        """The trials in which every objective is a finite number."""
         return [trial for trial in self.trials if trial.scores is not None]
 
     @property
     def front(self) -> list[Finished]:
         """What nothing beats; with one objective the best alone."""
-        return [self.scored[place] for place in pareto_front(_rows(self.scored), self._maximize)]
+        return [self.scored[place] for place in pareto_front(self._scores, self._maximize)]
 
     @property
     def start(self) -> Finished | None:
         """Where to start: the best, or the one of the front that gives up least."""
-        return self.scored[even_handed(_rows(self.scored), self._maximize)] if self.scored else None
+        return self.scored[even_handed(self._scores, self._maximize)] if self.scored else None
+
+    @property
+    def _scores(self) -> list[tuple[float, ...]]:
+        return [trial.scores for trial in self.trials if trial.scores is not None]
 
     @property
     def _maximize(self) -> list[bool]:
         return [goal.higher_is_better for goal in self.goals]
 
 
-def search_folder(request: SearchRequest) -> Path:
-    """Where a search keeps everything."""
-    return request.output_dir / "search"
-
-
 def recipe_request(request: SearchRequest, trial_method: str, options: dict[str, Any], file: Path) -> RecipeRequest:
-    """The recipe of some settings."""
+    """The recipe of the settings that a trial chose."""
     return RecipeRequest(
         request.base,
         request.sft,
@@ -119,7 +78,7 @@ def recipe_request(request: SearchRequest, trial_method: str, options: dict[str,
         file,
         RecipeSettings(**options),
         seed=request.search.seed,
-        merged=search_folder(request) / "models" / file.stem,
+        merged=request.folder / "models" / file.stem,
     )
 
 
@@ -129,11 +88,12 @@ def recipe_name(trial: Finished) -> str:
 
 
 def describe(trial: Finished) -> str:
-    """A trial's settings in a few words; weights are those of the SFT and the preference branch."""
-    options = trial.options
-    parts = [f"{word} {options[word]:g}" for word in ("density", "scale") if word in options]
-    if "weight_sft" in options:
-        parts.append(f"weights {options['weight_sft']:g}/{options['weight_preference']:g}")
+    """A trial's settings in a few words; `weights 0.4/1.1` are those of the SFT and the preference branch."""
+    parts = []
+    for name, setting in SEARCHED.items():
+        values = [f"{trial.options[option]:g}" for option in setting.fields if option in trial.options]
+        if values:
+            parts.append(f"{name}{'s' if len(values) > 1 else ''} {'/'.join(values)}")
     return ", ".join(parts) or "defaults"
 
 
@@ -143,16 +103,17 @@ def show(score: float) -> str:
 
 
 def table(outcome: Outcome) -> Table:
-    """The front, and every method's defaults to compare with; whole at 80 columns with up to three objectives."""
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in ("", "Trial", "Method", "Settings", *(goal.name.capitalize() for goal in outcome.goals)):
-        is_number = heading not in ("", "Method", "Settings")
-        shown.add_column(
-            heading, justify="right" if is_number else "left", overflow="fold", no_wrap=heading == "Method"
-        )
-    for row in _table_rows(outcome):
-        shown.add_row(*map(Text, row))
-    return shown
+    """The front, and every method's defaults to compare with."""
+    front, start = {trial.number for trial in outcome.front}, outcome.start
+    rows = []
+    for trial in sorted(outcome.scored, key=lambda trial: (trial.number not in front, trial.number)):
+        if trial.number in front or trial.is_default:
+            mark = "★" if trial.number in front else ""
+            mark += "▶" if trial is start and len(outcome.goals) > 1 else ""
+            texts = mark, str(trial.number), trial.method, describe(trial), *map(show, trial.scores or ())
+            rows.append(Row(list(map(Cell, texts))))
+    columns = [Column(heading, is_number=heading == "Trial") for heading in ("", "Trial", "Method", "Settings")]
+    return Table([*columns, *(Column(goal.name.capitalize()) for goal in outcome.goals)], rows)
 
 
 def write_outcome(outcome: Outcome) -> None:
@@ -202,11 +163,17 @@ def content(outcome: Outcome) -> dict[str, Any]:
 
 def render_readme(outcome: Outcome) -> str:
     """The search's `README.md` as Markdown."""
-    heading = ["", "Trial", "Method", "Settings", *(goal.name for goal in outcome.goals)]
-    rows = [f"| {' | '.join(cells)} |" for cells in [heading, ["---"] * len(heading), *_table_rows(outcome)]]
-    lines = ["# Search of merge settings", "", _summary(outcome), "", *rows, "", legend(outcome), ""]
-    lines += [f"![Every trial, and the front]({PLOT})", "", "## Go on", "", *_commands(outcome)]
-    return "\n".join(lines) + "\n"
+    return render(
+        "paft_plugin.search",
+        "readme.md",
+        outcome=outcome,
+        search=outcome.request.search,
+        table=as_markdown(table(outcome)),
+        legend=legend(outcome),
+        plot=PLOT,
+        recipes=RECIPES,
+        commands=[shlex.join(command) for command in merge_commands(outcome, outcome.start)] if outcome.start else [],
+    )
 
 
 def legend(outcome: Outcome) -> str:
@@ -236,48 +203,6 @@ def merge_commands(outcome: Outcome, trial: Finished) -> list[list[str]]:
     return commands
 
 
-def _commands(outcome: Outcome) -> list[str]:
-    if outcome.start is None:
-        return ["No trial has a finite score."]
-    lines = [
-        f"Merge the one to start with (or another of `{RECIPES}/`)"
-        + (", and score it on the test items:" if outcome.request.search.test_tasks else ":")
-    ]
-    commands = [shlex.join(command) for command in merge_commands(outcome, outcome.start)]
-    return [*lines, "", "```sh", *commands, "```"]
-
-
-def _summary(outcome: Outcome) -> str:
-    goals = ", ".join(
-        f"{goal.name} (`{goal.task}`, `{goal.key}`, {'more' if goal.higher_is_better else 'less'} is better, "
-        f"{outcome.items[goal.task]} items)"
-        for goal in outcome.goals
-    )
-    methods = ", ".join(outcome.request.search.methods)
-    return (
-        f"{len(outcome.trials)} trials of {methods}, seed {outcome.request.search.seed}, scored by lm-eval on {goals}."
-    )
-
-
-def _table_rows(outcome: Outcome) -> list[list[str]]:
-    front, start = {trial.number for trial in outcome.front}, outcome.start
-    rows = []
-    for trial in sorted(outcome.scored, key=lambda trial: (trial.number not in front, trial.number)):
-        if trial.number in front or trial.is_default:
-            mark = "★" if trial.number in front else ""
-            mark += "▶" if start and trial.number == start.number and len(outcome.goals) > 1 else ""
-            rows.append(
-                [
-                    mark,
-                    str(trial.number),
-                    trial.method,
-                    describe(trial),
-                    *map(show, trial.scores or ()),
-                ]
-            )
-    return rows
-
-
 def _largest_stderr(outcome: Outcome) -> str:
     known = [error for trial in outcome.front for error in trial.stderr if error is not None]
     return f"{max(known):.2g}" if known else "unknown"
@@ -287,5 +212,43 @@ def _named(goals: Sequence[Measure], values: Sequence[float | None] | None) -> d
     return None if values is None else {goal.name: value for goal, value in zip(goals, values, strict=True)}
 
 
-def _rows(trials: Sequence[Finished]) -> list[tuple[float, ...]]:
-    return [trial.scores for trial in trials if trial.scores is not None]
+# --- the front --------------------------------------------------------------------------------------------------------
+
+
+def pareto_front(scores: Sequence[Scores], maximize: Sequence[bool]) -> list[int]:
+    """The places of those that none dominates: no other is at least as good at everything and better at something.
+
+    Of several with the same scores the first counts, so a method's default before settings that do no better.
+
+    Args:
+        scores: One row for each candidate, one finite number for each objective.
+        maximize: For each objective whether more is better.
+
+    Returns:
+        Places in `scores`, in order; for one objective the best alone.
+    """
+    gains = [tuple(value if up else -value for value, up in zip(row, maximize, strict=True)) for row in scores]
+    front: list[int] = []
+    for place, own in enumerate(gains):
+        beaten = any(_covers(other, own) and other != own for other in gains)
+        if not beaten and own not in (gains[earlier] for earlier in front):
+            front.append(place)
+    return front
+
+
+def even_handed(scores: Sequence[Scores], maximize: Sequence[bool]) -> int:
+    """The place of the candidate on the front that gives up least: whose greatest loss against the best of any objective,
+    as a share of that best, is smallest. Among equals the smaller sum of losses decides, then the first.
+
+    Args, and the order of places, as in `pareto_front`.
+    """
+    best = [(max if up else min)(column) for column, up in zip(zip(*scores, strict=True), maximize, strict=True)]
+
+    def losses(place: int) -> list[float]:
+        return [abs(value - top) / (abs(top) or 1.0) for value, top in zip(scores[place], best, strict=True)]
+
+    return min(pareto_front(scores, maximize), key=lambda place: (max(losses(place)), sum(losses(place)), place))
+
+
+def _covers(one: Scores, other: Scores) -> bool:
+    return all(first >= second for first, second in zip(one, other, strict=True))

@@ -1,4 +1,4 @@
-"""Runs a search: checks everything, loads the base once, tries settings until there are enough, and writes what came out."""
+"""A search: checks everything, loads the base once, tries settings on it until there are enough, and writes what came out."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,31 +21,231 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from paft_plugin.deltas import check_belongs, open_delta
 from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.evaluation.candidates import Candidate
 from paft_plugin.evaluation.loading import load
-from paft_plugin.evaluation.scorer import quiet, tokenise_once
+from paft_plugin.evaluation.scorer import Scorer, quiet, tokenise_once
 from paft_plugin.files import fingerprint
 from paft_plugin.fusion.merge import open_fusion
+from paft_plugin.fusion.recipe.write import write_recipe
+from paft_plugin.machine import usable_device
 from paft_plugin.search.config import SearchRequest, too_few
-from paft_plugin.search.report import (
-    Outcome,
-    legend,
-    merge_commands,
-    recipe_request,
-    search_folder,
-    show,
-    table,
-    write_outcome,
-)
+from paft_plugin.search.plot import draw_front
+from paft_plugin.search.report import Outcome, legend, merge_commands, recipe_request, show, table, write_outcome
 from paft_plugin.search.space import Space, make_spaces
 from paft_plugin.search.study import Finished, Proposal, Study, locked, open_study
+from paft_plugin.search.validation import open_goals
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
 
     from paft_plugin.evaluation.results import Measure
-    from paft_plugin.evaluation.scorer import Scorer
+
+EXTRA = "optuna"
+LIBRARIES = ("paft-plugin", "optuna", "mergekit", "lm_eval", "transformers", "torch")
+
+
+def run_search(
+    request: SearchRequest, console: Console, *, trials: int | None = None, timeout: float | None = None
+) -> Outcome:
+    """Search as asked, in `<output_dir>/search`; an earlier search there of the same inputs goes on.
+
+    Args:
+        request: What to search.
+        console: Where progress and the table go.
+        trials: How many in all, instead of the request's.
+        timeout: Seconds, instead of the request's.
+
+    Raises:
+        PaftError: All that is wrong with the branches or the tasks; another search in the same place.
+        KeyboardInterrupt: After Ctrl-C, once the running trial is finished and everything is written.
+    """
+    require_extra()
+    given = {key: value for key, value in {"trials": trials, "timeout": timeout}.items() if value is not None}
+    request = replace(request, search=request.search.model_copy(update=given))
+    if request.search.trials < len(request.search.methods):
+        raise PaftError(f"--trials: {too_few(request.search)}")
+    return _search(request, console)
+
+
+def require_extra() -> None:
+    """Optuna comes with the extra.
+
+    Raises:
+        PaftError: It is not installed.
+    """
+    if find_spec(EXTRA) is None:
+        raise PaftError(f"A search needs {EXTRA}: pip install 'paft-plugin[search]'.")
+
+
+def _search(request: SearchRequest, console: Console) -> Outcome:
+    search = request.search
+    device = usable_device(search.device, "search.device")
+    inputs = _branch_inputs(request)
+    goals, tasks = open_goals(search.objectives, search.tasks, search.test_tasks)
+    folder = request.folder
+    with locked(folder):
+        console.print(f"Loading {request.base} …", highlight=False, markup=False)
+        model = FusedModel(request.base, search.dtype, device, search.batch_size)
+        with quiet():
+            scorer = Scorer(model.lm, tasks, search.limit)
+        spaces = make_spaces(search.methods)
+        inputs |= _scoring_inputs(request, goals, scorer, spaces)
+        with open_study(folder, [goal.direction for goal in goals], inputs, spaces, search.seed) as study:
+            bench = _Bench(request, goals, model, scorer, folder / ".trial.yml")
+            try:
+                stopped = _try_all(study, bench, console)
+            finally:
+                bench.recipe.unlink(missing_ok=True)
+            items = {goal.task: scorer.items(goal.task) for goal in goals}
+            versions = {name: version(name) for name in LIBRARIES}
+            outcome = Outcome(request, device, goals, study.finished(), inputs, versions, items)
+        _write(outcome, console, stopped)
+    if stopped == "interrupted":
+        raise KeyboardInterrupt
+    return outcome
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What trials are tried on: the recipe's file, the model that takes on its merge, and what scores it."""
+
+    request: SearchRequest
+    goals: list[Measure]
+    model: FusedModel
+    scorer: Scorer
+    recipe: Path
+
+    def score(self, proposal: Proposal) -> tuple[list[float] | None, list[float | None]]:
+        """The scores of some settings, None if one is no finite number; and their standard errors where there are any."""
+        write_recipe(recipe_request(self.request, proposal.method, proposal.options, self.recipe))
+        self.model.become(self.recipe, self.request.search.seed)
+        with quiet():
+            scored = self.scorer.score()
+        raise_if_any(
+            [
+                f"search.objectives.{goal.task}: lm-eval reports no {goal.key}, but {', '.join(scored[goal.task].values)}."
+                for goal in self.goals
+                if goal.key not in scored[goal.task].values
+            ]
+        )
+        values = [scored[goal.task].values[goal.key] for goal in self.goals]
+        stderr = [scored[goal.task].stderr.get(goal.key) for goal in self.goals]
+        return (values if all(map(math.isfinite, values)) else None), stderr
+
+
+def _try_all(study: Study, bench: _Bench, console: Console) -> str:
+    """Try settings until there are enough; returns why it stopped."""
+    search = bench.request.search
+    begun = time.monotonic()
+    before = study.finished()
+    if before:
+        console.print(f"Going on after {len(before)} finished trials.", highlight=False)
+    with _interruptible(console) as interrupted, _progress(console, search.trials, len(before)) as advance:
+        for done in range(len(before), search.trials):
+            if interrupted():
+                return "interrupted"
+            if search.timeout is not None and time.monotonic() - begun > search.timeout:
+                return "timeout"
+            proposal = study.ask()
+            if proposal is None:
+                return "exhausted"
+            start = time.monotonic()
+            scores, stderr = bench.score(proposal)
+            study.tell(proposal, scores, stderr, time.monotonic() - start)
+            finished = study.finished()[done]
+            console.print(_line(finished, bench.goals), highlight=False, markup=False)
+            advance()
+    return "done"
+
+
+def _line(trial: Finished, goals: list[Measure]) -> str:
+    if trial.scores is None:
+        scores = "no finite score"
+    else:
+        scores = "  ".join(f"{goal.name} {show(score)}" for goal, score in zip(goals, trial.scores, strict=True))
+    return f"{trial.number:4}  {trial.method:15}  {scores}{'  (defaults)' if trial.is_default else ''}"
+
+
+def _write(outcome: Outcome, console: Console, stopped: str) -> None:
+    write_outcome(outcome)
+    if outcome.scored:
+        draw_front(outcome)
+        console.print(table(outcome))
+        console.print(legend(outcome), highlight=False)
+    total = outcome.request.search.trials
+    if stopped == "timeout":
+        console.print(f"Time is up after {len(outcome.trials)} of {total} trials: run the same command again to go on.")
+    if stopped == "exhausted":
+        console.print("These methods have nothing to choose, so their defaults are all that there is to try.")
+    if outcome.start:
+        start = merge_commands(outcome, outcome.start)[0]
+        console.print(
+            f"\nMerge the one to start with:\n{shlex.join(start)}", highlight=False, markup=False, soft_wrap=True
+        )
+
+
+@contextmanager
+def _interruptible(console: Console) -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C lets the running trial finish, a second one is a `KeyboardInterrupt` at once."""
+    pressed = threading.Event()
+
+    def note(_signal: int, _frame: Any) -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+        console.print("Stopping after the running trial; Ctrl-C again stops at once.")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed.is_set
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _progress(console: Console, total: int, done: int) -> Iterator[Callable[[], None]]:
+    """A bar below the lines, where there is a terminal."""
+    columns = (TextColumn("Searching"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=total, completed=done)
+        yield lambda: progress.advance(task)
+
+
+def _branch_inputs(request: SearchRequest) -> dict[str, str]:
+    """Fingerprints of the base and the branches; everything that keeps them from belonging together is said here."""
+    problems = [
+        problem for branch in (request.sft, request.preference) for problem in check_belongs(request.base, branch)
+    ]
+    raise_if_any(list(dict.fromkeys(problems)))
+    sft, preference = (open_delta(request.base, branch) for branch in (request.sft, request.preference))
+    return {
+        "the base model": sft.base.fingerprint,
+        "the SFT branch": sft.branch_fingerprint(),
+        "the preference branch": preference.branch_fingerprint(),
+    }
+
+
+def _scoring_inputs(
+    request: SearchRequest, goals: list[Measure], scorer: Scorer, spaces: Mapping[str, Space]
+) -> dict[str, str]:
+    """Fingerprints of what else decides the scores, or what is proposed."""
+    space = [[name, sorted(space.ranges.items())] for name, space in spaces.items()]
+    return {
+        **{f"the task {goal.task}": scorer.fingerprint(goal.task) for goal in goals},
+        "the objectives": fingerprint(f"{goal.task} {goal.key} {goal.direction}" for goal in goals),
+        "the methods or their ranges": fingerprint([json.dumps(space)]),
+        "the seed": str(request.search.seed),
+        "the limit": str(request.search.limit),
+        "the dtype": request.search.dtype,
+    }
+
+
+# --- the model that becomes any merge -----------------------------------------------------------------------------------
 
 
 class FusedModel:
@@ -108,223 +308,3 @@ def _by_name(model: torch.nn.Module) -> dict[str, Tensor]:
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     named = dict(model.named_parameters(remove_duplicate=False))
     return {**{name.removeprefix(prefix): parameter for name, parameter in named.items()}, **named}
-
-
-EXTRA = "optuna"
-LIBRARIES = ("paft-plugin", "optuna", "mergekit", "lm_eval", "transformers", "torch")
-
-
-def run_search(
-    request: SearchRequest, console: Console, *, trials: int | None = None, timeout: float | None = None
-) -> Outcome:
-    """Search as asked, in `<output_dir>/search`; an earlier search there of the same inputs goes on.
-
-    Args:
-        request: What to search.
-        console: Where progress and the table go.
-        trials: How many in all, instead of the request's.
-        timeout: Seconds, instead of the request's.
-
-    Raises:
-        PaftError: All that is wrong with the branches or the tasks; another search in the same place.
-        KeyboardInterrupt: After Ctrl-C, once the running trial is finished and everything is written.
-    """
-    require_extra()
-    given = {key: value for key, value in {"trials": trials, "timeout": timeout}.items() if value is not None}
-    request = replace(request, search=request.search.model_copy(update=given))
-    if request.search.trials < len(request.search.methods):
-        raise PaftError(f"--trials: {too_few(request.search)}")
-    return _search(request, console)
-
-
-def require_extra() -> None:
-    """Optuna comes with the extra.
-
-    Raises:
-        PaftError: It is not installed.
-    """
-    if find_spec(EXTRA) is None:
-        raise PaftError(f"A search needs {EXTRA}: pip install 'paft-plugin[search]'.")
-
-
-def _search(request: SearchRequest, console: Console) -> Outcome:
-    from paft_plugin.evaluation.scorer import Scorer, quiet
-    from paft_plugin.machine import usable_device
-    from paft_plugin.search.run import FusedModel
-    from paft_plugin.search.validation import open_goals
-
-    search = request.search
-    device = usable_device(search.device, "search.device")
-    inputs = _branch_inputs(request)
-    goals, tasks = open_goals(search.objectives, search.tasks, search.test_tasks)
-    folder = search_folder(request)
-    with locked(folder):
-        console.print(f"Loading {request.base} …", highlight=False, markup=False)
-        model = FusedModel(request.base, search.dtype, device, search.batch_size)
-        with quiet():
-            scorer = Scorer(model.lm, tasks, search.limit)
-        spaces = make_spaces(search.methods)
-        inputs |= _scoring_inputs(request, goals, scorer, spaces)
-        with open_study(folder, [goal.direction for goal in goals], inputs, spaces, search.seed) as study:
-            trial = _Trial(request, goals, model, scorer, folder / ".trial.yml")
-            try:
-                stopped = _try_all(request, study, trial, console, goals)
-            finally:
-                trial.recipe.unlink(missing_ok=True)
-            outcome = Outcome(request, device, goals, study.finished(), inputs, _versions(), trial.items)
-        _write(outcome, console, stopped)
-    if stopped == "interrupted":
-        raise KeyboardInterrupt
-    return outcome
-
-
-class _Trial:
-    """Tries settings: recipe, merge in memory, scores."""
-
-    def __init__(
-        self, request: SearchRequest, goals: list[Measure], model: FusedModel, scorer: Scorer, recipe: Path
-    ) -> None:
-        self._request = request
-        self._goals = goals
-        self._model = model
-        self._scorer = scorer
-        self.recipe = recipe
-        self.items = {goal.task: scorer.items(goal.task) for goal in goals}
-
-    def run(self, proposal: Proposal) -> tuple[list[float] | None, list[float | None]]:
-        """The scores, None if one is no finite number; and their standard errors where there are any."""
-        from paft_plugin.evaluation.scorer import quiet
-        from paft_plugin.fusion.recipe.write import write_recipe
-
-        write_recipe(recipe_request(self._request, proposal.method, proposal.options, self.recipe))
-        self._model.become(self.recipe, self._request.search.seed)
-        with quiet():
-            scored = self._scorer.score()
-        raise_if_any(
-            [
-                f"search.objectives.{goal.task}: lm-eval reports no {goal.key}, but {', '.join(scored[goal.task].values)}."
-                for goal in self._goals
-                if goal.key not in scored[goal.task].values
-            ]
-        )
-        values = [scored[goal.task].values[goal.key] for goal in self._goals]
-        stderr = [scored[goal.task].stderr.get(goal.key) for goal in self._goals]
-        return (values if all(map(math.isfinite, values)) else None), stderr
-
-
-def _try_all(request: SearchRequest, study: Study, trial: _Trial, console: Console, goals: list[Measure]) -> str:
-    """Try settings until there are enough; returns why it stopped."""
-    search = request.search
-    begun = time.monotonic()
-    before = study.finished()
-    if before:
-        console.print(f"Going on after {len(before)} finished trials.", highlight=False)
-    with _interruptible(console) as interrupted, _progress(console, search.trials, len(before)) as advance:
-        for done in range(len(before), search.trials):
-            if interrupted():
-                return "interrupted"
-            if search.timeout is not None and time.monotonic() - begun > search.timeout:
-                return "timeout"
-            proposal = study.ask()
-            if proposal is None:
-                return "exhausted"
-            start = time.monotonic()
-            scores, stderr = trial.run(proposal)
-            study.tell(proposal, scores, stderr, time.monotonic() - start)
-            finished = study.finished()[done]
-            console.print(_line(finished, goals), highlight=False, markup=False)
-            advance()
-    return "done"
-
-
-def _line(trial: Finished, goals: list[Measure]) -> str:
-    if trial.scores is None:
-        scores = "no finite score"
-    else:
-        scores = "  ".join(f"{goal.name} {show(score)}" for goal, score in zip(goals, trial.scores, strict=True))
-    return f"{trial.number:4}  {trial.method:15}  {scores}{'  (defaults)' if trial.is_default else ''}"
-
-
-def _write(outcome: Outcome, console: Console, stopped: str) -> None:
-    from paft_plugin.search.plot import draw_front
-
-    write_outcome(outcome)
-    if outcome.scored:
-        draw_front(outcome)
-        console.print(table(outcome))
-        console.print(legend(outcome), highlight=False)
-    total = outcome.request.search.trials
-    if stopped == "timeout":
-        console.print(f"Time is up after {len(outcome.trials)} of {total} trials: run the same command again to go on.")
-    if stopped == "exhausted":
-        console.print("These methods have nothing to choose, so their defaults are all that there is to try.")
-    if outcome.start:
-        start = merge_commands(outcome, outcome.start)[0]
-        console.print(
-            f"\nMerge the one to start with:\n{shlex.join(start)}", highlight=False, markup=False, soft_wrap=True
-        )
-
-
-@contextmanager
-def _interruptible(console: Console) -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C lets the running trial finish, a second one is a `KeyboardInterrupt` at once."""
-    pressed = threading.Event()
-
-    def note(_signal: int, _frame: Any) -> None:
-        if pressed.is_set():
-            raise KeyboardInterrupt
-        pressed.set()
-        console.print("Stopping after the running trial; Ctrl-C again stops at once.")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed.is_set
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield pressed.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _progress(console: Console, total: int, done: int) -> Iterator[Callable[[], None]]:
-    """A bar below the lines, where there is a terminal."""
-    columns = (TextColumn("Searching"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=total, completed=done)
-        yield lambda: progress.advance(task)
-
-
-def _branch_inputs(request: SearchRequest) -> dict[str, str]:
-    """Fingerprints of the base and the branches; everything that keeps them from belonging together is said here."""
-    from paft_plugin.deltas import check_belongs, open_delta
-
-    problems = [
-        problem for branch in (request.sft, request.preference) for problem in check_belongs(request.base, branch)
-    ]
-    raise_if_any(list(dict.fromkeys(problems)))
-    sft, preference = (open_delta(request.base, branch) for branch in (request.sft, request.preference))
-    return {
-        "the base model": sft.base.fingerprint,
-        "the SFT branch": sft.branch_fingerprint(),
-        "the preference branch": preference.branch_fingerprint(),
-    }
-
-
-def _scoring_inputs(
-    request: SearchRequest, goals: list[Measure], scorer: Scorer, spaces: dict[str, Space]
-) -> dict[str, str]:
-    """Fingerprints of what else decides the scores, or what is proposed."""
-    space = [[name, sorted(space.ranges.items())] for name, space in spaces.items()]
-    return {
-        **{f"the task {goal.task}": scorer.fingerprint(goal.task) for goal in goals},
-        "the objectives": fingerprint(f"{goal.task} {goal.key} {goal.direction}" for goal in goals),
-        "the methods or their ranges": fingerprint([json.dumps(space)]),
-        "the seed": str(request.search.seed),
-        "the limit": str(request.search.limit),
-        "the dtype": request.search.dtype,
-    }
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in LIBRARIES}
