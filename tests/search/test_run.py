@@ -119,8 +119,9 @@ def test_the_readme_and_the_table_say_it_in_80_columns(searched: Path) -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "…" not in text.split("Loading")[1].partition("\n")[2]
     readme = (searched / "out" / "search" / "README.md").read_text()
+    cells = [[cell.strip() for cell in line.split("|")] for line in readme.splitlines()]
     for trial in outcome.front:
-        assert f"| {trial.number} | {trial.method} |" in readme
+        assert any(row[2:4] == [str(trial.number), trial.method] for row in cells)
     assert f"trial-{outcome.start.number:03d}-" in readme  # type: ignore[union-attr]
     assert "--include_path" in readme
     assert "front.png" in readme
