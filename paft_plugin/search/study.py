@@ -38,7 +38,7 @@ class Proposal:
 
     method: str
     options: Options
-    """Of a `RecipeRequest`; empty for a method's defaults."""
+    """Of `RecipeSettings`; empty for a method's defaults."""
     is_default: bool
     trial: Any = None
     """Optuna's running trial; None for a method's defaults, which Optuna only hears about afterwards."""
