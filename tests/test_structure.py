@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = "paft_plugin"
 
-SHARED = {"errors", "files", "formats", "machine", "schema", "drawing"}
+SHARED = {"errors", "files", "formats", "machine", "schema", "drawing", "tables", "templates"}
 """Modules at the top that any room may use; `runner/` uses the first two and nothing else of ours."""
 BOTTOM_UP = {
     "penalty": {"deltas"},
