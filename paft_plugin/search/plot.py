@@ -60,12 +60,16 @@ def _panel(figure: Figure, axes: Axes, outcome: Outcome, first: int, second: int
     points = [(_scores(trial)[first], _scores(trial)[second]) for trial in outcome.scored]
     line = sorted(points[place] for place in pareto_front(points, [goal.higher_is_better for goal in goals]))
     axes.plot(*zip(*line, strict=True), color="0.6", linewidth=1, zorder=1)
-    front = {trial.number for trial in outcome.front}
+    front, start = {trial.number for trial in outcome.front}, outcome.start
+    marks = []
     for trial, point in zip(outcome.scored, points, strict=True):
         _point(axes, outcome, trial, point, trial.number in front)
         if trial.number in front:
-            errors = [trial.stderr[place] or 0.0 for place in (first, second)]
-            axes.errorbar(*point, xerr=errors[0], yerr=errors[1], color="0.8", linewidth=0.8, zorder=0)
+            dx, dy = (trial.stderr[place] or 0.0 for place in (first, second))
+            axes.errorbar(*point, xerr=dx, yerr=dy, color="0.8", linewidth=0.8, zorder=0)
+            marks.append(NamedPoint(str(trial.number), *point, dx, dy, is_bold=trial == start))
+        else:
+            marks.append(NamedPoint("", *point))
     shown = [
         point for trial, point in zip(outcome.scored, points, strict=True) if trial.number in front or trial.is_default
     ]
@@ -74,13 +78,8 @@ def _panel(figure: Figure, axes: Axes, outcome: Outcome, first: int, second: int
     axes.set_ylim(*limits[1])
     axes.set_xlabel(_axis(goals[0].name, goals[0].higher_is_better))
     axes.set_ylabel(_axis(goals[1].name, goals[1].higher_is_better))
-    start = outcome.start
-    marks = [
-        NamedPoint(str(trial.number), *point, is_bold=trial == start)
-        for trial, point in zip(outcome.scored, points, strict=True)
-    ]
     figure.draw_without_rendering()  # only then is it known where a point lies
-    label_points(axes, [mark for mark in marks if int(mark.name) in front], marks, together=0, between=", ")
+    label_points(axes, [mark for mark in marks if mark.name], marks, together=0, between=", ")
 
 
 def _limits(values: list[float]) -> tuple[float, float]:
