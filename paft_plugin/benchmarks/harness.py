@@ -23,14 +23,13 @@ from unittest.mock import patch
 
 import click
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from paft_plugin.files import write_json
+from paft_plugin.formats import BLANK
+from paft_plugin.tables import Cell, Column, Row, Table
 
 SCHEMA = 1
-BLANK = "–"
 MIB = 1 << 20
 
 
@@ -80,16 +79,15 @@ def quotients(ones: Sequence[float], others: Sequence[float]) -> list[float]:
 
 def as_table(rows: Sequence[BenchmarkRow]) -> Table:
     """Each row's name, and a line for each of its figures; whole at 80 columns."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("Figure", no_wrap=True)
-    for heading in ("Median", "Min – max", "Bar"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("Met", no_wrap=True, min_width=3)
+    lines = []
     for row in rows:
-        table.add_row(row.name if row.figures else f"{row.name}: {row.note}", style="bold", end_section=not row.figures)
+        name = row.name if row.figures else f"{row.name}: {row.note}"
+        lines.append(Row([Cell(name), *[Cell("")] * 4], is_marked=True, ends_section=not row.figures))
         for figure in row.figures:
-            table.add_row(f"  {figure.what}", *_cells(figure), end_section=figure is row.figures[-1])
-    return table
+            cells = map(Cell, (f"  {figure.what}", *_cells(figure)))
+            lines.append(Row(list(cells), ends_section=figure is row.figures[-1]))
+    numbers = map(Column, ("Median", "Min – max", "Bar"))
+    return Table([Column("Figure", is_number=False), *numbers, Column("Met", is_number=False)], lines)
 
 
 def _cells(figure: Figure) -> tuple[str, str, str, str]:

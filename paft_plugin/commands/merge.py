@@ -97,5 +97,7 @@ def _merge_into_adapter(
     from paft_plugin.fusion.adapter import MAX_ERROR, error_table, write_adapter
 
     written = write_adapter(fusion, out, rank, MAX_ERROR if max_error is None else max_error, findings, quiet)
-    Console().print(error_table(written.errors))
+    console = Console()
+    console.print("What the adapter misses: ‖δ − BA‖ / ‖δ‖")
+    console.print(error_table(written.errors))
     return written.warnings

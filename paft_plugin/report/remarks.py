@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,10 +9,10 @@ from typing import Literal
 from paft_plugin.drawing import joined
 from paft_plugin.errors import PaftError
 from paft_plugin.files import LINT_FILE, fused_files
-from paft_plugin.formats import measured
 from paft_plugin.fusion.lint.findings import Finding, LintFile
-from paft_plugin.inspection.diagnosis.verdict import Check, Diagnosis, Evidence
-from paft_plugin.tables import Cell, Column, Row, Table, number_cell
+from paft_plugin.inspection.diagnosis.text import evidence_table
+from paft_plugin.inspection.diagnosis.verdict import Check, Diagnosis
+from paft_plugin.tables import Table
 
 Kind = Literal["bad", "good", "plain"]
 STATES: dict[str, tuple[Kind, str]] = {
@@ -50,7 +49,7 @@ def _check_remark(check: Check, place: int) -> Remark:
         kind,
         f"{word}: {check.signature}" + (f" ({joined(check.branches)})" if check.branches else ""),
         check.message,
-        _evidence_table(check.evidence, place) if check.evidence else None,
+        evidence_table(check.evidence, f"evidence-{place}") if check.evidence else None,
         (f"Confidence {check.confidence}{reason}", *(f"Not looked at: {missing}." for missing in check.missing)),
         tuple(
             f"Set {remedy.setting} in {remedy.where} to {remedy.new}"
@@ -59,30 +58,6 @@ def _check_remark(check: Check, place: int) -> Remark:
             for remedy in check.remedies
         ),
     )
-
-
-def _evidence_table(evidence: Sequence[Evidence], place: int) -> Table:
-    return Table(
-        [
-            Column("What", is_number=False),
-            Column("Value"),
-            Column("Speaks for it", is_number=False),
-            Column("From", is_number=False),
-        ],
-        [
-            Row([Cell(one.what), number_cell(one.value, measured), Cell(_speaks(one)), Cell(one.source)])
-            for one in evidence
-        ],
-        f"evidence-{place}",
-        "Evidence",
-    )
-
-
-def _speaks(evidence: Evidence) -> str:
-    if evidence.threshold is None:
-        return "for scale only"
-    side = f"{'≥' if evidence.above else '≤'} {measured(evidence.threshold)}"
-    return f"{'yes' if evidence.speaks_for else 'no'}{', by little' if evidence.close else ''} ({side})"
 
 
 def lint_remarks(run: Path) -> list[Remark] | None:

@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from paft_plugin.fusion.adapter.parts import kind_of
+from paft_plugin.tables import Cell, Column, Row, Table
 
 
 @dataclass(frozen=True)
@@ -74,24 +72,25 @@ def as_json(errors: Sequence[ModuleError]) -> dict[str, Any]:
 
 
 def error_table(errors: Sequence[ModuleError]) -> Table:
-    """The errors for `rich` to print at 80 columns: a row for each kind of module, whatever the number of layers."""
-    table = Table(title="What the adapter misses: ‖δ − BA‖ / ‖δ‖", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("Module", overflow="fold")
-    for heading in ("Layers", "Rank", "Error", "Worst", "in layer"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    """What the adapter misses, ‖δ − BA‖ / ‖δ‖: a row for each kind of module, whatever the number of layers, and the total."""
     kinds: dict[str, list[ModuleError]] = defaultdict(list)
     for one in errors:
         kinds[kind_of(one.module)].append(one)
-    for kind, ones in kinds.items():
-        worst = max(ones, key=lambda one: one.relative)
-        ranks = sorted({one.rank for one in ones})
-        rank = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"
-        name = kind.partition(".*.")[2] or kind.rpartition(".")[2]
-        where = _layer_number(kind, worst.module) if worst.relative else ""
-        table.add_row(Text(name), str(len(ones)), rank, form(total_error(ones)), form(worst.relative), where)
-    table.add_section()
-    table.add_row("in total", str(len(errors)), "", form(total_error(errors)), "", "")
-    return table
+    rows = [_row(kind, ones, ends_section=kind == list(kinds)[-1]) for kind, ones in kinds.items()]
+    total = ("in total", str(len(errors)), "", form(total_error(errors)), "", "")
+    headings = ("Layers", "Rank", "Error", "Worst", "in layer")
+    columns = [Column("Module", is_number=False), *map(Column, headings)]
+    return Table(columns, [*rows, Row(list(map(Cell, total)))])
+
+
+def _row(kind: str, errors: Sequence[ModuleError], ends_section: bool) -> Row:
+    worst = max(errors, key=lambda one: one.relative)
+    ranks = sorted({one.rank for one in errors})
+    rank = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"
+    name = kind.partition(".*.")[2] or kind.rpartition(".")[2]
+    where = _layer_number(kind, worst.module) if worst.relative else ""
+    cells = (name, str(len(errors)), rank, form(total_error(errors)), form(worst.relative), where)
+    return Row(list(map(Cell, cells)), ends_section=ends_section)
 
 
 def form(error: float) -> str:

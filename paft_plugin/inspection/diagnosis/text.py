@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from rich import box
+from collections.abc import Sequence
+
 from rich.console import Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
+from paft_plugin.formats import measured
 from paft_plugin.inspection.diagnosis.verdict import Check, Diagnosis, Evidence, Remedy
+from paft_plugin.tables import Cell, Column, Row, Table, number_cell
 
 INDENT = (0, 0, 0, 2)
 STYLES = {"found": "bold red", "clear": "green", "unknown": "yellow"}
@@ -31,7 +33,7 @@ def _in_full(check: Check) -> list[RenderableType]:
     return [
         _heading(check),
         Padding(Text(check.message, style="bold"), INDENT),
-        Padding(_evidence(check.evidence), INDENT),
+        Padding(evidence_table(check.evidence), INDENT),
         *_missing(check),
         Padding(sure, INDENT),
         *(Padding(_remedy(remedy), INDENT) for remedy in check.remedies),
@@ -45,17 +47,34 @@ def _heading(check: Check) -> Text:
     return heading.append(subject, style="default").append(f" · {check.confidence} confidence", style="dim")
 
 
-def _evidence(evidence: tuple[Evidence, ...]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("Evidence", overflow="fold")
-    table.add_column("Value", justify="right", no_wrap=True)
-    table.add_column("Threshold", justify="right", no_wrap=True)
-    table.add_column("Speaks for it", no_wrap=True)
-    for item in evidence:
-        bar = "" if item.threshold is None else f"{'≥' if item.above else '≤'} {item.threshold:.3g}"
-        word = {True: "yes", False: "no", None: "–"}[item.speaks_for]
-        table.add_row(item.what, f"{item.value:.3g}", bar, word + (", barely" if item.close else ""))
-    return table
+def evidence_table(evidence: Sequence[Evidence], name: str = "") -> Table:
+    """What a check measured, against its thresholds; `name` is the table's on a page, which says the sources, too."""
+    return Table(
+        [
+            Column("Evidence", is_number=False),
+            *map(Column, ("Value", "Threshold")),
+            Column("Speaks for it", is_number=False),
+        ],
+        [
+            Row(
+                [
+                    Cell(one.what, detail=one.source),
+                    number_cell(one.value, measured),
+                    number_cell(one.threshold, f"{'≥' if one.above else '≤'} {{:.3g}}".format),
+                    Cell(_speaks(one)),
+                ]
+            )
+            for one in evidence
+        ],
+        name,
+        "Evidence",
+    )
+
+
+def _speaks(evidence: Evidence) -> str:
+    if evidence.speaks_for is None:
+        return "for scale only"
+    return f"{'yes' if evidence.speaks_for else 'no'}{', barely' if evidence.close else ''}"
 
 
 def _sources(evidence: tuple[Evidence, ...]) -> str:
