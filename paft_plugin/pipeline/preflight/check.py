@@ -25,7 +25,7 @@ from paft_plugin.pipeline.preflight.static import (
 def preflight(setup: Setup) -> Findings:
     """All that would fail, or surprise, later in a run whose base model is in a folder; nothing is trained or written."""
     findings = Findings()
-    wanted, configured = setup.needed, _once(setup)
+    wanted, configured = setup.needed, different_trainings(setup)
     with tempfile.TemporaryDirectory(prefix="paft-preflight-") as name:
         folder = Path(name).resolve()
         with asked(setup, configured, folder) as probe:  # which takes seconds: the rest is done meanwhile
@@ -59,7 +59,7 @@ def _without_axolotl(setup: Setup, wanted: list[Branch], configured: list[Branch
             yield check_trained(setup, branch)
 
 
-def _once(setup: Setup) -> list[Branch]:
+def different_trainings(setup: Setup) -> list[Branch]:
     """The trainings, without the dense twin where its sparse one is there: it is the same config, less the plugin."""
     sparse = setup.branches[setup.sft]
     return [

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from paft_plugin.demo.data import write_tasks
+from paft_plugin.pipeline.preflight.check import different_trainings
 from paft_plugin.pipeline.preflight.static import check_evaluation, check_launcher
 from tests.pipeline.room import Room
 
@@ -19,6 +21,15 @@ def test_tasks_that_cannot_be_scored_are_all_named(room: Room, demo: Path, tmp_p
     assert len(problems) == 2
     assert "Did you mean paft_skill?" in problems[0]
     assert "evaluation.measures.paft_style" in problems[1]
+
+
+def test_a_dense_twin_is_asked_about_only_where_it_is_no_copy(room: Room) -> None:
+    def names(**paft: Any) -> list[str]:
+        return [branch.name for branch in different_trainings(room.setup(**paft))]
+
+    assert names(arms=["sft", "sft-l1"]) == ["sft-l1"]
+    assert names(arms=["sft"]) == ["sft"], "alone it stands for both"
+    assert names(arms=["sft", "sft-l1"], compare={"sft": "preference.yml"}) == ["sft-l1", "sft"], "a config of its own"
 
 
 def test_ray_within_ray_is_refused(room: Room) -> None:
