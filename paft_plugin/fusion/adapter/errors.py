@@ -16,7 +16,7 @@ from paft_plugin.tables import Cell, Column, Row, Table
 
 @dataclass(frozen=True)
 class ModuleError:
-    """One module of the adapter."""
+    """What one module of the adapter misses of the fused delta."""
 
     module: str
     rank: int

@@ -1,4 +1,4 @@
-"""What a fused adapter is made of: a recipe in fp32, the base that the adapter will lie on, and each tensor's way into it."""
+"""What a fused adapter is made of: a merge in fp32, its base, and how the change of each tensor can go into an adapter."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WITHOUT = "Merge without --adapter."
 
 @dataclass(frozen=True)
 class FusedDelta:
-    """A recipe on its way to an adapter."""
+    """A merge whose result, minus its base, is to become an adapter."""
 
     fusion: Fusion
     """Computes in fp32 and rounds nothing: a delta of rounded tensors would be rounding above all."""

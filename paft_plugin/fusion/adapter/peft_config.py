@@ -1,4 +1,4 @@
-"""The PEFT config of a fused adapter, and PEFT's own word that it takes the tensors."""
+"""The PEFT config of a fused adapter, and a check against PEFT itself that it will load all of the tensors."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ ONE_FILE = 1 << 62
 
 @dataclass(frozen=True)
 class FusedAdapter:
-    """What was written."""
+    """What an adapter that was written misses, and what to say of it."""
 
     errors: list[ModuleError]
     warnings: list[str]
@@ -60,9 +60,9 @@ class _Contents:
     errors: list[ModuleError] = field(default_factory=list)
     saved: set[str] = field(default_factory=set)
     biases: list[Saved] = field(default_factory=list)
-    """Small, and where they go depends on what else is there in the end."""
+    """Kept to the end: they are small, and their names in the file depend on what else is there."""
     embedding: Tensor | None = None
-    """Of a base that ties it to the head: PEFT wants it under both names."""
+    """The changed embedding of a base that ties it to the head: PEFT wants it under both names."""
 
     def add(self, part: Adapted | Saved) -> None:
         """Write one part, or keep a bias for the end."""
@@ -89,7 +89,7 @@ class _Contents:
         self.writer.add(key, tensor)
 
     def complete(self, wanted: dict[str, Shape]) -> None:
-        """Write what PEFT wants beside: the rest of a module of which one parameter changed, the head tied to an embedding."""
+        """Write what else PEFT asks for: the unchanged rest of a module that is saved, and the head tied to an embedding."""
         live = self.fused.live
         for key in wanted:
             parameter = key.removeprefix(PREFIX)

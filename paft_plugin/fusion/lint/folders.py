@@ -65,7 +65,7 @@ TWO_BASES = Rule.warning(
 
 @recipe_check
 def belonging(recipe: SoundRecipe) -> Iterator[Finding]:
-    """Branches that are no delta on their base."""
+    """Branches that do not belong to the base: their difference from it would be no delta of a training."""
     pretrained = recipe.pretrained
     if pretrained is None:
         return
@@ -108,7 +108,7 @@ UNPROVEN = Rule.warning(312, "unproven", "No branch has a paft.json that proves 
 
 @recipe_check
 def proofs(recipe: SoundRecipe) -> Iterator[Finding]:
-    """No branch that the penalty shaped, or one that it did not shape to the end."""
+    """No branch has a file that proves that the penalty shaped it, from its first step to its last."""
     folders = [entry.folder for group in recipe.groups for entry in group.branches]
     if not folders or not all(folder.is_dir() for folder in folders):
         return  # the one that is not here may be the one with the proof
@@ -279,7 +279,7 @@ def _belongs(recipe: SoundRecipe, entry: MergeInput, base: Path) -> Iterator[Fin
 
 
 def _stored_dtype(folder: Path) -> str | None:
-    """torch's word for what a model is stored in; None where it is not here or cannot be read."""
+    """The dtype of most of a model's weights, by torch's name; None where the model is not here or cannot be read."""
     try:
         return FLOATS.get(open_model(folder).main_dtype)
     except PaftError:
@@ -299,6 +299,6 @@ def _opens(folder: Path) -> bool:
 
 
 def halves(problem: str) -> tuple[str, str]:
-    """What is wrong, and what to do: a problem of `deltas` ends with the latter, in sentences of its own."""
+    """A problem that `deltas` found, in two: its first sentence says what is wrong, the others what to do."""
     head, dot, tail = problem.partition(". ")
     return (head + ".", tail) if dot else (problem, "Mend it.")

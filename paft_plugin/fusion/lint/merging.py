@@ -1,4 +1,4 @@
-"""Checks of what the method makes of its models and parameters, whatever the folders hold."""
+"""Checks of how the models, parameters and dtypes of a recipe go together, whatever the folders hold."""
 
 from __future__ import annotations
 

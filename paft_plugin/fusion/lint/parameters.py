@@ -1,4 +1,4 @@
-"""Checks of parameters: does the method take them, there, with such a value."""
+"""Checks of parameters: whether the method takes them, in that place, and with such a value."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def conditions(setting: Any) -> list[tuple[str | None, Any]] | None:
 
 
 def default_covers(setting: Any) -> bool:
-    """Whether every tensor gets a value from a setting."""
+    """Whether a parameter's setting gives every tensor a value."""
     pairs = conditions(setting)
     return setting != [] and (pairs is None or any(name is None for name, _ in pairs))
 

@@ -20,9 +20,9 @@ ALONE = 0.75
 SPARSE = 0.25
 """Share of non-zeros in a row, below which DELLA's ranks hardly differ between them."""
 STILL = 0.1
-"""Share of the mean delta that Model Stock must move, to be more than the base."""
+"""How far of the way to the mean delta Model Stock must go, for its result to be more than the base."""
 UNIFORM = 1e-6
-"""Where SCE stops to weigh (in mergekit's code)."""
+"""Mean square below which SCE weighs all branches alike (in mergekit's code)."""
 
 Facts = Sequence[TensorFacts]
 DeltaCheck = Callable[[SoundRecipe, Facts], Iterator[Finding]]
@@ -92,7 +92,7 @@ WEIGHTS_IDLE = Rule.warning(
 
 @delta_check
 def idle_weights(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
-    """Weights that normalize takes back on deltas that hardly overlap."""
+    """Weights without effect: `normalize` divides by them where a single branch changes an entry."""
     method = recipe.method
     if not isinstance(method, GeneralizedTaskArithmeticMerge) or method.consensus_method is None:
         return
@@ -151,7 +151,7 @@ BREADCRUMBS_GUTS = Rule.warning(
 
 @delta_check
 def breadcrumbs(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
-    """Outliers that are the delta itself."""
+    """A `gamma` of Breadcrumbs that takes most of a sparse delta for outliers."""
     for index, entry in branches(recipe, SparsificationMethod.magnitude_outliers):
         nonzero = removed = 0.0
         for fact in facts:
@@ -177,7 +177,7 @@ DELLA_RANKS_ZEROS = Rule.warning(
 
 @delta_check
 def della(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
-    """Ranks that do not tell large entries from small ones."""
+    """Deltas so sparse that DELLA's ranks do not tell large entries from small ones."""
     for index, entry in branches(recipe, SparsificationMethod.della_magprune):
         share = _share_of_nonzeros(facts, index)
         used = [fact.looks[index] for fact in facts if fact.looks[index].nonzero]
@@ -199,7 +199,7 @@ SCE_UNIFORM = Rule.warning(
 
 @delta_check
 def sce(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
-    """Weights by energy that are all the same."""
+    """Deltas so small that SCE gives all of them the same weight."""
     if recipe.spec.name != "sce":
         return
     energies = [sum(look.square for look in fact.looks.values()) / fact.entries for fact in facts]
@@ -220,7 +220,7 @@ STOCK_RETURNS_BASE = Rule.warning(
 
 @delta_check
 def model_stock(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
-    """Deltas at right angles to each other."""
+    """Deltas at right angles to each other, of which Model Stock makes the base again."""
     count = len(recipe.deltas)
     if recipe.spec.name != "model_stock" or count < 2 or count != len(recipe.groups[0].branches):
         return
@@ -247,7 +247,7 @@ RAM_DROPS = Rule.warning(409, "ram-drops", "RAM takes entries up to epsilon for 
 
 @delta_check
 def ram(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
-    """An epsilon that most of a delta lies below."""
+    """An `epsilon` of RAM that is greater than most of a delta."""
     if recipe.spec.name not in ("ram", "ramplus_tl"):
         return
     for index, entry in branches(recipe):

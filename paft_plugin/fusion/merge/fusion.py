@@ -64,7 +64,7 @@ class Fusion:
 
     @contextmanager
     def planned(self) -> Iterator[MergePlan]:
-        """For the time of the context, a plan that `run` can carry out once."""
+        """For the time of the context: mergekit's plan, for `run` to carry out once, with our models in its cache."""
         with open_models(self.loaders, self.options), fast_selection(), self._mistakes():
             # Planning rewrites the configuration that it is given.
             config = self.config.model_copy(deep=True)
@@ -87,7 +87,7 @@ class Fusion:
 
     @contextmanager
     def _mistakes(self) -> Iterator[None]:
-        """mergekit's own checks are about what a recipe says."""
+        """What mergekit's own checks find is a mistake in the recipe."""
         try:
             yield
         except PaftError:

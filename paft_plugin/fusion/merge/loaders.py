@@ -54,11 +54,11 @@ class ModelLoader:
         return self.store.tensor(name)
 
     def dtype(self, name: str) -> torch.dtype:
-        """Of what `tensor` gives."""
+        """The dtype of what `tensor` gives."""
         return self.stored_dtype(name)
 
     def stored_dtype(self, name: str) -> torch.dtype:
-        """Of a tensor on disk."""
+        """The dtype of a tensor on disk."""
         return TORCH_DTYPES[self.store.dtype(name)]
 
     def changes(self, name: str) -> bool:
@@ -102,7 +102,7 @@ class AdapterLoader(ModelLoader):
         return delta.add_(base)
 
     def dtype(self, name: str) -> torch.dtype:
-        """Of what `tensor` gives."""
+        """The dtype of what `tensor` gives."""
         stored = self.stored_dtype(name)
         return torch.float32 if stored.is_floating_point else stored
 

@@ -52,7 +52,7 @@ class MergePlan:
         targets = planner.plan_to_disk(out_path="")
         saves = [task for task in targets if isinstance(task, SaveTensor)]
         self.names = [save.tensor_name for save in saves]
-        """Of the merged tensors; optional ones may still not come."""
+        """Names of the merged tensors; optional ones may still not come."""
         raise_if_any(_misfits(saves, loaders))
         self._graph = Graph(targets, self._device, self._received)
         merges = [(merge, save) for save in saves if (merge := _plain_merge(save))]

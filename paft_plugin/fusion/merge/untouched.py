@@ -90,6 +90,6 @@ def draws(method: MergeMethod) -> bool:
 
 
 def _valid_draw(values: Values) -> bool:
-    """Whether density and epsilon make no error of mergekit's, which a copy would hide."""
+    """Whether mergekit takes this density and epsilon: it stops at others, and a copy must not hide that."""
     density, epsilon = values.get("density", 1.0), values.get("epsilon", 0.0)
     return bool(density >= 1 or density == 0 or (density > 0 and density + epsilon < 1 and density - epsilon > 0))

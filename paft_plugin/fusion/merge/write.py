@@ -97,7 +97,7 @@ def shard_bytes(text: str) -> int:
 
 
 def check_chat_template(fusion: Fusion) -> None:
-    """Before the work rather than after it."""
+    """Refuse a chat template that mergekit would refuse, before the work rather than after it."""
     if fusion.config.chat_template and fusion.config.chat_template != "auto":
         try:
             set_chat_template(SimpleNamespace(chat_template=None), fusion.config)
