@@ -18,6 +18,8 @@ from paft_plugin.errors import PaftError
 
 PROOF_FILE = "paft.json"
 """Beside a branch that the penalty shaped: what ran (`deltas/proof.py`)."""
+ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
+"""PEFT's names of what an adapter's folder holds."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/\w[\w.-]*")
 RECIPE_FILE, LINT_FILE = "recipe.yml", "lint.json"
 """Beside a fused model: the recipe that it was merged by, and what the linter found in it."""

@@ -25,6 +25,7 @@ from typing import Any
 import click
 
 from paft_plugin.benchmarks.harness import BenchmarkRow, Figure, apart, figure, megabytes, quotients, sized_command
+from paft_plugin.files import ADAPTER_CONFIG, ADAPTER_FILE
 
 PACKAGES = ("paft-plugin", "torch", "numba", "safetensors")
 SEED = 0
@@ -292,9 +293,9 @@ def make_llamas(size: LlamaSize, folder: Path) -> None:
                 factors[f"{key}A.weight"] = drawn((RANK, columns), 0.02).bfloat16()
                 factors[f"{key}B.weight"] = drawn((rows, RANK), 1e-3).bfloat16()
         (folder / adapter).mkdir()
-        save_file(factors, folder / adapter / "adapter_model.safetensors")
+        save_file(factors, folder / adapter / ADAPTER_FILE)
         settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK, "base_model_name_or_path": None}
-        (folder / adapter / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+        (folder / adapter / ADAPTER_CONFIG).write_text(json.dumps(settings), encoding="utf-8")
 
 
 command = sized_command(

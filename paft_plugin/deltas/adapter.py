@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from paft_plugin.deltas.store import ADAPTER_CONFIG, TensorStore, open_adapter_weights
+from paft_plugin.deltas.store import TensorStore, open_adapter_weights
 from paft_plugin.errors import raise_if_any, some
-from paft_plugin.files import fingerprint, read_json
+from paft_plugin.files import ADAPTER_CONFIG, fingerprint, read_json
 
 PREFIX = "base_model.model."
 # Layers that PEFT wraps around a module: below them is what the base calls by the same name.

@@ -10,10 +10,10 @@ import torch
 from paft_plugin.deltas.adapter import Adapter, open_adapter
 from paft_plugin.deltas.fit import fit_adapter, fit_model, quantised
 from paft_plugin.deltas.proof import why_unproven
-from paft_plugin.deltas.store import ADAPTER_CONFIG, TensorStore, is_adapter, open_model, same_content
+from paft_plugin.deltas.store import TensorStore, is_adapter, open_model, same_content
 from paft_plugin.deltas.tokenizer import Tokenizer, compare, conflicts, read_tokenizer
 from paft_plugin.errors import Findings, PaftError, some
-from paft_plugin.files import read_json
+from paft_plugin.files import ADAPTER_CONFIG, read_json
 
 
 def examine(base: Path, sft: Path, preference: Path) -> Findings:

@@ -20,12 +20,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from paft_plugin.errors import PaftError, raise_if_any, some
-from paft_plugin.files import fingerprint, read_json
+from paft_plugin.files import ADAPTER_CONFIG, ADAPTER_FILE, fingerprint, read_json
 
 MODEL_FILE = "model.safetensors"
 MODEL_INDEX = "model.safetensors.index.json"
-ADAPTER_FILE = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 # What safetensors calls the dtypes in which deltas can be taken, in torch's words.

@@ -1,20 +1,26 @@
-"""What is to be scored: a model, or an adapter on its base model, checked before anything heavy is imported."""
+"""What is to be scored: a model, or an adapter on its base model.
+
+It is checked before anything heavy is imported, and then loaded as lm-eval's model, whole or not at all.
+"""
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
-from paft_plugin.errors import PaftError, raise_if_any
-from paft_plugin.files import read_json_or_nothing
+from paft_plugin.errors import PaftError, one_line, raise_if_any
+from paft_plugin.files import ADAPTER_CONFIG, ADAPTER_FILE, read_json_or_nothing
+
+if TYPE_CHECKING:
+    from lm_eval.models.huggingface import HFLM
 
 ARM_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -57,10 +63,10 @@ class Candidate:
         if self.adapter is not None:
             if not (self.adapter / ADAPTER_CONFIG).is_file():
                 problems.append(f"arm {self.arm}: no adapter in {self.adapter} (no {ADAPTER_CONFIG})")
-            elif not (self.adapter / ADAPTER_WEIGHTS).is_file():
-                problems.append(f"arm {self.arm}: no weights in {self.adapter} (no {ADAPTER_WEIGHTS})")
+            elif not (self.adapter / ADAPTER_FILE).is_file():
+                problems.append(f"arm {self.arm}: no weights in {self.adapter} (no {ADAPTER_FILE})")
             else:
-                problems += self._corrupt([self.adapter / ADAPTER_WEIGHTS])
+                problems += self._corrupt([self.adapter / ADAPTER_FILE])
         return problems
 
     def _corrupt(self, files: Sequence[Path]) -> list[str]:
@@ -98,3 +104,56 @@ def problems_of(candidates: Sequence[Candidate]) -> list[str]:
     problems = [] if arms else ["nothing to score: name at least one ARM=PATH"]
     problems += [f"arm {arm}: named {arms.count(arm)} times" for arm in dict.fromkeys(arms) if arms.count(arm) > 1]
     return problems + [problem for candidate in candidates for problem in candidate.problems()]
+
+
+def load(
+    candidate: Candidate, *, batch_size: int, device: str = "cpu", dtype: str = "float32", chat_template: bool = True
+) -> HFLM:
+    """Load a candidate as lm-eval's model.
+
+    It's loaded here and not by lm-eval, which would score a model with randomly initialised tensors, or an adapter that fits
+    nowhere, as if nothing were wrong.
+
+    Args:
+        candidate: A model, or an adapter on its base.
+        batch_size: Prompts at once.
+        device: torch's name of it.
+        dtype: torch's name of it, or auto: the checkpoint's own, but bfloat16 for a float32 checkpoint on a GPU.
+        chat_template: Whether the tokenizer must have one.
+
+    Raises:
+        PaftError: It can't be loaded, or not all of it; names the arm.
+    """
+    import torch
+    from lm_eval.models.huggingface import HFLM
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = f"arm {candidate.arm}: {candidate.adapter or candidate.model}"
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            candidate.model,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            output_loading_info=True,
+            local_files_only=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(candidate.model, local_files_only=True)
+        if dtype == "auto" and device.startswith("cuda") and model.dtype == torch.float32:
+            model = model.bfloat16()
+        if candidate.adapter is not None:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", message="(?s).*Found missing adapter keys")
+                model = PeftModel.from_pretrained(model, candidate.adapter)
+    except Exception as error:  # transformers and PEFT raise almost anything for a bad folder
+        raise PaftError(f"{where} can't be loaded: {one_line(error, 300)}") from error
+    if lacking := sorted(info["missing_keys"]):
+        raise PaftError(
+            f"{where} lacks {len(lacking)} tensors of the model that its config describes, e.g. {lacking[0]}"
+        )
+    if chat_template and tokenizer.chat_template is None:
+        raise PaftError(
+            f"{where}: the tokenizer in {candidate.model} has no chat template. Add the one of its training, or set "
+            "evaluation.apply_chat_template: false to ask in plain text."
+        )
+    # In half precision, the log-likelihoods of two answers to choose from would often come out equal.
+    return HFLM(pretrained=model.to(device), tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32")

@@ -16,40 +16,6 @@ from paft_plugin.files import write_json
 from paft_plugin.schema import STRICT, Folder, MappingOfNames, known, raise_lines, validate
 
 
-def task_inputs(folder: Path) -> list[Path]:
-    """The folder of lm-eval task files, and every local file of items that they name."""
-    found = [folder]
-    for file in sorted(folder.rglob("*.yaml")):
-        try:
-            content = yaml.load(file.read_text(encoding="utf-8"), Loader=_AnyTag)  # noqa: S506 (a SafeLoader)
-        except (yaml.YAMLError, UnicodeDecodeError):
-            continue  # whoever opens the tasks says so
-        if isinstance(content, dict):
-            kwargs = content.get("dataset_kwargs") or {}
-            found += _existing(kwargs.get("data_files") if isinstance(kwargs, dict) else None)
-            found += _existing(content.get("dataset_path"))
-    return list(dict.fromkeys(found))
-
-
-class _AnyTag(yaml.SafeLoader):
-    """YAML with lm-eval's `!function`, which is of no interest here."""
-
-
-_AnyTag.add_multi_constructor("", lambda _loader, _tag, _node: None)
-
-
-def _existing(named: Any) -> Iterator[Path]:
-    """The files that a path, a pattern, or a list or mapping of them comes to."""
-    if isinstance(named, str) and Path(named).is_absolute():
-        yield from (Path(path) for path in sorted(glob.glob(named)))  # noqa: PTH207 - Path.glob refuses absolute patterns
-    elif isinstance(named, dict):
-        for value in named.values():
-            yield from _existing(value)
-    elif isinstance(named, list):
-        for value in named:
-            yield from _existing(value)
-
-
 class MeasureConfig(BaseModel):
     """Which number of a task counts. Whatever is left out is settled by the task itself."""
 
@@ -129,7 +95,7 @@ def write_measures(config: EvaluationConfig, file: Path) -> None:
 
 
 def read_measures(file: Path) -> EvaluationConfig:
-    """What `write_measures` wrote, or a person.
+    """What `write_measures`, or a person, wrote into `file`.
 
     Raises:
         PaftError: No such file, no JSON, or all that is wrong in it.
@@ -141,3 +107,37 @@ def read_measures(file: Path) -> EvaluationConfig:
     except ValueError as error:
         raise PaftError(f"{file}: no valid JSON ({error}). It should hold `evaluation:` as JSON.") from None
     return validate(EvaluationConfig, content, file)
+
+
+def task_inputs(folder: Path) -> list[Path]:
+    """A folder of lm-eval task files, and every local file of items that they name: a score is out of date when one changes."""
+    found = [folder]
+    for file in sorted(folder.rglob("*.yaml")):
+        try:
+            content = yaml.load(file.read_text(encoding="utf-8"), Loader=_AnyTag)  # noqa: S506 (a SafeLoader)
+        except (yaml.YAMLError, UnicodeDecodeError):
+            continue  # whoever opens the tasks says so
+        if isinstance(content, dict):
+            kwargs = content.get("dataset_kwargs") or {}
+            found += _files_named(kwargs.get("data_files") if isinstance(kwargs, dict) else None)
+            found += _files_named(content.get("dataset_path"))
+    return list(dict.fromkeys(found))
+
+
+class _AnyTag(yaml.SafeLoader):
+    """YAML with lm-eval's `!function`, which is of no interest here."""
+
+
+_AnyTag.add_multi_constructor("", lambda _loader, _tag, _node: None)
+
+
+def _files_named(named: Any) -> Iterator[Path]:
+    """The files that a path, a pattern, or a list or mapping of them comes to."""
+    if isinstance(named, str) and Path(named).is_absolute():
+        yield from (Path(path) for path in sorted(glob.glob(named)))  # noqa: PTH207 - Path.glob refuses absolute patterns
+    elif isinstance(named, dict):
+        for value in named.values():
+            yield from _files_named(value)
+    elif isinstance(named, list):
+        for value in named:
+            yield from _files_named(value)

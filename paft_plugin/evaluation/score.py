@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from paft_plugin.errors import PaftError, raise_if_any
-from paft_plugin.evaluation.candidates import Candidate, parse_all, problems_of
+from paft_plugin.evaluation.candidates import Candidate, load, parse_all, problems_of
 from paft_plugin.evaluation.config import EvaluationConfig, read_measures
 from paft_plugin.evaluation.results import ArmScore, Measure, ScoresFile
 from paft_plugin.evaluation.tasks import OpenTask, open_measures
@@ -76,7 +76,6 @@ def _score_one(
 ) -> ArmScore:
     import torch
 
-    from paft_plugin.evaluation.loading import load
     from paft_plugin.evaluation.scorer import Scorer
 
     start = time.monotonic()

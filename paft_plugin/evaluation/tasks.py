@@ -1,4 +1,7 @@
-"""Opens lm-eval's tasks and groups, and settles which of their numbers a measure is; every mistake is said at once."""
+"""Opens lm-eval's tasks and groups with their items, and finds which of the numbers that they report a measure is.
+
+Everything that is wrong with any of them is said at once.
+"""
 
 from __future__ import annotations
 
@@ -19,27 +22,10 @@ if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
 
-NAMING_KEYS = ("doc_to_text", "doc_to_target", "doc_to_choice")
-"""Keys of a task that may name a field of its items, rather than hold a template or a function."""
-
-
-def empty_field(task: Task) -> str | None:
-    """The first item that has nothing in a field which the task asks for by name.
-
-    lm-eval scores such an item, with None for the question or the answer. A template may well mean to do without.
-    """
-    names = [str(task.get_config(key)) for key in NAMING_KEYS]
-    fields = [name for name in dict.fromkeys(names) if name in getattr(task, "features", ())]
-    if not fields:
-        return None
-    for number, item in enumerate(task.eval_docs, start=1):
-        for field in fields:
-            if item[field] is None:
-                return f"item {number} has no {field}"
-    return None
-
-
 SEED = 0
+"""Of whatever a task draws at random: its order of items, its solved examples."""
+_NAMING_KEYS = ("doc_to_text", "doc_to_target", "doc_to_choice")
+"""Keys of a task that may name a field of its items, rather than hold a template or a function."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +237,7 @@ def _filters(task: Task) -> list[str]:
 
 
 def _choose(key: str, given: str | None, names: list[str], where: str, problems: list[str]) -> str:
-    """What was given, or else the only one there is; a problem if it isn't there or there is a choice."""
+    """`given`, or else the only one of `names`; adds to `problems` if there is no such name, or none was given of several."""
     chosen = given or (names[0] if len(names) == 1 else "")
     if chosen not in names:
         problem = f"is {chosen}, which the task has not" if chosen else "must be named"
@@ -260,7 +246,7 @@ def _choose(key: str, given: str | None, names: list[str], where: str, problems:
 
 
 def _set_examples(task: OpenTask, count: int | None) -> list[str]:
-    """Have `count` solved examples put before each question (None: the task's own number); what speaks against it."""
+    """Have `count` solved examples put before each question (None: the task's own number); returns why that cannot be done."""
     if count is None:
         return []
     problems = []
@@ -294,9 +280,25 @@ def _unfit(task: OpenTask) -> list[str]:
             )
         if getattr(part, "MULTIMODAL", False):
             problems.append(f"{of}asks about images or sounds, and only text is scored here. Leave it out.")
-        if empty := empty_field(part):
+        if empty := _empty_field(part):
             problems.append(f"{of}{empty}. Correct the items.")
     return problems
+
+
+def _empty_field(task: Task) -> str | None:
+    """What the first item lacks in a field that the task asks for by name; None if no item lacks any.
+
+    lm-eval scores such an item, with None for the question or the answer. A template may well mean to do without.
+    """
+    names = [str(task.get_config(key)) for key in _NAMING_KEYS]
+    fields = [name for name in dict.fromkeys(names) if name in getattr(task, "features", ())]
+    if not fields:
+        return None
+    for number, item in enumerate(task.eval_docs, start=1):
+        for field in fields:
+            if item[field] is None:
+                return f"item {number} has no {field}"
+    return None
 
 
 def _overlaps(tasks: Mapping[str, OpenTask], where: str) -> list[str]:

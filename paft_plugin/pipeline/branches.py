@@ -11,6 +11,7 @@ import yaml
 
 from paft_plugin.errors import PaftError, some
 from paft_plugin.evaluation.arms import Role
+from paft_plugin.files import ADAPTER_CONFIG
 from paft_plugin.pipeline.config import BranchSpec
 from paft_plugin.schema import read_yaml
 
@@ -47,7 +48,7 @@ class Branch:
     def is_adapter(self) -> bool:
         """Whether it is an adapter on its base, rather than a whole model."""
         if self.trained is not None:
-            return (self.trained / "adapter_config.json").is_file()
+            return (self.trained / ADAPTER_CONFIG).is_file()
         return bool(self.content.get("adapter"))
 
     @property

@@ -15,7 +15,7 @@ from paft_plugin import __version__
 from paft_plugin.drawing import Plot, as_png, joined
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.results import RESULTS, ArmResult, Results, read_results
-from paft_plugin.files import PROOF_FILE, is_hub_name, read_json_or_nothing, write_bytes, write_text
+from paft_plugin.files import ADAPTER_CONFIG, PROOF_FILE, is_hub_name, read_json_or_nothing, write_bytes, write_text
 from paft_plugin.inspection.inspected import INSPECTION_FILE, read_inspection
 from paft_plugin.inspection.plots import sparsity_by_layer
 from paft_plugin.report.arm_tables import arm_table
@@ -196,7 +196,7 @@ def _recipe_says(recipe: str) -> tuple[str, Base]:
 def _metadata(
     results: Results, arm: ArmResult, method: str, base: Base, data: Sequence[Data], folder: Path
 ) -> ModelCardData:
-    is_adapter = (folder / "adapter_config.json").is_file()
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()
     datasets = list(dict.fromkeys(name for each in data for name in each.hub_names))
     scored: list[EvalResult] = [
         EvalResult(

@@ -23,8 +23,7 @@ from torch import Tensor
 
 from paft_plugin.deltas import check_belongs, open_delta
 from paft_plugin.errors import PaftError, raise_if_any, some
-from paft_plugin.evaluation.candidates import Candidate
-from paft_plugin.evaluation.loading import load
+from paft_plugin.evaluation.candidates import Candidate, load
 from paft_plugin.evaluation.scorer import Scorer, quiet, tokenise_once
 from paft_plugin.files import fingerprint
 from paft_plugin.fusion.merge import open_fusion

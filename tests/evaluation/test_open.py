@@ -13,9 +13,8 @@ from lm_eval.tasks import TaskManager
 
 from paft_plugin.demo import data
 from paft_plugin.errors import PaftError
-from paft_plugin.evaluation.candidates import Candidate
+from paft_plugin.evaluation.candidates import Candidate, load
 from paft_plugin.evaluation.config import MeasureConfig
-from paft_plugin.evaluation.loading import load
 from paft_plugin.evaluation.results import ArmScore, Measure
 from paft_plugin.evaluation.score import score_model
 from paft_plugin.evaluation.scorer import Scorer

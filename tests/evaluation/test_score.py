@@ -19,9 +19,8 @@ from transformers import AutoModelForCausalLM
 
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation import score as scoring
-from paft_plugin.evaluation.candidates import Candidate, parse_all
+from paft_plugin.evaluation.candidates import Candidate, load, parse_all
 from paft_plugin.evaluation.config import EvaluationConfig, write_measures
-from paft_plugin.evaluation.loading import load
 from paft_plugin.evaluation.results import Measure
 from paft_plugin.evaluation.score import main, score
 from paft_plugin.evaluation.scorer import Scorer, TaskScore

@@ -11,9 +11,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file
 
-from paft_plugin.evaluation.candidates import Candidate
+from paft_plugin.evaluation.candidates import Candidate, load
 from paft_plugin.evaluation.config import MeasureConfig
-from paft_plugin.evaluation.loading import load
 from paft_plugin.evaluation.results import Measure
 from paft_plugin.evaluation.scorer import Scorer, tokenise_once
 from paft_plugin.evaluation.tasks import OpenTask, open_measures

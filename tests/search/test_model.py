@@ -11,9 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paft_plugin.errors import PaftError
-from paft_plugin.evaluation.candidates import Candidate
+from paft_plugin.evaluation.candidates import Candidate, load
 from paft_plugin.evaluation.config import MeasureConfig
-from paft_plugin.evaluation.loading import load
 from paft_plugin.evaluation.scorer import Scorer
 from paft_plugin.fusion.merge import open_fusion, write_fusion
 from paft_plugin.fusion.recipe.settings import RecipeSettings

@@ -17,9 +17,8 @@ from rich.console import Console
 
 from paft_plugin.cli import paft
 from paft_plugin.errors import PaftError
-from paft_plugin.evaluation.candidates import Candidate
+from paft_plugin.evaluation.candidates import Candidate, load
 from paft_plugin.evaluation.config import MeasureConfig
-from paft_plugin.evaluation.loading import load
 from paft_plugin.evaluation.scorer import Scorer
 from paft_plugin.fusion.merge import open_fusion, write_fusion
 from paft_plugin.pipeline.arms import search_request

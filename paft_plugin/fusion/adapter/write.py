@@ -11,9 +11,9 @@ import yaml
 from torch import Tensor
 
 from paft_plugin.deltas.adapter import PREFIX
-from paft_plugin.deltas.store import ADAPTER_CONFIG, ADAPTER_FILE, MODEL_FILE
+from paft_plugin.deltas.store import MODEL_FILE
 from paft_plugin.errors import PaftError
-from paft_plugin.files import PROOF_FILE, read_json, write_json, write_text
+from paft_plugin.files import ADAPTER_CONFIG, ADAPTER_FILE, PROOF_FILE, read_json, write_json, write_text
 from paft_plugin.fusion.adapter.errors import ModuleError, as_json, form, rank_for, total_error
 from paft_plugin.fusion.adapter.fused_delta import FusedDelta, open_fused_delta
 from paft_plugin.fusion.adapter.live import Slot

@@ -18,8 +18,9 @@ from paft_plugin.deltas.adapter import open_adapter
 from paft_plugin.deltas.belongs import branch_problems, check_finite
 from paft_plugin.deltas.delta import Delta, delta_of
 from paft_plugin.deltas.fit import BUFFERS, quantised
-from paft_plugin.deltas.store import ADAPTER_CONFIG, ADAPTER_FILE, FLOATS, TensorStore, open_model, tied_names
+from paft_plugin.deltas.store import FLOATS, TensorStore, open_model, tied_names
 from paft_plugin.errors import PaftError, first_line, raise_if_any
+from paft_plugin.files import ADAPTER_CONFIG, ADAPTER_FILE
 
 MODEL_PATTERNS = ["*.json", "*.safetensors", "*.safetensors.index.json", "*.jinja", "tokenizer.model", "*.txt"]
 ADAPTER_PATTERNS = [ADAPTER_CONFIG, ADAPTER_FILE]
