@@ -11,7 +11,6 @@ import click
 from paft_plugin import __version__
 from paft_plugin.commands.demo import demo
 from paft_plugin.commands.diagnose import diagnose
-from paft_plugin.commands.exits import BAD_INPUT, INTERRUPTED
 from paft_plugin.commands.fuse import fuse
 from paft_plugin.commands.init import init
 from paft_plugin.commands.inspect import inspect
@@ -22,7 +21,7 @@ from paft_plugin.commands.report import report
 from paft_plugin.commands.run import run
 from paft_plugin.commands.search import search
 from paft_plugin.commands.status import status
-from paft_plugin.errors import PaftError
+from paft_plugin.errors import BAD_INPUT, INTERRUPTED, PaftError
 
 
 class PaftGroup(click.Group):

@@ -1,10 +1,16 @@
-"""The one exception for what a user can mend, and the words that several messages share."""
+"""The one exception for what a user can mend, how a command ends with it, and what is made of other libraries' words."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+BAD_INPUT, INTERRUPTED = 2, 130
+"""Exit codes: a mistake that the user can mend, and Ctrl-C."""
 
 
 class PaftError(ValueError):
@@ -22,6 +28,15 @@ def raise_if_any(problems: Sequence[str]) -> None:
     """Raise one `PaftError` with all `problems`, if there are any."""
     if problems:
         raise PaftError(problems)
+
+
+@contextmanager
+def collecting(problems: list[str]) -> Iterator[None]:
+    """Add what a `PaftError` inside the block says to `problems`, and go on after the block, to find what else is wrong."""
+    try:
+        yield
+    except PaftError as error:
+        problems += error.problems
 
 
 def some(names: Sequence[str], most: int = 3) -> str:
@@ -50,6 +65,19 @@ def one_line(error: BaseException, most: int | None = None) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of what another library's error says: torch and the hub add paragraphs of advice."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep what other libraries log and warn of (mergekit imports them all) from between our lines."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 @dataclass

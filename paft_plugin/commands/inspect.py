@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paft_plugin.errors import PaftError
+from paft_plugin.errors import PaftError, collecting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,10 +67,8 @@ def inspect(
     from paft_plugin.machine import reuse_freed_memory
 
     problems, branches = _named(deltas)
-    try:
+    with collecting(problems):
         settings = Settings(thresholds or THRESHOLDS, densities or DENSITIES, not no_pairs)
-    except PaftError as error:
-        problems += error.problems
     if problems:
         raise PaftError(problems + problems_of(base, branches))
     check_writable(output_dir)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from paft_plugin.commands.exits import BAD_INPUT, quietly
+from paft_plugin.errors import BAD_INPUT, quietly
 
 
 @click.command()

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paft_plugin.commands.exits import quietly
-from paft_plugin.errors import PaftError
+from paft_plugin.errors import PaftError, quietly
 
 if TYPE_CHECKING:
     from paft_plugin.fusion.merge import Fusion

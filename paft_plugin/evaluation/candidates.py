@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
-from paft_plugin.errors import PaftError, one_line, raise_if_any
+from paft_plugin.errors import PaftError, collecting, one_line, raise_if_any
 from paft_plugin.files import ADAPTER_CONFIG, ADAPTER_FILE, read_json_or_nothing
 
 if TYPE_CHECKING:
@@ -90,10 +90,8 @@ def parse_all(texts: Sequence[str]) -> list[Candidate]:
     candidates: list[Candidate] = []
     problems: list[str] = []
     for text in texts:
-        try:
+        with collecting(problems):
             candidates.append(Candidate.parse(text))
-        except PaftError as error:
-            problems += error.problems
     raise_if_any(problems)
     return candidates
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paft_plugin.errors import PaftError, raise_if_any
+from paft_plugin.errors import BAD_INPUT, INTERRUPTED, PaftError, collecting, raise_if_any
 from paft_plugin.evaluation.candidates import Candidate, load, parse_all, problems_of
 from paft_plugin.evaluation.config import EvaluationConfig, read_measures
 from paft_plugin.evaluation.results import ArmScore, Measure, ScoresFile
@@ -49,14 +49,10 @@ def score(
     measures: list[Measure] = []
     tasks: dict[str, OpenTask] = {}
     device = config.device
-    try:
+    with collecting(problems):
         device = usable_device(config.device, "evaluation.device")
-    except PaftError as error:
-        problems += error.problems
-    try:
+    with collecting(problems):
         measures, tasks = open_measures(config.measures, config.tasks)
-    except PaftError as error:
-        problems += error.problems
     raise_if_any(problems)
 
     scores: dict[str, ArmScore] = {}
@@ -155,12 +151,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PaftError as error:
         for problem in error.problems:
             click.echo(f"Error: {problem}", err=True)
-        return 2
+        return BAD_INPUT
     except click.ClickException as error:
         error.show()
-        return 2
+        return BAD_INPUT
     except (KeyboardInterrupt, click.Abort):
-        return 130
+        return INTERRUPTED
     return 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import logging
 import os
 import random
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from paft_plugin.errors import quietly
 from paft_plugin.evaluation.tasks import SEED, OpenTask
 
 if TYPE_CHECKING:
@@ -76,14 +76,14 @@ class Scorer:
         random.seed(SEED)
         np.random.seed(SEED)
         torch.manual_seed(SEED)
-        with _one_process():
-            report = evaluate(
-                lm=self._model,
-                task_dict={key: value for task in self._tasks.values() for key, value in task.tree.items()},
-                bootstrap_iters=BOOTSTRAP_DRAWS,
-                log_samples=False,
-                **self._settings,
-            )
+        os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm-eval: no process for each core to draw so few samples
+        report = evaluate(
+            lm=self._model,
+            task_dict={key: value for task in self._tasks.values() for key, value in task.tree.items()},
+            bootstrap_iters=BOOTSTRAP_DRAWS,
+            log_samples=False,
+            **self._settings,
+        )
         return {name: _task_score(report["results"][name]) for name in self._tasks}
 
     def items(self, name: str) -> int:
@@ -154,29 +154,10 @@ def tokenise_once(model: HFLM) -> None:
 
 
 @contextmanager
-def _one_process() -> Iterator[None]:
-    """lm-eval would start a process for each core to draw so few samples."""
-    before = os.environ.get("DISABLE_MULTIPROC")
-    os.environ["DISABLE_MULTIPROC"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["DISABLE_MULTIPROC"]
-        else:
-            os.environ["DISABLE_MULTIPROC"] = before
-
-
-@contextmanager
 def quiet() -> Iterator[None]:
     """Without lm-eval's warnings and bars (on stderr), which would be repeated for every score.
 
     Not stdout: what Ctrl-C is answered with meanwhile goes there.
     """
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(level)
+    with quietly(), redirect_stderr(io.StringIO()):
+        yield

@@ -13,7 +13,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paft_plugin.errors import PaftError, did_you_mean, one_line, raise_if_any, some
+from paft_plugin.errors import PaftError, collecting, did_you_mean, one_line, raise_if_any, some
 from paft_plugin.evaluation.config import MeasureConfig
 from paft_plugin.evaluation.results import Measure
 
@@ -185,12 +185,10 @@ def open_measures(
     problems: list[str] = []
     for name, measure in measures.items():
         here = f"{where}.{name}"
-        try:
+        with collecting(problems):
             opened = open_one(catalogue, name, here)
             settled.append(_settle(name, measure, opened, here))
             tasks[name] = opened
-        except PaftError as error:
-            problems += error.problems
     raise_if_any(problems + _overlaps(tasks, where))
     return settled, tasks
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from paft_plugin.errors import PaftError
+from paft_plugin.errors import BAD_INPUT, INTERRUPTED, PaftError
 
 PREFIX = "# mergekit-yaml "
 
@@ -30,14 +30,14 @@ def main(arguments: list[str]) -> int:
     """Run the command of `RECIPE`; its exit code, or 2 for a user's mistake here and 130 after Ctrl-C."""
     if len(arguments) != 1:
         print("Usage: python -m paft_plugin.fusion.run RECIPE", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     try:
         return run(header_command(Path(arguments[0])))
     except (PaftError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
 
 
 def run(command: list[str]) -> int:

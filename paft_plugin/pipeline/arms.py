@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 
-from paft_plugin.errors import PaftError, raise_if_any
+from paft_plugin.errors import PaftError, collecting, raise_if_any
 from paft_plugin.evaluation.arms import Arm, Kind, Role
 from paft_plugin.pipeline.base import base_folder
 from paft_plugin.pipeline.branches import Branch, preference_name, read_branch, without_penalty
@@ -113,15 +113,11 @@ def locate(
     """
     problems: list[str] = []
     base = Path(config.base)
-    try:
+    with collecting(problems):
         resolve(config, file, base, arms, sequential)
-    except PaftError as error:
-        problems += error.problems
     if not (problems and config.base_is_remote):
-        try:
+        with collecting(problems):
             base = base_folder(config, download)
-        except PaftError as error:
-            problems += error.problems
     raise_if_any(problems)
     return resolve(config, file, base, arms, sequential)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from paft_plugin.errors import PaftError
+from paft_plugin.errors import BAD_INPUT, PaftError
 from paft_plugin.schema import read_yaml
 
 DEFAULT_SEED = 42  # what axolotl takes when a config names none (`set_default_seed` in its schema)
@@ -32,14 +32,14 @@ def main(arguments: list[str]) -> int:
     """Train as `CONFIG` says; the exit code is axolotl's own, or 2 for a user's mistake here."""
     if not arguments or arguments[0].startswith("-"):
         print("Usage: python -m paft_plugin.pipeline.train CONFIG [OPTION OF AXOLOTL TRAIN]...", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     file, options = Path(arguments[0]), arguments[1:] or ["--launcher", "python"]
     try:
         config = read_yaml(file, "Give an axolotl config.")
         seed = seed_of(config, file)
     except PaftError as error:
         print(f"Error: {error}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     if config.get("auto_resume_from_checkpoints") and config.get("output_dir"):
         for folder in drop_torn(Path(config["output_dir"])):
             print(f"{folder} was not written to the end: removed.")

@@ -19,7 +19,7 @@ from paft_plugin.deltas.belongs import branch_problems, check_finite
 from paft_plugin.deltas.delta import Delta, delta_of
 from paft_plugin.deltas.fit import BUFFERS, quantised
 from paft_plugin.deltas.store import FLOATS, TensorStore, open_model, tied_names
-from paft_plugin.errors import PaftError, first_line, raise_if_any
+from paft_plugin.errors import PaftError, collecting, first_line, raise_if_any
 from paft_plugin.files import ADAPTER_CONFIG, ADAPTER_FILE
 
 MODEL_PATTERNS = ["*.json", "*.safetensors", "*.safetensors.index.json", "*.jinja", "tokenizer.model", "*.txt"]
@@ -133,10 +133,8 @@ def open_loaders(wanted: list[ModelReference]) -> dict[ModelReference, ModelLoad
     loaders: dict[ModelReference, ModelLoader] = {}
     problems: list[str] = []
     for reference in wanted:
-        try:
+        with collecting(problems):
             loaders[reference] = _open(reference, stores)
-        except PaftError as error:
-            problems += error.problems
     raise_if_any(list(dict.fromkeys(problems)))
     return loaders
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from paft_plugin.errors import PaftError
+from paft_plugin.errors import PaftError, collecting
 from paft_plugin.files import write_text
 from paft_plugin.penalty.strength import ENOUGH_STEPS
 from paft_plugin.pipeline.branches import PLUGIN
@@ -62,18 +62,12 @@ def write_starter(wish: Wish, gpu: bool, force: bool = False) -> list[Path]:
     problems = [f"{file} is there already. Choose another --output, or --force." for file in files if file.exists()]
     problems = [] if force else problems
     base = sft = preference = None
-    try:
+    with collecting(problems):
         base = look_at(wish.base)
-    except PaftError as error:
-        problems += error.problems
-    try:
+    with collecting(problems):
         sft = read_sft(wish.sft_data)
-    except PaftError as error:
-        problems += error.problems
-    try:
+    with collecting(problems):
         preference = read_preference(wish.preference_data, wish.rl)
-    except PaftError as error:
-        problems += error.problems
     if problems or base is None or sft is None or preference is None:
         raise PaftError(problems)
     wish.output.mkdir(parents=True, exist_ok=True)
