@@ -9,7 +9,7 @@ import pytest
 
 from paft_plugin.fusion.recipe.methods import METHODS
 from paft_plugin.fusion.recipe.write import write_recipe
-from paft_plugin.search.space import DEFAULTS, make_spaces, propose, seed_of
+from paft_plugin.search.space import DEFAULTS, make_spaces, propose, range_problems, seed_of
 from tests.fusion.conftest import World, make_world
 
 
@@ -66,9 +66,23 @@ def test_given_ranges_replace_the_methods_own_and_defaults_outside_are_not_told(
     assert not make_spaces({"linear": {}})["linear"].searched
 
 
-def test_every_default_range_fits_its_method() -> None:
-    from paft_plugin.search.space import range_problems
+def test_the_ranges_stay_or_a_search_that_is_under_way_would_be_another() -> None:
+    assert DEFAULTS == {
+        "ties": {"density": (0.02, 1.0), "weight": (0.1, 1.5), "scale": (0.4, 1.6)},
+        "dare_ties": {"density": (0.2, 0.95), "weight": (0.1, 1.5)},
+        "dare_linear": {"density": (0.2, 0.95), "weight": (0.1, 1.5)},
+        "task_arithmetic": {"weight": (0.1, 1.5)},
+        "linear": {},
+    }
 
+
+def test_a_range_of_what_a_method_does_not_take_is_said() -> None:
+    given = {"density": (0.1, 0.5), "weight": (0.1, 1.0), "scale": (0.5, 1.0)}
+    problems = range_problems("karcher", given)
+    assert [problem.partition(":")[0] for problem in problems] == list(given)
+
+
+def test_every_default_range_fits_its_method() -> None:
     assert set(DEFAULTS) <= set(METHODS)
     assert [problem for name in DEFAULTS for problem in range_problems(name, DEFAULTS[name])] == []
 

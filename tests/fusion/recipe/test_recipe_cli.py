@@ -12,6 +12,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 from paft_plugin.cli import paft
+from paft_plugin.commands.recipe import recipe
+from paft_plugin.fusion.recipe.settings import SETTINGS, RecipeSettings
 from tests.fusion.conftest import World
 
 
@@ -61,6 +63,26 @@ def test_normalize_can_be_chosen_both_ways(world: World, tmp_path: Path, normali
     option = "--normalize" if normalize else "--no-normalize"
     call(*branches(world), "--method", "dare_ties", option, "--output", tmp_path / "r.yml")
     assert yaml.safe_load((tmp_path / "r.yml").read_text())["parameters"]["normalize"] is normalize
+
+
+def test_every_setting_is_an_option_that_gives_it_back() -> None:
+    values = {float | None: 0.25, bool | None: False}
+    given = {name: values[RecipeSettings.model_fields[name].annotation] for name in SETTINGS}
+    filters = ["mlp:density-sft=0.1", "o_proj:weight-preference=2e-07"]
+    settings = RecipeSettings(**given, filter=filters, extras={"rescale": False, "max_iter": 3, "tol": 1e-9})
+    folders = ["--base", "b", "--sft", "s", "--preference", "p", "--method", "ties", "--output", "o"]
+    parsed = recipe.make_context("recipe", [*folders, *settings.options()]).params
+    read, problems = RecipeSettings.read({name: parsed[name] for name in (*SETTINGS, "filter")})
+    assert problems == []
+    assert read == settings.model_copy(update={"extras": {}})
+    assert {name: parsed[name] for name in settings.extras} == settings.extras
+
+
+def test_a_filter_that_cannot_be_read_is_said_with_all_else(world: World, tmp_path: Path) -> None:
+    options = ["--method", "ties", "--filter", "mlp", "--density", "2", "--output", tmp_path / "r.yml"]
+    lines = errors(call(*branches(world), *options))
+    assert [line.partition(":")[2].split()[0] for line in lines] == ["--filter", "--density"]
+    assert not (tmp_path / "r.yml").exists()
 
 
 def test_everything_wrong_is_said_at_once_and_nothing_is_written(world: World, tmp_path: Path) -> None:
