@@ -1,4 +1,4 @@
-"""Adding the penalty to a trainer's steps: the injector, and the callback by which the trainer drives it.
+"""Adding the penalty to a trainer's steps.
 
 `subgradient`: the subgradient of λ‖δ‖₁ goes into `.grad` after the last micro-batch's backward: after gradient accumulation and
 reduction over processes, before clipping and the optimizer, once per optimizer step. `proximal`: δ is soft-thresholded after the
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback
 
 from paft_plugin.deltas.proof import Measurement, Record
 from paft_plugin.errors import PaftError, raise_if_any, some
@@ -36,8 +36,12 @@ STATE_KEY = "paft"
 """Of the penalty's state in a checkpoint's `trainer_state.json`, under `stateful_callbacks`."""
 
 
-class PenaltyInjector:
-    """Holds one run's penalty: its live deltas, θ_pre, λ and its record."""
+class PenaltyInjector(TrainerCallback):
+    """One run's penalty: its live deltas, θ_pre, λ and its record, which is kept true to what has run so far.
+
+    Its state is saved with every checkpoint. transformers' `ExportableState` would put it into the same place, but restores it
+    only on request, into a new callback built without arguments.
+    """
 
     record: Record
 
@@ -49,7 +53,7 @@ class PenaltyInjector:
         """
         raise_if_any(why_unsupported(trainer, settings))
         self._trainer = trainer
-        self.settings = settings
+        self._settings = settings
         self._references: References = {}
         self._deltas: list[LiveDelta] = []
         self._trained_tensors = 0
@@ -102,15 +106,39 @@ class PenaltyInjector:
         trainer.log = log
         if trainer.is_fsdp_enabled:
             trainer.create_scheduler = create_scheduler
-        trainer.add_callback(PenaltyCallback(self))
+        trainer.add_callback(self)
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        state = self._trainer.state
+        self.begin(state.stateful_callbacks.get(STATE_KEY))
+        self._write()
+        self._warn(too_few_steps(self._settings.target_sparsity, state.max_steps))
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.after_optimizer_step()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.end_step()
+        self.inspect()
+        self._trainer.state.stateful_callbacks[STATE_KEY] = self.state()
+
+    def on_save(self, *_: Any, **__: Any) -> None:
+        self._write()
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        # The delta as training leaves it: the last step's, or that of the best checkpoint if it was loaded.
+        self._measured = None
+        self.record.final = self.measure()
+        self._write()
+        self._warn(missed_target(self.record.proof()))
 
     def take_references(self) -> None:
         """Copy θ_pre of what is trained in full, while the model holds the base model's weights."""
         model = self._trainer.model
-        self._references = take_references(trained_themselves(model), self.settings.reference)
-        deltas = find_live_deltas(model, self._references, self.settings.l1_on)
+        self._references = take_references(trained_themselves(model), self._settings.reference)
+        deltas = find_live_deltas(model, self._references, self._settings.l1_on)
         _refuse_nonzero_start(deltas)
-        if self.settings.mode == "proximal":
+        if self._settings.mode == "proximal":
             _refuse_unshrinkable(deltas, model)
 
     def begin(self, saved: dict[str, Any] | None) -> None:
@@ -125,7 +153,7 @@ class PenaltyInjector:
                 f"the checkpoint of step {step} was written without the penalty, so what its steps did to δ is unknown: "
                 "start anew, or resume from a checkpoint of a run with paft_plugin.PAFTPlugin"
             )
-        self._deltas = find_live_deltas(self._trainer.model, self._references, self.settings.l1_on)
+        self._deltas = find_live_deltas(self._trainer.model, self._references, self._settings.l1_on)
         if self._trainer.is_deepspeed_enabled:
             self._deltas = [PartitionedDelta(delta) for delta in self._deltas]
             before_engine_step(self._trainer, self.before_optimizer_step)
@@ -135,7 +163,7 @@ class PenaltyInjector:
         self._prepared = 0
         self._measured = None
         self.record = Record(
-            settings=self.settings.for_record(),
+            settings=self._settings.for_record(),
             tensors=[delta.name for delta in self._deltas],
             entries=sum(delta.entries for delta in self._deltas),
         )
@@ -161,7 +189,7 @@ class PenaltyInjector:
             )
         self._prepared += 1
         self._lambda = self._strength.at(self._progress())
-        if self.settings.mode == "subgradient":
+        if self._settings.mode == "subgradient":
             self._add_subgradient()
 
     def after_optimizer_step(self) -> None:
@@ -169,7 +197,7 @@ class PenaltyInjector:
         self._measured = None
         if self._trainer.accelerator.optimizer_step_was_skipped:
             return
-        if self.settings.mode == "proximal":
+        if self._settings.mode == "proximal":
             self._shrink()
         self.record.steps_penalised += self._lambda > 0
         if self._steering:
@@ -221,13 +249,8 @@ class PenaltyInjector:
     def measure(self) -> Measurement:
         """Norm and sparsity of δ as it is now; under FSDP2 every process must take part."""
         if self._measured is None:
-            self._measured = measure(self._deltas, self.settings.all_thresholds)
+            self._measured = measure(self._deltas, self._settings.all_thresholds)
         return self._measured
-
-    def end(self) -> None:
-        """Record the delta as training leaves it: the last step's, or that of the best checkpoint if it was loaded."""
-        self._measured = None
-        self.record.final = self.measure()
 
     def _metrics(self) -> dict[str, float]:
         now = self.measure()
@@ -244,50 +267,16 @@ class PenaltyInjector:
     def _progress(self) -> TrainingProgress:
         return TrainingProgress(self._trainer.state.global_step, self._trainer.state.max_steps)
 
-    def _count_trained(self) -> int:
-        return sum(parameter.requires_grad for parameter in self._trainer.model.parameters())
-
-
-class PenaltyCallback(TrainerCallback):
-    """Drives the injector, keeps its state with every checkpoint, and `paft.json` true to what has run so far.
-
-    transformers' `ExportableState` would put the state into the same place, but restores it only on request, into a new callback
-    built without arguments.
-    """
-
-    def __init__(self, injector: PenaltyInjector) -> None:
-        self._injector = injector
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._injector.begin(state.stateful_callbacks.get(STATE_KEY))
-        self._write(args, state)
-        self._warn(state, too_few_steps(self._injector.settings.target_sparsity, state.max_steps))
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._injector.after_optimizer_step()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._injector.end_step()
-        self._injector.inspect()
-        state.stateful_callbacks[STATE_KEY] = self._injector.state()
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._write(args, state)
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._injector.end()
-        self._write(args, state)
-        self._warn(state, missed_target(self._injector.record.proof()))
-
-    def _warn(self, state: TrainerState, what: str | None) -> None:
-        if what and state.is_world_process_zero:
+    def _warn(self, what: str | None) -> None:
+        if what and self._trainer.state.is_world_process_zero:
             logger.warning(what)
 
-    def _write(self, args: TrainingArguments, state: TrainerState) -> None:
-        if state.is_world_process_zero:
-            self._injector.record.write(Path(args.output_dir))
+    def _write(self) -> None:
+        if self._trainer.state.is_world_process_zero:
+            self.record.write(Path(self._trainer.args.output_dir))
+
+    def _count_trained(self) -> int:
+        return sum(parameter.requires_grad for parameter in self._trainer.model.parameters())
 
 
 def _refuse_nonzero_start(deltas: Sequence[LiveDelta]) -> None:
