@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from paft_plugin.deltas.adapter import Adapter
-from paft_plugin.deltas.skeleton import Place
+from paft_plugin.deltas.skeleton import ParameterPlace
 from paft_plugin.deltas.store import TensorStore
 
 Rows = Callable[[int, int], Tensor]
@@ -72,7 +72,7 @@ class OfParameter:
 
     module: str
     """Under which the adapter's file holds the factors."""
-    place: Place
+    place: ParameterPlace
     """What of the parameter the base's tensor is."""
     wanted: tuple[int, ...]
     """Shape of the whole parameter."""
@@ -139,7 +139,7 @@ class FullCopy:
 
     key: str
     """Name in the adapter's file."""
-    place: Place
+    place: ParameterPlace
 
     def shape(self, adapter: Adapter) -> tuple[int, ...]:
         return self.place.cut_shape(adapter.store.shape(self.key))

@@ -14,7 +14,7 @@ import torch
 
 from paft_plugin.deltas.adapter import Adapter, Factors
 from paft_plugin.deltas.changes import Change, FullCopy, LowRank, OfBias, OfParameter, TokenRows
-from paft_plugin.deltas.skeleton import Place, Skeleton, open_skeleton
+from paft_plugin.deltas.skeleton import ParameterPlace, Skeleton, open_skeleton
 from paft_plugin.deltas.store import FLOATS, INPUT_EMBEDDINGS, OUTPUT_HEADS, TensorStore, tied_names
 from paft_plugin.errors import some
 
@@ -34,7 +34,7 @@ class Fit:
     """Modules whose weight is (B·A)ᵀ: embeddings, and the Conv1D layers of GPT-2 (`fan_in_fan_out`)."""
     changes: dict[str, list[Change]] = field(default_factory=dict)
     """Base tensor → the summands of an adapter's δ on it."""
-    sources: dict[str, tuple[str, Place]] = field(default_factory=dict)
+    sources: dict[str, tuple[str, ParameterPlace]] = field(default_factory=dict)
     """Base tensor → the tensor of a whole model that stands for it, and what of that."""
     grown: dict[str, int] = field(default_factory=dict)
     """Tensor → rows that the branch added to the base's."""
@@ -64,7 +64,7 @@ def fit_adapter(base: TensorStore, adapter: Adapter) -> Fit:
 def fit_model(base: TensorStore, branch: TensorStore) -> Fit:
     """Match a whole model's tensors with a base's; reads headers only (and the two copies of a tied pair)."""
     names, others = _own_names(base), _own_names(branch)
-    sources = {name: (name, Place(name)) for name in names & others}
+    sources = {name: (name, ParameterPlace(name)) for name in names & others}
     if names != others and (by_place := _sources_by_place(base, branch, names, others)):
         names, others, sources = by_place
     fit = Fit(names=sorted(sources), sources=sources)
@@ -87,7 +87,7 @@ def fit_model(base: TensorStore, branch: TensorStore) -> Fit:
 
 def _sources_by_place(
     base: TensorStore, branch: TensorStore, names: set[str], others: set[str]
-) -> tuple[set[str], set[str], dict[str, tuple[str, Place]]] | None:
+) -> tuple[set[str], set[str], dict[str, tuple[str, ParameterPlace]]] | None:
     """What `fit_model` compares, where the two folders name or fuse their tensors differently; None if transformers can't tell.
 
     Old buffers, which no model loads any more, drop out.
@@ -101,8 +101,10 @@ def _sources_by_place(
     for name in names:
         place = ours.places[name]
         if place in there:
-            sources[name] = (there[place], Place(place.parameter))
-        elif (whole := Place(place.parameter)) in there:  # the branch holds fused what the base holds expert by expert
+            sources[name] = (there[place], ParameterPlace(place.parameter))
+        elif (
+            whole := ParameterPlace(place.parameter)
+        ) in there:  # the branch holds fused what the base holds expert by expert
             sources[name] = (there[whole], place)
     return names, others, sources
 
@@ -185,13 +187,13 @@ class Names:
     def skeleton(self) -> Skeleton | str:
         return open_skeleton(self.base)
 
-    def places(self, name: str) -> list[tuple[str, Place]]:
+    def places(self, name: str) -> list[tuple[str, ParameterPlace]]:
         """Base tensors that make up what an adapter calls `name`, each with its place in it; empty if there are none.
 
         A tied base holds one tensor, under the embedding's name; its head is then there by its own name, without a tensor.
         """
         if name in self.base or (self.tied and name == self.tied[1]):
-            return [(name, Place(name))]
+            return [(name, ParameterPlace(name))]
         if isinstance(self.skeleton, str):
             return []
         parameter = self.skeleton.parameter_of(name)
@@ -250,7 +252,7 @@ def _is_conv1d(names: Names, adapter: Adapter, modules: set[str]) -> bool:
     return bool(adapter.config.get("fan_in_fan_out"))
 
 
-def _found(names: Names, layout: Layout, name: str) -> list[tuple[str, Place]]:
+def _found(names: Names, layout: Layout, name: str) -> list[tuple[str, ParameterPlace]]:
     places = names.places(name)
     if not places:
         layout.absent.append(name)

@@ -29,7 +29,7 @@ STACKED_SIDE_BY_SIDE = ["MergeModulelist(dim=0)", "Concatenate(dim=1)"]
 
 
 @dataclass(frozen=True)
-class Place:
+class ParameterPlace:
     """Where a tensor of the files lies in the parameter that the loaded model makes of it."""
 
     parameter: str
@@ -62,7 +62,7 @@ class Place:
 class Skeleton:
     """A model without its weights."""
 
-    places: dict[str, Place]
+    places: dict[str, ParameterPlace]
     """Tensor's name in the files → where the loaded model has it; old buffers that no model loads any more are not here."""
     shapes: dict[str, tuple[int, ...]]
     """Parameter's name in the loaded model → its shape; per module in the order of registration."""
@@ -138,7 +138,7 @@ def skeleton_of(model: PreTrainedModel, base: TensorStore) -> Skeleton:
         parameter, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, held)
         converter: Any = next((step for step in converters if pattern in step.source_patterns), None)
         place = (
-            Place(parameter)
+            ParameterPlace(parameter)
             if converter is None
             else _place_in_stack(parameter_of(name), parameter, pattern, converter)
         )
@@ -151,7 +151,7 @@ def skeleton_of(model: PreTrainedModel, base: TensorStore) -> Skeleton:
     return Skeleton(places, shapes, frozenset(inputs_first), unclear, parameter_of)
 
 
-def _place_in_stack(name: str, parameter: str, pattern: str | None, converter: Any) -> Place | None:
+def _place_in_stack(name: str, parameter: str, pattern: str | None, converter: Any) -> ParameterPlace | None:
     """Where a converter of transformers puts a tensor; None if it does more than to stack.
 
     Args:
@@ -165,4 +165,4 @@ def _place_in_stack(name: str, parameter: str, pattern: str | None, converter: A
     if chain not in (STACKED, STACKED_SIDE_BY_SIDE) or len(converter.target_patterns) != 1 or number is None:
         return None
     sources = converter.source_patterns if chain == STACKED_SIDE_BY_SIDE else [pattern]
-    return Place(parameter, int(number[1]), sources.index(pattern), len(sources))
+    return ParameterPlace(parameter, int(number[1]), sources.index(pattern), len(sources))
