@@ -10,14 +10,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 
 from paft_plugin.evaluation.config import EvaluationConfig
 from paft_plugin.files import is_hub_name
-from paft_plugin.fusion.recipe.methods import METHODS
-from paft_plugin.fusion.recipe.settings import RecipeSettings, setting_problems
+from paft_plugin.fusion.recipe.settings import MethodName, RecipeSettings, setting_problems
 from paft_plugin.schema import (
     STRICT,
     MappingOfNames,
     OutputFolder,
     in_folder,
-    known,
     raise_lines,
     read_yaml,
     validate,
@@ -96,10 +94,6 @@ class BranchSpec(BaseModel):
         return self
 
 
-def _method(name: str) -> str:
-    return known("method", name, list(METHODS))
-
-
 def _fitting_settings(methods: dict[str, RecipeSettings]) -> dict[str, RecipeSettings]:
     """What a method does not take is said now, not after the trainings."""
     raise_lines([f"{name}: {problem}" for name, own in methods.items() for problem in setting_problems(name, own)])
@@ -111,9 +105,7 @@ class FusionConfig(BaseModel):
 
     model_config = STRICT
 
-    methods: Annotated[
-        dict[Annotated[str, AfterValidator(_method)], RecipeSettings], MappingOfNames, AfterValidator(_fitting_settings)
-    ] = Field(
+    methods: Annotated[dict[MethodName, RecipeSettings], MappingOfNames, AfterValidator(_fitting_settings)] = Field(
         default_factory=lambda: {"ties": RecipeSettings(), "dare_ties": RecipeSettings()},
         description="Merge methods, as a list or with settings for each; each makes one recipe.",
     )

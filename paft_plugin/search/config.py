@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from paft_plugin.evaluation.config import MeasuresByTask
-from paft_plugin.fusion.recipe.methods import METHODS
+from paft_plugin.fusion.recipe.settings import MethodName
 from paft_plugin.schema import STRICT, Folder, MappingOfNames, known, raise_lines
 from paft_plugin.search.space import DEFAULTS, SEARCHED, range_problems
 
@@ -28,16 +28,9 @@ Ranges = dict[Annotated[str, AfterValidator(_known_setting)], Range]
 """Where one method's settings are searched: `[lowest, highest]`, or one number to fix it. Left out: the method's own."""
 
 
-def _known_method(name: str) -> str:
-    return known("method", name, list(METHODS))
-
-
 def _fitting_ranges(methods: dict[str, Ranges]) -> dict[str, Ranges]:
     raise_lines([f"{name}.{problem}" for name, ranges in methods.items() for problem in range_problems(name, ranges)])
     return methods
-
-
-MethodName = Annotated[str, AfterValidator(_known_method)]
 
 
 class SearchConfig(BaseModel):

@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from paft_plugin.fusion.recipe.methods import METHODS, Method, Value, extra_problems, no_such_method, takers
+from paft_plugin.schema import known
 
 Pair = tuple[float, float]
+MethodName = Annotated[str, AfterValidator(lambda name: known("method", name, list(METHODS)))]
+"""A merge method in a file; another word is refused with the closest one."""
 
 
 @dataclass(frozen=True)
@@ -237,19 +240,15 @@ class RecipeSettings(BaseModel):
 
     def says_density(self, branch: str) -> bool:
         """Whether anything was said about the density of a branch, `sft` or `preference`."""
-        chosen = self.density if (own := getattr(self, f"density_{branch}")) is None else own
-        return chosen is not None or bool(self._conditions(DENSITY, branch))
+        own = self.density, getattr(self, f"density_{branch}")
+        return own != (None, None) or bool(self._conditions(DENSITY, branch))
 
     def weights(self, method: Method) -> tuple[PerTensor, PerTensor] | None:
         """The weights of SFT and preference branch; None for a method that takes none."""
-        if method.weight is None:
+        default = method.weight
+        if default is None:
             return None
-        sft = method.weight if self.weight_sft is None else self.weight_sft
-        preference = method.weight if self.weight_preference is None else self.weight_preference
-        return (
-            PerTensor(sft, self._conditions(WEIGHT, "sft")),
-            PerTensor(preference, self._conditions(WEIGHT, "preference")),
-        )
+        return self._of_branch(WEIGHT, "sft", default), self._of_branch(WEIGHT, "preference", default)
 
     def densities(self, method: Method, idle: tuple[bool, bool] = (False, False)) -> tuple[PerTensor, PerTensor] | None:
         """The densities of SFT and preference branch; None for a method that keeps every entry.
@@ -261,13 +260,14 @@ class RecipeSettings(BaseModel):
         default = method.density
         if default is None:
             return None
+        sft, preference = (1.0 if trims_nothing else default for trims_nothing in idle)
+        return self._of_branch(DENSITY, "sft", sft), self._of_branch(DENSITY, "preference", preference)
 
-        def of(branch: str, own: float | None, trims_nothing: bool) -> PerTensor:
-            chosen = self.density if own is None else own
-            otherwise = 1.0 if trims_nothing else default
-            return PerTensor(otherwise if chosen is None else chosen, self._conditions(DENSITY, branch))
-
-        return of("sft", self.density_sft, idle[0]), of("preference", self.density_preference, idle[1])
+    def _of_branch(self, setting: Setting, branch: str, default: float) -> PerTensor:
+        chosen = getattr(self, f"{setting.name}_{branch}")
+        if chosen is None:
+            chosen = getattr(self, setting.name, None)  # for both branches, where there is such a field
+        return PerTensor(default if chosen is None else chosen, self._conditions(setting, branch))
 
     def _conditions(self, setting: Setting, branch: str) -> tuple[tuple[str, float], ...]:
         """(filter, value) of a setting for one branch, in the order given."""
