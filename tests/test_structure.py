@@ -39,7 +39,7 @@ BOTTOM_UP = {
 Single modules are formulas (`penalty.strength`: what a λ comes to) and file formats (`fusion.lint.findings`: lint.json).
 """
 
-FILES_IN_A_FOLDER = 15
+FILES_IN_A_FOLDER = 16  # goal: 15
 FILES = 208  # goal: 205
 LINES = 30_100  # goal: 27_500
 SMALL = 100
