@@ -43,46 +43,38 @@ class Candidate:
             raise PaftError(f"{text!r} should be ARM=PATH, e.g. sft=outputs/sft")
         if not (Path(path) / ADAPTER_CONFIG).is_file():
             return cls(arm, Path(path))
-        base = _named_base(Path(path))
-        if base is None:
+        base = read_json_or_nothing(Path(path) / ADAPTER_CONFIG).get("base_model_name_or_path")
+        if not base or not Path(base).is_dir():
             raise PaftError(
                 f"arm {arm}: the adapter {path} doesn't name a base model that is a folder here; "
                 f"say which one it is: --adapter {arm} BASE {path}"
             )
-        return cls(arm, base, Path(path))
+        return cls(arm, Path(base), Path(path))
 
     def problems(self) -> list[str]:
         """Why this arm can't be scored: nothing there, no weights, weights that are cut short or garbled."""
-        problems = []
-        if not (self.model / "config.json").is_file():
-            problems.append(f"arm {self.arm}: no model in {self.model} (no config.json)")
-        elif not (weights := sorted(self.model.glob("model*.safetensors"))):
-            problems.append(f"arm {self.arm}: no weights in {self.model} (no model*.safetensors)")
-        else:
-            problems += self._corrupt(weights)
+        parts = [("model", self.model, "config.json", "model*.safetensors")]
         if self.adapter is not None:
-            if not (self.adapter / ADAPTER_CONFIG).is_file():
-                problems.append(f"arm {self.arm}: no adapter in {self.adapter} (no {ADAPTER_CONFIG})")
-            elif not (self.adapter / ADAPTER_FILE).is_file():
-                problems.append(f"arm {self.arm}: no weights in {self.adapter} (no {ADAPTER_FILE})")
-            else:
-                problems += self._corrupt([self.adapter / ADAPTER_FILE])
-        return problems
-
-    def _corrupt(self, files: Sequence[Path]) -> list[str]:
+            parts.append(("adapter", self.adapter, ADAPTER_CONFIG, ADAPTER_FILE))
         problems = []
-        for file in files:
-            try:
-                with safe_open(file, framework="pt"):
-                    pass
-            except (SafetensorError, OSError) as error:
-                problems.append(f"arm {self.arm}: {file} is corrupt or unreadable ({error}); write it again")
-        return problems
+        for what, folder, config, pattern in parts:
+            weights = sorted(folder.glob(pattern))
+            if not (folder / config).is_file():
+                problems.append(f"no {what} in {folder} (no {config})")
+            elif not weights:
+                problems.append(f"no weights in {folder} (no {pattern})")
+            else:
+                problems += [problem for file in weights if (problem := _damage(file))]
+        return [f"arm {self.arm}: {problem}" for problem in problems]
 
 
-def _named_base(adapter: Path) -> Path | None:
-    named = read_json_or_nothing(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
-    return Path(named) if named and Path(named).is_dir() else None
+def _damage(weights: Path) -> str | None:
+    """Why a file of weights cannot be used: its header says how long it must be."""
+    try:
+        with safe_open(weights, framework="pt"):
+            return None
+    except (SafetensorError, OSError) as error:
+        return f"{weights} is corrupt or unreadable ({error}); write it again"
 
 
 def parse_all(texts: Sequence[str]) -> list[Candidate]:
