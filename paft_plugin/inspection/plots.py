@@ -27,7 +27,7 @@ from paft_plugin.drawing import (
 )  # fmt: skip
 from paft_plugin.evaluation.arms import arm_named
 from paft_plugin.files import write_bytes
-from paft_plugin.formats import threshold_key, threshold_label
+from paft_plugin.formats import share, threshold_key, threshold_label
 from paft_plugin.inspection.inspected import InspectedDelta, InspectedPair, Inspection
 from paft_plugin.inspection.measures import Interference
 
@@ -90,10 +90,10 @@ def _sparsity_said(delta: InspectedDelta, threshold: float) -> str:
         min(shares, key=lambda layer: (shares[layer], layer)),
         max(shares, key=lambda layer: (shares[layer], -layer)),
     )
-    total = delta.figures.total.sparsity(threshold)
+    said = f"{delta.name}: {share(delta.figures.total.sparsity(threshold))} in total"
     if len(shares) == 1 or shares[high] - shares[low] < 0.01:
-        return f"{delta.name}: {total:.1%} in total, the same in every layer."
-    return f"{delta.name}: {total:.1%} in total, from {shares[low]:.1%} in layer {low} to {shares[high]:.1%} in layer {high}."
+        return f"{said}, the same in every layer."
+    return f"{said}, from {share(shares[low])} in layer {low} to {share(shares[high])} in layer {high}."
 
 
 @chart("histogram", "How large the entries are", "deltas")
@@ -151,9 +151,9 @@ def _histogram_said(delta: InspectedDelta) -> str:
     middle = 10 ** ((histogram.log10_edges[peak] + histogram.log10_edges[peak + 1]) / 2)
     said = f"{delta.name} has most entries around {plain_number(float(f'{middle:.1g}'))}"
     if total.zeros:
-        said += f", besides {total.zero_share:.1%} that are exactly 0"
+        said += f", besides {share(total.zero_share)} that are exactly 0"
     if total.top_1_percent is not None:
-        said += f"; its greatest 1 % of entries hold {total.top_1_percent:.0%} of ‖δ‖₁"
+        said += f"; its greatest 1 % of entries hold {share(total.top_1_percent, 0)} of ‖δ‖₁"
     return said + "."
 
 
@@ -171,7 +171,7 @@ def interference_map(inspection: Inspection) -> Drawn | str:
     if not layers:
         return "No two deltas change the same tensor of a layer."
     grids = [_grid(pair, layers, modules, threshold) for pair in pairs]
-    greatest = max((share for grid in grids for row in grid for share in row if math.isfinite(share)), default=0.0)
+    greatest = max((cell for grid in grids for row in grid for cell in row if math.isfinite(cell)), default=0.0)
     columns = 2 if len(layers) <= NARROW_MODEL and len(pairs) > 1 else 1
     rows = math.ceil(len(pairs) / columns)
     wide = columns == 2 or len(layers) > NARROW_MODEL
@@ -190,7 +190,7 @@ def interference_map(inspection: Inspection) -> Drawn | str:
     for unused in axes[len(pairs) :]:
         unused.set_visible(False)
     bar = figure.colorbar(image, ax=axes.tolist(), shrink=0.9, pad=0.015, aspect=18)
-    bar.ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
+    bar.ax.yaxis.set_major_formatter(lambda part, _: f"{100 * part:.3g} %")
     bar.outline.set_visible(False)
     left_out = len(_candidates(inspection)) - len(pairs)
     return Drawn(
@@ -223,11 +223,11 @@ def conflict_share(figures: Interference, threshold: float) -> float:
 def _grid(pair: InspectedPair, layers: list[int], modules: list[str], threshold: float) -> list[list[float]]:
     """A row for each module, a column for each layer number from the first to the last; NaN where there is no cell."""
 
-    def share(layer: int, module: str) -> float:
+    def conflicts(layer: int, module: str) -> float:
         cell = pair.figures.cell(layer, module)
         return math.nan if cell is None else conflict_share(cell, threshold)
 
-    return [[share(layer, module) for layer in range(layers[0], layers[-1] + 1)] for module in modules]
+    return [[conflicts(layer, module) for layer in range(layers[0], layers[-1] + 1)] for module in modules]
 
 
 def _frame(axes: Axes, title: str, modules: list[str]) -> None:
@@ -244,10 +244,10 @@ def _frame(axes: Axes, title: str, modules: list[str]) -> None:
 def _numbers(axes: Axes, grid: list[list[float]], layers: list[int], image: Any) -> None:
     """Write each cell's share, in percent, in what is readable on its colour."""
     for row, shares in enumerate(grid):
-        for column, share in enumerate(shares):
-            if math.isfinite(share):
-                colour = ON_LIGHT if luminance(image.cmap(image.norm(share))[:3]) > MIDDLE else ON_DARK
-                text = f"{100 * share:.1f}" if share < 0.1 else f"{100 * share:.0f}"
+        for column, part in enumerate(shares):
+            if math.isfinite(part):
+                colour = ON_LIGHT if luminance(image.cmap(image.norm(part))[:3]) > MIDDLE else ON_DARK
+                text = f"{100 * part:.1f}" if part < 0.1 else f"{100 * part:.0f}"
                 axes.text(layers[0] + column, row, text, ha="center", va="center", fontsize=7, color=colour)
 
 
@@ -259,11 +259,11 @@ def luminance(colour: Sequence[float]) -> float:
 
 def _interference_said(pair: InspectedPair, threshold: float) -> str:
     total = pair.figures.total
-    said = f"{pair.first} and {pair.second}: {conflict_share(total, threshold):.1%} in total"
+    said = f"{pair.first} and {pair.second}: {share(conflict_share(total, threshold))} in total"
     if pair.figures.cells:
         worst = max(pair.figures.cells, key=lambda cell: (conflict_share(pair.figures.cells[cell], threshold), cell))
-        share = conflict_share(pair.figures.cells[worst], threshold)
-        said += f", at most {share:.1%} in {worst[1]} of layer {worst[0]}"
+        most = conflict_share(pair.figures.cells[worst], threshold)
+        said += f", at most {share(most)} in {worst[1]} of layer {worst[0]}"
     return f"{said}."
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from paft_plugin.deltas.proof import Proof
 from paft_plugin.errors import PaftError
-from paft_plugin.formats import threshold_key, threshold_label
+from paft_plugin.formats import share, threshold_key, threshold_label
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -299,7 +299,7 @@ def missed_target(proof: Proof) -> str | None:
         else "for longer"
     )
     return (
-        f"paft_target_sparsity: {target:g} was missed: {ended:.1%} of the delta's entries are at or under "
+        f"paft_target_sparsity: {target:g} was missed: {share(ended)} of the delta's entries are at or under "
         f"{threshold_label(threshold)}. λ had come to {last.strength:.2g} by step {last.step}: train {longer}, and let it start "
         f"there (paft_l1_lambda: {last.strength:.1e})."
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from paft_plugin.evaluation.results import Measure
 from paft_plugin.files import write_json, write_text
+from paft_plugin.formats import number
 from paft_plugin.fusion.recipe.settings import RecipeSettings
 from paft_plugin.fusion.recipe.write import RecipeRequest, write_recipe
 from paft_plugin.search.config import SearchRequest
@@ -97,11 +98,6 @@ def describe(trial: Finished) -> str:
     return ", ".join(parts) or "defaults"
 
 
-def show(score: float) -> str:
-    """A score as tables show it."""
-    return f"{score:.3f}" if abs(score) < 10 else f"{score:.1f}"
-
-
 def table(outcome: Outcome) -> Table:
     """The front, and every method's defaults to compare with."""
     front, start = {trial.number for trial in outcome.front}, outcome.start
@@ -110,7 +106,7 @@ def table(outcome: Outcome) -> Table:
         if trial.number in front or trial.is_default:
             mark = "★" if trial.number in front else ""
             mark += "▶" if trial is start and len(outcome.goals) > 1 else ""
-            texts = mark, str(trial.number), trial.method, describe(trial), *map(show, trial.scores or ())
+            texts = mark, str(trial.number), trial.method, describe(trial), *map(number, trial.scores or ())
             rows.append(Row(list(map(Cell, texts))))
     columns = [Column(heading, is_number=heading == "Trial") for heading in ("", "Trial", "Method", "Settings")]
     return Table([*columns, *(Column(goal.name.capitalize()) for goal in outcome.goals)], rows)

@@ -26,12 +26,13 @@ from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.evaluation.candidates import Candidate, load
 from paft_plugin.evaluation.scorer import Scorer, quiet, tokenise_once
 from paft_plugin.files import fingerprint
+from paft_plugin.formats import number
 from paft_plugin.fusion.merge import open_fusion
 from paft_plugin.fusion.recipe.write import write_recipe
 from paft_plugin.machine import usable_device
 from paft_plugin.search.config import SearchRequest, too_few
 from paft_plugin.search.plot import draw_front
-from paft_plugin.search.report import Outcome, legend, merge_commands, recipe_request, show, table, write_outcome
+from paft_plugin.search.report import Outcome, legend, merge_commands, recipe_request, table, write_outcome
 from paft_plugin.search.space import Space, make_spaces
 from paft_plugin.search.study import Finished, Proposal, Study, locked, open_study
 from paft_plugin.search.validation import open_goals
@@ -163,7 +164,7 @@ def _line(trial: Finished, goals: list[Measure]) -> str:
     if trial.scores is None:
         scores = "no finite score"
     else:
-        scores = "  ".join(f"{goal.name} {show(score)}" for goal, score in zip(goals, trial.scores, strict=True))
+        scores = "  ".join(f"{goal.name} {number(score)}" for goal, score in zip(goals, trial.scores, strict=True))
     return f"{trial.number:4}  {trial.method:15}  {scores}{'  (defaults)' if trial.is_default else ''}"
 
 

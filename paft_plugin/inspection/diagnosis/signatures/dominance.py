@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from paft_plugin.deltas.measures import Histogram
-from paft_plugin.formats import threshold_key
+from paft_plugin.formats import share, threshold_key
 from paft_plugin.inspection.diagnosis.facts import Facts
 from paft_plugin.inspection.diagnosis.verdict import RECIPE, Check, Evidence, Remedy, judged, of_pair, unknown
 from paft_plugin.inspection.inspected import InspectedPair, Inspection
@@ -39,7 +39,8 @@ def dominance(facts: Facts, sft: str, preference: str, excuse: str | None) -> Ch
     evidence = [*contest.deciding, *_shares(facts, pair, weak)]
     reasons = [item for item in contest.deciding if not item.speaks_for]
     if reasons:
-        message = f"Neither overrules the other: {kept[weak]:.0%} of {weak} and {kept[strong]:.0%} of {strong} survive."
+        left, other = share(kept[weak], 0), share(kept[strong], 0)
+        message = f"Neither overrules the other: {left} of {weak} and {other} of {strong} survive."
         return judged(SIGNATURE, branches, "clear", message, evidence=evidence, deciding=reasons)
     if excuse and weak == sft:
         message = f"{strong} overrules {sft} because {excuse} left nothing of {sft}. Mend that first."
@@ -49,7 +50,7 @@ def dominance(facts: Facts, sft: str, preference: str, excuse: str | None) -> Ch
         SIGNATURE,
         branches,
         "found",
-        f"{strong} decides the merge: its delta is {times}, of which {kept[weak]:.0%} survives.",
+        f"{strong} decides the merge: its delta is {times}, of which {share(kept[weak], 0)} survives.",
         evidence=evidence,
         deciding=contest.deciding,
         culprit=strong,
@@ -144,8 +145,8 @@ def _shares(facts: Facts, pair: InspectedPair, weak: str) -> list[Evidence]:
     found = []
     for what, parts in (("merged Σ|δ|", ties[key].mass), ("elected entries", ties[key].elected)):
         if parts is not None and sum(parts) > 0:
-            share = parts[0 if pair.first == weak else 1] / sum(parts)
-            found.append(Evidence(f"{weak}'s share of the {what}, at density {float(key):g}", share, source))
+            part = parts[0 if pair.first == weak else 1] / sum(parts)
+            found.append(Evidence(f"{weak}'s share of the {what}, at density {float(key):g}", part, source))
     return found
 
 
