@@ -63,7 +63,7 @@ def write_whole_model(delta: Delta, target: Path) -> None:
     """Write a base with an adapter on it as a model's folder, whole or not at all, with the proof of the adapter's training."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
-        recipe, model = Path(temporary, "recipe.yml"), Path(temporary, "model")
+        recipe, model = Path(temporary, "recipe.yml"), Path(temporary, target.name)
         write_text(recipe, adapter_recipe(delta.base.folder, delta.branch, MERGE_DTYPE))
         fusion = open_fusion(recipe, device="cpu")
         write_fusion(FoldedAdapter(*(getattr(fusion, one.name) for one in fields(fusion) if one.init)), model)
