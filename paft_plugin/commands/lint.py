@@ -32,11 +32,9 @@ def lint(
     """
     width = shutil.get_terminal_size().columns
     if explain is not None:
-        from paft_plugin.fusion.lint.linter import explain_rules
+        from paft_plugin.fusion.lint.rules import explain_rules
 
-        with quietly():
-            lines = explain_rules(explain, width)
-        click.echo("\n".join(lines))
+        click.echo("\n".join(explain_rules(explain, width)))
         return
     if not recipes:
         raise click.UsageError("Missing argument 'RECIPE...'.")

@@ -6,16 +6,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from paft_plugin.errors import PaftError
+from paft_plugin.files import write_text
 from paft_plugin.fusion.lint import cache, merging, parameters, shape  # noqa: F401  (checks enter themselves)
 from paft_plugin.fusion.lint.document import Document, read
 from paft_plugin.fusion.lint.findings import Finding, errors
 from paft_plugin.fusion.lint.folders import NOT_CHECKED, UNREADABLE, halves
 from paft_plugin.fusion.lint.recipe import RECIPE_CHECKS, WEIGHT_CHECKS, Check, SoundRecipe, method_named
-from paft_plugin.fusion.lint.rules import explain_rules
+from paft_plugin.fusion.lint.rules import CODES, codes_document
 from paft_plugin.fusion.lint.survey import survey
 from paft_plugin.fusion.lint.weights import DELTA_CHECKS
-
-__all__ = ["as_recipe", "explain_rules", "lint_recipe"]
 
 
 def lint_recipe(path: Path, *, read_weights: bool = True) -> list[Finding]:
@@ -76,3 +75,7 @@ def _of_deltas(recipe: SoundRecipe) -> Iterator[Finding]:
     if facts:
         for check in DELTA_CHECKS:
             yield from check(recipe, facts)
+
+
+if __name__ == "__main__":
+    write_text(CODES, codes_document())

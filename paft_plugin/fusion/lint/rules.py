@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ class Rule:
     """In words, such as `unknown-key`."""
     severity: Severity
     why: str
-    """What `--explain` says, in a sentence."""
+    """What `CODES.md` and `--explain` say, in a sentence."""
 
     @classmethod
     def error(cls, number: int, name: str, why: str) -> Rule:
@@ -51,24 +52,40 @@ RULES: dict[str, Rule] = {}
 """Name → rule, of every module of checks that has been imported."""
 
 
+CODES = Path(__file__).with_name("CODES.md")
+"""All rules for people, written from them by `python -m paft_plugin.fusion.lint.linter`; a test holds it to them."""
+_SECTION = re.compile(r"^## (?P<code>PAFT\d+) `(?P<name>[\w-]+)`: (?P<kind>.+)\n\n(?P<why>.+)$", re.MULTILINE)
+
+
+def codes_document() -> str:
+    """What `CODES.md` holds: every rule whose module has been imported."""
+    sections = ["# What `axolotl paft lint` finds"]
+    for rule in sorted(RULES.values(), key=lambda rule: rule.number):
+        where = " (plain mergekit-yaml only)" if rule.plain_only else ""
+        sections.append(f"## {rule.code} `{rule.name}`: {rule.severity}{where}\n\n{rule.why}")
+    return "\n\n".join(sections) + "\n"
+
+
 def explain_rules(asked: str, width: int) -> list[str]:
     """What the rule means that is asked for by code or name, or each of them for `all`, in lines of text.
+
+    Read from `CODES.md`, since the rules themselves stand beside checks, which import mergekit and torch.
 
     Raises:
         PaftError: There is none.
     """
-    rules = sorted(RULES.values(), key=lambda rule: rule.number)
-    found = [rule for rule in rules if asked == "all" or asked.upper() == rule.code or asked == rule.name]
+    rules = list(_SECTION.finditer(CODES.read_text(encoding="utf-8")))
+    found = [rule for rule in rules if asked in ("all", rule["name"]) or asked.upper() == rule["code"]]
     if not found:
-        hint = did_you_mean(asked, [*RULES, *(rule.code for rule in rules)])
+        hint = did_you_mean(asked, [rule[key] for key in ("name", "code") for rule in rules])
         raise PaftError(
             " ".join(filter(None, [f"--explain {asked}: no such code.", hint, "`--explain all` lists them."]))
         )
-    lines = []
-    for rule in found:
-        where = " (plain mergekit-yaml only)" if rule.plain_only else ""
-        lines += [f"{rule.code} {rule.name}: {rule.severity}{where}", *wrapped(rule.why, width)]
-    return lines
+    return [
+        line
+        for rule in found
+        for line in (f"{rule['code']} {rule['name']}: {rule['kind']}", *wrapped(rule["why"], width))
+    ]
 
 
 def make(rule: Rule, file: Path, line: int | None, keys: Keys, message: str, fix: str) -> Finding:

@@ -7,9 +7,9 @@ import re
 import pytest
 
 from paft_plugin.errors import PaftError
+from paft_plugin.fusion.lint import linter  # noqa: F401  (rules enter themselves into RULES)
 from paft_plugin.fusion.lint.findings import errors
-from paft_plugin.fusion.lint.linter import explain_rules
-from paft_plugin.fusion.lint.rules import RULES
+from paft_plugin.fusion.lint.rules import CODES, RULES, codes_document, explain_rules
 from tests.fusion.lint import planted_folders  # noqa: F401  (its recipes enter themselves into CASES)
 from tests.fusion.lint.conftest import Bench
 from tests.fusion.lint.planted import ALSO, CASES
@@ -33,6 +33,10 @@ def test_a_planted_fault_is_found_and_nothing_else(
 
 def test_every_code_has_a_planted_recipe() -> None:
     assert set(CASES) == set(RULES)
+
+
+def test_the_document_of_codes_is_up_to_date() -> None:
+    assert CODES.read_text(encoding="utf-8") == codes_document(), "python -m paft_plugin.fusion.lint.linter"
 
 
 def test_codes_are_unique_and_explained_by_code_or_name() -> None:
