@@ -32,9 +32,10 @@ def fuse(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Fuse two branches into the new folder OUT: `axolotl paft recipe`, `lint` and `merge` in one go.
+    """Fuse two branches: write a recipe, lint it, merge by it.
 
-    OUT gets the merged model, with recipe.yml and lint.json beside it. Errors of the linter stop the merge.
+    As `axolotl paft recipe`, `lint` and `merge` in one go. The new folder OUT gets the merged model, with recipe.yml and
+    lint.json beside it. Errors of the linter stop the merge.
     """
     from paft_plugin.fusion.merge import open_fusion, reuse_freed_memory, write_fusion
     from paft_plugin.fusion.merge.writer import check_free
