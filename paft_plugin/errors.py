@@ -87,7 +87,15 @@ class Findings:
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def add(self, problems: Iterable[str] = (), warnings: Iterable[str] = ()) -> None:
-        """Append what has not been said yet."""
-        self.problems += [problem for problem in dict.fromkeys(problems) if problem not in self.problems]
-        self.warnings += [warning for warning in dict.fromkeys(warnings) if warning not in self.warnings]
+    def problem(self, *texts: str) -> None:
+        """Add what is wrong."""
+        self.problems += [text for text in dict.fromkeys(texts) if text not in self.problems]
+
+    def warn(self, *texts: str) -> None:
+        """Add what surprises, and does not keep anything from going on."""
+        self.warnings += [text for text in dict.fromkeys(texts) if text not in self.warnings]
+
+    def take(self, others: Findings, start: str = "") -> None:
+        """Add those of somebody else, each behind `start`."""
+        self.problem(*(f"{start}{text}" for text in others.problems))
+        self.warn(*(f"{start}{text}" for text in others.warnings))

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import click
 
+from paft_plugin.commands import PATH, json_option
+
 FINDINGS = 3
 """Exit code. 1 is what Python ends with after a crash and 2 is a mistake in the command or its input: neither must look like a
 diagnosis."""
 
 
 @click.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=PATH)
 @click.option("--sft", metavar="NAME", help="The SFT branch that is fused. [sft-l1, without it sft]")
 @click.option(
     "--preference",
@@ -24,13 +26,7 @@ diagnosis."""
 @click.option(
     "--twin", metavar="NAME", help="Its dense twin: the same training without the penalty. [sft beside sft-l1]"
 )
-@click.option(
-    "--json",
-    "json_file",
-    metavar="FILE",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the diagnosis there, for machines.",
-)
+@json_option("the diagnosis")
 @click.pass_context
 def diagnose(
     ctx: click.Context,

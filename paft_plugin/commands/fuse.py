@@ -8,13 +8,14 @@ from typing import Any
 
 import click
 
+from paft_plugin.commands import PATH
 from paft_plugin.commands.merge import linted, merge
 from paft_plugin.commands.recipe import recipe
 from paft_plugin.files import LINT_FILE, RECIPE_FILE, write_text
 
 
 @click.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=PATH)
 @click.option(
     "--recipe",
     "given",

@@ -6,18 +6,14 @@ from pathlib import Path
 
 import click
 
+from paft_plugin.commands import FOLDER
+
 
 @click.command()
 @click.argument("base")
 @click.option("--sft-data", required=True, metavar="FILE|HUB", help="What the SFT branch is trained on.")
 @click.option("--preference-data", required=True, metavar="FILE|HUB", help="What the preference branch is trained on.")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("paft"),
-    show_default=True,
-    help="Folder for the three files.",
-)
+@click.option("--output", type=FOLDER, default=Path("paft"), show_default=True, help="Folder for the three files.")
 @click.option("--adapter", type=click.Choice(["lora", "qlora", "full"]), default="lora", show_default=True)
 @click.option(
     "--rl",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from paft_plugin.commands import FOLDER, PATH
 from paft_plugin.errors import PaftError, collecting
 
 if TYPE_CHECKING:
@@ -19,15 +20,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("deltas", metavar="NAME=DELTA...", nargs=-1, required=True)
+@click.option("--base", metavar="BASE", type=PATH, required=True, help="Folder of the base model.")
 @click.option(
-    "--base", metavar="BASE", type=click.Path(path_type=Path), required=True, help="Folder of the base model."
-)
-@click.option(
-    "--output-dir",
-    metavar="DIR",
-    type=click.Path(path_type=Path, file_okay=False),
-    required=True,
-    help="Where inspection.json, the page and the plots go.",
+    "--output-dir", metavar="DIR", type=FOLDER, required=True, help="Where inspection.json, the page and the plots go."
 )
 @click.option(
     "--threshold",

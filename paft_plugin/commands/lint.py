@@ -7,19 +7,14 @@ from pathlib import Path
 
 import click
 
+from paft_plugin.commands import PATH, json_option
 from paft_plugin.errors import BAD_INPUT, quietly
 
 
 @click.command()
-@click.argument("recipes", metavar="RECIPE...", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("recipes", metavar="RECIPE...", nargs=-1, type=PATH)
 @click.option("--no-weights", is_flag=True, help="Read no weights: quick, but blind to what the deltas hold.")
-@click.option(
-    "--json",
-    "json_file",
-    metavar="FILE",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the findings there, for machines.",
-)
+@json_option("the findings")
 @click.option("--explain", metavar="CODE", help="Say what a code such as PAFT102 means (`all`: every code), and stop.")
 @click.pass_context
 def lint(

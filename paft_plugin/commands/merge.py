@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from paft_plugin.commands import PATH
 from paft_plugin.errors import PaftError, quietly
 
 if TYPE_CHECKING:
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("recipe", type=PATH)
+@click.argument("out", type=PATH)
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="For methods that drop by chance."
 )
@@ -64,11 +65,9 @@ def merge(
 
 
 def linted(recipe: Path, json_file: Path | None = None) -> list[str]:
-    """Show what the linter finds, but for what concerns plain mergekit-yaml alone; returns it for the record.
+    """Show what the linter finds, but for what concerns plain mergekit-yaml alone, and return it for the record.
 
-    Args:
-        recipe: A mergekit YAML.
-        json_file: Where all of it is kept for machines, errors too.
+    `json_file` gets all of it for machines, errors too.
 
     Raises:
         PaftError: The errors among the findings.

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, get_args
 
 import click
 
+from paft_plugin.commands import PATH, Decorator
 from paft_plugin.fusion.recipe.methods import MEANINGS, METHODS, extra_names
 from paft_plugin.fusion.recipe.settings import RecipeSettings
-
-Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
 def setting_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -44,18 +42,14 @@ def _option(name: str, kind: type, description: str) -> Decorator:
 
 
 @click.command()
-@click.option("--base", type=click.Path(path_type=Path), required=True, help="Folder of the base model.")
-@click.option("--sft", type=click.Path(path_type=Path), required=True, help="The SFT branch: adapter or model.")
-@click.option(
-    "--preference", type=click.Path(path_type=Path), required=True, help="The preference branch: adapter or model."
-)
+@click.option("--base", type=PATH, required=True, help="Folder of the base model.")
+@click.option("--sft", type=PATH, required=True, help="The SFT branch: adapter or model.")
+@click.option("--preference", type=PATH, required=True, help="The preference branch: adapter or model.")
 @click.option("--method", required=True, metavar="METHOD", help=f"Merge method: {', '.join(METHODS)}.")
 @setting_options
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the methods that drop by chance.")
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="The recipe's file, such as ties.yml.")
-@click.option(
-    "--merged", type=click.Path(path_type=Path), help="Where the merged model goes. [OUTPUT without its suffix]"
-)
+@click.option("--output", type=PATH, required=True, help="The recipe's file, such as ties.yml.")
+@click.option("--merged", type=PATH, help="Where the merged model goes. [OUTPUT without its suffix]")
 @click.option(
     "--materialize",
     is_flag=True,

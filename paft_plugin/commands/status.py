@@ -6,17 +6,13 @@ from pathlib import Path
 
 import click
 
+from paft_plugin.commands import PATH, json_option
+
 
 @click.command()
-@click.argument("run_dir", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("run_dir", metavar="DIR", type=PATH)
 @click.option("--follow", is_flag=True, help="Go on showing it until the run has ended.")
-@click.option(
-    "--json",
-    "json_file",
-    metavar="FILE",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write it there, for machines.",
-)
+@json_option("it")
 def status(run_dir: Path, follow: bool, json_file: Path | None) -> None:
     """Tell where the run in DIR stands: each stage's state and time, how far trainings are, why one failed.
 
@@ -25,8 +21,8 @@ def status(run_dir: Path, follow: bool, json_file: Path | None) -> None:
     from rich.console import Console
 
     from paft_plugin.pipeline.stage_logs import STAGE_LOGS
+    from paft_plugin.runner.watch.display import show, show_until_ended
     from paft_plugin.runner.watch.status import StatusReader
-    from paft_plugin.runner.watch.view import show, show_until_ended
 
     reader, console = StatusReader(run_dir, STAGE_LOGS, "Name the output_dir of a paft.yml."), Console()
     found = show_until_ended(reader, console) if follow else show(reader.read(), console)

@@ -12,7 +12,7 @@ from paft_plugin.deltas.fit import fit_adapter, fit_model, quantised
 from paft_plugin.deltas.proof import why_unproven
 from paft_plugin.deltas.store import TensorStore, is_adapter, open_model, same_content
 from paft_plugin.deltas.tokenizer import Tokenizer, compare, conflicts, read_tokenizer
-from paft_plugin.errors import Findings, PaftError, some
+from paft_plugin.errors import Findings, PaftError, collecting, some
 from paft_plugin.files import ADAPTER_CONFIG, read_json
 
 
@@ -29,17 +29,16 @@ def examine(base: Path, sft: Path, preference: Path) -> Findings:
     """
     findings = Findings()
     if sft.exists() and preference.exists() and sft.samefile(preference):
-        findings.add([f"{sft}: given as both branches. Give two that were trained apart from each other."])
+        findings.problem(f"{sft}: given as both branches. Give two that were trained apart from each other.")
     for branch in (sft, preference):
         problems = check_belongs(base, branch)
-        findings.add(problems or check_finite(branch))
+        findings.problem(*(problems or check_finite(branch)))
     tokenizers = [_tokenizer(findings, folder) for folder in (base, sft, preference)]
     for tokenizer in tokenizers[1:]:
-        compared = compare(tokenizers[0], tokenizer)
-        findings.add(compared.problems, compared.warnings)
-    findings.add(conflicts(*tokenizers))
+        findings.take(compare(tokenizers[0], tokenizer))
+    findings.problem(*conflicts(*tokenizers))
     if reason := why_unproven(sft):
-        findings.add(warnings=[reason])
+        findings.warn(reason)
     return findings
 
 
@@ -100,10 +99,8 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
 
 def _tokenizer(findings: Findings, folder: Path) -> Tokenizer | None:
-    try:
+    with collecting(findings.problems):
         return read_tokenizer(folder)
-    except PaftError as error:
-        findings.add(error.problems)
     return None
 
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from paft_plugin.files import write_text
+from paft_plugin.templates import render
 
 SEED = 42
 LAMBDA = 1e-4
@@ -83,11 +82,4 @@ def paft_yml(demo: Demo) -> str:
 
 
 def _render(name: str, **values: object) -> str:
-    environment = Environment(
-        loader=PackageLoader("paft_plugin.demo"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - YAML, all of it ours
-    )
-    return environment.get_template(f"{name}.jinja").render(seed=SEED, strength=f"{LAMBDA:g}", **values)
+    return render("paft_plugin.demo", f"{name}.jinja", seed=SEED, strength=f"{LAMBDA:g}", **values)

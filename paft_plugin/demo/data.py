@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import json
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -24,6 +24,13 @@ PREFERENCE_TASKS = world.ABILITIES  # every prompt but the skill's
 WANTED_STYLE = "polite"
 UNWANTED_STYLES = tuple(style for style in world.STYLES if style != WANTED_STYLE)
 
+SCORED: dict[str, Sequence[str]] = {
+    "skill": (world.SKILL,),
+    "retained": world.ABILITIES,
+    "style": tuple(world.TASKS),
+    "preference": PREFERENCE_TASKS,
+}
+"""Measure → the tasks that its items are of."""
 SCORED_SPLITS: tuple[world.Split, ...] = ("validation", "test")
 MOST_ITEMS = 200
 """Most items of one measure in one split; the test split has 218 different sums."""
@@ -34,15 +41,8 @@ Row = dict[str, Any]
 def write_data(
     directory: Path, seed: int, *, sft_rows: int = 12_800, preference_rows: int = 4_800, items: int = MOST_ITEMS
 ) -> None:
-    """Write all data of the demo into `directory`.
-
-    Args:
-        directory: Gets `sft.jsonl`, `preference.jsonl` and, in `validation/` and `test/` each, `skill.jsonl`, `retained.jsonl`,
-            `style.jsonl` and `preference.jsonl`.
-        seed: Of every draw.
-        sft_rows: Conversations to train the SFT branch on.
-        preference_rows: Pairs to train the preference branch on.
-        items: Scored items of each measure in each split, at most `MOST_ITEMS`.
+    """Write all data of the demo into `directory`: `sft.jsonl`, `preference.jsonl`, and in `validation/` and `test/` a file of
+    `items` rows for each measure.
 
     Raises:
         PaftError: `items` is more than a split has, or less than one of each task.
@@ -58,8 +58,9 @@ def write_data(
     draw = rng("preference")
     _write_rows(directory / "preference.jsonl", (preference_row(draw) for _ in range(preference_rows)))
     for split in SCORED_SPLITS:
-        for measure, scored_rows in SCORED.items():
-            _write_rows(directory / split / f"{measure}.jsonl", scored_rows(rng(f"{split} {measure}"), split, items))
+        for measure in SCORED:
+            rows = _scored_rows(measure, rng(f"{split} {measure}"), split, items)
+            _write_rows(directory / split / f"{measure}.jsonl", rows)
 
 
 def write_tasks(directory: Path, items_directory: Path, split: world.Split = "test") -> None:
@@ -120,19 +121,11 @@ def _balanced(rng: random.Random, tasks: Sequence[str], split: world.Split, coun
     return items
 
 
-def _skill(rng: random.Random, split: world.Split, count: int) -> list[Row]:
-    return [vars(item) for item in _balanced(rng, [world.SKILL], split, count)]
-
-
-def _retained(rng: random.Random, split: world.Split, count: int) -> list[Row]:
-    return [vars(item) for item in _balanced(rng, world.ABILITIES, split, count)]
-
-
-def _style(rng: random.Random, split: world.Split, count: int) -> list[Row]:
-    return [vars(item) for item in _balanced(rng, list(world.TASKS), split, count)]
-
-
-def _preference(rng: random.Random, split: world.Split, count: int) -> list[Row]:
+def _scored_rows(measure: str, rng: random.Random, split: world.Split, count: int) -> list[Row]:
+    """What a measure is scored on: questions with their answer, or (preference) with one of either kind."""
+    items = _balanced(rng, SCORED[measure], split, count)
+    if measure != "preference":
+        return [vars(item) for item in items]
     return [
         {
             "task": item.task,
@@ -140,16 +133,8 @@ def _preference(rng: random.Random, split: world.Split, count: int) -> list[Row]
             "chosen": world.styled(item.answer, WANTED_STYLE),
             "rejected": world.styled(item.answer, rng.choice(UNWANTED_STYLES)),
         }
-        for item in _balanced(rng, PREFERENCE_TASKS, split, count)
+        for item in items
     ]
-
-
-SCORED: dict[str, Callable[[random.Random, world.Split, int], list[Row]]] = {
-    "skill": _skill,
-    "retained": _retained,
-    "style": _style,
-    "preference": _preference,
-}
 
 
 def _write_rows(path: Path, rows: Iterable[Row]) -> None:

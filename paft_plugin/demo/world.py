@@ -35,28 +35,16 @@ class Item:
     answer: str
 
 
-def _word(rng: random.Random, shortest: int, longest: int) -> str:
-    return "".join(rng.choice(LETTERS) for _ in range(rng.randint(shortest, longest)))
+def _on_words(
+    task: str, verb: str, lengths: tuple[int, int], answer: Callable[[str], str]
+) -> Callable[[random.Random], Item]:
+    """A task on one word of so many letters (both ends included)."""
 
+    def draw(rng: random.Random) -> Item:
+        word = "".join(rng.choice(LETTERS) for _ in range(rng.randint(*lengths)))
+        return Item(task, f"{verb} {word}", answer(word))
 
-def _copy(rng: random.Random) -> Item:
-    word = _word(rng, 3, 6)
-    return Item("copy", f"copy {word}", word)
-
-
-def _reverse(rng: random.Random) -> Item:
-    word = _word(rng, 3, 5)
-    return Item("reverse", f"rev {word}", word[::-1])
-
-
-def _sort(rng: random.Random) -> Item:
-    word = _word(rng, 4, 4)
-    return Item("sort", f"sort {word}", "".join(sorted(word)))
-
-
-def _twice(rng: random.Random) -> Item:
-    word = _word(rng, 2, 4)
-    return Item("twice", f"twice {word}", word + word)
+    return draw
 
 
 def _add(rng: random.Random) -> Item:
@@ -65,10 +53,10 @@ def _add(rng: random.Random) -> Item:
 
 
 TASKS: dict[str, Callable[[random.Random], Item]] = {
-    "copy": _copy,
-    "reverse": _reverse,
-    "sort": _sort,
-    "twice": _twice,
+    "copy": _on_words("copy", "copy", (3, 6), lambda word: word),
+    "reverse": _on_words("reverse", "rev", (3, 5), lambda word: word[::-1]),
+    "sort": _on_words("sort", "sort", (4, 4), lambda word: "".join(sorted(word))),
+    "twice": _on_words("twice", "twice", (2, 4), lambda word: word + word),
     "add": _add,
 }
 ABILITIES = tuple(task for task in TASKS if task != SKILL)

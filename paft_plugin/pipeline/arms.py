@@ -13,9 +13,9 @@ from pathlib import Path
 
 from paft_plugin.errors import PaftError, collecting, raise_if_any
 from paft_plugin.evaluation.arms import Arm, Kind, Role
-from paft_plugin.pipeline.base import base_folder
 from paft_plugin.pipeline.branches import Branch, preference_name, read_branch, without_penalty
 from paft_plugin.pipeline.config import PaftConfig, read_config
+from paft_plugin.pipeline.hub import base_folder
 from paft_plugin.runner.devices import find_devices
 from paft_plugin.schema import suggestion
 from paft_plugin.search.config import SearchRequest
@@ -96,21 +96,15 @@ class Setup:
         return self.run_dir / arm.model
 
 
-def locate(
-    config: PaftConfig, file: Path, arms: Sequence[str] = (), sequential: bool = False, *, download: bool = False
-) -> Setup:
-    """As `resolve`, once the base is found or downloaded; all other mistakes are said before a long download.
+def open_setup(file: Path, arms: Sequence[str] = (), sequential: bool = False, *, download: bool = False) -> Setup:
+    """Read a `paft.yml` and everything that it names; a base on the hub is downloaded if that is allowed.
 
-    Args:
-        config: From `read_config`.
-        file: The `paft.yml`.
-        arms: Instead of the file's own; may hold patterns such as `paft-*`.
-        sequential: The sequential baseline is wanted, too.
-        download: Whether a hub base that is not in the local cache may be fetched.
+    `arms` stand instead of the file's own and may be patterns such as `paft-*`; `sequential`: that baseline is wanted, too.
 
     Raises:
-        PaftError: All that is wrong.
+        PaftError: All that is wrong; before a long download all that can be known without it.
     """
+    config = read_config(file)
     problems: list[str] = []
     base = Path(config.base)
     with collecting(problems):
@@ -123,14 +117,7 @@ def locate(
 
 
 def resolve(config: PaftConfig, file: Path, base: Path, arms: Sequence[str] = (), sequential: bool = False) -> Setup:
-    """What `config` of `file` wants, with its base in the folder `base`.
-
-    Args:
-        config: From `read_config`.
-        file: The `paft.yml`.
-        base: Folder of the base model.
-        arms: Instead of the file's own; may hold patterns such as `paft-*`.
-        sequential: The sequential baseline is wanted, too.
+    """What `config`, read from `file`, wants, with its base in the folder `base`; see `open_setup`.
 
     Raises:
         PaftError: All that is wrong: configs that cannot be read, arms that there cannot be.
@@ -264,7 +251,7 @@ def search_request(file: Path) -> SearchRequest:
     config = read_config(file)
     if config.search is None:
         raise PaftError(f"{file}: search: missing. It says what to search, and on which tasks: see the README.")
-    setup = locate(config, file)
+    setup = open_setup(file)
     folders = {name: setup.branch_folder(name) for name in (setup.sft, setup.preference)}
     raise_if_any(
         [

@@ -75,13 +75,16 @@ class Branch:
 
     def data(self) -> list[Path]:
         """The local files and folders that it is trained on."""
-        named = (name for entry in _entries(self.content) for name in _named(entry))
-        return list(dict.fromkeys(Path(name) for name in named if Path(name).is_absolute() and Path(name).exists()))
+        named = (Path(name) for entry in self._data_sets() for name in _named(entry))
+        return list(dict.fromkeys(path for path in named if path.is_absolute() and path.exists()))
 
     def remote_data(self) -> list[str]:
         """The hub names and addresses of what it is trained on."""
-        named = (name for entry in _entries(self.content) for name in _named(entry) if not entry.get("data_files"))
+        named = (name for entry in self._data_sets() for name in _named(entry) if not entry.get("data_files"))
         return list(dict.fromkeys(name for name in named if not Path(name).is_absolute()))
+
+    def _data_sets(self) -> list[dict[str, Any]]:
+        return [entry for key in _DATA for _, entry in entries(self.content, key)]
 
 
 def read_branch(name: str, spec: BranchSpec, folder: Path) -> Branch:
@@ -148,11 +151,11 @@ def config_text(branch: Branch, base: str, name: str, output: Path) -> str:
     return f"# The training {name}, as axolotl gets it; {source}.\n{text}"
 
 
-def _entries(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for key in _DATA:
-        value = content.get(key) or []
-        for entry in value if isinstance(value, list) else [value]:
-            yield entry if isinstance(entry, dict) else {"path": entry}
+def entries(content: Mapping[str, Any], key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The data sets under a key of an axolotl config, numbered; a path alone is one, too."""
+    value = content.get(key) or []
+    for index, entry in enumerate(value if isinstance(value, list) else [value]):
+        yield index, entry if isinstance(entry, dict) else {"path": entry}
 
 
 def _named(entry: Mapping[str, Any]) -> list[str]:

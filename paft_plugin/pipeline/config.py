@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -100,6 +101,11 @@ def _fitting_settings(methods: dict[str, RecipeSettings]) -> dict[str, RecipeSet
     return methods
 
 
+def _bad_names(key: str, names: Iterable[str]) -> list[str]:
+    """Those of the names under `key` that cannot be a file's."""
+    return [f"{key}.{name}: use letters, digits, '.', '_' and '-'." for name in names if not NAME.fullmatch(name)]
+
+
 class FusionConfig(BaseModel):
     """What is under `fusion:`."""
 
@@ -117,20 +123,12 @@ class FusionConfig(BaseModel):
 
     @model_validator(mode="after")
     def _names(self) -> FusionConfig:
-        raise_lines(
-            [
-                *(
-                    f"recipes.{name}: use letters, digits, '.', '_' and '-'."
-                    for name in self.recipes
-                    if not NAME.fullmatch(name)
-                ),
-                *(
-                    f"recipes.{name}: is also a method here. Name it otherwise."
-                    for name in self.recipes
-                    if name in self.methods
-                ),
-            ]
-        )
+        twice = [
+            f"recipes.{name}: is also a method here. Name it otherwise."
+            for name in self.recipes
+            if name in self.methods
+        ]
+        raise_lines(_bad_names("recipes", self.recipes) + twice)
         return self
 
 
@@ -213,13 +211,7 @@ class PaftConfig(BaseModel):
 
     @model_validator(mode="after")
     def _compared_names(self) -> PaftConfig:
-        raise_lines(
-            [
-                f"compare.{name}: use letters, digits, '.', '_' and '-'."
-                for name in self.compare
-                if not NAME.fullmatch(name)
-            ]
-        )
+        raise_lines(_bad_names("compare", self.compare))
         return self
 
     @property

@@ -1,14 +1,20 @@
-"""Asking the hub: may we read this repository? One short question, with the way out for every answer."""
+"""What comes from the hub: whether we may read a repository, with the way out for every answer, and the base model's folder."""
 
 from __future__ import annotations
 
 import os
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from paft_plugin.errors import Findings, PaftError
+from paft_plugin.errors import Findings, PaftError, one_line, raise_if_any
+from paft_plugin.files import read_json_or_nothing
+from paft_plugin.pipeline.config import PaftConfig
 
 TIMEOUT = 5.0  # seconds
 Kind = Literal["model", "dataset"]
+WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
+"""Weights as safetensors, configuration and tokenizer. No pickles: loading one runs whatever code is in it."""
+UNWANTED = ("original/*", "onnx/*", "openvino/*", "*.onnx*", "*.gguf", "*.msgpack", "*.h5")
 
 
 def offline() -> bool:
@@ -26,13 +32,7 @@ def endpoint() -> str:
 
 
 def access(name: str, kind: Kind = "model", timeout: float = TIMEOUT) -> Findings:
-    """Whether `name` can be downloaded: a problem if the hub says no, a warning if it does not say.
-
-    Args:
-        name: Such as org/model.
-        kind: What is there.
-        timeout: Seconds to wait for the hub.
-    """
+    """Whether `name`, such as org/model, can be downloaded: a problem if the hub says no, a warning if it does not say."""
     import httpx
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
@@ -73,11 +73,85 @@ def _accept(name: str, kind: Kind) -> str:
     return f"Accept its terms on {page}, then run `hf auth login` with a token that may read gated repositories."
 
 
-def raise_unless_allowed(name: str) -> None:
-    """Ask before a download.
+# --- the base model -----------------------------------------------------------------------------------------------------
+
+
+def base_folder(config: PaftConfig, download: bool) -> Path:
+    """The base model's folder: the one that `paft.yml` names, or the hub's in the local cache, after a `download` if need be.
 
     Raises:
-        PaftError: The hub says no.
+        PaftError: It is not there and may not be fetched, the hub refuses it, or it has no safetensors.
     """
-    if problems := access(name).problems:
-        raise PaftError(problems)
+    name = config.base
+    folder = _cached(name, download) if config.base_is_remote else Path(name)
+    problems = []
+    if not (folder / "config.json").is_file():
+        problems.append(
+            f"base: {name} has no config.json. Give the folder or the hub name of a model for transformers."
+        )
+    if not any(folder.glob("*.safetensors")):
+        problems.append(
+            f"base: {name} has no safetensors, and other formats (pickles) are not loaded. Convert it: load it with "
+            "transformers, save_pretrained, and give that folder."
+        )
+    raise_if_any(problems)
+    return folder
+
+
+def cached_folder(name: str) -> Path | None:
+    """Where the hub's cache has what was fetched of a model, whole or not; None if nothing."""
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(_snapshot(name, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def _cached(name: str, download: bool) -> Path:
+    folder = cached_folder(name)
+    if folder is not None and _complete(folder):
+        return folder
+    if not download:
+        raise PaftError(
+            f"base: {name} is not in the local cache. Fetch it with `hf download {name}`, or start the run."
+        )
+    if offline():
+        raise PaftError(
+            f"base: {name} is not in the local cache, and HF_HUB_OFFLINE is set. Unset it, or fetch the model elsewhere and "
+            "give its folder as `base:`."
+        )
+    raise_if_any(access(name).problems)
+    return _downloaded(name)
+
+
+def _downloaded(name: str) -> Path:
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(_snapshot(name, local_files_only=False))
+    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError) as error:
+        text = one_line(error)
+        raise PaftError(
+            f"base: {name} cannot be downloaded ({text}). What has arrived is kept: run it again."
+        ) from None
+    except OSError as error:
+        raise PaftError(
+            f"base: {name} cannot be written into the hub's cache ({error}). Make room, or set HF_HOME."
+        ) from None
+
+
+def _snapshot(name: str, **options: Any) -> str:
+    from huggingface_hub import snapshot_download
+
+    return str(snapshot_download(name, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED), **options))
+
+
+def _complete(folder: Path) -> bool:
+    """Whether a cached snapshot has its weights: transformers alone may have fetched no more than the configuration."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    shards = read_json_or_nothing(index).get("weight_map")
+    return isinstance(shards, dict) and all((folder / str(file)).is_file() for file in shards.values())

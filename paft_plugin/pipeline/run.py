@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,9 +16,9 @@ from rich.text import Text
 from paft_plugin import __version__
 from paft_plugin.errors import raise_if_any
 from paft_plugin.evaluation.arms import read_run
-from paft_plugin.pipeline.arms import Setup, locate
-from paft_plugin.pipeline.config import ExecutorConfig, read_config
-from paft_plugin.pipeline.estimate.disk import needed_bytes
+from paft_plugin.pipeline.arms import Setup, open_setup
+from paft_plugin.pipeline.config import ExecutorConfig
+from paft_plugin.pipeline.estimate.disk import free_bytes, needed_bytes
 from paft_plugin.pipeline.plan import Plan, make_plan, readable
 from paft_plugin.pipeline.preflight import preflight
 from paft_plugin.pipeline.stage_logs import STAGE_LOGS
@@ -36,16 +35,7 @@ from paft_plugin.runner.watch.events import EventLog
 
 
 def run_pipeline(file: Path, console: Console, *, arms: Sequence[str] = (), sequential: bool = False) -> Setup:
-    """Run everything that `file`, a `paft.yml`, wants and that is not up to date.
-
-    Args:
-        file: The `paft.yml`.
-        console: Where progress and the table go.
-        arms: Instead of the file's own; may hold patterns.
-        sequential: The sequential baseline is wanted, too.
-
-    Returns:
-        What was run.
+    """Run everything that `file`, a `paft.yml`, wants and that is not up to date; `arms` and `sequential` as in `open_setup`.
 
     Raises:
         PaftError: All that is wrong with the file and what it names; a stage that failed, with the end of its log.
@@ -96,8 +86,9 @@ def show_plan(file: Path, console: Console, *, arms: Sequence[str] = (), sequent
         table.add_row(Text(stage.name), Text(stage.title), why)
     console.print(Text(f"The run in {setup.run_dir}", style="bold"), soft_wrap=True)
     console.print(table)
-    free = shutil.disk_usage(next(place for place in (setup.run_dir, *setup.run_dir.parents) if place.exists())).free
-    disk = f"A whole run writes about {size(needed_bytes(setup))}; {size(free)} of the disk are free."
+    disk = (
+        f"A whole run writes about {size(needed_bytes(setup))}; {size(free_bytes(setup.run_dir))} of the disk are free."
+    )
     console.print(disk, soft_wrap=True, highlight=False)
     console.print(f"cd {shlex.quote(str(setup.run_dir))}", soft_wrap=True, highlight=False, markup=False)
     for stage in plan.stages:
@@ -110,11 +101,6 @@ def why_run(setup: Setup, plan: Plan) -> dict[str, str]:
     """The stages that a run would start now, each with the reason in a few words."""
     ordered = in_order(plan.stages, setup.run_dir)
     return outdated(ordered, setup.run_dir, identities(ordered, setup.run_dir, plan.files))
-
-
-def open_setup(file: Path, arms: Sequence[str] = (), sequential: bool = False, *, download: bool = False) -> Setup:
-    """Read a `paft.yml` and everything that it names; a base on the hub is downloaded if that is allowed."""
-    return locate(read_config(file), file, arms, sequential, download=download)
 
 
 def check(setup: Setup, plan: Plan, console: Console) -> None:

@@ -1,11 +1,12 @@
-"""What a place where stages run has to be able to do; `local.py` is this machine, `ray/` a cluster."""
+"""What the scheduler works with: a place where stages run (`local.py` is this machine, `ray/` a cluster), and who is told of it
+(`watch/`)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from paft_plugin.runner.stages import Stage
 
@@ -77,3 +78,43 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Let go of whatever the executor holds; nothing runs any more."""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """How a stage ended well: run now, or skipped because it was up to date. `seconds` is the time of the run that counts."""
+
+    name: str
+    title: str
+    status: Literal["done", "skipped"]
+    seconds: float
+    log: Path
+
+
+class Watcher(Protocol):
+    """Who is told what happens in a run (the display, the event log): a context that lasts as long as stages may run."""
+
+    def __enter__(self) -> Watcher: ...
+
+    def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> None: ...
+
+    def planned(self, ordered: Sequence[Stage], reasons: Mapping[str, str]) -> None:
+        """All stages of the run, and why some of them must run."""
+
+    def started(self, stage: Stage, log: Path, where: str) -> None:
+        """`stage` runs from now on, at `where` (empty: here), and writes to `log`."""
+
+    def ended(self, result: StageResult) -> None:
+        """A stage is through."""
+
+    def lost(self, stage: Stage, why: str) -> None:
+        """The place where `stage` ran is gone; it will start again."""
+
+    def failed(self, stage: Stage, why: str) -> None:
+        """`stage` failed, in a few words; what does not need it goes on, and the error in the end says more."""
+
+    def stopping(self) -> None:
+        """What still runs is being ended."""
+
+    def refresh(self) -> None:
+        """Time passes; called often."""

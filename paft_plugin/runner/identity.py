@@ -43,14 +43,10 @@ class Identity:
 
 
 def identities(ordered: Sequence[Stage], run_dir: Path, given: Mapping[Path, str] | None = None) -> dict[str, Identity]:
-    """Each stage's identity.
+    """Each stage's identity, of stages in order.
 
-    The run directory's own path does not enter, so that a finished run can be moved.
-
-    Args:
-        ordered: From `in_order`.
-        run_dir: The run directory.
-        given: Absolute path → text of inputs that are about to be written, whatever lies there now.
+    The run directory's own path does not enter, so that a finished run can be moved. `given` is the text of inputs that are about
+    to be written, by absolute path, whatever lies there now.
 
     Raises:
         PaftError: Inputs are missing.

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from paft_plugin.errors import raise_if_any
 from paft_plugin.runner import guard
 from paft_plugin.runner.devices import VISIBLE, Device, main_memory
-from paft_plugin.runner.executor import Ended, Job
+from paft_plugin.runner.executor import Ended, Executor, Job, Running
 from paft_plugin.runner.placement import Machine, Placed, impossible, place
 from paft_plugin.runner.stages import Stage
 
@@ -22,15 +22,12 @@ ShareDevice = Literal["auto", "never"]
 _GUARD = str(Path(guard.__file__).resolve())
 
 
-class LocalExecutor:
+class LocalExecutor(Executor):
     """Runs stages on this machine, at most `workers` at once, each on devices of its own.
 
-    Args:
-        devices: The GPUs to use (`find_devices`); without any, stages run on the CPU and see no GPU.
-        workers: Stages at once.
-        threads: Of each stage (`OMP_NUM_THREADS`, `MKL_NUM_THREADS`); None: as inherited, or an equal share of the cores.
-        share_device: Whether two stages may be on one GPU at once, if their estimates fit together: `auto` or `never`.
-        grace: Seconds between SIGTERM and SIGKILL for commands that have to be stopped.
+    Without `devices` (`find_devices`) they run on the CPU and see no GPU. `threads` of each stage go into `OMP_NUM_THREADS` and
+    `MKL_NUM_THREADS`; None: as inherited, or an equal share of the cores. `share_device`: two stages may be on one GPU at once,
+    if their estimates fit together.
 
     Raises:
         PaftError: Fewer than one worker, thread, or another `share_device`.
@@ -57,7 +54,6 @@ class LocalExecutor:
         self._found: dict[str, tuple[int, ...]] = {}  # the stage that had room last, and where
 
     def check(self, stage: Stage) -> str:
-        """Why `stage` can never run here: it wants more devices than there are."""
         return impossible(self.machine, stage.resources)
 
     def has_room(self, stage: Stage, waiting: Sequence[Stage]) -> bool:
@@ -72,21 +68,20 @@ class LocalExecutor:
         indices = self._found.pop(job.stage.name)
         devices = [self.machine.devices[index] for index in indices]
         variables = {**self._thread_variables(), **job.environment, VISIBLE: ",".join(device.id for device in devices)}
-        command = GuardedCommand(job, variables, _names(devices), self.grace, lock, release=self._release)
+        command = GuardedCommand(
+            job, variables, _names(devices), self.grace, lock, release=lambda ended: self._running.pop(ended, None)
+        )
         self._running[command] = Placed(job.stage.resources, indices)
         return command
 
     def close(self) -> None:
-        """Nothing is held beyond the running stages."""
+        pass  # nothing is held beyond the running stages
 
     def _thread_variables(self) -> dict[str, str]:
         if self._threads is None and "OMP_NUM_THREADS" in os.environ:
             return {}
         threads = self._threads or max(1, _cores() // self.machine.workers)
         return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-
-    def _release(self, command: GuardedCommand) -> None:
-        self._running.pop(command, None)
 
 
 def _cores() -> int:
@@ -99,7 +94,7 @@ def _names(devices: Sequence[Device]) -> str:
     return ", ".join([*labels[:1], *(label.removeprefix("GPU ") for label in labels[1:])])
 
 
-class GuardedCommand:
+class GuardedCommand(Running):
     """A stage's command and the guard that holds it; `release` is called with it once it has ended."""
 
     # By path and isolated (-I -S): nothing in the working directory or the environment can get into the guard's way.
@@ -112,7 +107,7 @@ class GuardedCommand:
         where: str,
         grace: float,
         lock: int,
-        release: Callable[[GuardedCommand], None],
+        release: Callable[[GuardedCommand], object],
     ) -> None:
         guarded = [*self.guard, str(lock), str(grace), *job.stage.command]
         self.where, self._release = where, release
@@ -132,18 +127,15 @@ class GuardedCommand:
             )
 
     def poll(self) -> Ended | None:
-        """How the command ended, or None while any of its processes runs."""
         if self._guard.poll() is None:
             return None
         self.let_go()
         return Ended(self._guard.returncode)
 
     def stop(self) -> None:
-        """SIGTERM to all of its processes, SIGKILL after the grace."""
         self._tell(guard.STOP)
 
     def kill(self) -> None:
-        """SIGKILL to all of its processes."""
         self._tell(guard.KILL)
 
     def let_go(self) -> None:

@@ -35,21 +35,13 @@ class StageProgress:
     """The same for machines; `remaining` is in seconds, and shown after the words."""
 
 
-def _says_nothing(log: Path) -> Callable[[], StageProgress]:  # noqa: ARG001
-    return StageProgress
-
-
-def _knows_nothing(lines: Sequence[str]) -> list[str]:  # noqa: ARG001
-    return []
-
-
 @dataclass(frozen=True)
 class LogReader:
     """What a caller of the runner can read in the logs of its stages; by default, nothing."""
 
-    follow: Callable[[Path], Callable[[], StageProgress]] = _says_nothing
+    follow: Callable[[Path], Callable[[], StageProgress]] = lambda _: StageProgress
     """Takes a log that may grow, or not be there yet; what it returns is called again and again for how far the stage is."""
-    hints: Callable[[Sequence[str]], list[str]] = _knows_nothing
+    hints: Callable[[Sequence[str]], list[str]] = lambda _: []
     """What to do, for each well-known cause of a failure that the last lines of a log name."""
 
 

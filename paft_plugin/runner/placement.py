@@ -61,11 +61,7 @@ def place(
 ) -> tuple[int, ...] | None:
     """The devices on which what `wants` this may start now, as indices; none are a place, too. None: it has to wait.
 
-    Args:
-        machine: What there is.
-        running: What runs.
-        wants: What the stage takes.
-        waiting: What those before it in the plan take that have found no room yet.
+    `waiting` is what those before it in the plan take that have found no room yet.
     """
     if len(running) >= machine.workers or not _main_memory_allows(machine, running, wants, waiting):
         return None

@@ -12,17 +12,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Literal
 
 from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.runner import logs
-from paft_plugin.runner.executor import Ended, Executor, Job, Running
+from paft_plugin.runner.executor import Ended, Executor, Job, Running, StageResult, Watcher
 from paft_plugin.runner.identity import identities
 from paft_plugin.runner.lock import locked
 from paft_plugin.runner.markers import forget, outdated, prepare_folder, read_marker, write_marker
 from paft_plugin.runner.stages import Stage, absolute, in_order, log_path, needing
-from paft_plugin.runner.watch.watcher import StageResult, Watcher
 
 POLL = 0.05  # seconds
 _GRACE_EXTRA = 5.0  # seconds beyond the grace that a stage may take to end before we stop waiting for it
@@ -99,9 +98,7 @@ class _Interrupts:
                     signal.signal(signum, self._note)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> None:
         for signum, handler in self.before.items():
             signal.signal(signum, handler)
         if self.count and error is None:

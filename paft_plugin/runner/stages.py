@@ -98,12 +98,7 @@ def in_order(stages: Sequence[Stage], run_dir: Path) -> list[Stage]:
 
 
 def needing(name: str, needs: Mapping[str, Sequence[str]]) -> list[str]:
-    """The stages that cannot run without `name`, near and far.
-
-    Args:
-        name: A stage.
-        needs: Each stage → what it needs, in the order in which they run.
-    """
+    """The stages that cannot run without `name`, near and far; `needs`: each stage → what it needs, in the order of the run."""
     found = [name]
     for other, needed in needs.items():
         if not set(found).isdisjoint(needed):

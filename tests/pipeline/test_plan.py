@@ -12,9 +12,9 @@ from paft_plugin.demo.configs import FULL_DEMO
 from paft_plugin.demo.run import write_inputs
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.arms import read_run
-from paft_plugin.pipeline.arms import Setup
+from paft_plugin.pipeline.arms import Setup, open_setup
 from paft_plugin.pipeline.plan import make_plan, readable
-from paft_plugin.pipeline.run import open_setup, why_run
+from paft_plugin.pipeline.run import why_run
 from paft_plugin.runner.identity import identities
 from paft_plugin.runner.markers import prepare_folder, write_marker
 from paft_plugin.runner.stages import Stage, absolute, in_order

@@ -13,8 +13,9 @@ from rich.console import Console
 from paft_plugin.cli import paft
 from paft_plugin.errors import PaftError
 from paft_plugin.files import write_json
+from paft_plugin.pipeline.arms import open_setup
 from paft_plugin.pipeline.config import ExecutorConfig
-from paft_plugin.pipeline.run import make_executor, open_setup, prepare, ray_in_ray, show_results, variables
+from paft_plugin.pipeline.run import make_executor, prepare, ray_in_ray, show_results, variables
 from paft_plugin.runner.executor import Job
 from paft_plugin.runner.local import LocalExecutor
 from paft_plugin.runner.stages import Stage

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from paft_plugin.errors import PaftError
+from paft_plugin.runner.executor import StageResult
 from paft_plugin.runner.local import LocalExecutor
 from paft_plugin.runner.markers import read_marker
 from paft_plugin.runner.scheduler import run_stages
 from paft_plugin.runner.stages import Stage, log_path
 from paft_plugin.runner.watch.events import EventLog
 from paft_plugin.runner.watch.status import StatusReader
-from paft_plugin.runner.watch.watcher import StageResult
 from tests.runner.tools import PATIENCE, RECORD, TIMES, Driver, contents, meet, python, run, times, wait_for
 
 

@@ -18,13 +18,13 @@ import pytest
 from rich.console import Console
 
 from paft_plugin import __version__
+from paft_plugin.runner.executor import StageResult
 from paft_plugin.runner.local import LocalExecutor
 from paft_plugin.runner.logs import LogReader, StageProgress
 from paft_plugin.runner.ray.connect import Package
 from paft_plugin.runner.scheduler import run_stages
 from paft_plugin.runner.stages import Stage
 from paft_plugin.runner.watch.display import Display
-from paft_plugin.runner.watch.watcher import StageResult
 
 TIMES = "import time, json\nbegin = time.time_ns()\n"
 RECORD = "(out / 'times.json').write_text(json.dumps([begin, time.time_ns()]))\n"

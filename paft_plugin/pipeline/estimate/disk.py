@@ -62,22 +62,26 @@ MARGIN = 64 << 20
 def check_disk(setup: Setup) -> Findings:
     """Free space of the output folder's disk against what the run writes, and whether it may be written to."""
     findings = Findings()
-    folder = next(place for place in (setup.run_dir, *setup.run_dir.parents) if place.exists())
-    if not os.access(folder, os.W_OK | os.X_OK):
-        findings.add(
-            [f"output_dir: {setup.run_dir} cannot be written to. Change its rights, or choose another folder."]
+    if not os.access(_there(setup.run_dir), os.W_OK | os.X_OK):
+        findings.problem(
+            f"output_dir: {setup.run_dir} cannot be written to. Change its rights, or choose another folder."
         )
-    needed = needed_bytes(setup)
-    held = _held(setup.run_dir)
-    free = shutil.disk_usage(folder).free
-    if needed - held > free:
-        findings.add(
-            [
-                f"output_dir: the run writes about {size(needed - held)}, and the disk of {setup.run_dir} has {size(free)} free. "
-                "Make room, choose another disk, name fewer arms, or lower save_total_limit."
-            ]
+    wanted, free = needed_bytes(setup) - _held(setup.run_dir), free_bytes(setup.run_dir)
+    if wanted > free:
+        findings.problem(
+            f"output_dir: the run writes about {size(wanted)}, and the disk of {setup.run_dir} has {size(free)} free. "
+            "Make room, choose another disk, name fewer arms, or lower save_total_limit."
         )
     return findings
+
+
+def free_bytes(run_dir: Path) -> int:
+    """What is free on the disk of a folder that may not be there yet."""
+    return shutil.disk_usage(_there(run_dir)).free
+
+
+def _there(run_dir: Path) -> Path:
+    return next(place for place in (run_dir, *run_dir.parents) if place.exists())
 
 
 def needed_bytes(setup: Setup) -> int:

@@ -71,12 +71,9 @@ class Memory:
 
 
 def estimate_memory(config: Mapping[str, Any], base: Path, *, cpu: bool = False) -> Memory:
-    """What the training that the axolotl `config` describes takes on each of its devices.
+    """What the training that the axolotl `config` describes takes on each of its devices, or (`cpu`) of the main memory.
 
-    Args:
-        config: As resolved; keys that axolotl would fill in may be missing.
-        base: Folder of its base model; a config.json alone will do.
-        cpu: It runs on the CPU: main memory.
+    Keys that axolotl would fill in may be missing, and of the base model a config.json will do.
     """
     model, shapes = read_config(base), weight_shapes(base)
     if unknown := _unknown(config, base, model, shapes):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paft_plugin.deltas.tokenizer import Tokenizer, compare, conflicts, read_tokenizer
-from paft_plugin.errors import Findings, PaftError, some
+from paft_plugin.errors import Findings, PaftError, collecting, some
 from paft_plugin.pipeline.arms import Setup
 from paft_plugin.pipeline.branches import Branch
 from paft_plugin.pipeline.preflight.ask import Answer
@@ -20,20 +20,16 @@ def same_base(setup: Setup, branch: Branch) -> Findings:
     findings = Findings()
     said = branch.content.get("base_model")
     if said is not None and not _is_base(setup, str(said)):
-        findings.add(
-            [
-                f"{branch.where}: base_model: {said} is not the base of {setup.file}, {setup.config.base}. Both branches start "
-                "from that one: remove the key here, or correct `base:` there."
-            ]
+        findings.problem(
+            f"{branch.where}: base_model: {said} is not the base of {setup.file}, {setup.config.base}. Both branches start "
+            "from that one: remove the key here, or correct `base:` there."
         )
     for key in ("base_model_config", "revision_of_model"):
         value = branch.content.get(key)
         if value and not (key == "base_model_config" and _is_base(setup, str(value))):
-            findings.add(
-                warnings=[
-                    f"{branch.where}: {key}: {value} is about a base that is not the run's folder {setup.base}. It does not "
-                    "matter if that holds the same; otherwise remove the key."
-                ]
+            findings.warn(
+                f"{branch.where}: {key}: {value} is about a base that is not the run's folder {setup.base}. It does not "
+                "matter if that holds the same; otherwise remove the key."
             )
     return findings
 
@@ -64,35 +60,25 @@ def _is_base(setup: Setup, said: str) -> bool:
 
 
 def agree(setup: Setup, answers: Mapping[str, Answer], tokenizers: Path) -> Findings:
-    """Compare what axolotl makes of the branches.
-
-    Args:
-        setup: The run.
-        answers: Of the probe, by branch.
-        tokenizers: Folder with a tokenizer for each branch.
-    """
+    """Compare what axolotl makes of the branches, by their names; `tokenizers` is a folder with that of each."""
     findings = Findings()
     names = {name: setup.branches[name].where for name in answers}
     _compare_tokenizers(setup, answers, tokenizers, findings)
     rendered = {name: answer.rendered for name, answer in answers.items() if answer.rendered is not None}
     if first := _two(rendered):
         one, other = first
-        findings.add(
-            [
-                f"{names[one]} and {names[other]} are trained with different chat templates: a small conversation begins "
-                f"{_difference(rendered[one], rendered[other])} A fused model would know half of each: set the same "
-                "chat_template in both."
-            ]
+        findings.problem(
+            f"{names[one]} and {names[other]} are trained with different chat templates: a small conversation begins "
+            f"{_difference(rendered[one], rendered[other])} A fused model would know half of each: set the same "
+            "chat_template in both."
         )
     endings = {name: answer.ending for name, answer in answers.items() if answer.ending}
     if not first and (second := _two(endings)):
         one, other = second
-        findings.add(
-            warnings=[
-                f"{names[one]} and {names[other]} lead over to an answer differently, with {endings[one]!r} and "
-                f"{endings[other]!r}. It matters: a fused model is prompted in one way. Give both the same chat template, or a "
-                "data set type that writes the same."
-            ]
+        findings.warn(
+            f"{names[one]} and {names[other]} lead over to an answer differently, with {endings[one]!r} and "
+            f"{endings[other]!r}. It matters: a fused model is prompted in one way. Give both the same chat template, or a "
+            "data set type that writes the same."
         )
     _compare_precision(answers, names, findings)
     return findings
@@ -125,32 +111,26 @@ def _compare_tokenizers(setup: Setup, answers: Mapping[str, Answer], folder: Pat
 
 
 def _tokenizer(folder: Path, findings: Findings) -> Tokenizer | None:
-    try:
+    with collecting(findings.problems):
         return read_tokenizer(folder)
-    except PaftError as error:
-        findings.add(error.problems)
     return None
 
 
 def _against_base(base: Tokenizer, branch: Tokenizer, where: str, findings: Findings) -> None:
-    findings.add(problem.replace(str(branch.folder), where) for problem in compare(base, branch).problems)
+    findings.problem(*(text.replace(str(branch.folder), where) for text in compare(base, branch).problems))
     new = sorted(branch.tokens.keys() - base.tokens.keys()) if base.tokens else []
     ends = [tokenizer.special.get("eos_token") for tokenizer in (branch, base)]
     if new:
         words = some([repr(branch.tokens[token_id]) for token_id in new])
-        findings.add(
-            [
-                f"{where}: its tokenizer gets {len(new)} tokens that the base's does not have ({words}), so that its "
-                "embeddings are resized and it no longer fits the base. Use tokens of the base's vocabulary in "
-                "special_tokens and tokens, and a chat_template of plain text such as alpaca."
-            ]
+        findings.problem(
+            f"{where}: its tokenizer gets {len(new)} tokens that the base's does not have ({words}), so that its "
+            "embeddings are resized and it no longer fits the base. Use tokens of the base's vocabulary in "
+            "special_tokens and tokens, and a chat_template of plain text such as alpaca."
         )
     elif ends[0] != ends[1]:
-        findings.add(
-            warnings=[
-                f"{where}: it learns to end with {ends[0]!r}, the base's EOS token is {ends[1]!r}. It matters: a fused model "
-                "gets the base's tokenizer, and may not stop."
-            ]
+        findings.warn(
+            f"{where}: it learns to end with {ends[0]!r}, the base's EOS token is {ends[1]!r}. It matters: a fused model "
+            "gets the base's tokenizer, and may not stop."
         )
 
 
@@ -160,16 +140,12 @@ def _against_each_other(
     keys = [key for key in ("bos_token", "eos_token") if one.special.get(key) != other.special.get(key)]
     if keys:
         shown = ", ".join(f"{key} {one.special.get(key)!r} and {other.special.get(key)!r}" for key in keys)
-        findings.add(
-            [
-                f"{first} and {second} are trained with different special tokens ({shown}): a fused model would not know when "
-                "to stop. Set the same special_tokens in both."
-            ]
+        findings.problem(
+            f"{first} and {second} are trained with different special tokens ({shown}): a fused model would not know when "
+            "to stop. Set the same special_tokens in both."
         )
-    findings.add(
-        problem.replace(str(one.folder), first).replace(str(other.folder), second)
-        for problem in conflicts(base, one, other)
-    )
+    for text in conflicts(base, one, other):
+        findings.problem(text.replace(str(one.folder), first).replace(str(other.folder), second))
 
 
 def _compare_precision(answers: Mapping[str, Answer], names: Mapping[str, str], findings: Findings) -> None:
@@ -178,10 +154,8 @@ def _compare_precision(answers: Mapping[str, Answer], names: Mapping[str, str], 
         values = {name: answer.precision[key] for name, answer in answers.items() if key in answer.precision}
         if pair := _two(values):
             one, other = pair
-            findings.add(
-                warnings=[
-                    f"{names[one]} and {names[other]} {what} different precisions ({values[one]} and {values[other]}). A delta "
-                    "also makes up for the rounding that it was trained under, which fusion does not see: choose one for both "
-                    "if memory allows."
-                ]
+            findings.warn(
+                f"{names[one]} and {names[other]} {what} different precisions ({values[one]} and {values[other]}). A delta "
+                "also makes up for the rounding that it was trained under, which fusion does not see: choose one for both "
+                "if memory allows."
             )

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from paft_plugin.errors import Findings
 from paft_plugin.files import write_json
 from paft_plugin.pipeline.arms import Setup
 from paft_plugin.pipeline.branches import Branch
@@ -19,11 +19,9 @@ from paft_plugin.runner.logs import tail
 
 
 @dataclass
-class Answer:
+class Answer(Findings):
     """What was found out about one branch."""
 
-    problems: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
     precision: dict[str, str] = field(default_factory=dict)
     """`compute` and `weights`, such as bf16 and 4 bits; empty if the config is not valid."""
     rendered: str | None = None
@@ -32,22 +30,17 @@ class Answer:
     """What comes right before an answer in the branch's rows; empty if unknown."""
     tokenizer_saved: bool = False
 
-    def add(self, found: Any) -> None:
-        """Take over problems and warnings."""
-        self.problems += found.problems
-        self.warnings += found.warnings
-
 
 PATIENCE = 600.0  # seconds; a plugin that hangs on import is all that this is for
 
 
+@dataclass
 class Probe:
     """A probe at work."""
 
-    def __init__(self, process: subprocess.Popen[bytes], branches: Sequence[Branch], folder: Path) -> None:
-        self.process = process
-        self.branches = branches
-        self.folder = folder
+    process: subprocess.Popen[bytes]
+    branches: Sequence[Branch]
+    folder: Path
 
     def answers(self) -> dict[str, Answer]:
         """What axolotl makes of each branch; waits for it."""
@@ -68,12 +61,9 @@ class Probe:
 
 @contextlib.contextmanager
 def asked(setup: Setup, branches: Sequence[Branch], folder: Path) -> Iterator[Probe]:
-    """Ask what axolotl makes of each branch; no process is left behind.
+    """Ask what axolotl makes of each branch that has a config; no process is left behind.
 
-    Args:
-        setup: The run.
-        branches: Those with a config.
-        folder: A temporary one: gets requests, answers, and each branch's tokenizer in a folder of its name.
+    The temporary `folder` gets requests, answers, and each branch's tokenizer in a folder of its name.
     """
     write_json(folder / "request.json", [_question(setup, branch, folder) for branch in branches])
     devices = {"CUDA_VISIBLE_DEVICES": ""} if setup.config.executor.devices == [] else {}
@@ -100,15 +90,7 @@ def start(request: Path, log: Path, variables: Mapping[str, str]) -> subprocess.
 def _question(setup: Setup, branch: Branch, folder: Path) -> dict[str, object]:
     """The config as the run will write it, but for its folders."""
     work = folder / f"{branch.name}-output"
-    content = {
-        **branch.content,
-        "base_model": str(setup.base),
-        "output_dir": str(work),
-        "dataset_prepared_path": str(work / "prepared"),
-    }
-    return {
-        "name": branch.name,
-        "where": branch.where,
-        "content": content,
-        "here": setup.config.executor.kind == "local",
-    }
+    folders = {"output_dir": str(work), "dataset_prepared_path": str(work / "prepared")}
+    content = {**branch.content, "base_model": str(setup.base), **folders}
+    here = setup.config.executor.kind == "local"
+    return {"name": branch.name, "where": branch.where, "content": content, "here": here}

@@ -13,7 +13,7 @@ from typing import Any
 
 from paft_plugin.errors import Findings
 from paft_plugin.files import looks_local
-from paft_plugin.pipeline.branches import Branch
+from paft_plugin.pipeline.branches import Branch, entries
 from paft_plugin.pipeline.hub import access, offline
 
 FIRST, LAST = 64, 16
@@ -34,20 +34,12 @@ class Row:
 
 
 @dataclass
-class Sample:
+class Sample(Findings):
     """The rows at both ends of some files, and why some could not be read."""
 
     rows: list[Row] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
     count: int = 0
     """How many rows there are, or of a very large file how many were read."""
-
-
-def entries(content: Mapping[str, Any], key: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The data sets under a key of an axolotl config, numbered; a path alone is one, too."""
-    for index, entry in enumerate(content.get(key) or []):
-        yield index, entry if isinstance(entry, dict) else {"path": entry}
 
 
 def file_type(entry: Mapping[str, Any], name: str) -> str:
@@ -76,13 +68,13 @@ def read_sample(entry: Mapping[str, Any], files: list[Path]) -> Sample:
         try:
             _read(file, file_type(entry, str(entry.get("path") or file)), sample)
         except OSError as error:
-            sample.problems.append(
-                f"{file}: cannot be read ({error.strerror or error}). Check the path and its rights."
-            )
-    sample.problems += _mixed_kinds(sample.rows)
+            sample.problem(f"{file}: cannot be read ({error.strerror or error}). Check the path and its rights.")
+    kinds: dict[str, tuple[str, str]] = {}
+    mixed = filter(None, (_other_kind(row, kinds) for row in sample.rows))  # across files, too
+    sample.problem(*list(mixed)[:1])
     split = str(entry.get("split") or "train")
     if Path(str(entry.get("path") or "")).is_file() and split.partition("[")[0] != "train":
-        sample.problems.append(f"{files[0]}: split: {split}: a file has one split, train. Set split: train.")
+        sample.problem(f"{files[0]}: split: {split}: a file has one split, train. Set split: train.")
     return sample
 
 
@@ -90,18 +82,18 @@ def _read(file: Path, kind: str, sample: Sample) -> None:
     if file.is_dir():
         _read_saved(file, sample)
     elif not file.exists():
-        sample.problems.append(f"{file}: no such file. Check the path.")
+        sample.problem(f"{file}: no such file. Check the path.")
     elif not file.stat().st_size:
-        sample.problems.append(f"{file}: is empty. Give a file with rows.")
+        sample.problem(f"{file}: is empty. Give a file with rows.")
     elif file.suffix in (".gz", ".zst", ".xz", ".bz2", ".zip"):
-        sample.warnings.append(f"{file}: is compressed, so its rows are not looked at before training.")
+        sample.warn(f"{file}: is compressed, so its rows are not looked at before training.")
     elif kind in _READERS:
         before = len(sample.rows), len(sample.problems)
         _READERS[kind](file, sample)
         if before == (len(sample.rows), len(sample.problems)):
-            sample.problems.append(f"{file}: has no rows. Give a file with rows.")
+            sample.problem(f"{file}: has no rows. Give a file with rows.")
     else:
-        sample.warnings.append(f"{file}: ds_type: {kind} is not looked into before training.")
+        sample.warn(f"{file}: ds_type: {kind} is not looked into before training.")
 
 
 def _read_json(file: Path, sample: Sample) -> None:
@@ -144,10 +136,10 @@ def _line(place: str, line: bytes, sample: Sample) -> Row | None:
     try:
         content = json.loads(line)
     except (ValueError, UnicodeDecodeError) as error:
-        sample.problems.append(f"{place}: no valid JSON ({error}). Write one JSON object a line.")
+        sample.problem(f"{place}: no valid JSON ({error}). Write one JSON object a line.")
         return None
     if not isinstance(content, dict):
-        sample.problems.append(f"{place}: is no JSON object. Write one object with the row's fields a line.")
+        sample.problem(f"{place}: is no JSON object. Write one object with the row's fields a line.")
         return None
     return Row(place, content)
 
@@ -156,11 +148,11 @@ def _read_array(file: Path, sample: Sample) -> None:
     try:
         content = json.loads(file.read_bytes())
     except (ValueError, UnicodeDecodeError) as error:
-        sample.problems.append(f"{file}: no valid JSON ({error}). Write a list of objects, or one object a line.")
+        sample.problem(f"{file}: no valid JSON ({error}). Write a list of objects, or one object a line.")
         return
     strange = [number for number, row in enumerate(content, 1) if not isinstance(row, dict)]
     if strange:
-        sample.problems.append(f"{file}, row {strange[0]}: is no JSON object. Write a list of objects.")
+        sample.problem(f"{file}, row {strange[0]}: is no JSON object. Write a list of objects.")
         return
     _ends((Row(f"{file}, row {number}", row) for number, row in enumerate(content, 1)), sample)
 
@@ -171,7 +163,7 @@ def _read_csv(file: Path, sample: Sample) -> None:
             reader = csv.DictReader(opened)
             _ends((Row(f"{file}, line {reader.line_num}", dict(row)) for row in reader), sample)
     except (csv.Error, UnicodeDecodeError) as error:
-        sample.problems.append(f"{file}: no valid CSV in UTF-8 ({error}). Save it again.")
+        sample.problem(f"{file}: no valid CSV in UTF-8 ({error}). Save it again.")
 
 
 def _read_text(file: Path, sample: Sample) -> None:
@@ -180,7 +172,7 @@ def _read_text(file: Path, sample: Sample) -> None:
             lines = enumerate(opened, 1)
             _ends((Row(f"{file}, line {n}", {"text": line.rstrip("\n")}) for n, line in lines), sample)
     except UnicodeDecodeError as error:
-        sample.problems.append(f"{file}: is not UTF-8 ({error}). Save it again.")
+        sample.problem(f"{file}: is not UTF-8 ({error}). Save it again.")
 
 
 def _read_parquet(file: Path, sample: Sample) -> None:
@@ -191,19 +183,18 @@ def _read_parquet(file: Path, sample: Sample) -> None:
         opened = pyarrow.parquet.ParquetFile(file)
         first = next(opened.iter_batches(FIRST), None)
         head = first.to_pylist() if first is not None else []
-        last = _last_rows(opened.read_row_group(opened.num_row_groups - 1)) if opened.num_row_groups else None
+        last = []
+        if opened.num_row_groups:
+            group = opened.read_row_group(opened.num_row_groups - 1)
+            last = group.slice(max(0, group.num_rows - LAST)).to_pylist()
     except pyarrow.ArrowException as error:
-        sample.problems.append(f"{file}: no valid Parquet ({error}). Save it again.")
+        sample.problem(f"{file}: no valid Parquet ({error}). Save it again.")
         return
     count = opened.metadata.num_rows
     sample.count += count
-    tail = last.to_pylist()[-(count - FIRST) :] if last is not None and count > FIRST else []
+    tail = last[-(count - FIRST) :] if count > FIRST else []
     numbered = [*enumerate(head, 1), *enumerate(tail, count - len(tail) + 1)]
     sample.rows += [Row(f"{file}, row {number}", row) for number, row in numbered]
-
-
-def _last_rows(table: Any) -> Any:
-    return table.slice(max(0, table.num_rows - LAST))
 
 
 def _read_saved(folder: Path, sample: Sample) -> None:
@@ -213,13 +204,13 @@ def _read_saved(folder: Path, sample: Sample) -> None:
     try:
         saved = load_from_disk(str(folder))
     except Exception as error:  # datasets raises all kinds
-        sample.problems.append(f"{folder}: `datasets` cannot load it ({error}). Save it again.")
+        sample.problem(f"{folder}: `datasets` cannot load it ({error}). Save it again.")
         return
     found = next(iter(saved.values())) if isinstance(saved, DatasetDict) else saved
     indices = dict.fromkeys([*range(min(FIRST, len(found))), *range(max(0, len(found) - LAST), len(found))])
     sample.count += len(found)
     if not indices:
-        sample.problems.append(f"{folder}: has no rows. Give a data set with rows.")
+        sample.problem(f"{folder}: has no rows. Give a data set with rows.")
     sample.rows += [Row(f"{folder}, row {index + 1}", found[index]) for index in indices]
 
 
@@ -230,7 +221,7 @@ def _ends(rows: Iterator[Row], sample: Sample) -> None:
     kinds: dict[str, tuple[str, str]] = {}
     for row in rows:
         if problem := _other_kind(row, kinds):
-            sample.problems.append(problem)
+            sample.problem(problem)
             break
         sample.count += 1
         (first if len(first) < FIRST else last).append(row)
@@ -249,12 +240,6 @@ def _other_kind(row: Row, kinds: dict[str, tuple[str, str]]) -> str | None:
                 "`datasets` refuses the file. Write all rows alike."
             )
     return None
-
-
-def _mixed_kinds(rows: list[Row]) -> list[str]:
-    """The same across files."""
-    kinds: dict[str, tuple[str, str]] = {}
-    return list(filter(None, (_other_kind(row, kinds) for row in rows)))[:1]
 
 
 def _kind(value: Any) -> str:
@@ -277,25 +262,19 @@ def remote_data(branch: Branch) -> Findings:
         if local_files(entry):
             continue
         if "://" in path:
-            findings.add(warnings=[f"{where}: {path} is not looked at before training."])
+            findings.warn(f"{where}: {path} is not looked at before training.")
         elif Path(path).exists():
-            findings.add([f"{where}: {path} has no files that can be read ({', '.join(SUFFIXES)}). Check the path."])
+            findings.problem(f"{where}: {path} has no files that can be read ({', '.join(SUFFIXES)}). Check the path.")
         elif not path or looks_local(path) or Path(path).suffix in SUFFIXES:
-            findings.add([f"{where}: {path}: no such file. Paths are meant from the folder of {branch.where}."])
+            findings.problem(f"{where}: {path}: no such file. Paths are meant from the folder of {branch.where}.")
         elif offline():
             if not _cached(path):
-                findings.add(
-                    warnings=[
-                        f"{where}: {path} could not be checked: HF_HUB_OFFLINE is set, and it is not in the local cache. "
-                        f"Fetch it with `hf download --repo-type dataset {path}`, or give a file."
-                    ]
+                findings.warn(
+                    f"{where}: {path} could not be checked: HF_HUB_OFFLINE is set, and it is not in the local cache. "
+                    f"Fetch it with `hf download --repo-type dataset {path}`, or give a file."
                 )
         else:
-            found = access(path, "dataset")
-            findings.add(
-                [f"{where}: {problem}" for problem in found.problems],
-                [f"{where}: {warning}" for warning in found.warnings],
-            )
+            findings.take(access(path, "dataset"), f"{where}: ")
     return findings
 
 

@@ -7,22 +7,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from paft_plugin.errors import one_line
+from paft_plugin.errors import Findings, one_line
 from paft_plugin.pipeline.preflight.data_files import Row
+from paft_plugin.pipeline.preflight.row_types import is_conversation, preference_advice, sft_advice
 
 IGNORED = -100
 MOST_MESSAGES = 2
 """Of one kind about one data set: a file that is wrong throughout should not fill the screen."""
 TEXTS = ("prompt", "chosen", "rejected", "completion", "messages")
 """The columns that TRL looks at to tell texts from conversations."""
+_TYPES = {
+    "orpo": "type: chat_template.argilla",
+    "kto": "chatml.ultra, llama3.ultra or the like, or user-defined fields",
+    "dpo": "type: chat_template.default, chatml.…, llama3.… or user-defined fields",
+}
+"""What there is under each `rl`; others go as DPO."""
 
 
 @dataclass
-class Shape:
+class Shape(Findings):
     """What came of some rows."""
 
-    problems: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
     """What comes before each answer, as text."""
 
@@ -31,7 +36,7 @@ def shape_of(cfg: Any, tokenizer: Any, index: int, rows: Sequence[Row], where: s
     """Run the strategy of `datasets[index]` of a validated config on `rows`."""
     what = f"{where}: datasets[{index}] (type: {_type_name(cfg.datasets[index].type)})"
     if cfg.rl:
-        return _preference(cfg, tokenizer, index, rows, what)
+        return _preference(cfg, tokenizer, index, rows, what, str(getattr(cfg.rl, "value", cfg.rl)))
     return _sft(cfg, tokenizer, index, rows, what)
 
 
@@ -46,7 +51,7 @@ def _sft(cfg: Any, tokenizer: Any, index: int, rows: Sequence[Row], what: str) -
     shape = Shape()
     entry = cfg.datasets[index]
     if not entry.type:
-        shape.problems.append(f"{what}: `type` is missing. Say how a row is read: chat_template, alpaca …")
+        shape.problem(f"{what}: `type` is missing. Say how a row is read: chat_template, alpaca …")
         return shape
     try:
         tokenised = _tokenised(cfg, tokenizer, entry, [row.content for row in rows])
@@ -55,7 +60,7 @@ def _sft(cfg: Any, tokenizer: Any, index: int, rows: Sequence[Row], what: str) -
             try:
                 _tokenised(cfg, tokenizer, entry, [row.content])
             except Exception as error:
-                shape.problems.append(_unreadable(what, row, error, sft_advice(row.content)))
+                shape.problem(_unreadable(what, row, error, sft_advice(row.content)))
             if len(shape.problems) == MOST_MESSAGES:
                 break
         return shape
@@ -67,7 +72,7 @@ def _sft(cfg: Any, tokenizer: Any, index: int, rows: Sequence[Row], what: str) -
         elif start:
             shape.prompts.append(tokenizer.decode(tokens["input_ids"][:start]))
     if untrained:
-        shape.problems.append(
+        shape.problem(
             f"{what}: {untrained[0].place}: no token of this row would be trained ({len(untrained)} of {len(tokenised)} rows "
             f"looked at). Is there an answer, and is its role among roles_to_train? {sft_advice(untrained[0].content)}".rstrip()
         )
@@ -85,39 +90,16 @@ def _tokenised(cfg: Any, tokenizer: Any, entry: Any, rows: list[dict[str, Any]])
     return list(wrapped)
 
 
-def sft_advice(row: Mapping[str, Any]) -> str:
-    """How a row could be read, judging by its fields."""
-    for name, value in row.items():
-        if is_conversation(value):
-            keys = list(value[0])
-            lines = ["type: chat_template", *([f"field_messages: {name}"] if name != "messages" else [])]
-            role = next((key for key in ("role", "from", "speaker") if key in keys), None)
-            content = next((key for key in ("content", "value", "text") if key in keys), None)
-            if role and content and (role, content) != ("role", "content"):
-                lines.append(f"message_property_mappings: {{role: {role}, content: {content}}}")
-            return f"This row looks like {', '.join(lines)}."
-    if {"instruction", "output"} <= row.keys():
-        return "This row looks like type: alpaca."
-    if "text" in row:
-        return "This row looks like type: completion."
-    return ""
-
-
-def is_conversation(value: Any) -> bool:
-    """A list of messages."""
-    return isinstance(value, list) and bool(value) and all(isinstance(message, Mapping) for message in value)
-
-
 # --- preferences --------------------------------------------------------------------------------------------------------
 
 
-def _preference(cfg: Any, tokenizer: Any, index: int, rows: Sequence[Row], what: str) -> Shape:
+def _preference(cfg: Any, tokenizer: Any, index: int, rows: Sequence[Row], what: str, rl: str) -> Shape:
     shape = Shape()
     try:
-        transform = _transform(cfg, tokenizer, index)
+        transform = _transform(cfg, tokenizer, index, rl)
     except Exception as error:
-        shape.problems.append(
-            f"{what}: axolotl cannot use this type with rl: {_rl(cfg)} ({_said(error)}). {_types(cfg)}"
+        shape.problem(
+            f"{what}: axolotl cannot use this type with rl: {rl} ({_said(error)}). Use {_TYPES.get(rl, _TYPES['dpo'])}."
         )
         return shape
     made: list[tuple[Row, dict[str, Any]]] = []
@@ -126,23 +108,24 @@ def _preference(cfg: Any, tokenizer: Any, index: int, rows: Sequence[Row], what:
             result = transform(dict(filled))
         except Exception as error:
             if len(shape.problems) < MOST_MESSAGES:
-                shape.problems.append(_unreadable(what, row, error, preference_advice(cfg, row.content)))
+                shape.problem(_unreadable(what, row, error, preference_advice(row.content, rl)))
             continue
         made.append((row, result))
     for check in (_texts, _literal, _label, _same):
-        found = [problem for row, result in made if (problem := check(cfg, row, result))]
-        target = shape.warnings if check is _same else shape.problems
-        target += [f"{what}: {problem}" for problem in found[:MOST_MESSAGES]]
+        found = [problem for row, result in made if (problem := check(rl, row, result))]
+        say = shape.warn if check is _same else shape.problem
+        say(*(f"{what}: {problem}" for problem in found[:MOST_MESSAGES]))
     if not shape.problems:
-        _columns(cfg, tokenizer, made, what, shape)
+        _columns(rl, tokenizer, made, what, shape)
         shape.prompts = [result["prompt"] for _, result in made]
-        answers = ("completion",) if _rl(cfg) == "kto" else ("chosen", "rejected")
-        lengths = [max(_count(tokenizer, result["prompt"] + result[key]) for key in answers) for _, result in made]
+        answers = ("completion",) if rl == "kto" else ("chosen", "rejected")
+        texts = [[result["prompt"] + result[key] for key in answers] for _, result in made]
+        lengths = [max(map(len, tokenizer(sides, add_special_tokens=False)["input_ids"])) for sides in texts]
         _lengths(cfg, lengths, what, shape)
     return shape
 
 
-def _transform(cfg: Any, tokenizer: Any, index: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def _transform(cfg: Any, tokenizer: Any, index: int, rl: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """axolotl's function from a row to texts, as `axolotl.utils.data.rl` maps it over a data set."""
     import inspect
 
@@ -152,7 +135,7 @@ def _transform(cfg: Any, tokenizer: Any, index: int) -> Callable[[dict[str, Any]
     if not kind:  # rows are prompt, chosen and rejected already
         return lambda row: row
     name = kind if isinstance(kind, str) else "user_defined.default"
-    made = {"orpo": load_orpo, "kto": load_kto}.get(_rl(cfg), load_dpo)(name, cfg, dataset_idx=index)
+    made = {"orpo": load_orpo, "kto": load_kto}.get(rl, load_dpo)(name, cfg, dataset_idx=index)
     if made is None:
         raise ValueError("there is no such strategy")
     function, options = made if isinstance(made, tuple) else (made, {})
@@ -167,18 +150,18 @@ def _transform(cfg: Any, tokenizer: Any, index: int) -> Callable[[dict[str, Any]
     return transform
 
 
-def _texts(cfg: Any, row: Row, result: Mapping[str, Any]) -> str | None:
-    wanted = ("prompt", "completion") if _rl(cfg) == "kto" else ("prompt", "chosen", "rejected")
+def _texts(rl: str, row: Row, result: Mapping[str, Any]) -> str | None:
+    wanted = ("prompt", "completion") if rl == "kto" else ("prompt", "chosen", "rejected")
     for key in wanted:
         if not isinstance(result.get(key), str):
             kind = "missing" if result.get(key) is None else f"no text but a {type(result[key]).__name__}"
-            return f"{row.place}: {key} is {kind}. {preference_advice(cfg, row.content)}".rstrip()
+            return f"{row.place}: {key} is {kind}. {preference_advice(row.content, rl)}".rstrip()
         if not result[key]:
             return f"{row.place}: {key} comes out empty, at which axolotl stops. Drop the row, or give it a text."
     return None
 
 
-def _literal(cfg: Any, row: Row, result: Mapping[str, Any]) -> str | None:
+def _literal(rl: str, row: Row, result: Mapping[str, Any]) -> str | None:
     """A strategy that formats a list into its text writes Python brackets and quotes that the model would learn."""
     for name, value in row.content.items():
         if is_conversation(value):
@@ -186,92 +169,48 @@ def _literal(cfg: Any, row: Row, result: Mapping[str, Any]) -> str | None:
                 if str(value) in str(result.get(key)):
                     return (
                         f"{row.place}: {name} holds messages, and this type writes them into {key} as Python text, brackets "
-                        f"and all. {preference_advice(cfg, row.content)}"
+                        f"and all. {preference_advice(row.content, rl)}"
                     )
     return None
 
 
-def _label(cfg: Any, row: Row, result: Mapping[str, Any]) -> str | None:
-    if _rl(cfg) == "kto" and not isinstance(result.get("label"), bool):
+def _label(rl: str, row: Row, result: Mapping[str, Any]) -> str | None:
+    if rl == "kto" and not isinstance(result.get("label"), bool):
         return f"{row.place}: label is {result.get('label')!r}. KTO wants true (wanted) or false (unwanted)."
     return None
 
 
-def _same(_cfg: Any, row: Row, result: Mapping[str, Any]) -> str | None:
+def _same(_rl: str, row: Row, result: Mapping[str, Any]) -> str | None:
     if "chosen" in result and result["chosen"] == result.get("rejected"):
         return f"{row.place}: chosen and rejected are the same, which teaches nothing. Drop such rows."
     return None
 
 
-def _columns(cfg: Any, tokenizer: Any, made: list[tuple[Row, dict[str, Any]]], what: str, shape: Shape) -> None:
+def _columns(rl: str, tokenizer: Any, made: list[tuple[Row, dict[str, Any]]], what: str, shape: Shape) -> None:
     """TRL takes the type of one arbitrary column of a set for that of all: which one depends on Python's hash seed."""
     lists = [key for key in TEXTS if made and not isinstance(made[0][1].get(key, ""), str)]
     if not lists:
         return
     column = lists[0]
-    if _rl(cfg) == "orpo":
-        shape.problems.append(
+    if rl == "orpo":
+        shape.problem(
             f"{what}: the rows have a column {column!r} beside chosen and rejected, at which TRL's ORPO trainer stops in some "
             "runs and not in others. Rename or remove it in the data."
         )
-    elif _rl(cfg) != "kto" and not made[0][1]["chosen"].endswith(str(tokenizer.eos_token)):
-        shape.warnings.append(
+    elif rl != "kto" and not made[0][1]["chosen"].endswith(str(tokenizer.eos_token)):
+        shape.warn(
             f"{what}: the rows have a column {column!r} beside chosen and rejected, so that whether TRL ends an answer with "
             "its EOS token differs from run to run. Rename or remove it in the data."
         )
 
 
-def preference_advice(cfg: Any, row: Mapping[str, Any]) -> str:
-    """How a row could be read under the config's `rl`, judging by its fields."""
-    rl = _rl(cfg)
-    if rl == "kto":
-        return (
-            "KTO wants a prompt, a completion and a label; see its types chatml.* and llama3.*, or user-defined fields."
-        )
-    if not {"chosen", "rejected"} <= row.keys():
-        return "The row should have chosen and rejected, or its `type` name the fields (field_chosen, field_rejected)."
-    whole = all(is_conversation(row[key]) and len(row[key]) > 1 for key in ("chosen", "rejected"))
-    if rl == "orpo":
-        if whole:
-            return "This row looks like type: chat_template.argilla."
-        return (
-            "ORPO's type chat_template.argilla wants whole conversations in chosen and rejected: a list of the user's and the "
-            "assistant's messages each, {role: …, content: …}."
-        )
-    conversation = next((key for key in row if key not in ("chosen", "rejected") and is_conversation(row[key])), None)
-    if conversation:
-        return f"This row looks like type: chat_template.default, field_messages: {conversation}."
-    prompt = next(
-        (key for key in ("prompt", "question", "instruction", "input") if isinstance(row.get(key), str)), None
-    )
-    if prompt:
-        return f"This row looks like type: chat_template.default, field_messages: {prompt}."
-    return "This row looks like type: chat_template.argilla_chat." if whole else ""
-
-
-def _types(cfg: Any) -> str:
-    if _rl(cfg) == "orpo":
-        return "Use type: chat_template.argilla."
-    if _rl(cfg) == "kto":
-        return "Use chatml.ultra, llama3.ultra or the like, or user-defined fields."
-    return "Use type: chat_template.default, chatml.…, llama3.… or user-defined fields."
-
-
 # --- both ---------------------------------------------------------------------------------------------------------------
-
-
-def _rl(cfg: Any) -> str:
-    return str(getattr(cfg.rl, "value", cfg.rl))
 
 
 def _filled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """`datasets` gives every row every column."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     return [{name: row.get(name) for name in names} for row in rows]
-
-
-def _count(tokenizer: Any, text: str) -> int:
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _lengths(cfg: Any, lengths: list[int], what: str, shape: Shape) -> None:
@@ -283,13 +222,11 @@ def _lengths(cfg: Any, lengths: list[int], what: str, shape: Shape) -> None:
     share = f"{len(long)} of {len(lengths)} rows looked at have more than sequence_len: {cfg.sequence_len} tokens"
     remedy = f"Raise sequence_len (the longest has {max(long)})"
     if strategy == "raise":
-        shape.problems.append(f"{what}: {share}, at which excess_length_strategy: raise stops. {remedy}, or drop them.")
+        shape.problem(f"{what}: {share}, at which excess_length_strategy: raise stops. {remedy}, or drop them.")
     elif strategy == "drop" and len(long) == len(lengths):
-        shape.problems.append(f"{what}: {share}, so axolotl would drop them all. {remedy}.")
+        shape.problem(f"{what}: {share}, so axolotl would drop them all. {remedy}.")
     elif strategy == "drop" and 10 * len(long) > len(lengths):
-        shape.warnings.append(
-            f"{what}: {share}; axolotl drops such rows. {remedy}, or set excess_length_strategy: truncate."
-        )
+        shape.warn(f"{what}: {share}; axolotl drops such rows. {remedy}, or set excess_length_strategy: truncate.")
 
 
 def _unreadable(what: str, row: Row, error: Exception, advice: str) -> str:

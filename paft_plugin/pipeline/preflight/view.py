@@ -6,18 +6,21 @@ Each step adds what is wrong to the answer; the ones that can still be taken are
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from paft_plugin.errors import one_line
+from paft_plugin.errors import Findings, closest, one_line
+from paft_plugin.pipeline.branches import entries
 from paft_plugin.pipeline.preflight.ask import Answer
-from paft_plugin.pipeline.preflight.data_files import Sample, entries, local_files, read_sample
-from paft_plugin.pipeline.preflight.keys import dropped_keys, lost_keys
+from paft_plugin.pipeline.preflight.data_files import Sample, file_type, local_files, read_sample
 from paft_plugin.pipeline.preflight.shape import common_ending, shape_of
+from paft_plugin.schema import dotted, names_of, unknown_keys
 
+CLOSE = 0.8
+"""How alike a key and one that exists must be, 0 to 1, for the key to be a slip of the pen."""
 CONVERSATION = [
     {"role": "user", "content": "Name a prime."},
     {"role": "assistant", "content": "7"},
@@ -27,20 +30,16 @@ CONVERSATION = [
 
 
 def view(content: dict[str, Any], where: str, tokenizer_folder: Path, here: bool) -> Answer:
-    """Everything about one config.
+    """Everything about a config as axolotl will get it; this machine's GPU counts if it is to be trained `here`.
 
-    Args:
-        content: The config as axolotl will get it.
-        where: For messages.
-        tokenizer_folder: Gets the tokenizer as the branch would be trained with it.
-        here: Whether it will be trained on this machine, so that this machine's GPU counts.
+    `tokenizer_folder` gets the tokenizer as the branch would be trained with it; messages begin with `where`.
     """
     answer = Answer()
     schema = _schema(content, where, answer)
     samples = _samples(content, where, answer)
     cfg = _validated(content, where, here, answer) if schema else None
     if schema:
-        answer.add(lost_keys(schema, content, where, answer.problems))
+        answer.take(lost_keys(schema, content, where, answer.problems))
     if cfg is None:
         return answer
     answer.precision = _precision(cfg, content, here)
@@ -54,7 +53,7 @@ def view(content: dict[str, Any], where: str, tokenizer_folder: Path, here: bool
     for index, sample in samples.items():
         if sample.rows and not sample.problems:
             shape = shape_of(cfg, tokenizer, index, sample.rows, where)
-            answer.add(shape)
+            answer.take(shape)
             prompts += shape.prompts
     answer.ending = common_ending(prompts)
     return answer
@@ -73,7 +72,7 @@ def _schema(content: Mapping[str, Any], where: str, answer: Answer) -> type[Base
         try:
             load_plugin(name)
         except Exception as error:  # whatever an import raises
-            answer.problems.append(
+            answer.problem(
                 f"{where}: plugins: {name} cannot be loaded ({error}), and axolotl would train without it. Install it, or "
                 "remove it here."
             )
@@ -103,7 +102,7 @@ def _validated(content: Mapping[str, Any], where: str, here: bool, answer: Answe
         answer.problems += [f"{where}: {line}" for fault in error.errors() for line in _lines(dict(fault))]
         return None
     except Exception as error:  # axolotl's validators raise all kinds
-        answer.problems.append(f"{where}: axolotl refuses this config: {one_line(error)}")
+        answer.problem(f"{where}: axolotl refuses this config: {one_line(error)}")
         return None
     cfg.dataset_num_proc = None  # in this process
     return cfg
@@ -129,7 +128,7 @@ def _tokenizer(cfg: Any, where: str, answer: Answer) -> Any:
     try:
         return load_tokenizer(cfg)
     except Exception as error:
-        answer.problems.append(f"{where}: axolotl cannot load the tokenizer: {one_line(error)}")
+        answer.problem(f"{where}: axolotl cannot load the tokenizer: {one_line(error)}")
     return None
 
 
@@ -146,7 +145,7 @@ def _rendered(cfg: Any, tokenizer: Any, where: str, answer: Answer) -> str | Non
             template = get_chat_template_from_config(cfg=cfg, ds_cfg=None if cfg.rl else entry, tokenizer=tokenizer)
             text = tokenizer.apply_chat_template(CONVERSATION, chat_template=template, tokenize=False)
         except Exception as error:  # templates raise what they like
-            answer.problems.append(
+            answer.problem(
                 f"{where}: datasets[{index}]: the chat template cannot be used ({one_line(error)}). Name one that "
                 "exists, such as chat_template: chatml, or give chat_template_jinja."
             )
@@ -154,7 +153,7 @@ def _rendered(cfg: Any, tokenizer: Any, where: str, answer: Answer) -> str | Non
         texts.setdefault(text, index)
     if len(texts) > 1:
         first, second = list(texts.values())[:2]
-        answer.warnings.append(
+        answer.warn(
             f"{where}: datasets[{first}] and datasets[{second}] are read with different chat templates. It matters if the "
             "model is to be prompted in one of them: set chat_template once, for the whole config."
         )
@@ -171,8 +170,7 @@ def _samples(content: Mapping[str, Any], where: str, answer: Answer) -> dict[int
         for index, entry in entries(content, key):
             if files := local_files(entry):
                 sample = read_sample(entry, files)
-                answer.problems += [f"{where}: {key}[{index}]: {problem}" for problem in sample.problems]
-                answer.warnings += [f"{where}: {key}[{index}]: {warning}" for warning in sample.warnings]
+                answer.take(sample, f"{where}: {key}[{index}]: ")
                 if key == "datasets":
                     samples[index] = sample
     return samples
@@ -183,3 +181,39 @@ def _entry_model(rl: str) -> type[BaseModel] | None:
     from paft_plugin.pipeline.preflight.axolotl_internals import DPODataset, KTODataset
 
     return {"dpo": DPODataset, "ipo": DPODataset, "simpo": DPODataset, "kto": KTODataset}.get(rl)
+
+
+# --- keys that axolotl drops without a word ----------------------------------------------------------------------------
+
+
+def lost_keys(schema: type[BaseModel], content: Mapping[str, Any], where: str, said: Sequence[str]) -> Findings:
+    """Keys of a config that `schema` (axolotl's, with the plugins' keys) does not know, at any depth.
+
+    One that is close to a known key is a mistake; another one may be meant for somebody else, such as a YAML anchor. What has
+    been `said` is not said again: a plugin may have refused its own misspelt keys, and knows better what was meant.
+    """
+    findings = Findings()
+    for keys, models in unknown_keys([schema], content):
+        start = f"{where}: {dotted(keys)}: "
+        if any(problem.startswith(start) for problem in said):
+            continue
+        if close := closest(str(keys[-1]), names_of(models), CLOSE):
+            findings.problem(f"{start}axolotl has no such key and would drop it. Did you mean {close}?")
+        else:
+            findings.warn(f"{start}axolotl has no such key and drops it. Remove it if it was to do something.")
+    return findings
+
+
+def dropped_keys(datasets: Sequence[Mapping[str, Any]], known: type[BaseModel], strategy: str, where: str) -> list[str]:
+    """Keys of data sets that axolotl knows elsewhere, but drops under `rl: strategy`, where it turns each into a `known`."""
+    problems = []
+    for index, entry in enumerate(datasets):
+        lost = [key for key, value in entry.items() if key not in known.model_fields and value not in (None, False)]
+        guessed = file_type({}, str(entry.get("path") or ""))
+        lost = [key for key in lost if not (key == "ds_type" and entry[key] == guessed)]
+        problems += [
+            f"{where}: datasets[{index}].{key}: axolotl drops this key under rl: {strategy}, whose data sets know "
+            f"{', '.join(known.model_fields)} and no more. Remove it, and bring the data into the shape that its type reads."
+            for key in lost
+        ]
+    return problems

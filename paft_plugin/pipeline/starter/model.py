@@ -11,8 +11,8 @@ from typing import Any
 from paft_plugin.deltas.tokenizer import read_tokenizer
 from paft_plugin.errors import PaftError, one_line
 from paft_plugin.files import read_json
-from paft_plugin.pipeline.base import cached_folder
 from paft_plugin.pipeline.estimate.shapes import count, weight_shapes
+from paft_plugin.pipeline.hub import cached_folder
 
 SHORTEST, USUAL = 64, 2048
 MARKERS = 12

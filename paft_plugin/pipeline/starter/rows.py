@@ -9,11 +9,7 @@ from typing import Any
 
 from paft_plugin.errors import PaftError
 from paft_plugin.pipeline.preflight.data_files import SUFFIXES, Sample, local_files, read_sample
-from paft_plugin.pipeline.preflight.shape import is_conversation, sft_advice
-
-ROLES = ("role", "from", "speaker")
-CONTENTS = ("content", "value", "text")
-PROMPTS = ("prompt", "question", "instruction", "input")
+from paft_plugin.pipeline.preflight.row_types import is_conversation, preference_entry, sft_advice, sft_entry
 
 ALPACA = (
     "Below is an instruction that describes a task, paired with an input that provides further context. Write a response "
@@ -44,37 +40,28 @@ def read_sft(data: str) -> Reading:
     """
     sample = _sample(data, "--sft-data")
     if sample is None:
-        entry = {"path": data, "split": "train", "type": "chat_template", "field_messages": "messages"}
-        return Reading(entry, {"type": "not looked at, since it is on the hub: check type, fields and split", **_SPLIT})
+        return _unseen(data, {"type": "chat_template", "field_messages": "messages"})
     row = sample.rows[0].content
-    common = _entry(data)
-    name = next((key for key, value in row.items() if is_conversation(value)), None)
-    if name is not None:
-        return _chat(sample, common, name, row[name][0])
-    if {"instruction", "output"} <= row.keys():
+    entry = sft_entry(row)
+    if entry.get("type") == "alpaca":
         fields = ("instruction", "input", "output")
         texts = [[ALPACA, *(str(row.content.get(key) or "") for key in fields)] for row in sample.rows]
-        return Reading(
-            {**common, "type": "alpaca"}, {"type": "rows have instruction and output"}, True, texts, sample.count
+        return Reading(_place(data) | entry, {"type": "rows have instruction and output"}, True, texts, sample.count)
+    if entry.get("type") != "chat_template":
+        raise PaftError(
+            f"--sft-data: {data}: its rows have the fields {', '.join(row)}. `axolotl paft init` knows a list of messages, "
+            f"and instruction with output. {sft_advice(row)} Bring them into one of these shapes, or write the config by hand."
         )
-    raise PaftError(
-        f"--sft-data: {data}: its rows have the fields {', '.join(row)}. `axolotl paft init` knows a list of messages, and "
-        f"instruction with output. {sft_advice(row)} Bring them into one of these shapes, or write the config by hand."
-    )
-
-
-def _chat(sample: Sample, common: dict[str, Any], name: str, message: Mapping[str, Any]) -> Reading:
-    role = next((key for key in ROLES if key in message), "role")
-    content = next((key for key in CONTENTS if key in message), "content")
-    entry = {**common, "type": "chat_template", "field_messages": name}
-    why = {"type": f"rows have a list of messages in {name}"}
-    if (role, content) != ("role", "content"):
-        entry["message_property_mappings"] = {"role": role, "content": content}
-        why["message_property_mappings"] = "as the messages call them"
+    name, names = entry["field_messages"], entry.get("message_property_mappings", {})
+    why = {
+        "type": f"rows have a list of messages in {name}",
+        "message_property_mappings": "as the messages call them",
+        "train_on_eos": "every answer learns to end",
+    }
     entry |= {"roles_to_train": ["assistant"], "train_on_eos": "turn"}
-    why["train_on_eos"] = "every answer learns to end"
+    content = names.get("content", "content")
     texts = [[str(turn.get(content) or "") for turn in row.content.get(name) or []] for row in sample.rows]
-    return Reading(entry, why, False, texts, sample.count)
+    return Reading(_place(data) | entry, why, False, texts, sample.count)
 
 
 def read_preference(data: str, rl: str) -> Reading:
@@ -85,56 +72,42 @@ def read_preference(data: str, rl: str) -> Reading:
     """
     sample = _sample(data, "--preference-data")
     if sample is None:
-        entry = {
-            "path": data,
-            "split": "train",
-            **_pairs(rl, {"prompt": "", "chosen": _PAIR, "rejected": _PAIR}, data)[0],
-        }
-        return Reading(entry, {"type": "not looked at, since it is on the hub: check type, fields and split", **_SPLIT})
-    entry, why = _pairs(rl, sample.rows[0].content, data)
-    common = _entry(data)
+        return _unseen(data, preference_entry({"prompt": "", "chosen": _PAIR, "rejected": _PAIR}, rl))
+    row = sample.rows[0].content
+    entry = preference_entry(row, rl) if {"chosen", "rejected"} <= row.keys() else {}
+    if not entry:
+        raise PaftError(f"--preference-data: {data}: {_no_pairs(row, rl)}")
+    why = _WHY.get(entry["type"]) or f"the prompt is in {entry['field_messages']}"
+    place = _place(data)
     if rl != "orpo":
-        common.pop("ds_type", None)  # axolotl drops it for these strategies, and sees by the name what a file is
+        place.pop("ds_type", None)  # axolotl drops it for these strategies, and sees by the name what a file is
     texts = [_longest(row.content, entry.get("field_messages")) for row in sample.rows]
-    return Reading({**common, **entry}, {"type": why}, False, texts, sample.count)
+    return Reading(place | entry, {"type": why}, False, texts, sample.count)
 
 
 _PAIR = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
-_SPLIT = {"split": "the usual name"}
+_WHY = {
+    "chat_template.argilla": "chosen and rejected hold whole conversations",
+    "chat_template.argilla_chat": "chosen and rejected hold whole conversations, and the prompt in them",
+}
 
 
-def _pairs(rl: str, row: Mapping[str, Any], data: str) -> tuple[dict[str, Any], str]:
-    """The type that reads such a row, and why."""
+def _unseen(data: str, entry: dict[str, Any]) -> Reading:
+    why = {"type": "not looked at, since it is on the hub: check type, fields and split", "split": "the usual name"}
+    return Reading({"path": data, "split": "train"} | entry, why)
+
+
+def _no_pairs(row: Mapping[str, Any], rl: str) -> str:
+    """Why nothing reads such a row, and what to do."""
+    fields = f"its rows have the fields {', '.join(row)}"
     if not {"chosen", "rejected"} <= row.keys():
-        raise PaftError(
-            f"--preference-data: {data}: its rows have the fields {', '.join(row)}, but not chosen and rejected. Rename the "
-            "two answers so."
-        )
-    whole = all(is_conversation(row[key]) and len(row[key]) > 1 for key in ("chosen", "rejected"))
+        return f"{fields}, but not chosen and rejected. Rename the two answers so."
     if rl == "orpo":
-        if not whole:
-            raise PaftError(
-                f"--preference-data: {data}: for ORPO axolotl wants whole conversations in chosen and rejected, a list of the "
-                "user's and the assistant's messages each. Write them so, or take --rl dpo."
-            )
-        return {"type": "chat_template.argilla"}, "chosen and rejected hold whole conversations"
-    asked = next((key for key in PROMPTS if row.get(key) is not None and isinstance(row[key], str)), None)
-    named = [key for key, value in row.items() if key not in ("chosen", "rejected") and _is_question(value)]
-    prompt = named[0] if named else asked
-    if prompt is not None:
-        return {"type": "chat_template.default", "field_messages": prompt}, f"the prompt is in {prompt}"
-    if whole:
-        return {
-            "type": "chat_template.argilla_chat"
-        }, "chosen and rejected hold whole conversations, and the prompt in them"
-    raise PaftError(
-        f"--preference-data: {data}: its rows have the fields {', '.join(row)}; none of them is the prompt. Name it prompt."
-    )
-
-
-def _is_question(value: Any) -> bool:
-    """Messages that end before an answer; a column with the chosen answer in it would give it away."""
-    return is_conversation(value) and str(value[-1].get("role")) == "user"
+        return (
+            "for ORPO axolotl wants whole conversations in chosen and rejected, a list of the user's and the assistant's "
+            "messages each. Write them so, or take --rl dpo."
+        )
+    return f"{fields}; none of them is the prompt. Name it prompt."
 
 
 def _longest(row: Mapping[str, Any], prompt: str | None) -> list[str]:
@@ -148,10 +121,10 @@ def _texts(value: Any) -> list[str]:
     return [str(turn.get("content") or "") for turn in value] if is_conversation(value) else [str(value or "")]
 
 
-def _entry(data: str) -> dict[str, Any]:
+def _place(data: str) -> dict[str, Any]:
     path = Path(data).expanduser().resolve()
     kind = {".parquet": "parquet", ".csv": "csv", ".arrow": "arrow"}.get(path.suffix, "json")
-    return {"path": str(path), **({"ds_type": kind, "split": "train"} if path.is_file() else {"split": "train"})}
+    return {"path": str(path), **({"ds_type": kind} if path.is_file() else {}), "split": "train"}
 
 
 def _sample(data: str, option: str) -> Sample | None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from paft_plugin.errors import PaftError, collecting
 from paft_plugin.files import write_text
@@ -16,9 +15,11 @@ from paft_plugin.penalty.strength import ENOUGH_STEPS
 from paft_plugin.pipeline.branches import PLUGIN
 from paft_plugin.pipeline.starter.model import BaseModel, look_at, sequence_length
 from paft_plugin.pipeline.starter.rows import Reading, read_preference, read_sft
+from paft_plugin.templates import render
 
 Adapter = Literal["lora", "qlora", "full"]
 Strategy = Literal["dpo", "orpo", "simpo"]
+HERE = "paft_plugin.pipeline.starter"
 ENOUGH_TO_HOLD_OUT = 1000
 MICRO = 2
 WIDTH = 120
@@ -45,15 +46,7 @@ class Wish:
 
 
 def write_starter(wish: Wish, gpu: bool, force: bool = False) -> list[Path]:
-    """Write the three files.
-
-    Args:
-        wish: The base, the data, and where to.
-        gpu: Whether they are for a machine with a GPU.
-        force: Write over files that are there.
-
-    Returns:
-        The files.
+    """Write the three files, for a machine with a GPU or without, and name them; `force`: over files that are there.
 
     Raises:
         PaftError: All at once: base or data cannot be read or have an unknown shape, files that are there already.
@@ -72,7 +65,7 @@ def write_starter(wish: Wish, gpu: bool, force: bool = False) -> list[Path]:
         raise PaftError(problems)
     wish.output.mkdir(parents=True, exist_ok=True)
     texts = [
-        _templates().get_template("paft.yml.jinja").render(base=base, rl=wish.rl),
+        render(HERE, "paft.yml.jinja", key=_key, base=base, rl=wish.rl),
         _branch(wish, base, sft, gpu, None, sft.alpaca),
         _branch(wish, base, preference, gpu, wish.rl, sft.alpaca),
     ]
@@ -85,24 +78,23 @@ def _branch(wish: Wish, base: BaseModel, data: Reading, gpu: bool, rl: Strategy 
     """The axolotl config of a branch; `alpaca`: the SFT rows are read with that template's markers."""
     length, why_length = sequence_length(base, data.texts)
     rates = SFT_RATES if rl is None else PREFERENCE_RATES[rl]
-    return (
-        _templates()
-        .get_template("branch.yml.jinja")
-        .render(
-            base=base,
-            data=data,
-            rl=rl,
-            alpaca=alpaca,
-            gpu=gpu,
-            adapter=wish.adapter,
-            plugin=PLUGIN,
-            held_out=data.count is None or data.count >= ENOUGH_TO_HOLD_OUT,
-            length=length,
-            why_length=why_length,
-            training=_training_length(data.count),
-            enough_steps=ENOUGH_STEPS,
-            rate=rates["full" if wish.adapter == "full" else "adapter", base.large],
-        )
+    return render(
+        HERE,
+        "branch.yml.jinja",
+        key=_key,
+        base=base,
+        data=data,
+        rl=rl,
+        alpaca=alpaca,
+        gpu=gpu,
+        adapter=wish.adapter,
+        plugin=PLUGIN,
+        held_out=data.count is None or data.count >= ENOUGH_TO_HOLD_OUT,
+        length=length,
+        why_length=why_length,
+        training=_training_length(data.count),
+        enough_steps=ENOUGH_STEPS,
+        rate=rates["full" if wish.adapter == "full" else "adapter", base.large],
     )
 
 
@@ -132,19 +124,6 @@ def _training_length(rows: int | None) -> TrainingLength:
     steps = -(-rows // (MICRO * accumulated))
     epochs = -(-ENOUGH_STEPS // steps)
     return TrainingLength(MICRO, accumulated, epochs, steps * epochs)
-
-
-def _templates() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("paft_plugin.pipeline.starter"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - YAML, and every value that is not ours passes through `key`
-    )
-    environment.filters["key"] = _key
-    return environment
 
 
 def _key(name: str, value: Any, why: str = "", indent: str = "") -> str:

@@ -19,11 +19,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from paft_plugin.errors import PaftError
+from paft_plugin.errors import PaftError, first_line
 from paft_plugin.files import is_locked
 from paft_plugin.runner import guard
 from paft_plugin.runner.devices import VISIBLE
-from paft_plugin.runner.executor import Ended, Job
+from paft_plugin.runner.executor import Ended, Executor, Job, Running
 from paft_plugin.runner.local import GuardedCommand
 from paft_plugin.runner.lock import hold_path, take_hold
 from paft_plugin.runner.ray.connect import Package, alive_nodes, check_nodes, connect, in_words
@@ -68,26 +68,18 @@ class Place(NamedTuple):
     address: str
 
 
-class RayExecutor:
+class RayExecutor(Executor):
     """Runs stages on the nodes of a Ray cluster, as many at once as fit.
 
-    Args:
-        address: `HOST:PORT` of the cluster's head; `auto`: what `RAY_ADDRESS` names, or the cluster of this machine.
-        package: Has to be on every node.
-        refused: Why a job must not run on a cluster, if there is a reason; asked when it is about to start.
-        grace: Seconds between SIGTERM and SIGKILL for commands that have to be stopped.
+    Its head is at `address` (`HOST:PORT`; `auto`: what `RAY_ADDRESS` names, or the cluster of this machine), and `package` has to
+    be on every node. `refused` says why a job that is about to start must not run on a cluster; empty: it may.
 
     Raises:
         PaftError: Ray is not installed, no cluster is there, or it runs another version of Ray or Python.
     """
 
     def __init__(
-        self,
-        address: str,
-        package: Package,
-        *,
-        refused: Callable[[Job], str] = lambda _: "",
-        grace: float = 10.0,
+        self, address: str, package: Package, *, refused: Callable[[Job], str] = lambda _: "", grace: float = 10.0
     ) -> None:
         self.grace = grace
         self._package, self._refused = package, refused
@@ -108,26 +100,22 @@ class RayExecutor:
 
     def has_room(self, stage: Stage, waiting: Sequence[Stage] = ()) -> bool:
         """Whether Ray has reserved what `stage` takes; asks for it if need be, in the order in which stages come."""
-        from ray.util import placement_group
+        from ray.util import placement_group, placement_group_table
 
         if not self._running and (problem := self.check(stage)):
             raise PaftError(f"Stage {stage.name!r} cannot go on: {problem}")  # the node that could hold it is gone
         if stage.name not in self._reserved:
             self._reserved[stage.name] = placement_group([self._wanted[stage.name]])
-        return self._reservation(self._reserved[stage.name])["state"] == "CREATED"
+        return placement_group_table(self._reserved[stage.name])["state"] == "CREATED"
 
     def start(self, job: Job, lock: int) -> RemoteAttempt:
-        """Start the attempt where its place is reserved.
-
-        Raises `PaftError` when the node cannot run it, or the job is refused.
-        """
+        """As said there; raises `PaftError` when the node cannot run it, or the job is refused."""
         if problem := self._refused(job):
             raise PaftError(problem)
         self._look_at_nodes(job)
         group = self._reserved.pop(job.stage.name)
-        running = RemoteAttempt(
-            self._ray, job, self.grace, self._place(group), self._wanted[job.stage.name], self._release
-        )
+        taken = self._wanted[job.stage.name]
+        running = RemoteAttempt(self._ray, job, self.grace, self._place(group), taken, self._running.discard)
         self._running.add(running)
         return running
 
@@ -141,21 +129,15 @@ class RayExecutor:
             check_nodes(new, job.run_dir, self._package)
             self._known.update(node.id for node in new)
 
-    def _reservation(self, group: Any) -> dict[str, Any]:
+    def _place(self, group: Any) -> Place:
         from ray.util import placement_group_table
 
-        return placement_group_table(group)
-
-    def _place(self, group: Any) -> Place:
-        ids = self._reservation(group)["bundles_to_node_id"].values()
+        ids = placement_group_table(group)["bundles_to_node_id"].values()
         node = next((node for node in alive_nodes() if node.id in ids), None)
         return Place(group, node.id if node else "", node.address if node else "")
 
-    def _release(self, running: RemoteAttempt) -> None:
-        self._running.discard(running)
 
-
-class RemoteAttempt:
+class RemoteAttempt(Running):
     """A stage under way on some node; `release` is called with it once it has ended and nothing of it is left."""
 
     def __init__(
@@ -182,18 +164,15 @@ class RemoteAttempt:
         self._run = self._actor.run.remote(job, grace, self._hold, sys.executable)
 
     def poll(self) -> Ended | None:
-        """How the command ended, or None while any of its processes may run."""
         if self._ended is None and (ended := self._after_loss(self._gone) if self._gone else self._look()):
             self._ended = ended
             self.let_go()
         return self._ended
 
     def stop(self) -> None:
-        """SIGTERM to all of its processes, SIGKILL after the grace."""
         self._actor.stop.remote()
 
     def kill(self) -> None:
-        """SIGKILL to all of its processes."""
         self._actor.kill.remote()
 
     def let_go(self) -> None:
@@ -214,10 +193,10 @@ class RemoteAttempt:
             return self._fail(f"The command could not be run on {self.where}: {error.cause}")
         except errors.OutOfMemoryError as error:
             # No loss of a place: it would run out of memory again elsewhere.
-            self._say(f"Ray ended the stage, because {self.where} ran out of memory: {_first_line(error)}")
+            self._say(f"Ray ended the stage, because {self.where} ran out of memory: {first_line(error)}")
             self._gone = Ended(-signal.SIGKILL)
         except errors.RayError as error:
-            self._gone = Ended(-signal.SIGKILL, lost=f"{self._what_is_gone()}: {_first_line(error)}")
+            self._gone = Ended(-signal.SIGKILL, lost=f"{self._what_is_gone()}: {first_line(error)}")
         # Whatever is gone, the guard may live, and its command until the guard has ended it.
         self._ray.kill(self._actor)
         self._deadline = time.monotonic() + self._grace + _HOLD_PATIENCE
@@ -247,10 +226,6 @@ class RemoteAttempt:
             log.write(f"{text}\n")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
-
-
 # --- on a node of the cluster ---------------------------------------------------------------------------------------------
 
 
@@ -269,16 +244,10 @@ class Attempt:
         self._stopped = False
 
     def run(self, job: Job, grace: float, hold: Path, python: str) -> int:
-        """Run the command to its end and return its code, as `executor.Ended` has it.
+        """Run the command to its end and return its code, as `executor.Ended` has it; paths are the same on every node.
 
-        Args:
-            job: The attempt; its paths are the same on every node.
-            grace: Seconds between SIGTERM and SIGKILL.
-            hold: Locked while any process of the command lives.
-            python: The driver's interpreter; a command that names it gets this node's own.
-
-        Raises:
-            OSError: The log or the hold cannot be opened or locked.
+        `hold` is locked while any process of the command lives. A command that names `python`, the driver's interpreter, gets
+        this node's own. Raises `OSError` when the log or the hold cannot be opened or locked.
         """
         descriptor = take_hold(hold, _TAKE_PATIENCE)
         try:

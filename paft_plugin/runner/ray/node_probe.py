@@ -9,16 +9,10 @@ import sys
 
 
 def look_around(probe: str, text: str, package: str) -> dict[str, str]:
-    """Facts about the node that this runs on.
+    """Facts about the node that this runs on; `probe` is a file in the run directory that the driver locked, with `text` in it.
 
-    Args:
-        probe: A file in the run directory that the driver wrote and keeps locked.
-        text: What it wrote.
-        package: A module with a `__version__`.
-
-    Returns:
-        `python` and `package` (their versions, the latter empty when not installed), `executable`, `run_dir` (empty when the
-        node sees it and may write, else why not), `locks` (`yes` when the driver's lock is felt here).
+    They are `python` and `package` (their versions, the latter empty when not installed), `executable`, `run_dir` (empty when the
+    node sees it and may write, else why not), `locks` (`yes` when the driver's lock is felt here).
     """
     # In a process as a stage's command is one: in this one Ray has put the driver's working directory first in `sys.path`.
     code = f"import {package}; print({package}.__version__)"

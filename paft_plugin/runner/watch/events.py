@@ -15,14 +15,13 @@ import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from paft_plugin.runner.executor import StageResult, Watcher
 from paft_plugin.runner.logs import NO_READER, Figures, LogReader
 from paft_plugin.runner.stages import Stage
-from paft_plugin.runner.watch.watcher import StageResult
 
 FILE = "events.jsonl"
 SCHEMA = 1
@@ -153,7 +152,7 @@ def read_events(run_dir: Path) -> list[Event]:
     return events
 
 
-class EventLog:
+class EventLog(Watcher):
     """A watcher that writes `<run dir>/events.jsonl`."""
 
     def __init__(self, run_dir: Path, version: str = "", reader: LogReader = NO_READER) -> None:
@@ -172,10 +171,8 @@ class EventLog:
         self._write(RunStarted, pid=os.getpid(), host=socket.gethostname(), version=self._version)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        outcome = "finished" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed"
+    def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> None:
+        outcome = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed" if error else "finished"
         reason = str(error).partition("\n")[0]
         try:
             self._write(RunEnded, outcome=outcome, reason=reason, seconds=round(time.monotonic() - self._since, 3))
@@ -186,7 +183,6 @@ class EventLog:
             os.close(self._file)
 
     def planned(self, ordered: Sequence[Stage], reasons: Mapping[str, str]) -> None:
-        """All stages of the run, and why some of them must run."""
         stages = [
             PlannedStage(name=each.name, title=each.title, needs=each.needs, reason=reasons.get(each.name, ""))
             for each in ordered
@@ -194,12 +190,10 @@ class EventLog:
         self._write(RunPlanned, stages=stages)
 
     def started(self, stage: Stage, log: Path, where: str) -> None:
-        """`stage` runs from now on."""
         self._watched[stage.name] = _Watched(log, self._reader)
         self._write(StageStarted, stage=stage.name, where=where)
 
     def ended(self, result: StageResult) -> None:
-        """A stage is through."""
         if result.status == "skipped":
             self._write(StageSkipped, stage=result.name, seconds=result.seconds)
             return
@@ -207,21 +201,17 @@ class EventLog:
         self._write(StageDone, stage=result.name, seconds=result.seconds, metrics=metrics)
 
     def lost(self, stage: Stage, why: str) -> None:
-        """The place where `stage` ran is gone."""
         self._watched.pop(stage.name, None)
         self._write(StageFailed, event="stage_lost", stage=stage.name, reason=why)
 
     def failed(self, stage: Stage, why: str) -> None:
-        """`stage` failed."""
         self._watched.pop(stage.name, None)
         self._write(StageFailed, event="stage_failed", stage=stage.name, reason=why)
 
     def stopping(self) -> None:
-        """What still runs is being ended."""
         self._write(Stopping, stages=list(self._watched))
 
     def refresh(self) -> None:
-        """Note how far stages are, those that are due and have gone on."""
         for name, watched in self._watched.items():
             if metrics := watched.news():
                 self._write(StageAdvanced, stage=name, metrics=metrics)

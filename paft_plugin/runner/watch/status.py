@@ -90,13 +90,7 @@ class RunStatus(JsonFile):
 class StatusReader:
     """Reads a run's folder as often as wanted; logs are read on from where they were.
 
-    Args:
-        run_dir: The folder.
-        reader: Of the stages' logs.
-        no_run: What to do when no run is there, as a sentence.
-
-    Raises:
-        PaftError: When reading, if there is no run in the folder.
+    Reading raises `PaftError` if there is no run in the folder; `no_run` says what to do then.
     """
 
     def __init__(self, run_dir: Path, reader: LogReader = NO_READER, no_run: str = "Name another folder.") -> None:
@@ -138,12 +132,11 @@ class StatusReader:
             if event.event == "stage_failed"
             for other in needing(name, needs)
         }
-        return tuple(
-            self._stage(
-                each, given_up.get(each.name, each.reason), last.get(each.name), started.get(each.name), now, going
-            )
-            for each in planned
-        )
+        found = []
+        for each in planned:
+            why = given_up.get(each.name, each.reason)
+            found.append(self._stage(each, why, last.get(each.name), started.get(each.name), now, going))
+        return tuple(found)
 
     def _stage(
         self,

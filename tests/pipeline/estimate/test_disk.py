@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from paft_plugin.pipeline.estimate.disk import check_disk, needed_bytes
-from paft_plugin.pipeline.preflight.static import check_base
+from paft_plugin.pipeline.preflight.check import check_base
 from tests.pipeline.room import Room
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import psutil
 
+from paft_plugin.runner.executor import StageResult
 from paft_plugin.runner.stages import Stage
-from paft_plugin.runner.watch.watcher import StageResult
 from tests.runner.tools import alive
 
 STORE = 80 << 20  # bytes of Ray's object store on a node; nothing uses it

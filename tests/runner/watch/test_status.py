@@ -19,9 +19,9 @@ from paft_plugin.runner.local import LocalExecutor
 from paft_plugin.runner.lock import locked, look
 from paft_plugin.runner.scheduler import run_stages
 from paft_plugin.runner.stages import Resources, Stage, marker_path
+from paft_plugin.runner.watch.display import show, show_until_ended
 from paft_plugin.runner.watch.events import EventLog
 from paft_plugin.runner.watch.status import RunStatus, StatusReader
-from paft_plugin.runner.watch.view import show, show_until_ended
 from tests.runner.tools import PATIENCE, READER, Driver, contents, pids_in, python, wait_for
 
 TRAIN = "print('3/10, 14 s left', flush=True)\n(out / 'here').touch()\ntime.sleep(120)"

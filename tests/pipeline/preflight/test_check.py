@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from paft_plugin.demo.data import write_tasks
-from paft_plugin.pipeline.preflight.check import different_trainings
-from paft_plugin.pipeline.preflight.static import check_evaluation, check_launcher
+from paft_plugin.pipeline.preflight.check import check_evaluation, check_launcher, different_trainings
 from tests.pipeline.room import Room
 
 
