@@ -12,16 +12,7 @@ from paft_plugin.templates import render
 SEED = 42
 LAMBDA = 1e-4
 CPU_ONLY = dict.fromkeys(
-    (
-        "bf16",
-        "fp16",
-        "tf32",
-        "lora_mlp_kernel",
-        "lora_qkv_kernel",
-        "lora_o_kernel",
-        "lora_embedding_kernel",
-    ),
-    False,
+    ("bf16", "fp16", "tf32", "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel"), False
 )
 """Keys of axolotl that a CPU needs: it has neither these precisions nor these kernels, and axolotl turns them on by itself."""
 FOLDER = Path("axolotl")

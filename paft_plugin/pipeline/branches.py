@@ -23,7 +23,7 @@ OURS = ("output_dir", "dataset_prepared_path")
 
 # Keys whose values are paths where such a file or folder exists, and hub names otherwise.
 _PATHS = ("deepspeed", "tokenizer_config", "base_model_config", "chat_template_jinja", "lora_model_dir")
-_DATA = ("datasets", "test_datasets", "pretraining_dataset")
+_DATA, _IN_DATA = ("datasets", "test_datasets", "pretraining_dataset"), ("path", "data_files")
 
 
 @dataclass(frozen=True)
@@ -161,38 +161,20 @@ def entries(content: Mapping[str, Any], key: str) -> Iterator[tuple[int, dict[st
 def _named(entry: Mapping[str, Any]) -> list[str]:
     """What an entry of `datasets` names: a path or hub name, and files."""
     files = entry.get("data_files") or []
-    return [
-        name for name in [entry.get("path"), *([files] if isinstance(files, str) else files)] if isinstance(name, str)
-    ]
+    named = [entry.get("path"), *([files] if isinstance(files, str) else files)]
+    return [name for name in named if isinstance(name, str)]
 
 
 def _absolute(key: str, value: Any, folders: list[Path]) -> Any:
-    """The value of a key with its paths made absolute."""
-    if key in _PATHS or key == "base_model":
-        return _found(value, folders)
-    if key not in _DATA:
+    """The value of a key with its paths made absolute, those that exist."""
+    if isinstance(value, list):
+        return [_absolute(key, each, folders) for each in value]
+    if isinstance(value, dict) and key in _DATA:
+        return {name: _absolute("path", each, folders) if name in _IN_DATA else each for name, each in value.items()}
+    if not isinstance(value, str) or key not in (*_PATHS, *_DATA, *_IN_DATA, "base_model"):
         return value
-    if not isinstance(value, list):
-        return _absolute(key, [value], folders)[0]
-    return [_entry(entry, folders) if isinstance(entry, dict) else _found(entry, folders) for entry in value]
-
-
-def _entry(entry: dict[str, Any], folders: list[Path]) -> dict[str, Any]:
-    found = dict(entry)
-    for key in ("path", "data_files"):
-        if isinstance(found.get(key), list):
-            found[key] = [_found(name, folders) for name in found[key]]
-        elif key in found:
-            found[key] = _found(found[key], folders)
-    return found
-
-
-def _found(name: Any, folders: list[Path]) -> Any:
-    """A path that exists, absolute; anything else as it is."""
-    if not isinstance(name, str):
-        return name
-    places = (folder / Path(name).expanduser() for folder in folders)
-    return next((str(place.resolve()) for place in places if _exists(place)), name)
+    places = (folder / Path(value).expanduser() for folder in folders)
+    return next((str(place.resolve()) for place in places if _exists(place)), value)
 
 
 def _exists(path: Path) -> bool:

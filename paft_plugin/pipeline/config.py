@@ -12,15 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 from paft_plugin.evaluation.config import EvaluationConfig
 from paft_plugin.files import is_hub_name
 from paft_plugin.fusion.recipe.settings import MethodName, RecipeSettings, setting_problems
-from paft_plugin.schema import (
-    STRICT,
-    MappingOfNames,
-    OutputFolder,
-    in_folder,
-    raise_lines,
-    read_yaml,
-    validate,
-)
+from paft_plugin.schema import STRICT, MappingOfNames, OutputFolder, in_folder, raise_lines, read_yaml, validate
 from paft_plugin.search.config import SearchConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

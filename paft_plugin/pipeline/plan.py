@@ -145,8 +145,7 @@ def _merge_adapter(setup: Setup, name: str, base: Path, adapter: Path, needs: tu
         name=f"merge-{name}",
         title=f"merge the adapter of {name}",
         command=paft(
-            *("merge", str(file), str(setup.run_dir / folder)),
-            *("--seed", str(setup.config.fusion.seed), "--quiet"),
+            *("merge", str(file), str(setup.run_dir / folder)), *("--seed", str(setup.config.fusion.seed), "--quiet")
         ),
         folder=folder,
         needs=needs,

@@ -6,12 +6,12 @@ import csv
 import json
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paft_plugin.errors import Findings
+from paft_plugin.errors import Findings, PaftError, collecting
 from paft_plugin.files import looks_local
 from paft_plugin.pipeline.branches import Branch, entries
 from paft_plugin.pipeline.hub import access, offline
@@ -89,7 +89,8 @@ def _read(file: Path, kind: str, sample: Sample) -> None:
         sample.warn(f"{file}: is compressed, so its rows are not looked at before training.")
     elif kind in _READERS:
         before = len(sample.rows), len(sample.problems)
-        _READERS[kind](file, sample)
+        with collecting(sample.problems):
+            _READERS[kind](file, sample)
         if before == (len(sample.rows), len(sample.problems)):
             sample.problem(f"{file}: has no rows. Give a file with rows.")
     else:
@@ -99,80 +100,68 @@ def _read(file: Path, kind: str, sample: Sample) -> None:
 def _read_json(file: Path, sample: Sample) -> None:
     with file.open("rb") as opened:
         first = next((line for line in opened if line.strip()), b"").lstrip()
-    if first.startswith(b"["):
-        _read_array(file, sample)
-    else:
-        _ends(_lines(file, sample), sample)
+    _ends(_array(file) if first.startswith(b"[") else _lines(file), sample)
 
 
-def _lines(file: Path, sample: Sample) -> Iterator[Row]:
+def _lines(file: Path) -> Iterator[Row]:
     """The rows of a file of JSON lines; of a large one the beginning and the end."""
+    for place, line in _lines_at_the_ends(file):
+        if line.strip():
+            content = _parsed(place, line, "Write one JSON object a line.")
+            if not isinstance(content, dict):
+                raise PaftError(f"{place}: is no JSON object. Write one object with the row's fields a line.")
+            yield Row(place, content)
+
+
+def _lines_at_the_ends(file: Path) -> Iterator[tuple[str, bytes]]:
     read = 0
     with file.open("rb") as opened:
         for number, line in enumerate(opened, 1):
             read += len(line)
-            if line.strip():
-                row = _line(f"{file}, line {number}", line, sample)
-                if row is None:
-                    return
-                yield row
+            yield f"{file}, line {number}", line
             if read > MOST_BYTES:
                 break
         size = file.stat().st_size
-        if read >= size:
-            return
-        opened.seek(max(read, size - _TAIL_BYTES))
-        last = opened.read().split(b"\n")[1:]
-        for number, line in enumerate(last):
-            if line.strip():
-                row = _line(f"{file}, line {number - len(last)} from the end", line, sample)
-                if row is None:
-                    return
-                yield row
+        if read < size:
+            opened.seek(max(read, size - _TAIL_BYTES))
+            last = opened.read().split(b"\n")[1:]
+            for number, line in enumerate(last, -len(last)):
+                yield f"{file}, line {number} from the end", line
 
 
-def _line(place: str, line: bytes, sample: Sample) -> Row | None:
-    """One row; None, and a problem, if it is none."""
+def _array(file: Path) -> Iterator[Row]:
+    for number, row in enumerate(
+        _parsed(str(file), file.read_bytes(), "Write a list of objects, or one object a line."), 1
+    ):
+        if not isinstance(row, dict):
+            raise PaftError(f"{file}, row {number}: is no JSON object. Write a list of objects.")
+        yield Row(f"{file}, row {number}", row)
+
+
+def _parsed(place: str, content: bytes, remedy: str) -> Any:
     try:
-        content = json.loads(line)
-    except (ValueError, UnicodeDecodeError) as error:
-        sample.problem(f"{place}: no valid JSON ({error}). Write one JSON object a line.")
-        return None
-    if not isinstance(content, dict):
-        sample.problem(f"{place}: is no JSON object. Write one object with the row's fields a line.")
-        return None
-    return Row(place, content)
+        return json.loads(content)
+    except ValueError as error:  # of the bytes, too
+        raise PaftError(f"{place}: no valid JSON ({error}). {remedy}") from None
 
 
-def _read_array(file: Path, sample: Sample) -> None:
-    try:
-        content = json.loads(file.read_bytes())
-    except (ValueError, UnicodeDecodeError) as error:
-        sample.problem(f"{file}: no valid JSON ({error}). Write a list of objects, or one object a line.")
-        return
-    strange = [number for number, row in enumerate(content, 1) if not isinstance(row, dict)]
-    if strange:
-        sample.problem(f"{file}, row {strange[0]}: is no JSON object. Write a list of objects.")
-        return
-    _ends((Row(f"{file}, row {number}", row) for number, row in enumerate(content, 1)), sample)
-
-
-def _read_csv(file: Path, sample: Sample) -> None:
+def _csv(file: Path) -> Iterator[Row]:
     try:
         with file.open(encoding="utf-8", newline="") as opened:
             reader = csv.DictReader(opened)
-            _ends((Row(f"{file}, line {reader.line_num}", dict(row)) for row in reader), sample)
+            for row in reader:
+                yield Row(f"{file}, line {reader.line_num}", dict(row))
     except (csv.Error, UnicodeDecodeError) as error:
-        sample.problem(f"{file}: no valid CSV in UTF-8 ({error}). Save it again.")
+        raise PaftError(f"{file}: no valid CSV in UTF-8 ({error}). Save it again.") from None
 
 
-def _read_text(file: Path, sample: Sample) -> None:
+def _text(file: Path) -> Iterator[Row]:
     try:
         with file.open(encoding="utf-8") as opened:
-            lines = enumerate(opened, 1)
-            _ends((Row(f"{file}, line {n}", {"text": line.rstrip("\n")}) for n, line in lines), sample)
+            for number, line in enumerate(opened, 1):
+                yield Row(f"{file}, line {number}", {"text": line.rstrip("\n")})
     except UnicodeDecodeError as error:
-        sample.problem(f"{file}: is not UTF-8 ({error}). Save it again.")
+        raise PaftError(f"{file}: is not UTF-8 ({error}). Save it again.") from None
 
 
 def _read_parquet(file: Path, sample: Sample) -> None:
@@ -249,7 +238,12 @@ def _kind(value: Any) -> str:
     return next((name for kind, name in kinds if isinstance(value, kind)), type(value).__name__)
 
 
-_READERS = {"json": _read_json, "csv": _read_csv, "text": _read_text, "parquet": _read_parquet}
+_READERS: dict[str, Callable[[Path, Sample], None]] = {
+    "json": _read_json,
+    "csv": lambda file, sample: _ends(_csv(file), sample),
+    "text": lambda file, sample: _ends(_text(file), sample),
+    "parquet": _read_parquet,
+}
 
 
 def remote_data(branch: Branch) -> Findings:
