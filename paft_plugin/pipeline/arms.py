@@ -124,7 +124,7 @@ def resolve(config: PaftConfig, file: Path, base: Path, arms: Sequence[str] = ()
     """
     branches, preference = _branches(config, file)
     setup = Setup(file, config, base, branches, PENALISED, DENSE if DENSE in branches else None, preference)
-    return replace(setup, arms=tuple(_wanted(setup, list(arms), sequential)))
+    return replace(setup, arms=_wanted(setup, arms, sequential))
 
 
 def _branches(config: PaftConfig, file: Path) -> tuple[dict[str, Branch], str]:
@@ -157,17 +157,16 @@ def _is_taken(name: str, preference: str) -> bool:
     return name in (BASE, PENALISED, SEQUENTIAL, preference) or name.startswith((PAFT, PARALLEL))
 
 
-def _wanted(setup: Setup, given: list[str], sequential: bool) -> Iterator[Arm]:
+def _wanted(setup: Setup, given: Sequence[str], sequential: bool) -> tuple[Arm, ...]:
     """The arms that are wanted, in the order of the table."""
     config = setup.config
     patterns = given or config.arms or [BASE, setup.sft, setup.preference, *config.compare, f"{PAFT}*"]
     if sequential or (config.sequential and not given):
         patterns = [*patterns, DENSE, SEQUENTIAL]
     possible = {arm.name: arm for arm in _possible(setup)}
-    raise_if_any([_no_arm(pattern, list(possible)) for pattern in patterns if not _matches(pattern, possible)])
-    for name, arm in possible.items():
-        if any(fnmatchcase(name, pattern) for pattern in patterns):
-            yield arm
+    meant = {pattern: {name for name in possible if fnmatchcase(name, pattern)} for pattern in patterns}
+    raise_if_any([_no_arm(pattern, list(possible)) for pattern, names in meant.items() if not names])
+    return tuple(arm for name, arm in possible.items() if any(name in names for names in meant.values()))
 
 
 def _possible(setup: Setup) -> Iterator[Arm]:
@@ -227,10 +226,6 @@ def _fused_arm(setup: Setup, recipe: str, name: str, sft: str, twin: str | None 
 def _seen_from(run_dir: Path, path: Path) -> str:
     """A path relative to the run's folder if it lies in it, so that the folder can be moved."""
     return path.relative_to(run_dir).as_posix() if path.is_relative_to(run_dir) else str(path)
-
-
-def _matches(pattern: str, possible: Mapping[str, Arm]) -> bool:
-    return any(fnmatchcase(name, pattern) for name in possible)
 
 
 def _no_arm(name: str, possible: Sequence[str]) -> str:

@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -23,13 +22,13 @@ from paft_plugin.pipeline.plan import Plan, make_plan, readable
 from paft_plugin.pipeline.preflight import preflight
 from paft_plugin.pipeline.stage_logs import STAGE_LOGS
 from paft_plugin.runner.devices import choose_devices, find_devices
-from paft_plugin.runner.executor import Executor, Job
+from paft_plugin.runner.executor import Executor
 from paft_plugin.runner.identity import identities
 from paft_plugin.runner.local import LocalExecutor
 from paft_plugin.runner.logs import size
 from paft_plugin.runner.markers import outdated
 from paft_plugin.runner.scheduler import run_stages
-from paft_plugin.runner.stages import absolute, in_order
+from paft_plugin.runner.stages import in_order
 from paft_plugin.runner.watch.display import Display
 from paft_plugin.runner.watch.events import EventLog
 
@@ -146,36 +145,10 @@ def make_executor(config: ExecutorConfig) -> Executor:
         from paft_plugin.runner.ray.cluster import RayExecutor
         from paft_plugin.runner.ray.connect import Package
 
-        return RayExecutor(config.address, Package("paft-plugin", "paft_plugin", __version__), refused=ray_in_ray)
+        return RayExecutor(config.address, Package("paft-plugin", "paft_plugin", __version__))
     found = find_devices()
     devices = found if config.devices == "auto" else choose_devices(config.devices, found)
     return LocalExecutor(devices, workers=config.workers, threads=config.threads, share_device=config.share_device)
-
-
-def ray_in_ray(job: Job) -> str:
-    """Why a stage must not run on a Ray cluster; empty if it may.
-
-    With `use_ray` a training would wait for the GPUs that its own stage holds, and its workers would outlive the guard.
-    """
-    configs = (absolute(job.run_dir, path) for path in job.stage.inputs if path.suffix in (".yml", ".yaml"))
-    asking = [str(config) for config in configs if _uses_ray(config)]
-    if "--use-ray" in job.stage.command:
-        asking.append("its command")
-    if not asking:
-        return ""
-    return (
-        f"Stage {job.stage.name!r} starts tasks of Ray itself (use_ray: true in {', '.join(asking)}), and with `executor: "
-        "ray` it is one already: leave use_ray out, and give the branch the devices of one node; or keep it and run with "
-        "`executor: local`."
-    )
-
-
-def _uses_ray(config: Path) -> bool:
-    try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return False  # whatever it is, it is no config of axolotl's
-    return isinstance(content, dict) and bool(content.get("use_ray"))
 
 
 def variables(setup: Setup) -> dict[str, str]:

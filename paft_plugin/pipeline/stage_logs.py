@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from paft_plugin.inspection.training_log import Follower, Training
-from paft_plugin.runner.logs import Figures, LogReader, StageProgress
+from paft_plugin.runner.logs import LogReader, StageProgress
 
 _CAUSES = (
     (
@@ -57,33 +57,21 @@ STAGE_LOGS = LogReader(follow, hints)
 
 
 def progress(training: Training) -> StageProgress:
-    """What the runner shows and notes of a training; nothing before its first step."""
-    return StageProgress(_words(training), _figures(training)) if training.total else StageProgress()
-
-
-def _words(training: Training) -> str:
-    """At most 78 columns wide, with the time left, in any but absurd runs."""
-    parts = [f"step {training.step}/{training.total}"]
-    if training.loss is not None:
-        parts.append(f"loss {training.loss:.4g}")
-    if training.strength is not None:
-        parts.append(f"λ {training.strength:.2g}")
-    if training.sparsity is not None:
-        threshold, share = training.sparsity
-        parts.append(f"sparsity@{threshold} {share:.1%}")
-    return " · ".join(parts)
-
-
-def _figures(training: Training) -> Figures:
-    """A loss that is no number is None."""
-    found: dict[str, int | float | None] = {"step": training.step, "total": training.total}
+    """What the runner shows, in at most 78 columns with the time left, and notes of a training; nothing before its first step."""
+    if not training.total:
+        return StageProgress()
+    words = [f"step {training.step}/{training.total}"]
+    figures: dict[str, int | float | None] = {"step": training.step, "total": training.total}
     if training.remaining is not None:
-        found["remaining"] = training.remaining
+        figures["remaining"] = training.remaining
     if training.loss is not None:
-        found["loss"] = training.loss if math.isfinite(training.loss) else None
+        words.append(f"loss {training.loss:.4g}")
+        figures["loss"] = training.loss if math.isfinite(training.loss) else None
     if training.strength is not None:
-        found["lambda"] = training.strength
+        words.append(f"λ {training.strength:.2g}")
+        figures["lambda"] = training.strength
     if training.sparsity is not None:
         threshold, share = training.sparsity
-        found[f"sparsity@{threshold}"] = share
-    return found
+        words.append(f"sparsity@{threshold} {share:.1%}")
+        figures[f"sparsity@{threshold}"] = share
+    return StageProgress(" · ".join(words), figures)

@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -108,12 +109,14 @@ class _Interrupts:
         self.count += 1
 
 
+@dataclass(frozen=True)
 class _Attempt:
-    """A stage under way, since when (monotonic seconds), and which attempt it is."""
+    """A stage under way, which attempt it is, and since when (monotonic seconds)."""
 
-    def __init__(self, stage: Stage, running: Running, number: int) -> None:
-        self.stage, self.running, self.number = stage, running, number
-        self.since = time.monotonic()
+    stage: Stage
+    running: Running
+    number: int
+    since: float = field(default_factory=time.monotonic)
 
 
 class _Run:
@@ -202,7 +205,9 @@ class _Run:
             if ended.code == 0 and not ended.lost:
                 self._done(attempt)
             elif ended.lost and attempt.number < _ATTEMPTS:
-                self._lost(attempt.stage, ended.lost)
+                self.pending[name] = attempt.stage
+                for watcher in self.watchers:
+                    watcher.lost(attempt.stage, ended.lost)
             else:
                 self._failed(attempt, ended)
 
@@ -211,10 +216,6 @@ class _Run:
         seconds = time.monotonic() - attempt.since
         marker = write_marker(self.run_dir, stage.name, self.identities[stage.name], seconds)
         self._through(stage, "done", marker.seconds)
-
-    def _lost(self, stage: Stage, why: str) -> None:
-        self.pending[stage.name] = stage
-        self._tell(lambda watcher: watcher.lost(stage, why))
 
     def _failed(self, attempt: _Attempt, ended: Ended) -> None:
         stage = attempt.stage

@@ -15,10 +15,8 @@ from paft_plugin.errors import PaftError
 from paft_plugin.files import write_json
 from paft_plugin.pipeline.arms import open_setup
 from paft_plugin.pipeline.config import ExecutorConfig
-from paft_plugin.pipeline.run import make_executor, prepare, ray_in_ray, show_results, variables
-from paft_plugin.runner.executor import Job
+from paft_plugin.pipeline.run import make_executor, prepare, show_results, variables
 from paft_plugin.runner.local import LocalExecutor
-from paft_plugin.runner.stages import Stage
 from tests.pipeline.hub import FakeHub
 from tests.pipeline.runs import edit, write_run
 
@@ -139,23 +137,3 @@ def test_a_missed_target_is_said_under_the_table(tmp_path: Path) -> None:
     write_json(run_dir / "branches" / "sft-l1" / "paft.json", {"schema": 1, **missed, **ended})
     show_results(run_dir, Console(file=shown, width=100))
     assert "Warning: sft-l1: paft_target_sparsity: 0.9 was missed: 10.6%" in shown.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("config", "arguments", "refused"),
-    [
-        ("use_ray: true\nray_num_workers: 2", (), True),
-        ("use_ray: false", (), False),
-        ("base_model: x", (), False),
-        ("base_model: x", ("--use-ray",), True),
-        ("value: !function utils.f", (), False),
-    ],
-)
-def test_a_branch_that_starts_ray_itself_is_refused_on_a_cluster(
-    tmp_path: Path, config: str, arguments: tuple[str, ...], refused: bool
-) -> None:
-    (tmp_path / "sft.yml").write_text(config)
-    stage = Stage("sft", "SFT", ("train", *arguments), Path("sft"), inputs=(Path("sft.yml"),))
-    problem = ray_in_ray(Job(stage, tmp_path, tmp_path / "log", append=False))
-    assert ("leave use_ray out" in problem) == refused
-    assert bool(problem) == refused

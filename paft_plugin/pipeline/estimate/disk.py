@@ -11,7 +11,7 @@ from typing import Any
 from paft_plugin.errors import Findings
 from paft_plugin.pipeline.arms import Setup
 from paft_plugin.pipeline.estimate.memory import dtype_bytes, optimizer_bytes, trained_shapes
-from paft_plugin.pipeline.estimate.shapes import Shapes, count, weight_shapes
+from paft_plugin.pipeline.estimate.shapes import count, weight_shapes
 from paft_plugin.runner.logs import size
 
 SMALL = 2 << 20
@@ -33,15 +33,11 @@ def estimate_disk(config: Mapping[str, Any], base: Path) -> int:
     trains = trained_shapes(config, shapes)
     tokenizer = sum(file.stat().st_size for pattern in _TOKENIZER for file in base.glob(pattern))
     saved = number * count(trains) + tokenizer + SMALL
-    checkpoint = saved + round(_optimizer(config, trains, number))
+    # A paged optimizer's states are written like any other's.
+    optimizer = {**config, "optimizer": str(config.get("optimizer") or "").replace("paged_", "")}
+    checkpoint = saved + round(optimizer_bytes(optimizer, trains, number))
     stray = dtype_bytes(config) * count(shapes) if config.get("adapter") and config.get("rl") else 0
     return saved + stray + _checkpoints(config) * checkpoint
-
-
-def _optimizer(config: Mapping[str, Any], trains: Shapes, number: int) -> float:
-    """A paged optimizer's states are written like any other's."""
-    name = str(config.get("optimizer") or "").replace("paged_", "")
-    return optimizer_bytes({**config, "optimizer": name}, trains, number)
 
 
 def _checkpoints(config: Mapping[str, Any]) -> int:

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,45 +34,37 @@ class Answer(Findings):
 PATIENCE = 600.0  # seconds; a plugin that hangs on import is all that this is for
 
 
-@dataclass
-class Probe:
-    """A probe at work."""
-
-    process: subprocess.Popen[bytes]
-    branches: Sequence[Branch]
-    folder: Path
-
-    def answers(self) -> dict[str, Answer]:
-        """What axolotl makes of each branch; waits for it."""
-        try:
-            self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-        return {branch.name: self._answer(branch) for branch in self.branches}
-
-    def _answer(self, branch: Branch) -> Answer:
-        try:
-            return Answer(**json.loads((self.folder / f"{branch.name}.json").read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            lines = tail(self.folder / "log")
-            said = "\n".join(["It said:", *lines]) if lines else "It said nothing."
-            return Answer([f"{branch.where}: axolotl failed while looking at this config. {said}"])
-
-
 @contextlib.contextmanager
-def asked(setup: Setup, branches: Sequence[Branch], folder: Path) -> Iterator[Probe]:
-    """Ask what axolotl makes of each branch that has a config; no process is left behind.
+def asked(setup: Setup, branches: Sequence[Branch], folder: Path) -> Iterator[Callable[[], dict[str, Answer]]]:
+    """Ask what axolotl makes of each branch that has a config, and yield what waits for the answers; no process is left behind.
 
     The temporary `folder` gets requests, answers, and each branch's tokenizer in a folder of its name.
     """
     write_json(folder / "request.json", [_question(setup, branch, folder) for branch in branches])
     devices = {"CUDA_VISIBLE_DEVICES": ""} if setup.config.executor.devices == [] else {}
     process = start(folder / "request.json", folder / "log", devices)
+
+    def answers() -> dict[str, Answer]:
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        return {branch.name: _answer(branch, folder) for branch in branches}
+
     try:
-        yield Probe(process, branches, folder)
+        yield answers
     finally:
         process.kill()
         process.wait()
+
+
+def _answer(branch: Branch, folder: Path) -> Answer:
+    try:
+        return Answer(**json.loads((folder / f"{branch.name}.json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        lines = tail(folder / "log")
+        said = "\n".join(["It said:", *lines]) if lines else "It said nothing."
+        return Answer([f"{branch.where}: axolotl failed while looking at this config. {said}"])
 
 
 def start(request: Path, log: Path, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:

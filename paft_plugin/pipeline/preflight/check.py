@@ -22,10 +22,10 @@ def preflight(setup: Setup) -> Findings:
     wanted, configured = setup.needed, different_trainings(setup)
     with tempfile.TemporaryDirectory(prefix="paft-preflight-") as name:
         folder = Path(name).resolve()
-        with asked(setup, configured, folder) as probe:  # which takes seconds: the rest is done meanwhile
+        with asked(setup, configured, folder) as answers_of:  # which takes seconds: the rest is done meanwhile
             for found in _without_axolotl(setup, wanted, configured):
                 findings.take(found)
-            answers = probe.answers()
+            answers = answers_of()
         from paft_plugin.pipeline.preflight.agreement import agree
 
         for answer in answers.values():
@@ -42,9 +42,10 @@ def _without_axolotl(setup: Setup, wanted: list[Branch], configured: list[Branch
     for branch in configured:
         yield same_base(setup, branch)
         yield check_penalty(setup, branch)
-        yield check_launcher(setup, branch)
         yield check_resume(branch)
         yield remote_data(branch)
+    for branch in (*setup.trainings, *(setup.branches[setup.preference] for _ in setup.of_kind("sequential"))):
+        yield check_launcher(setup, branch)
     yield check_evaluation(setup)
     for branch in wanted:
         if branch.trained is not None:
@@ -73,15 +74,19 @@ def check_base(setup: Setup) -> Findings:
 
 
 def check_launcher(setup: Setup, branch: Branch) -> Findings:
-    """A training that would start tasks of Ray inside a task of Ray."""
-    if setup.config.executor.kind != "ray" or not branch.content.get("use_ray"):
-        return Findings()
-    return Findings(
-        [
+    """A training that would start tasks of Ray inside a task of Ray.
+
+    It would wait for the GPUs that its own stage holds, and its workers would outlive the guard.
+    """
+    findings = Findings()
+    if setup.config.executor.kind != "ray":
+        return findings
+    if branch.content.get("use_ray") or "--use-ray" in branch.spec.launcher_args:
+        findings.problem(
             f"{branch.where}: use_ray: true cannot go together with `executor: ray`: the training is a task of Ray already. "
             "Remove it, and give the branch `devices:` and a `launcher:`."
-        ]
-    )
+        )
+    return findings
 
 
 def check_evaluation(setup: Setup) -> Findings:

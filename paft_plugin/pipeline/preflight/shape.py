@@ -34,14 +34,12 @@ class Shape(Findings):
 
 def shape_of(cfg: Any, tokenizer: Any, index: int, rows: Sequence[Row], where: str) -> Shape:
     """Run the strategy of `datasets[index]` of a validated config on `rows`."""
-    what = f"{where}: datasets[{index}] (type: {_type_name(cfg.datasets[index].type)})"
+    kind = cfg.datasets[index].type
+    said = kind if isinstance(kind, str) else "user-defined" if kind else "none"
+    what = f"{where}: datasets[{index}] (type: {said})"
     if cfg.rl:
         return _preference(cfg, tokenizer, index, rows, what, str(getattr(cfg.rl, "value", cfg.rl)))
     return _sft(cfg, tokenizer, index, rows, what)
-
-
-def _type_name(kind: Any) -> str:
-    return kind if isinstance(kind, str) else "user-defined" if kind else "none"
 
 
 # --- SFT ----------------------------------------------------------------------------------------------------------------

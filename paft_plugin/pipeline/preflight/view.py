@@ -162,8 +162,12 @@ def _rendered(cfg: Any, tokenizer: Any, where: str, answer: Answer) -> str | Non
 
 def _samples(content: Mapping[str, Any], where: str, answer: Answer) -> dict[int, Sample]:
     """Rows of every data set that is trained on and on this disk, by its index. Files of all data sets are looked into."""
+    from paft_plugin.pipeline.preflight.axolotl_internals import DPODataset, KTODataset
+
+    # What axolotl turns a data set into before it looks at it, where that knows less than its schema.
+    models = {"dpo": DPODataset, "ipo": DPODataset, "simpo": DPODataset, "kto": KTODataset}
     rl = str(content.get("rl") or "")
-    if known := _entry_model(rl):
+    if known := models.get(rl):
         answer.problems += dropped_keys([entry for _, entry in entries(content, "datasets")], known, rl, where)
     samples = {}
     for key in ("datasets", "test_datasets"):
@@ -174,13 +178,6 @@ def _samples(content: Mapping[str, Any], where: str, answer: Answer) -> dict[int
                 if key == "datasets":
                     samples[index] = sample
     return samples
-
-
-def _entry_model(rl: str) -> type[BaseModel] | None:
-    """What axolotl turns a data set into before it looks at it, where that knows less than its schema."""
-    from paft_plugin.pipeline.preflight.axolotl_internals import DPODataset, KTODataset
-
-    return {"dpo": DPODataset, "ipo": DPODataset, "simpo": DPODataset, "kto": KTODataset}.get(rl)
 
 
 # --- keys that axolotl drops without a word ----------------------------------------------------------------------------

@@ -72,17 +72,15 @@ class RayExecutor(Executor):
     """Runs stages on the nodes of a Ray cluster, as many at once as fit.
 
     Its head is at `address` (`HOST:PORT`; `auto`: what `RAY_ADDRESS` names, or the cluster of this machine), and `package` has to
-    be on every node. `refused` says why a job that is about to start must not run on a cluster; empty: it may.
+    be on every node.
 
     Raises:
         PaftError: Ray is not installed, no cluster is there, or it runs another version of Ray or Python.
     """
 
-    def __init__(
-        self, address: str, package: Package, *, refused: Callable[[Job], str] = lambda _: "", grace: float = 10.0
-    ) -> None:
+    def __init__(self, address: str, package: Package, *, grace: float = 10.0) -> None:
         self.grace = grace
-        self._package, self._refused = package, refused
+        self._package = package
         self._ray = connect(address, package)
         self._gpus = any(node.total.get("GPU") for node in alive_nodes())
         self._wanted: dict[str, dict[str, float]] = {}  # stage → what it takes
@@ -109,9 +107,7 @@ class RayExecutor(Executor):
         return placement_group_table(self._reserved[stage.name])["state"] == "CREATED"
 
     def start(self, job: Job, lock: int) -> RemoteAttempt:
-        """As said there; raises `PaftError` when the node cannot run it, or the job is refused."""
-        if problem := self._refused(job):
-            raise PaftError(problem)
+        """As said there; raises `PaftError` when the node cannot run it."""
         self._look_at_nodes(job)
         group = self._reserved.pop(job.stage.name)
         taken = self._wanted[job.stage.name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ def test_a_dense_twin_is_asked_about_only_where_it_is_no_copy(room: Room) -> Non
 def test_ray_within_ray_is_refused(room: Room) -> None:
     for executor, count in (("ray", 1), ("local", 0)):
         setup = room.setup(sft={"use_ray": True}, executor=executor)
-        problems = check_launcher(setup, setup.branches["sft-l1"]).problems
-        assert len(problems) == count
-        assert all("use_ray: true cannot go together" in problem for problem in problems)
+        by_config, plain = setup.branches["sft-l1"], setup.branches["dpo"]
+        by_option = replace(plain, spec=plain.spec.model_copy(update={"launcher_args": ["--use-ray"]}))
+        for branch, expected in ((by_config, count), (by_option, count), (plain, 0)):
+            problems = check_launcher(setup, branch).problems
+            assert len(problems) == expected
+            assert all("use_ray: true cannot go together" in problem for problem in problems)
