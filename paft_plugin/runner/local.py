@@ -68,9 +68,8 @@ class LocalExecutor(Executor):
         indices = self._found.pop(job.stage.name)
         devices = [self.machine.devices[index] for index in indices]
         variables = {**self._thread_variables(), **job.environment, VISIBLE: ",".join(device.id for device in devices)}
-        command = GuardedCommand(
-            job, variables, _names(devices), self.grace, lock, release=lambda ended: self._running.pop(ended, None)
-        )
+        where = ", ".join(device.label for device in devices).replace(", GPU ", ", ")
+        command = GuardedCommand(job, variables, where, self.grace, lock, lambda ended: self._running.pop(ended, None))
         self._running[command] = Placed(job.stage.resources, indices)
         return command
 
@@ -86,12 +85,6 @@ class LocalExecutor(Executor):
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _names(devices: Sequence[Device]) -> str:
-    """`GPU 0` or `GPU 0, 1`; nothing for none."""
-    labels = [device.label for device in devices]
-    return ", ".join([*labels[:1], *(label.removeprefix("GPU ") for label in labels[1:])])
 
 
 class GuardedCommand(Running):
