@@ -59,7 +59,8 @@ def recipe(**options: Any) -> None:
     """Write a mergekit recipe that fuses two branches of one base model; its header holds the command that runs it."""
     import shlex
 
-    from paft_plugin.fusion.recipe.write import RecipeRequest, merge_command, write_recipe
+    from paft_plugin.fusion.recipe.render import merge_command
+    from paft_plugin.fusion.recipe.write import RecipeRequest, write_recipe
 
     given = {name: options.pop(name) for name in RecipeSettings.model_fields if name != "extras"}
     extras = {name: value for name in extra_names() if (value := options.pop(name)) is not None}

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paft_plugin.deltas import open_delta
 from paft_plugin.fusion.recipe.examples import FOLDER
-from paft_plugin.fusion.recipe.write import merge_command, write_recipe
+from paft_plugin.fusion.recipe.render import merge_command
+from paft_plugin.fusion.recipe.write import write_recipe
 from tests.deltas.builders import TEMPLATE, delta_by_peft, make_adapter, make_base, make_tokenizer, weights
 from tests.fusion.conftest import World, make_world
 

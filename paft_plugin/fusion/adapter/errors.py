@@ -6,7 +6,6 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -65,12 +64,6 @@ def rank_for(errors: Sequence[ModuleError], most: float) -> tuple[int, bool] | N
     return high, all(one.tail is not None or one.relative <= most for one in errors)
 
 
-def as_json(errors: Sequence[ModuleError]) -> dict[str, Any]:
-    """Rank and relative error per module and the total, for a JSON file."""
-    modules = {one.module: {"rank": one.rank, "relative_error": one.relative} for one in errors}
-    return {"total_relative_error": total_error(errors), "modules": modules}
-
-
 def error_table(errors: Sequence[ModuleError]) -> Table:
     """What the adapter misses, ‖δ − BA‖ / ‖δ‖: a row for each kind of module, whatever the number of layers, and the total."""
     kinds: dict[str, list[ModuleError]] = defaultdict(list)
@@ -112,5 +105,4 @@ def _relative(squared_error: float, square: float) -> float:
 
 def _layer_number(kind: str, module: str) -> str:
     """The layer of a module, of which `kind` is the name with a star for it."""
-    start = kind.index("*") if "*" in kind else len(module)
-    return module[start:].partition(".")[0]
+    return module[kind.index("*") :].partition(".")[0] if "*" in kind else ""

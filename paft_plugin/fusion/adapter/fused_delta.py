@@ -48,10 +48,9 @@ class FusedDelta:
     @cached_property
     def adapters(self) -> dict[ModelReference, Adapter]:
         """The branches that are adapters on the base, opened."""
-        loaders = self.fusion.loaders.items()
         return {
             reference: open_adapter(loader.delta.branch)
-            for reference, loader in loaders
+            for reference, loader in self.fusion.loaders.items()
             if isinstance(loader, AdapterLoader) and loader.store is self.store
         }
 
@@ -105,7 +104,9 @@ class FusedDelta:
         weights = merge.gather_tensors.weight_info if found is not None else {}
         if found is None or any(weights[model].name != merge.output_weight.name for model in merge.model_order):
             return None
-        changing = {model: c for model, c in found.items() if c and changes(self.loader(model), name, self.store)}
+        changing = {
+            model: c for model, c in found.items() if c and changes(self.fusion.loaders[model], name, self.store)
+        }
         return changing if all(model in self.adapters for model in changing) else None
 
     def delta(self, reference: ModelReference, name: str) -> Tensor:
@@ -113,10 +114,6 @@ class FusedDelta:
         loader = self.fusion.loaders[reference]
         assert isinstance(loader, AdapterLoader)
         return loader.delta.one(name)
-
-    def loader(self, reference: ModelReference) -> ModelLoader:
-        """The loader of one of the recipe's models."""
-        return self.fusion.loaders[reference]
 
 
 def open_fused_delta(fusion: Fusion) -> FusedDelta:
@@ -136,14 +133,9 @@ def has_only_factors(adapter: Adapter, slot: Slot, base: TensorStore, name: str)
 
     PEFT saves an embedding with factors along with the layer below them, which is the base's: that is no change.
     """
-    prefix = f"{PREFIX}{slot.module}."
-    for key in adapter.store.names:
-        inside = key.removeprefix(PREFIX)
-        if not key.startswith(prefix) or FACTOR.fullmatch(inside) or inside.endswith(".bias"):
-            continue
-        if not _equal(adapter.store, key, base, name):
-            return False
-    return True
+    own = [key for key in adapter.store.names if key.startswith(f"{PREFIX}{slot.module}.")]
+    copies = [key for key in own if not FACTOR.fullmatch(key.removeprefix(PREFIX)) and not key.endswith(".bias")]
+    return all(_equal(adapter.store, key, base, name) for key in copies)
 
 
 def changes(loader: ModelLoader, name: str, base: TensorStore) -> bool:
@@ -160,7 +152,8 @@ def check_planned(fused: FusedDelta, merges: list[ExecuteMergeMethodTask]) -> No
         PaftError: There are such tensors.
     """
     planned = {fused.name_of(merge.output_weight) for merge in merges} | set(fused.live.tied or ())
-    for adapter, loader in ((fused.adapters[model], fused.loader(model)) for model in fused.adapters):
+    for model, adapter in fused.adapters.items():
+        loader = fused.fusion.loaders[model]
         lost = [name for name in fused.store.names if loader.changes(name) and name not in planned]
         if lost:
             raise PaftError(

@@ -45,12 +45,9 @@ def kind_of(module: str) -> str:
 def fused_parts(fused: FusedDelta, rank: int | None, max_error: float, quiet: bool = True) -> Iterator[Adapted | Saved]:
     """Yield what the adapter holds; nothing but the tensor at hand is in memory.
 
-    Args:
-        fused: From `open_fused_delta`.
-        rank: The most per module; None leaves exact products their own.
-        max_error: Where a module misses more of its delta (‖δ − BA‖/‖δ‖), the errors of other ranks are worked out too: of
-            every module up to 1024 wide, of greater ones for the first of each kind.
-        quiet: No progress bar.
+    `rank` is the most per module; None leaves exact products their own. Where a module misses more of its delta
+    (‖δ − BA‖/‖δ‖) than `max_error`, the errors of other ranks are worked out too: of every module up to 1024 wide, of
+    greater ones for the first of each kind.
 
     Raises:
         PaftError: A change that no adapter can hold, or no `rank` for a merge that is not linear in the deltas.
@@ -125,7 +122,7 @@ def _change_by_merge(
         )
     base = stored.float()
     delta = merged.float() - base
-    touched = any(changes(fused.loader(model), name, fused.store) for model in merge.model_order)
+    touched = any(changes(fused.fusion.loaders[model], name, fused.store) for model in merge.model_order)
     if not touched and float(delta.abs().max()) <= DUST * float(base.abs().max()):
         return
     slot = fused.slot_of(name)

@@ -23,14 +23,8 @@ def lora_config(
 ) -> LoraConfig:
     """A config under which every module's scale is 1: α = r, in each module and at the top.
 
-    So r is the greatest rank, and who reads α/r from the top alone (vLLM) gets 1 for every module, too.
-
-    Args:
-        base: What the adapter is loaded onto.
-        live: That model without its weights.
-        adapted: Module → its slot, and the rank of its factors.
-        saved: Modules that are there as whole copies.
-        biases: Whether there are whole copies of biases beside them.
+    So r is the greatest rank, and who reads α/r from the top alone (vLLM) gets 1 for every module, too. `adapted` holds
+    each module's slot and rank; `saved` names those that are whole copies, and `biases` says whether some biases are beside them.
     """
     ranks = {module: rank for module, (_, rank) in adapted.items()}
     top = max(ranks.values())
@@ -66,11 +60,9 @@ def key_of_copy(slot: Slot, is_adapted: bool) -> str:
 def keys_of_factors(slot: Slot) -> tuple[str, str]:
     """The names of A and B in the adapter's file."""
     stem = f"{PREFIX}{slot.module}.lora_"
-    return (
-        (f"{stem}embedding_A", f"{stem}embedding_B")
-        if slot.kind == "embedding"
-        else (f"{stem}A.weight", f"{stem}B.weight")
-    )
+    if slot.kind == "embedding":
+        return f"{stem}embedding_A", f"{stem}embedding_B"
+    return f"{stem}A.weight", f"{stem}B.weight"
 
 
 def wanted_by_peft(live: Live, config: LoraConfig) -> dict[str, Shape]:
@@ -79,10 +71,8 @@ def wanted_by_peft(live: Live, config: LoraConfig) -> dict[str, Shape]:
         warnings.simplefilter("ignore")
         # A copy, because PEFT writes what it finds in the model into the config.
         model = get_peft_model(live.model, deepcopy(config))
-    return {
-        key: tuple(tensor.shape)
-        for key, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
-    }
+    wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {key: tuple(tensor.shape) for key, tensor in wanted.items()}
 
 
 def check_accepted(wanted: Mapping[str, Shape], held: Mapping[str, Shape], base: str) -> None:

@@ -14,7 +14,7 @@ from paft_plugin.deltas.adapter import PREFIX
 from paft_plugin.deltas.store import MODEL_FILE
 from paft_plugin.errors import PaftError
 from paft_plugin.files import ADAPTER_CONFIG, ADAPTER_FILE, PROOF_FILE, read_json, write_json, write_text
-from paft_plugin.fusion.adapter.errors import ModuleError, as_json, form, rank_for, total_error
+from paft_plugin.fusion.adapter.errors import ModuleError, form, rank_for, total_error
 from paft_plugin.fusion.adapter.fused_delta import FusedDelta, open_fused_delta
 from paft_plugin.fusion.adapter.live import Slot
 from paft_plugin.fusion.adapter.parts import Adapted, Saved, fused_parts
@@ -36,6 +36,7 @@ from paft_plugin.fusion.merge.write import (
     write_tokenizer,
 )
 from paft_plugin.fusion.merge.writer import ShardedWriter, whole_folder
+from paft_plugin.templates import render
 
 MAX_ERROR = 0.05
 ONE_FILE = 1 << 62
@@ -83,6 +84,23 @@ class _Contents:
             if tied and self.fused.live.files[part.slot.parameter] == tied[0]:
                 self.embedding = part.tensor
 
+    @property
+    def whole_copies(self) -> list[str]:
+        """Modules, then biases, that are held as whole copies."""
+        return [*sorted(self.saved), *(bias.slot.parameter for bias in self.biases)]
+
+    def as_json(self, rank: int | None, max_error: float) -> dict[str, Any]:
+        """What `paft.json` says of the adapter: rank and relative error of each module and in total."""
+        modules = {one.module: {"rank": one.rank, "relative_error": one.relative} for one in self.errors}
+        return {
+            "base": self.fused.base.model.path,
+            "rank": rank,
+            "max_error": max_error,
+            "total_relative_error": total_error(self.errors),
+            "modules": modules,
+            "whole_copies": sorted(set(self.whole_copies)),
+        }
+
     def write(self, key: str, tensor: Tensor) -> None:
         """Write one tensor."""
         self.held[key] = tuple(tensor.shape)
@@ -125,12 +143,11 @@ def write_adapter(
     holds as a whole copy, become whole copies.
 
     Args:
-        fusion: From `open_fusion`. Whatever its dtypes, the delta is computed in fp32.
+        fusion: Whatever its dtypes, the delta is computed in fp32.
         out: A folder that does not exist yet, or is empty.
         rank: The most per module; None where the merge is linear: as much as is exact.
         max_error: Greatest total ‖δ − δ̂‖/‖δ‖ to accept, over all modules with factors.
         findings: What a check of the recipe said, a sentence each; kept with the adapter.
-        quiet: No progress bar.
 
     Raises:
         PaftError: The error is greater (with the rank that would do), the change is of a kind that PEFT cannot hold, `rank` is
@@ -147,16 +164,12 @@ def write_adapter(
         # The tokenizer of a recipe that builds one is known only now, and to the fusion that ran.
         warnings = write_tokenizer(fused.fusion, folder)
         (folder / GENERATION_CONFIG).unlink(missing_ok=True)
-        record = {
-            **provenance_record(fusion, findings),
-            "kind": "fused adapter",
-            "adapter": _as_json(contents, rank, max_error),
-        }
+        record = provenance_record(fusion, findings)
+        record |= {"kind": "fused adapter", "adapter": contents.as_json(rank, max_error)}
         write_json(folder / PROOF_FILE, record)
         write_text(folder / "mergekit_config.yml", fusion.text)
         write_text(folder / "README.md", _adapter_card(out.absolute().name, contents, record))
-    if contents.saved or contents.biases:
-        whole = [*sorted(contents.saved), *(saved.slot.parameter for saved in contents.biases)]
+    if whole := contents.whole_copies:
         warnings.append(
             f"whole copies of {len(whole)} modules or biases are in the adapter ({whole[0]} …): PEFT loads them, vLLM and "
             "other servers of adapters may refuse. Merge without --adapter for those."
@@ -214,38 +227,21 @@ def _refuse_above(errors: Sequence[ModuleError], most: float) -> None:
     )
 
 
-def _as_json(contents: _Contents, rank: int | None, max_error: float) -> dict[str, Any]:
-    return {
-        "base": contents.fused.base.model.path,
-        "rank": rank,
-        "max_error": max_error,
-        **as_json(contents.errors),
-        "whole_copies": sorted({*contents.saved, *(saved.slot.parameter for saved in contents.biases)}),
-    }
-
-
 def _adapter_card(name: str, contents: _Contents, record: dict[str, Any]) -> str:
     base = contents.fused.base.model.path
     # The hub knows no folders of this machine.
     known = {} if Path(base).exists() else {"base_model": base}
     front = {**known, "library_name": "peft", "tags": ["lora", "merge", "mergekit", "paft"]}
-    total = total_error(contents.errors)
-    ranks = sorted({one.rank for one in contents.errors})
-    says = "It is exact." if total == 0 else f"It misses {form(total)} of that delta (‖δ − δ̂‖/‖δ‖)."
-    lines = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
-        f"# {name}\n",
-        f"A LoRA adapter on `{base}`: the delta of the recipe below ({record['method']}), of rank "
-        f"{'–'.join(map(str, dict.fromkeys((ranks[0], ranks[-1]))))}. {says} `{PROOF_FILE}` says so for each module.\n",
-        "```python",
-        "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM\n",
-        f"base = AutoModelForCausalLM.from_pretrained({base!r})",
-        'model = PeftModel.from_pretrained(base, "this folder")',
-        "```\n",
-        "Every module's scale is 1 (α = r), so a server that takes α/r from the top of the config serves it right. It must allow "
-        f"for rank {ranks[-1]} (vLLM: `--max-lora-rank`).\n",
-        f"## Recipe\n\n```yaml\n{record['recipe'].rstrip()}\n```\n",
-        provenance_text(record),
-    ]
-    return "\n".join(lines)
+    ranks = {one.rank for one in contents.errors}
+    return render(
+        "paft_plugin.fusion",
+        "adapter_card.md",
+        front=yaml.safe_dump(front, sort_keys=False).rstrip(),
+        name=name,
+        base=base,
+        record=record,
+        ranks=sorted({min(ranks), max(ranks)}),
+        error=form(total_error(contents.errors)),
+        proof=PROOF_FILE,
+        provenance=provenance_text(record),
+    )

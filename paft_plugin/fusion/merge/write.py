@@ -27,6 +27,7 @@ from paft_plugin.fusion.mergekit_internals import (
     set_chat_template,
     update_config_vocab,
 )
+from paft_plugin.templates import render
 
 SCHEMA_VERSION = 1
 SHARD_SIZE = "5GB"
@@ -43,18 +44,13 @@ def write_fusion(
     quiet: bool = True,
     beside: Collection[str] = (),
 ) -> list[str]:
-    """Merge, and write the model to `out`: the whole of it or nothing.
+    """Merge, and write the model to `out`: the whole of it or nothing. Returns warnings: what the folder lacks.
 
     Args:
-        fusion: From `open_fusion`.
         out: A folder that does not exist yet, or is empty.
         shard_size: Most bytes in one file of weights, as a number with or without K, M, G (or mergekit's B: 10⁹).
         findings: What a check of the recipe said, a sentence each; kept with the model.
-        quiet: No progress bar.
         beside: Names of files that may be in `out` already, and stay.
-
-    Returns:
-        Warnings: what the folder lacks.
 
     Raises:
         PaftError: As `Fusion.tensors`; or `out` is taken or cannot be written.
@@ -132,6 +128,7 @@ def write_tokenizer(fusion: Fusion, folder: Path) -> list[str]:
 
 
 def provenance_record(fusion: Fusion, findings: Sequence[str]) -> dict[str, Any]:
+    """What a merge is made of and by, as `paft.json` beside its result holds it."""
     models = []
     for reference, loader in fusion.loaders.items():
         model: dict[str, Any] = {"path": str(reference.model), "fingerprint": loader.store.fingerprint}
@@ -153,15 +150,7 @@ def provenance_record(fusion: Fusion, findings: Sequence[str]) -> dict[str, Any]
 
 
 def provenance_text(record: dict[str, Any]) -> str:
-    prints = {}
-    for model in record["models"]:
-        for part in (model, model.get("adapter")):
-            if part:
-                prints[part["path"]] = part["fingerprint"]
-    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-    lines = ["## Provenance", "", "| from | fingerprint of its content |", "|---|---|"]
-    lines += [f"| {path} | `{fingerprint}` |" for path, fingerprint in prints.items()]
-    lines += ["", f"Merged by `axolotl paft merge` with seed {record['seed']} on {record['device']}; {versions}."]
-    if record["findings"]:
-        lines += ["", "What the check of the recipe said:", "", *(f"- {finding}" for finding in record["findings"])]
-    return "\n".join(lines) + "\n"
+    """The section of a model card on what a `provenance_record` holds."""
+    parts = [part for model in record["models"] for part in (model, model.get("adapter")) if part]
+    fingerprints = {part["path"]: part["fingerprint"] for part in parts}
+    return render("paft_plugin.fusion", "provenance.md", record=record, fingerprints=fingerprints)

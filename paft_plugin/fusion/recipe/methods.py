@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from paft_plugin.errors import did_you_mean
 
@@ -53,7 +53,7 @@ class Method:
     """As mergekit calls it."""
     title: str
     """As its paper calls it, with the paper."""
-    weight: float | None
+    weight: float | None = None
     """Default weight of each branch; None where mergekit takes no weights."""
     layout: Literal["deltas", "models", "pair"] = "deltas"
     """What is mergekit's `base_model`. `deltas`: the base; `models`: nothing; `pair`: the SFT branch."""
@@ -101,12 +101,6 @@ MEANINGS = {
 }
 """Extra → what it does, in a few words."""
 
-_DARE_DENSITY = (
-    "half is dropped by chance; the paper's 0.1 suits dense deltas: of a sparse one it leaves little, "
-    "at ten times its size"
-)
-_TIES_DENSITY = "the TIES paper's top 20 %, of all entries of a tensor: a sparser delta loses only its near-zero ones"
-_DELLA_DENSITY = "half is dropped by chance, as for DARE; larger entries of a row less often"
 _RESCALE = Extra("rescale", True, "what is left of each tensor is scaled up to its L1 norm before (mergekit's way)")
 _EPSILON = Extra(
     "epsilon",
@@ -125,146 +119,108 @@ _GAMMA = Extra(
 )
 _RAM_EPSILON = Extra("epsilon", 1e-5, "smaller entries count as unchanged: this project's threshold of sparsity")
 
-
-def _task_arithmetic(name: str, title: str, normalizes: bool = False, **more: object) -> Method:
-    """A method of mergekit's family of weighted sums of deltas, which all take `weight`, `normalize` and `lambda`."""
-    return Method(name, title, weight=1.0, normalizes=normalizes, scales="lambda", **more)  # type: ignore[arg-type]
-
-
-METHODS = {
-    method.name: method
-    for method in (
-        _task_arithmetic(
-            "ties",
-            "TIES (arXiv 2306.01708)",
-            normalizes=True,
-            density=0.2,
-            density_reason=_TIES_DENSITY,
-            selects="largest",
-            searched=("density", "weight", "scale"),
-        ),
-        _task_arithmetic(
-            "dare_ties",
-            "DARE with TIES' sign election (arXiv 2311.03099)",
-            density=0.5,
-            density_reason=_DARE_DENSITY,
-            selects="random",
-            extras=(_RESCALE,),
-            searched=("density", "weight"),
-        ),
-        _task_arithmetic(
-            "dare_linear",
-            "DARE with a plain sum (arXiv 2311.03099)",
-            density=0.5,
-            density_reason=_DARE_DENSITY,
-            selects="random",
-            extras=(_RESCALE,),
-            searched=("density", "weight"),
-        ),
-        _task_arithmetic(
-            "della",
-            "DELLA with TIES' sign election (arXiv 2406.11617)",
-            normalizes=True,
-            density=0.5,
-            density_reason=_DELLA_DENSITY,
-            selects="ranked",
-            extras=(_EPSILON, _RESCALE),
-        ),
-        _task_arithmetic(
-            "della_linear",
-            "DELLA with a plain sum (arXiv 2406.11617)",
-            density=0.5,
-            density_reason=_DELLA_DENSITY,
-            selects="ranked",
-            extras=(_EPSILON, _RESCALE),
-        ),
-        _task_arithmetic(
-            "breadcrumbs",
-            "Model Breadcrumbs (arXiv 2312.06795)",
-            density=0.2,
-            density_reason=_TIES_DENSITY,
-            selects="largest",
-            extras=(_GAMMA,),
-        ),
-        _task_arithmetic(
-            "breadcrumbs_ties",
-            "Model Breadcrumbs with TIES' sign election (arXiv 2312.06795)",
-            density=0.2,
-            density_reason=_TIES_DENSITY,
-            selects="largest",
-            extras=(_GAMMA,),
-        ),
-        _task_arithmetic("task_arithmetic", "Task Arithmetic (arXiv 2212.04089)", searched=("weight",)),
-        Method("linear", "Linear (arXiv 2203.05482)", weight=0.5, layout="models", scales="base", searched=()),
-        Method(
-            "slerp",
-            "SLERP of the two whole models",
-            weight=None,
-            layout="pair",
-            layout_reason="SLERP goes from one model to another, and wants the first here; it never sees the base model",
-            extras=(
-                Extra(
-                    "t",
-                    0.5,
-                    "from the SFT branch (0) to the preference branch (1). Models this close lie on a straight line: it is "
-                    "their mean, half of each delta. nuslerp turns the deltas themselves",
-                    highest=1.0,
-                ),
-            ),
-        ),
-        Method(
-            "nuslerp",
-            "NuSLERP of the two deltas",
-            weight=1.0,
-            extras=(
-                Extra("nuslerp_flatten", True, "one angle for a whole tensor; without it, one for each of its rows"),
-            ),
-        ),
-        Method("multislerp", "Multi-SLERP of the deltas", weight=0.5, scales="weights"),
-        Method(
-            "karcher",
-            "Karcher mean of the two whole models (arXiv 2603.04972)",
-            weight=None,
-            layout="models",
-            extras=(
-                Extra("max_iter", 10, "mergekit's own; models this close need no second step", lowest=1),
-                Extra("tol", 1e-5, "mergekit's own: angles below it count as none", ends=False),
-            ),
-        ),
-        Method(
-            "sce",
-            "SCE (arXiv 2408.07990)",
-            weight=None,
-            extras=(
-                Extra(
-                    "select_topk",
-                    1.0,
-                    "of the entries that differ between the branches; the paper's 0.1 would throw away nine tenths of a "
-                    "delta that is sparse already",
-                    highest=1.0,
-                ),
-            ),
-        ),
-        Method(
-            "model_stock",
-            "Model Stock (arXiv 2403.19522)",
-            weight=None,
-            extras=(Extra("filter_wise", False, "one angle for a whole tensor; with it, one for each of its rows"),),
-        ),
-        Method("ram", "Reinforced Agent Merging (arXiv 2601.13572)", weight=None, extras=(_RAM_EPSILON,)),
-        Method(
-            "ramplus_tl",
-            "Reinforced Agent Merging Plus, tensor by tensor (arXiv 2601.13572)",
-            weight=None,
-            extras=(
-                _RAM_EPSILON,
-                Extra("r", 0.1, "mergekit's own: how much a branch's own entries grow with its overlap"),
-                Extra("alpha", 0.2, "mergekit's own: where that growth ends, so at most 1 + r · alpha"),
-            ),
-        ),
-    )
+# Each of these ways to thin out a delta has a form with TIES' sign election and one with a plain sum.
+_TRIM: dict[str, Any] = {
+    "density": 0.2,
+    "density_reason": "the TIES paper's top 20 %, of all entries of a tensor: a sparser delta loses only its near-zero ones",
+    "selects": "largest",
+}
+_DARE: dict[str, Any] = {
+    "density": 0.5,
+    "density_reason": "half is dropped by chance; the paper's 0.1 suits dense deltas: of a sparse one it leaves little, "
+    "at ten times its size",
+    "selects": "random",
+    "extras": (_RESCALE,),
+    "searched": ("density", "weight"),
+}
+_DELLA: dict[str, Any] = {
+    "density": 0.5,
+    "density_reason": "half is dropped by chance, as for DARE; larger entries of a row less often",
+    "selects": "ranked",
+    "extras": (_EPSILON, _RESCALE),
 }
 
+
+def _task_arithmetic(name: str, title: str, normalizes: bool = False, **more: Any) -> Method:
+    """A method of mergekit's family of weighted sums of deltas, which all take `weight`, `normalize` and `lambda`."""
+    return Method(name, title, weight=1.0, normalizes=normalizes, scales="lambda", **more)
+
+
+_ALL = (
+    _task_arithmetic(
+        "ties", "TIES (arXiv 2306.01708)", normalizes=True, **_TRIM, searched=("density", "weight", "scale")
+    ),
+    _task_arithmetic("dare_ties", "DARE with TIES' sign election (arXiv 2311.03099)", **_DARE),
+    _task_arithmetic("dare_linear", "DARE with a plain sum (arXiv 2311.03099)", **_DARE),
+    _task_arithmetic("della", "DELLA with TIES' sign election (arXiv 2406.11617)", normalizes=True, **_DELLA),
+    _task_arithmetic("della_linear", "DELLA with a plain sum (arXiv 2406.11617)", **_DELLA),
+    _task_arithmetic("breadcrumbs", "Model Breadcrumbs (arXiv 2312.06795)", **_TRIM, extras=(_GAMMA,)),
+    _task_arithmetic(
+        "breadcrumbs_ties", "Model Breadcrumbs with TIES' sign election (arXiv 2312.06795)", **_TRIM, extras=(_GAMMA,)
+    ),
+    _task_arithmetic("task_arithmetic", "Task Arithmetic (arXiv 2212.04089)", searched=("weight",)),
+    Method("linear", "Linear (arXiv 2203.05482)", weight=0.5, layout="models", scales="base", searched=()),
+    Method(
+        "slerp",
+        "SLERP of the two whole models",
+        layout="pair",
+        layout_reason="SLERP goes from one model to another, and wants the first here; it never sees the base model",
+        extras=(
+            Extra(
+                "t",
+                0.5,
+                "from the SFT branch (0) to the preference branch (1). Models this close lie on a straight line: it is "
+                "their mean, half of each delta. nuslerp turns the deltas themselves",
+                highest=1.0,
+            ),
+        ),
+    ),
+    Method(
+        "nuslerp",
+        "NuSLERP of the two deltas",
+        weight=1.0,
+        extras=(Extra("nuslerp_flatten", True, "one angle for a whole tensor; without it, one for each of its rows"),),
+    ),
+    Method("multislerp", "Multi-SLERP of the deltas", weight=0.5, scales="weights"),
+    Method(
+        "karcher",
+        "Karcher mean of the two whole models (arXiv 2603.04972)",
+        layout="models",
+        extras=(
+            Extra("max_iter", 10, "mergekit's own; models this close need no second step", lowest=1),
+            Extra("tol", 1e-5, "mergekit's own: angles below it count as none", ends=False),
+        ),
+    ),
+    Method(
+        "sce",
+        "SCE (arXiv 2408.07990)",
+        extras=(
+            Extra(
+                "select_topk",
+                1.0,
+                "of the entries that differ between the branches; the paper's 0.1 would throw away nine tenths of a "
+                "delta that is sparse already",
+                highest=1.0,
+            ),
+        ),
+    ),
+    Method(
+        "model_stock",
+        "Model Stock (arXiv 2403.19522)",
+        extras=(Extra("filter_wise", False, "one angle for a whole tensor; with it, one for each of its rows"),),
+    ),
+    Method("ram", "Reinforced Agent Merging (arXiv 2601.13572)", extras=(_RAM_EPSILON,)),
+    Method(
+        "ramplus_tl",
+        "Reinforced Agent Merging Plus, tensor by tensor (arXiv 2601.13572)",
+        extras=(
+            _RAM_EPSILON,
+            Extra("r", 0.1, "mergekit's own: how much a branch's own entries grow with its overlap"),
+            Extra("alpha", 0.2, "mergekit's own: where that growth ends, so at most 1 + r · alpha"),
+        ),
+    ),
+)
+METHODS = {method.name: method for method in _ALL}
 NOT_OFFERED = {
     "arcee_fusion": "it fuses one model into one other. Between two branches it takes from the second what differs most from "
     "the first, and where the second never moved that is to undo the first's training",

@@ -71,7 +71,7 @@ def merge_command(recipe: Recipe) -> list[str]:
 
 def merge_directories(recipe: Recipe) -> list[Path]:
     """The folders that a merge writes: the merged model, and the adapters as whole models (to be deleted afterwards)."""
-    return [recipe.merged] + ([recipe.lora_cache] if recipe.lora_cache is not None else [])
+    return [recipe.merged, *([recipe.lora_cache] if recipe.lora_cache is not None else [])]
 
 
 def build_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -107,9 +107,8 @@ def adapter_recipe(base: Path, adapter: Path, out_dtype: str) -> str:
         "dtype": MERGE_DTYPE,
         "out_dtype": out_dtype,
     }
-    return (
-        f"# {adapter.name} as a whole model.\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)}"
-    )
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+    return f"# {adapter.name} as a whole model.\n{text}"
 
 
 def _of_branch(recipe: Recipe, branch: RecipeBranch) -> dict[str, Any]:

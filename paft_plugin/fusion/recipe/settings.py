@@ -201,11 +201,7 @@ class RecipeSettings(BaseModel):
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> tuple[RecipeSettings, list[str]]:
-        """Settings from options of a command line, where every mistake is to be said at once.
-
-        Returns:
-            The settings without the filters that cannot be read, and a problem for each of those.
-        """
+        """Settings from options of a command line, without the filters that cannot be read, and a problem for each of those."""
         filters, problems = [], []
         for text in given.get("filter", ()):
             try:
@@ -227,16 +223,9 @@ class RecipeSettings(BaseModel):
 
     def given(self, setting: Setting) -> dict[str, Any]:
         """Option → value, of everything that was said about a setting."""
-        own = {
-            f"--{name.replace('_', '-')}": value
-            for name, of in SETTINGS.items()
-            if of is setting and (value := getattr(self, name)) is not None
-        }
-        return own | {
-            f"--filter {one.name}:{one.setting}": one.value
-            for one in self.filter
-            if SETTINGS[one.setting.replace("-", "_")] is setting
-        }
+        fields = {name.replace("_", "-"): getattr(self, name) for name, of in SETTINGS.items() if of is setting}
+        own = {f"--{option}": value for option, value in fields.items() if value is not None}
+        return own | {f"--filter {one.name}:{one.setting}": one.value for one in self.filter if one.setting in fields}
 
     def says_density(self, branch: str) -> bool:
         """Whether anything was said about the density of a branch, `sft` or `preference`."""
@@ -253,9 +242,7 @@ class RecipeSettings(BaseModel):
     def densities(self, method: Method, idle: tuple[bool, bool] = (False, False)) -> tuple[PerTensor, PerTensor] | None:
         """The densities of SFT and preference branch; None for a method that keeps every entry.
 
-        Args:
-            method: Whose default counts where nothing was said.
-            idle: For each branch, whether that default would trim nothing of it, so that it may as well be 1.
+        Where nothing was said the method's default counts, or 1 for a branch of which that would trim nothing (`idle`).
         """
         default = method.density
         if default is None:
@@ -378,13 +365,14 @@ def _sum_problems(method: Method, settings: RecipeSettings) -> list[str]:
 
 
 def _scale_beside_filters(method: Method, settings: RecipeSettings) -> list[str]:
-    weights = settings.weights(method)
-    if settings.scale in (None, 1) or method.scales == "lambda" or not weights:
+    if settings.scale in (None, 1) or method.scales == "lambda":
+        return []
+    if not any(weight.by_filter for weight in settings.weights(method) or ()):
         return []
     return [
         f"--scale and --filter …:weight-…: {method.name} writes a scale into the weights, which then cannot differ "
         "by tensor as well. Give one of the two, or take task_arithmetic."
-    ] * any(weight.by_filter for weight in weights)
+    ]
 
 
 def _unreachable_filters(settings: RecipeSettings) -> list[str]:
@@ -418,38 +406,32 @@ class Parameter:
 
 
 def parameters(method: Method, settings: RecipeSettings, idle: tuple[bool, bool] = (False, False)) -> list[Parameter]:
-    """Everything that a recipe tells mergekit for some settings, in the order in which it is written.
+    """Everything that a recipe tells mergekit for settings without problems, in the order in which it is written.
 
-    Args:
-        method: The merge method.
-        settings: Free of `setting_problems`.
-        idle: For each branch, whether nothing was said about its density and the method's would trim nothing of it.
+    `idle` says for each branch whether nothing was said about its density and the method's would trim nothing of it.
     """
     scale = 1.0 if settings.scale is None else settings.scale
     weights, densities = _weight_contents(method, settings, scale), settings.densities(method, idle)
-    extras = [
-        (extra, Parameter(extra.name, settings.extras.get(extra.name, extra.default), extra.reason))
-        for extra in method.extras
-    ]
-    found = []
+    found, extras = [], {extra: settings.extras.get(extra.name, extra.default) for extra in method.extras}
     for place in (0, 1):
         if weights is not None:
             found.append(Parameter("weight", weights[place], model=place))
         if densities is not None:
             why = _why_density(method, idle, place)
             found.append(Parameter("density", densities[place].content(), why, place))
-        found += [
-            Parameter(own.name, own.value, own.reason * (place == 0), place)
-            for extra, own in extras
-            if extra.per_branch
-        ]
+        for extra, value in extras.items():
+            if extra.per_branch:
+                why = extra.reason if place == 0 else ""  # once is enough
+                found.append(Parameter(extra.name, value, why, place))
     if method.scales == "base" and scale != 1:
         # Linear has no λ: the base as a third model takes the share that the deltas lose, 1 − S.
         why = f"scale {scale}: the base as a third model, with the share that the deltas lose"
         found.append(Parameter("weight", 1 - scale, why, 2))
     found += _normalizing(method, settings, scale)
-    found += [own for extra, own in extras if not extra.per_branch]
-    return found + [Parameter("lambda", scale, "scale of the merged delta")] * (method.scales == "lambda")
+    found += [Parameter(one.name, value, one.reason) for one, value in extras.items() if not one.per_branch]
+    if method.scales == "lambda":
+        found.append(Parameter("lambda", scale, "scale of the merged delta"))
+    return found
 
 
 def _weight_contents(method: Method, settings: RecipeSettings, scale: float) -> list[Any] | None:

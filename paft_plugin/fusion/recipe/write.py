@@ -18,29 +18,9 @@ from paft_plugin.deltas.tokenizer import VOCABULARY_FILES, same_tokenizer
 from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.files import fingerprint, write_text
 from paft_plugin.fusion.recipe.methods import METHODS
-from paft_plugin.fusion.recipe.render import (
-    MATERIALIZED,
-    MERGE_DTYPE,
-    Recipe,
-    RecipeBranch,
-    build_recipe,
-    merge_command,
-    merge_directories,
-    render_recipe,
-)
+from paft_plugin.fusion.recipe.render import MATERIALIZED, MERGE_DTYPE, Recipe, RecipeBranch, render_recipe
 from paft_plugin.fusion.recipe.settings import RecipeSettings, parameters, setting_problems
 
-__all__ = [
-    "Recipe",
-    "RecipeRequest",
-    "RecipeSettings",
-    "build_recipe",
-    "describe",
-    "merge_command",
-    "merge_directories",
-    "render_recipe",
-    "write_recipe",
-]
 SEEDS = 2**32  # numpy's range, which mergekit seeds too
 
 
@@ -51,9 +31,8 @@ class RecipeRequest:
     base: Path
     """Folder of the base model θ_pre."""
     sft: Path
-    """Folder of the SFT branch: an adapter or a whole model."""
     preference: Path
-    """Folder of the preference branch: an adapter or a whole model."""
+    """Folders of the branches: an adapter or a whole model each."""
     method: str
     """A key of `METHODS`."""
     output: Path
@@ -70,27 +49,16 @@ class RecipeRequest:
         """Where the merged model goes."""
         if self.merged is not None:
             return self.merged
-        path = self.output
-        return path.with_suffix("") if path.suffix else path.with_name(f"{path.name}-merged")
+        return self.output.with_suffix("") if self.output.suffix else Path(f"{self.output}-merged")
 
     def absolute(self) -> RecipeRequest:
         """The same request with absolute paths."""
-        return replace(
-            self,
-            base=self.base.resolve(),
-            sft=self.sft.resolve(),
-            preference=self.preference.resolve(),
-            output=self.output.resolve(),
-            merged=self.merged.resolve() if self.merged is not None else None,
-        )
+        paths = {name: value.resolve() for name, value in vars(self).items() if isinstance(value, Path)}
+        return replace(self, **paths)  # type: ignore[arg-type]
 
 
 def write_recipe(request: RecipeRequest, problems: Sequence[str] = ()) -> Recipe:
     """Check a request, write its recipe (whole or not at all; with the branches as models, if asked for), and return it.
-
-    Args:
-        request: What is wanted.
-        problems: What is known to be wrong already, to be said together with the rest.
 
     Raises:
         PaftError: As `describe`, and as `materialize`.
@@ -108,12 +76,8 @@ def write_recipe(request: RecipeRequest, problems: Sequence[str] = ()) -> Recipe
 def describe(request: RecipeRequest, problems: Sequence[str] = ()) -> Recipe:
     """Check a request against what the folders hold, and settle every choice.
 
-    Args:
-        request: What is wanted.
-        problems: What is known to be wrong already, to be said together with the rest.
-
     Raises:
-        PaftError: Every wrong option, and everything that keeps a branch from belonging to the base.
+        PaftError: `problems` (known already), every wrong option, and all that keeps a branch from belonging to the base.
     """
     request = request.absolute()
     found = [*problems, *request_problems(request)]
@@ -155,16 +119,9 @@ def settle(
     tokenizer_named: bool = False,
     idle: tuple[bool, bool] = (False, False),
 ) -> Recipe:
-    """Fill in every default of a request; touches no disk.
+    """Fill in every default of a request that has absolute paths and no `request_problems`; touches no disk.
 
-    Args:
-        request: With absolute paths, and free of `request_problems`.
-        sft_is_adapter: Whether the SFT branch is an adapter rather than a model.
-        preference_is_adapter: The same of the preference branch.
-        dtype: The base's own dtype, in torch's word.
-        cache: Fingerprint of the base's and the adapters' contents.
-        tokenizer_named: Whether the recipe must name the base's tokenizer.
-        idle: For each branch, whether the method's default density would trim nothing of it.
+    `dtype` is the base's own, `cache` a fingerprint of what base and adapters hold; the others are fields of `Recipe`.
     """
     reads_adapter = (sft_is_adapter or preference_is_adapter) and not request.materialize
     return Recipe(

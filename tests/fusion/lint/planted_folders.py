@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from paft_plugin.fusion.recipe.write import RecipeRequest, merge_command, write_recipe
+from paft_plugin.fusion.recipe.render import merge_command
+from paft_plugin.fusion.recipe.write import RecipeRequest, write_recipe
 from tests.deltas.builders import make_adapter, make_base, make_model, make_tokenizer
 from tests.fusion.deltas import make_branch
 from tests.fusion.lint.conftest import Bench, Recipe

@@ -16,8 +16,9 @@ from mergekit.sparsify import RescaleNorm, bernoulli, della_magprune, magnitude_
 from torch import Tensor
 
 from paft_plugin.fusion.recipe.methods import METHODS
+from paft_plugin.fusion.recipe.render import build_recipe
 from paft_plugin.fusion.recipe.settings import RecipeSettings
-from paft_plugin.fusion.recipe.write import RecipeRequest, build_recipe, describe, write_recipe
+from paft_plugin.fusion.recipe.write import RecipeRequest, describe, write_recipe
 from tests.deltas.builders import weights
 from tests.fusion.deltas import change, make_pair
 from tests.fusion.test_merge import command_in, run_mergekit

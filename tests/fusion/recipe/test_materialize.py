@@ -18,8 +18,8 @@ from paft_plugin.deltas.delta import delta_of
 from paft_plugin.deltas.store import open_model
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.recipe import materialize as module
-from paft_plugin.fusion.recipe.render import MATERIALIZED
-from paft_plugin.fusion.recipe.write import merge_command, write_recipe
+from paft_plugin.fusion.recipe.render import MATERIALIZED, merge_command
+from paft_plugin.fusion.recipe.write import write_recipe
 from tests.deltas.builders import TEMPLATE, make_adapter, make_base, make_tokenizer, merged_by_peft, weights
 from tests.fusion.conftest import World, make_world
 from tests.fusion.test_merge import command_in, run_mergekit

@@ -14,17 +14,9 @@ import yaml
 from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.fusion.recipe.examples import ADAPTERS, FOLDER, examples
 from paft_plugin.fusion.recipe.methods import METHODS
+from paft_plugin.fusion.recipe.render import Recipe, build_recipe, merge_command, merge_directories, render_recipe
 from paft_plugin.fusion.recipe.settings import RecipeSettings
-from paft_plugin.fusion.recipe.write import (
-    Recipe,
-    RecipeRequest,
-    build_recipe,
-    merge_command,
-    merge_directories,
-    render_recipe,
-    request_problems,
-    settle,
-)
+from paft_plugin.fusion.recipe.write import RecipeRequest, request_problems, settle
 
 WEIGHTED = [name for name, method in METHODS.items() if method.weight is not None]
 SCALED = [name for name, method in METHODS.items() if method.scales]
