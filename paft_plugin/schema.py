@@ -85,11 +85,7 @@ OutputFolder = Annotated[Path, AfterValidator(in_folder), AfterValidator(_no_fil
 
 
 def read_yaml(file: Path, hint: str) -> dict[str, Any]:
-    """The mapping in a YAML file; a key that is there twice is an error.
-
-    Args:
-        file: The file.
-        hint: What the file should hold, or where to get one; part of the messages.
+    """The mapping in a YAML file; a key that is there twice is an error. `hint` says in messages what it should hold.
 
     Raises:
         PaftError: No such file, no YAML, no mapping.
@@ -202,10 +198,7 @@ def unknown_keys(
 ) -> Iterator[tuple[Keys, tuple[type[BaseModel], ...]]]:
     """Keys that no model knows at their place, at any depth, each with the models that could stand there.
 
-    Args:
-        kinds: The types that `value` may have.
-        value: What a person wrote, as YAML or JSON has it.
-        keys: Where it stands.
+    `value` is what a person wrote, as YAML or JSON has it, at the place `keys`; `kinds` are the types that it may have.
     """
     may_be = _MayBe.of(kinds)
     if isinstance(value, Mapping) and (may_be.models or may_be.values):

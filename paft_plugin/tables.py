@@ -109,10 +109,10 @@ class Table:
             yield Text(f"Too narrow for {what}: see {self.elsewhere}, or widen the terminal.")
 
 
-def number_cell(value: float | None, form: Callable[[float], str]) -> Cell:
-    """`value` as `form` writes it (see `formats`), or a blank."""
+def number_cell(value: float | None, form: Callable[[float], str], error: float | None = None) -> Cell:
+    """`value` and its standard error as `form` writes them (see `formats`), or a blank."""
     text = BLANK if value is None else form(value)
-    return Cell(text, "" if text == BLANK else value)
+    return Cell(text, "" if text == BLANK else value, "" if error is None else form(error))
 
 
 def as_markdown(table: Table) -> str:

@@ -27,7 +27,7 @@ def lint(
     """
     width = shutil.get_terminal_size().columns
     if explain is not None:
-        from paft_plugin.fusion.lint.rules import explain_rules
+        from paft_plugin.fusion.lint.findings import explain_rules
 
         click.echo("\n".join(explain_rules(explain, width)))
         return

@@ -102,14 +102,8 @@ def load(
     """Load a candidate as lm-eval's model.
 
     It's loaded here and not by lm-eval, which would score a model with randomly initialised tensors, or an adapter that fits
-    nowhere, as if nothing were wrong.
-
-    Args:
-        candidate: A model, or an adapter on its base.
-        batch_size: Prompts at once.
-        device: torch's name of it.
-        dtype: torch's name of it, or auto: the checkpoint's own, but bfloat16 for a float32 checkpoint on a GPU.
-        chat_template: Whether the tokenizer must have one.
+    nowhere, as if nothing were wrong. The `dtype` auto is the checkpoint's own, but bfloat16 for a float32 checkpoint on a GPU;
+    `chat_template` says whether the tokenizer must have one.
 
     Raises:
         PaftError: It can't be loaded, or not all of it; names the arm.
@@ -137,9 +131,8 @@ def load(
     except Exception as error:  # transformers and PEFT raise almost anything for a bad folder
         raise PaftError(f"{where} can't be loaded: {one_line(error, 300)}") from error
     if lacking := sorted(info["missing_keys"]):
-        raise PaftError(
-            f"{where} lacks {len(lacking)} tensors of the model that its config describes, e.g. {lacking[0]}"
-        )
+        said = f"lacks {len(lacking)} tensors of the model that its config describes, e.g. {lacking[0]}"
+        raise PaftError(f"{where} {said}")
     if chat_template and tokenizer.chat_template is None:
         raise PaftError(
             f"{where}: the tokenizer in {candidate.model} has no chat template. Add the one of its training, or set "

@@ -12,7 +12,6 @@ import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_validator
 
 from paft_plugin.errors import PaftError
-from paft_plugin.files import write_json
 from paft_plugin.schema import STRICT, Folder, MappingOfNames, known, raise_lines, validate
 
 
@@ -89,13 +88,8 @@ class EvaluationConfig(BaseModel):
         return known("measure", name, measure_names(info.data["measures"]))
 
 
-def write_measures(config: EvaluationConfig, file: Path) -> None:
-    """Write `config` as the JSON that `python -m paft_plugin.evaluation.score --measures` reads; paths are absolute."""
-    write_json(file, config.model_dump(mode="json"))
-
-
 def read_measures(file: Path) -> EvaluationConfig:
-    """What `write_measures`, or a person, wrote into `file`.
+    """The JSON that `python -m paft_plugin.evaluation.score --measures` takes.
 
     Raises:
         PaftError: No such file, no JSON, or all that is wrong in it.

@@ -43,6 +43,11 @@ class Measure:
         """In the word of `direction:`, and of Optuna."""
         return "maximize" if self.higher_is_better else "minimize"
 
+    @property
+    def axis_label(self) -> str:
+        """What stands beside an axis of a plot."""
+        return f"{self.name} ({'more' if self.higher_is_better else 'less'} is better)"
+
 
 class ArmScore(BaseModel):
     """What one model scored, by the name of the measure."""
@@ -231,14 +236,10 @@ def skill_reference(arms: Iterable[ArmResult], skill: str) -> ArmResult | None:
 
 
 def alignment_tax(arms: Sequence[ArmResult], skill: Measure) -> dict[str, float]:
-    """What each arm loses on the SFT skill by being aligned, in the skill's own unit; below 0 it gained.
+    """What each arm of a run loses on the SFT skill by being aligned, in the skill's own unit; below 0 it gained.
 
     It is relative to `skill_reference`. Only arms that combine the skill with the preference have a tax, and only if both
     skills were measured.
-
-    Args:
-        arms: Of one run.
-        skill: The measure that stands for the skill.
     """
     reference = skill_reference(arms, skill.name)
     if reference is None:

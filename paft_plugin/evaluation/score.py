@@ -34,14 +34,10 @@ def score(
 ) -> dict[str, ArmScore]:
     """Score every candidate and write `output` anew after each, so that no failure costs an arm that was finished.
 
-    Args:
-        candidates: The arms; all are checked before the first one is scored.
-        config: What they are scored on, and how.
-        output: Gets `scores.json`; see `results.ScoresFile`.
-        on_scored: Called with arm and score after each arm.
+    `output` is a `results.ScoresFile`; `on_scored` is called with arm and score after each arm.
 
     Raises:
-        PaftError: A candidate, a task or the device can't be used, named in one line each.
+        PaftError: A candidate, a task or the device can't be used, named in one line each, before anything is scored.
     """
     from paft_plugin.machine import usable_device
 
@@ -55,34 +51,26 @@ def score(
         measures, tasks = open_measures(config.measures, config.tasks)
     raise_if_any(problems)
 
+    config = config.model_copy(update={"device": device})
     scores: dict[str, ArmScore] = {}
     for candidate in candidates:
-        scores[candidate.arm] = _score_one(candidate, config, device, measures, tasks)
+        scores[candidate.arm] = _score_one(candidate, config, measures, tasks)
         ScoresFile(measures=tuple(measures), scores=scores).write(output)
         on_scored(candidate.arm, scores[candidate.arm])
     return scores
 
 
 def _score_one(
-    candidate: Candidate,
-    config: EvaluationConfig,
-    device: str,
-    measures: Sequence[Measure],
-    tasks: Mapping[str, OpenTask],
+    candidate: Candidate, config: EvaluationConfig, measures: Sequence[Measure], tasks: Mapping[str, OpenTask]
 ) -> ArmScore:
     import torch
 
     from paft_plugin.evaluation.scorer import Scorer
 
-    start = time.monotonic()
-    model = load(
-        candidate,
-        batch_size=config.batch_size,
-        device=device,
-        dtype=config.dtype,
-        chat_template=config.apply_chat_template,
-    )
-    score = score_model(Scorer(model, tasks, config.limit, apply_chat_template=config.apply_chat_template), measures)
+    start, chat = time.monotonic(), config.apply_chat_template
+    batch_size, device, dtype = config.batch_size, config.device, config.dtype
+    model = load(candidate, batch_size=batch_size, device=device, dtype=dtype, chat_template=chat)
+    score = score_model(Scorer(model, tasks, config.limit, apply_chat_template=chat), measures)
     del model
     gc.collect()  # the next one may need the memory
     if torch.cuda.is_available():
@@ -90,8 +78,8 @@ def _score_one(
     return score.model_copy(update={"seconds": round(time.monotonic() - start, 3)})
 
 
-def score_model(scorer: Scorer, measures: Sequence[Measure]) -> ArmScore:
-    """What the scorer's model comes to on the measures; a number that is not finite is left out.
+def score_model(scorer: Scorer, measures: Sequence[Measure], where: str = "evaluation.measures") -> ArmScore:
+    """What the scorer's model comes to on the measures (the key `where` names them); a number that is not finite is left out.
 
     Raises:
         PaftError: lm-eval reports a measure by another name.
@@ -99,7 +87,7 @@ def score_model(scorer: Scorer, measures: Sequence[Measure]) -> ArmScore:
     found = scorer.score()
     raise_if_any(
         [
-            f"evaluation.measures.{measure.task}: lm-eval reports no {measure.key}, but {', '.join(found[measure.task].values)}."
+            f"{where}.{measure.task}: lm-eval reports no {measure.key}, but {', '.join(found[measure.task].values)}."
             for measure in measures
             if measure.key not in found[measure.task].values
         ]

@@ -40,13 +40,8 @@ class TaskScore:
 class Scorer:
     """Scores the model inside `model` again and again, the same way each time.
 
-    The tasks are this scorer's from now on: another one may be made of them, but then this one is done.
-
-    Args:
-        model: lm-eval's, around the model.
-        tasks: Open tasks, by name.
-        limit: Items of each task at most.
-        apply_chat_template: Whether prompts are put in the tokenizer's chat template.
+    The tasks are this scorer's from now on: another one may be made of them, but then this one is done. `limit` is the most
+    items of each task; `apply_chat_template` says whether prompts are put in the tokenizer's chat template.
     """
 
     def __init__(
@@ -94,10 +89,8 @@ class Scorer:
         """Of what a task asks, how it reads the answers, and what it takes for right."""
         asked: list[Any] = []
         for part_name, part in self._tasks[name].parts.items():
-            config = {
-                key: value for key, value in part.dump_config().items() if key not in ("dataset_kwargs", "metadata")
-            }
-            asked.append((part_name, config))
+            config = part.dump_config()
+            asked.append((part_name, {key: config[key] for key in config if key not in ("dataset_kwargs", "metadata")}))
             asked += [
                 (request.request_type, request.arguments, request.doc, part.doc_to_target(request.doc))
                 for request in part.instances

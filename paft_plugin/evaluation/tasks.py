@@ -68,9 +68,7 @@ class Catalogue:
         self._place = f"in {folder}" if folder else "of lm-eval"
         # lm-eval's own tasks are thousands of files to look through.
         try:
-            self._manager = TaskManager(
-                include_path=None if folder is None else str(folder), include_defaults=folder is None
-            )
+            self._manager = TaskManager(include_path=str(folder) if folder else None, include_defaults=folder is None)
         except Exception as error:  # YAML's, or whatever lm-eval makes of a file that is none of its own
             raise PaftError(f"{folder}: cannot be read as lm-eval tasks: {_cause(error)}") from error
 
@@ -109,12 +107,7 @@ class Catalogue:
         return content
 
     def open(self, name: str, where: str, **changes: Any) -> OpenTask:
-        """Open a task or a group; its data are loaded here.
-
-        Args:
-            name: lm-eval's.
-            where: What the messages begin with.
-            changes: Keys of the task's YAML to replace; of a group: of each of its tasks.
+        """Open a task or a group; its data are loaded here. `changes` replace keys of the task's YAML (of each in a group).
 
         Raises:
             PaftError: There is no such task, it cannot be opened, or its items cannot be scored.
@@ -148,33 +141,22 @@ class Catalogue:
 def data_files(config: Mapping[str, Any], split: str | None = None) -> list[str]:
     """The data files that a task names, of one split or of all; they need not be local."""
     named = (config.get("dataset_kwargs") or {}).get("data_files") or []
-    several = list(named.values()) if isinstance(named, dict) else [named]
-    if isinstance(named, dict) and split is not None:
-        several = [named.get(split, [])]
+    several = [named]
+    if isinstance(named, dict):
+        several = list(named.values()) if split is None else [named.get(split, [])]
     return [str(file) for each in several for file in ([each] if isinstance(each, str) else each)]
-
-
-def open_as_is(catalogue: Catalogue, name: str, where: str) -> OpenTask:
-    """Open a task or a group on the items that lm-eval scores by itself: test items where there are any, else validation."""
-    return catalogue.open(name, where)
 
 
 def open_measures(
     measures: Mapping[str, MeasureConfig],
     folder: Path | None,
     where: str = "evaluation.measures",
-    open_one: Callable[[Catalogue, str, str], OpenTask] = open_as_is,
+    open_one: Callable[[Catalogue, str, str], OpenTask] = Catalogue.open,
 ) -> tuple[list[Measure], dict[str, OpenTask]]:
-    """Open the tasks of all measures.
+    """Open the tasks of all measures, from a folder or lm-eval's own; returns the measures in order, and the tasks by name.
 
-    Args:
-        measures: Task or group → which of its numbers counts.
-        folder: Of lm-eval task files; None for lm-eval's own tasks.
-        where: The key that `measures` are under; part of the messages.
-        open_one: Opens a task by its name (second), with what messages begin with (third).
-
-    Returns:
-        The measures in order, and the open tasks by name.
+    `where` is the key that `measures` are under, for messages; `open_one` takes the catalogue, a task's name and its own key,
+    and opens as a rule what lm-eval scores by itself: test items where there are any, else validation.
 
     Raises:
         PaftError: All that is wrong: an unknown task, metric or filter, items that cannot be read, overlapping groups.

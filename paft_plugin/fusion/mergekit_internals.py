@@ -119,12 +119,9 @@ def with_optional(architecture: ModelArchitecture, endings: tuple[str, ...]) -> 
 
 
 class Graph:
-    """mergekit's tasks in mergekit's order, of which some may be replaced before they are run.
+    """mergekit's tasks (what the targets ask for) in mergekit's order, of which some may be replaced before they are run.
 
-    Args:
-        targets: What is to be done.
-        device: Where tensors are merged.
-        writer: Takes the merged tensors in the place of mergekit's own.
+    `writer` takes the merged tensors in the place of mergekit's own.
     """
 
     def __init__(self, targets: list[Task], device: str, writer: Any) -> None:
@@ -137,8 +134,7 @@ class Graph:
     def replace(self, tasks: Iterable[tuple[Task, Replacement]]) -> list[Replacement]:
         """Put tasks without arguments in the place of others. What only fed the others is dropped, and the order stays.
 
-        Returns:
-            The new tasks in the order in which they will be run.
+        Returns the new tasks in the order in which they will be run.
         """
         new = {}
         for task, replacement in tasks:

@@ -47,8 +47,7 @@ def _heading(measure: Measure) -> str:
 
 
 def _score_cell(arm: ArmResult, measure: Measure) -> Cell:
-    score, error = arm.scores.get(measure.name), standard_error(arm, measure.name)
-    return Cell(number(score), "" if score is None else score, "" if error is None else number(error))
+    return number_cell(arm.scores.get(measure.name), number, standard_error(arm, measure.name))
 
 
 def comparison_table(results: Results, choice: Choice) -> Table | None:
@@ -56,17 +55,10 @@ def comparison_table(results: Results, choice: Choice) -> Table | None:
     asked = comparisons(results, choice.arm)
     if not asked:
         return None
+    questions = [Cell(one.question, detail=f"{one.before.name} → {one.after.name}") for one in asked]
     return Table(
         [Column("Question", is_number=False), *(Column(_heading(measure)) for measure in results.measures)],
-        [
-            Row(
-                [
-                    Cell(one.question, detail=f"{one.before.name} → {one.after.name}"),
-                    *map(_difference_cell, one.differences),
-                ]
-            )
-            for one in asked
-        ],
+        [Row([cell, *map(_difference_cell, one.differences)]) for cell, one in zip(questions, asked, strict=True)],
         "comparisons",
         "What changes from one arm to another",
         "Differences ± their standard error, of unpaired items. Less than two standard errors counts as no difference; of many "

@@ -46,9 +46,8 @@ def choose(results: Results) -> Choice:
     scored = [arm for arm in results.arms if all(goal.name in arm.scores for goal in goals)]
     if not goals or not scored:
         why = "no measure of the skill or the preference is named" if not goals else "no arm has been scored on both"
-        return Choice(
-            "none", None, "No arm can be named", f"In this run {why}: compare the arms in the table yourself."
-        )
+        said = f"In this run {why}: compare the arms in the table yourself."
+        return Choice("none", None, "No arm can be named", said)
     if len(goals) == 1:
         return _by_one(results, scored, goals[0])
     skill, preference = goals
@@ -87,39 +86,23 @@ def _is_trade(reference: ArmResult, chosen: ArmResult, most: ArmResult, preferen
 
 
 def _named(results: Results, chosen: ArmResult, tied: list[str], reference: ArmResult, most: ArmResult) -> Choice:
-    assert results.skill is not None
-    assert results.preference is not None
     costs = _costs(results, chosen, reference, most)
     base = results.first("base")
+    named = f"{reference.name}, the best SFT arm" if reference.arm.is_sft else f"{reference.name}, the best there is"
     if base and base.name in (chosen.name, *tied):
-        others = [name for name in (chosen.name, *tied) if name != base.name]
-        return Choice(
-            "nothing",
-            base,
-            "Nothing beats the base model",
-            f"Its {results.skill} is no worse than that of {_named_reference(reference)}, and no arm that keeps it shows more "
-            f"{results.preference}, both to within 2 standard errors. Score more items, or train longer, before choosing.",
-            tuple(others),
+        said = (
+            f"Its {results.skill} is no worse than that of {named}, and no arm that keeps it shows more "
+            f"{results.preference}, both to within 2 standard errors. Score more items, or train longer, before choosing."
         )
+        others = tuple(name for name in (chosen.name, *tied) if name != base.name)
+        return Choice("nothing", base, "Nothing beats the base model", said, others)
+    said = f"It has the best {results.preference} of the arms that keep the {results.skill} of {named}."
     if not tied:
-        return Choice(
-            "clear", chosen, f"Use {chosen.name}", f"{_why(results, reference)} No other arm is its equal.", (), costs
-        )
-    all_of_them = len(tied) + 1 == len(results.arms)
-    explanation = (
-        "These items show no difference between the arms, so any will do."
-        if all_of_them
-        else f"{_why(results, reference)} These items show no difference from {joined(tied)}."
-    )
-    return Choice("tied", chosen, f"Use {chosen.name}", explanation, tuple(tied), costs)
-
-
-def _why(results: Results, reference: ArmResult) -> str:
-    return f"It has the best {results.preference} of the arms that keep the {results.skill} of {_named_reference(reference)}."
-
-
-def _named_reference(reference: ArmResult) -> str:
-    return f"{reference.name}, the best SFT arm" if reference.arm.is_sft else f"{reference.name}, the best there is"
+        return Choice("clear", chosen, f"Use {chosen.name}", f"{said} No other arm is its equal.", (), costs)
+    said += f" These items show no difference from {joined(tied)}."
+    if len(tied) + 1 == len(results.arms):
+        said = "These items show no difference between the arms, so any will do."
+    return Choice("tied", chosen, f"Use {chosen.name}", said, tuple(tied), costs)
 
 
 def _trade(results: Results, scored: Sequence[ArmResult], reference: ArmResult, most: ArmResult) -> Choice:
@@ -131,17 +114,14 @@ def _trade(results: Results, scored: Sequence[ArmResult], reference: ArmResult, 
         return max(-loss.gain for loss in losses if loss is not None)
 
     nearest = min(scored, key=greatest_loss)
-    return Choice(
-        "trade",
-        nearest,
-        f"No arm has both; {nearest.name} is nearest",
+    said = (
         f"No arm keeps the {skill.name} of {reference.name} ({_score(reference, skill)}) and gains {preference.name}: the "
         f"most of that has {most.name} ({_score(most, preference)}), at a {skill.name} of {_score(most, skill)}. "
         f"{nearest.name} gives up least of the better one of both: {_score(nearest, skill)} {skill.name}, "
-        f"{_score(nearest, preference)} {preference.name}.",
-        (),
-        _costs(results, nearest, reference, most),
+        f"{_score(nearest, preference)} {preference.name}."
     )
+    costs = _costs(results, nearest, reference, most)
+    return Choice("trade", nearest, f"No arm has both; {nearest.name} is nearest", said, (), costs)
 
 
 def _by_one(results: Results, scored: Sequence[ArmResult], goal: Measure) -> Choice:
@@ -153,9 +133,7 @@ def _by_one(results: Results, scored: Sequence[ArmResult], goal: Measure) -> Cho
         said += f" These items show no difference from {joined(tied)}."
     base = results.first("base")
     costs = [difference(base, best, measure) for measure in results.measures] if base and base is not best else []
-    return Choice(
-        "one measure", best, f"Use {best.name}", said, tied, tuple(found for found in costs if found is not None)
-    )
+    return Choice("one measure", best, f"Use {best.name}", said, tied, tuple(filter(None, costs)))
 
 
 def _costs(results: Results, chosen: ArmResult, reference: ArmResult, most: ArmResult) -> tuple[Difference, ...]:
@@ -163,8 +141,7 @@ def _costs(results: Results, chosen: ArmResult, reference: ArmResult, most: ArmR
     against = [(reference, results.measure(str(results.skill))), (most, results.measure(str(results.preference)))]
     if base is not None:
         against += [(base, measure) for measure in results.others]
-    found = [difference(before, chosen, measure) for before, measure in against]
-    return tuple(each for each in found if each is not None)
+    return tuple(filter(None, (difference(before, chosen, measure) for before, measure in against)))
 
 
 def _score(arm: ArmResult, measure: Measure) -> str:

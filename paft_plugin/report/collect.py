@@ -65,18 +65,15 @@ def readme(run: RunFile, results: Results, name: str) -> str:
 
 def _sparsities(run_dir: Path, run: RunFile) -> dict[str, dict[str, float]]:
     """Arm → threshold → share of entries with |δ| ≤ threshold; the base model's delta is zero."""
-    inspections = [
-        read_inspection(run_dir / place) for place in INSPECTIONS if (run_dir / place / INSPECTION_FILE).is_file()
-    ]
+    folders = [run_dir / place for place in INSPECTIONS if (run_dir / place / INSPECTION_FILE).is_file()]
+    inspections = list(map(read_inspection, folders))
     if not inspections:
         return {}
     changed = {tensor.name for delta in inspections[0].deltas for tensor in delta.figures.tensors}
     whole = {threshold_key(threshold): 1.0 for threshold in run.thresholds}
     found = {arm.name: whole for arm in run.arms if arm.kind == "base"}
-    for inspection in inspections:
-        for delta in inspection.deltas:
-            found[delta.name] = _over(delta, changed, run.thresholds)
-    return found
+    deltas = [delta for inspection in inspections for delta in inspection.deltas]
+    return found | {delta.name: _over(delta, changed, run.thresholds) for delta in deltas}
 
 
 def _over(delta: InspectedDelta, names: set[str], thresholds: Sequence[float]) -> dict[str, float]:

@@ -39,16 +39,15 @@ class Part:
 def deltas_part(inspection: Inspection) -> Part:
     """Sparsity and sizes."""
     drawn, missing = shown(inspection_plots(inspection, "deltas"))
-    details = [table for table in (layer_table(inspection), module_table(inspection)) if table is not None]
-    return Part([sparsity_table(inspection), size_table(inspection)], details, drawn, missing)
+    details = filter(None, [layer_table(inspection), module_table(inspection)])
+    return Part([sparsity_table(inspection), size_table(inspection)], list(details), drawn, missing)
 
 
 def pairs_part(inspection: Inspection) -> Part:
     """Interference."""
     drawn, missing = shown(inspection_plots(inspection, "interference"))
-    tables = [table for table in (pair_table(inspection),) if table is not None]
-    details = [table for table in (election_table(inspection),) if table is not None]
-    return Part(tables, details, drawn, missing)
+    tables, details = pair_table(inspection), election_table(inspection)
+    return Part(list(filter(None, [tables])), list(filter(None, [details])), drawn, missing)
 
 
 def write_inspection_page(folder: Path) -> Path:

@@ -61,11 +61,8 @@ def read_base(path: str) -> Base:
     """What is known of the base model at `path`, a folder or a name on the hub; asks no network."""
     folder = Path(path)
     config, card = read_json_or_nothing(folder / "config.json"), _card_metadata(folder / "README.md")
-    licence = {}
-    for key in ("license", "license_name", "license_link"):
-        stated = card.get(key) or config.get(key)
-        if isinstance(stated, str) and stated:
-            licence[key] = stated
+    stated = {key: card.get(key) or config.get(key) for key in ("license", "license_name", "license_link")}
+    licence = {key: text for key, text in stated.items() if isinstance(text, str) and text}
     return Base(path, _hub_name(path, config), licence)
 
 
@@ -92,14 +89,12 @@ def read_data(run: Path) -> list[Data]:
     """The data sets of each branch, from the axolotl configs of the run."""
     found = []
     for file in sorted(run.glob("configs/*.yml"), key=lambda config: config.stem):
-        if not (run / "branches" / file.stem).is_dir():
-            continue
         try:
             config = yaml.safe_load(file.read_text(encoding="utf-8"))
             paths = [str(entry["path"]) for entry in config.get("datasets") or []]
         except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError):
             continue
-        if paths:
+        if paths and (run / "branches" / file.stem).is_dir():
             found.append(Data(file.stem, tuple(dict.fromkeys(paths))))
     return found
 
@@ -139,14 +134,7 @@ def write_model_card(run: Path, arm: str) -> Path:
 
 
 def card_text(run: Path, results: Results, arm: ArmResult, picture: Plot | str) -> str:
-    """The card as Markdown.
-
-    Args:
-        run: The run's folder.
-        results: Of that run.
-        arm: The fused arm.
-        picture: The plot of the branches' sparsity, or why there is none.
-    """
+    """The card of a fused arm as Markdown; `picture` is the plot of the branches' sparsity, or why there is none."""
     folder = run / arm.model
     recipe = (folder / RECIPE).read_text(encoding="utf-8").strip()
     method, base, data = *_recipe_says(recipe), read_data(run)
@@ -196,7 +184,6 @@ def _recipe_says(recipe: str) -> tuple[str, Base]:
 def _metadata(
     results: Results, arm: ArmResult, method: str, base: Base, data: Sequence[Data], folder: Path
 ) -> ModelCardData:
-    is_adapter = (folder / ADAPTER_CONFIG).is_file()
     datasets = list(dict.fromkeys(name for each in data for name in each.hub_names))
     scored: list[EvalResult] = [
         EvalResult(
@@ -214,7 +201,7 @@ def _metadata(
     return ModelCardData(
         base_model=base.hub_name,
         datasets=datasets or None,
-        library_name="peft" if is_adapter else "transformers",
+        library_name="peft" if (folder / ADAPTER_CONFIG).is_file() else "transformers",
         pipeline_tag="text-generation",
         tags=["merge", "mergekit", "paft", method],
         model_name=arm.name if scored else None,
@@ -226,9 +213,9 @@ def _metadata(
 def _named(base: Base) -> str:
     if base.hub_name is not None:
         return f"[{base.hub_name}](https://huggingface.co/{base.hub_name})"
-    return (
-        f"The base model `{base.path}` (a local folder that names no model on the hub)" if base.path else "A base model"
-    )
+    if not base.path:
+        return "A base model"
+    return f"The base model `{base.path}` (a local folder that names no model on the hub)"
 
 
 def _said(choice: Choice, arm: ArmResult) -> str:

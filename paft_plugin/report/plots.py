@@ -75,8 +75,8 @@ def tax_chart(run: RunData) -> Drawn | str:
     for axes, drawn in zip(panels, (points, crowd), strict=False):
         for point in drawn:
             _draw_point(axes, point, style_of(run.arm(point.name)), is_ringed=point.name == ringed)
-        axes.set_xlabel(_axis_label(goals[0]))
-        axes.set_ylabel(_axis_label(goals[1]))
+        axes.set_xlabel(goals[0].axis_label)
+        axes.set_ylabel(goals[1].axis_label)
         axes.margins(0.14)
     if crowd:
         panels[0].indicate_inset(bounds=_bounds(panels[1]), edgecolor=MUTED, linestyle="--", alpha=1)
@@ -86,12 +86,8 @@ def tax_chart(run: RunData) -> Drawn | str:
     label_points(panels[0], [point for point in points if point not in crowd], points)
     if crowd:
         label_points(panels[1], crowd, crowd)
-    return Drawn(
-        figure,
-        _tax_caption(results, choice, *goals),
-        f"Scatter chart of {len(points)} arms: {goals[0].name} across, {goals[1].name} upwards.",
-        bool(crowd),
-    )
+    alt = f"Scatter chart of {len(points)} arms: {goals[0].name} across, {goals[1].name} upwards."
+    return Drawn(figure, _tax_caption(results, choice, *goals), alt, bool(crowd))
 
 
 def _point_of(arm: ArmResult, goals: tuple[Measure, Measure]) -> NamedPoint:
@@ -119,19 +115,12 @@ def _bounds(axes: Axes) -> tuple[float, float, float, float]:
     return left, bottom, right - left, top - bottom
 
 
-def _axis_label(measure: Measure) -> str:
-    return f"{measure.name} ({'more' if measure.higher_is_better else 'less'} is better)"
-
-
 def _draw_point(axes: Axes, point: NamedPoint, style: Style, is_ringed: bool) -> None:
-    axes.errorbar(
-        point.x, point.y, xerr=point.dx, yerr=point.dy, color=style.colour, linewidth=0.8, alpha=0.6, zorder=2
-    )
-    axes.scatter(
-        point.x, point.y, marker=style.marker, s=42, color=style.colour, edgecolors=PAPER, linewidths=0.6, zorder=3
-    )
+    at, colour = (point.x, point.y), style.colour
+    axes.errorbar(*at, xerr=point.dx, yerr=point.dy, color=colour, linewidth=0.8, alpha=0.6, zorder=2)
+    axes.scatter(*at, marker=style.marker, s=42, color=colour, edgecolors=PAPER, linewidths=0.6, zorder=3)
     if is_ringed:
-        axes.scatter(point.x, point.y, marker="o", s=170, facecolors="none", edgecolors=INK, linewidths=1.2, zorder=4)
+        axes.scatter(*at, marker="o", s=170, facecolors="none", edgecolors=INK, linewidths=1.2, zorder=4)
 
 
 def _tax_caption(results: Results, choice: Choice, skill: Measure, preference: Measure) -> str:
@@ -221,31 +210,19 @@ def loss_chart(run: RunData) -> Drawn | str:
     figure = new_figure()
     axes = figure.subplots()
     for curve, arm in trained:
-        style = style_of(arm)
-        label = f"{curve.branch}: task loss"
-        axes.plot(
-            *_known(curve.steps, curve.loss), color=style.colour, marker=style.marker, linestyle=style.line, label=label
-        )
-        total = [
-            loss + strength * norm
-            for loss, strength, norm in zip(curve.loss, curve.lambda_, curve.l1_norm, strict=True)
-        ]
-        if len(_known(curve.steps, total)[0]) > 1 and any(strength > 0 for strength in curve.lambda_):
-            axes.plot(
-                *_known(curve.steps, total),
-                color=style.colour,
-                linestyle=":",
-                linewidth=1.1,
-                label=f"{curve.branch}: with λ‖δ‖₁",
-            )
+        style, known = style_of(arm), _known(curve.steps, curve.loss)
+        drawn: dict[str, Any] = {"color": style.colour, "marker": style.marker, "linestyle": style.line}
+        axes.plot(*known, **drawn, label=f"{curve.branch}: task loss")
+        parts = zip(curve.loss, curve.lambda_, curve.l1_norm, strict=True)
+        steps, total = _known(curve.steps, [loss + strength * norm for loss, strength, norm in parts])
+        if len(steps) > 1 and any(strength > 0 for strength in curve.lambda_):
+            label = f"{curve.branch}: with λ‖δ‖₁"
+            axes.plot(steps, total, color=style.colour, linestyle=":", linewidth=1.1, label=label)
     step_axis(axes)
     axes.set_ylabel("loss (nats)")
     axes.legend(loc="best")
-    return Drawn(
-        figure,
-        _loss_said([(curve, arm.penalised) for curve, arm in trained]),
-        "Line chart of the training loss over the optimizer steps.",
-    )
+    said = _loss_said([(curve, arm.penalised) for curve, arm in trained])
+    return Drawn(figure, said, "Line chart of the training loss over the optimizer steps.")
 
 
 def _loss_said(trained: Sequence[tuple[Curve, bool]]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from paft_plugin.deltas.proof import Proof
@@ -23,9 +23,8 @@ from paft_plugin.report.differences import Difference, difference
 from paft_plugin.report.inspection_page import deltas_part, pairs_part, write_inspection_page
 from paft_plugin.report.page import prose, shown
 from paft_plugin.report.plots import RunData, run_plots
-from paft_plugin.report.remarks import Remark, diagnosis_remarks, lint_remarks
-from paft_plugin.report.search_part import search_part
-from paft_plugin.tables import VERDICT_WORDS
+from paft_plugin.report.sections import Remark, diagnosis_remarks, lint_remarks, search_part
+from paft_plugin.tables import Cell, number_cell
 from paft_plugin.templates import render
 
 REPORT = Path("report") / "report.html"
@@ -44,22 +43,6 @@ SECTIONS = (
 )
 
 
-@dataclass(frozen=True)
-class Tile:
-    """One measure of the chosen arm, and how far it is from the arm that it is compared with."""
-
-    name: str
-    value: str
-    error: str
-    """Its standard error; empty if it isn't known."""
-    against: str
-    verdict: str
-
-    @property
-    def word(self) -> str:
-        return VERDICT_WORDS[self.verdict]
-
-
 def write_report(folder: Path) -> Path:
     """Write the report of the run in `folder`, or of an inspection if that is all it holds; returns the page.
 
@@ -70,15 +53,13 @@ def write_report(folder: Path) -> Path:
         raise PaftError(f"{folder}: no such folder. Give the output_dir of a run, or a folder with an inspection.")
     results = read_results(folder)
     if results is None:
-        inspected = next(
-            (folder / place for place in INSPECTIONS if (folder / place / INSPECTION_FILE).is_file()), None
+        for place in INSPECTIONS:
+            if (folder / place / INSPECTION_FILE).is_file():
+                return write_inspection_page(folder / place)
+        raise PaftError(
+            f"{folder}: neither {RESULTS} nor {INSPECTION_FILE} is there, so there is nothing to report on. Give the "
+            "output_dir of a run that has ended, or a folder that `axolotl paft inspect` wrote."
         )
-        if inspected is None:
-            raise PaftError(
-                f"{folder}: neither {RESULTS} nor {INSPECTION_FILE} is there, so there is nothing to report on. Give the "
-                "output_dir of a run that has ended, or a folder that `axolotl paft inspect` wrote."
-            )
-        return write_inspection_page(inspected)
     page = folder / REPORT
     write_text(page, report_html(folder, results))
     return page
@@ -102,7 +83,7 @@ def report_html(run: Path, results: Results) -> str:
         sections=[section for section in SECTIONS if section[0] != "search" or search is not None],
         choice=choice,
         rule=RULE,
-        tiles=_tiles(choice),
+        tiles={cost.measure.name: _tile(choice.arm, cost) for cost in choice.costs} if choice.arm else {},
         facts=[*_facts(results, choice, diagnosis, lint), *missed_targets(run)],
         arms=arm_table(results, choice),
         comparisons=comparison_table(results, choice),
@@ -159,22 +140,12 @@ def missed_targets(run: Path) -> list[str]:
     return [f"{branch}: {missed}" for branch, proof in proofs.items() if proof and (missed := missed_target(proof))]
 
 
-def _tiles(choice: Choice) -> list[Tile]:
-    if choice.arm is None:
-        return []
-    return [_tile(choice.arm, cost) for cost in choice.costs]
-
-
-def _tile(arm: ArmResult, cost: Difference) -> Tile:
-    error = standard_error(arm, cost.measure.name)
-    itself = cost.before is cost.after
-    return Tile(
-        cost.measure.name,
-        number(arm.scores[cost.measure.name]),
-        "" if error is None else number(error),
-        "the best of all arms" if itself else f"{cost} against {cost.before.name}",
-        "best" if itself else cost.verdict,
-    )
+def _tile(arm: ArmResult, cost: Difference) -> Cell:
+    """One measure of the chosen arm; `detail` says how far it is from the arm that it is compared with."""
+    name, itself = cost.measure.name, cost.before is cost.after
+    against = "the best of all arms" if itself else f"{cost} against {cost.before.name}"
+    score = number_cell(arm.scores[name], number, standard_error(arm, name))
+    return replace(score, detail=against, verdict="best" if itself else cost.verdict)
 
 
 def _facts(

@@ -19,12 +19,8 @@ def _as_range(value: Any) -> Any:
     return (value, value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
-def _known_setting(name: str) -> str:
-    return known("key", name, list(SEARCHED))
-
-
 Range = Annotated[tuple[float, float], BeforeValidator(_as_range)]
-Ranges = dict[Annotated[str, AfterValidator(_known_setting)], Range]
+Ranges = dict[Annotated[str, AfterValidator(lambda name: known("key", name, list(SEARCHED)))], Range]
 """Where one method's settings are searched: `[lowest, highest]`, or one number to fix it. Left out: the method's own."""
 
 
@@ -89,9 +85,8 @@ class SearchRequest:
     base: Path
     """Folder of the base model θ_pre."""
     sft: Path
-    """Folder of the trained SFT branch: an adapter or a model."""
     preference: Path
-    """The same of the preference branch."""
+    """Folders of the trained branches: an adapter or a model each."""
     output_dir: Path
     """Gets `search/`."""
     search: SearchConfig

@@ -6,7 +6,7 @@ import io
 import math
 import textwrap
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from paft_plugin.drawing import COLOURS, SHAPES, NamedPoint, label_points, new_figure
 from paft_plugin.files import write_bytes
@@ -57,11 +57,12 @@ def _pairs(outcome: Outcome) -> Figure:
 def _panel(figure: Figure, axes: Axes, outcome: Outcome, first: int, second: int) -> None:
     """Draw the front, the defaults and what lies between."""
     goals = outcome.goals[first], outcome.goals[second]
-    points = [(_scores(trial)[first], _scores(trial)[second]) for trial in outcome.scored]
+    points = [(scores[first], scores[second]) for scores in outcome.scores]
     line = sorted(points[place] for place in pareto_front(points, [goal.higher_is_better for goal in goals]))
     axes.plot(*zip(*line, strict=True), color="0.6", linewidth=1, zorder=1)
     front, start = {trial.number for trial in outcome.front}, outcome.start
     marks = []
+    shown = []
     for trial, point in zip(outcome.scored, points, strict=True):
         _point(axes, outcome, trial, point, trial.number in front)
         if trial.number in front:
@@ -70,14 +71,12 @@ def _panel(figure: Figure, axes: Axes, outcome: Outcome, first: int, second: int
             marks.append(NamedPoint(str(trial.number), *point, dx, dy, is_bold=trial == start))
         else:
             marks.append(NamedPoint("", *point))
-    shown = [
-        point for trial, point in zip(outcome.scored, points, strict=True) if trial.number in front or trial.is_default
-    ]
-    limits = [_limits([point[side] for point in shown]) for side in (0, 1)]
-    axes.set_xlim(*limits[0])
-    axes.set_ylim(*limits[1])
-    axes.set_xlabel(_axis(goals[0].name, goals[0].higher_is_better))
-    axes.set_ylabel(_axis(goals[1].name, goals[1].higher_is_better))
+        if trial.number in front or trial.is_default:
+            shown.append(point)
+    axes.set_xlim(*_limits([x for x, _ in shown]))
+    axes.set_ylim(*_limits([y for _, y in shown]))
+    axes.set_xlabel(goals[0].axis_label)
+    axes.set_ylabel(goals[1].axis_label)
     figure.draw_without_rendering()  # only then is it known where a point lies
     label_points(axes, [mark for mark in marks if mark.name], marks, together=0, between=", ")
 
@@ -96,13 +95,12 @@ def _course(outcome: Outcome) -> Figure:
     axes = figure.subplots()
     best: list[float] = []
     front = {trial.number for trial in outcome.front}
-    for trial in outcome.scored:
-        (score,) = _scores(trial)
+    for trial, (score,) in zip(outcome.scored, outcome.scores, strict=True):
         best.append((max if goal.higher_is_better else min)([*best[-1:], score]))
         _point(axes, outcome, trial, (trial.number, score), trial.number in front)
     axes.step([trial.number for trial in outcome.scored], best, where="post", color="0.6", linewidth=1, zorder=1)
     axes.set_xlabel("trial")
-    axes.set_ylabel(_axis(goal.name, goal.higher_is_better))
+    axes.set_ylabel(goal.axis_label)
     axes.margins(0.08)
     _legend(figure, outcome, axes)
     _caption(
@@ -113,18 +111,12 @@ def _course(outcome: Outcome) -> Figure:
     return figure
 
 
-def _point(axes: Axes, outcome: Outcome, trial: Finished, point: tuple[float, float], on_front: bool) -> None:
+def _point(axes: Axes, outcome: Outcome, trial: Finished, point: Point, on_front: bool) -> None:
     colour, shape = _style(outcome, trial.method)
-    axes.scatter(
-        *point,
-        marker=shape,
-        s=64 if on_front else 34,
-        facecolors=colour if on_front else "none",
-        edgecolors=colour,
-        linewidths=1.2,
-        alpha=1.0 if on_front else 0.75,
-        zorder=3 if on_front else 2,
-    )
+    look: dict[str, Any] = {"s": 34, "facecolors": "none", "alpha": 0.75, "zorder": 2}
+    if on_front:
+        look = {"s": 64, "facecolors": colour, "alpha": 1.0, "zorder": 3}
+    axes.scatter(*point, marker=shape, edgecolors=colour, linewidths=1.2, **look)
     if trial.is_default:
         axes.scatter(*point, marker="o", s=170, facecolors="none", edgecolors="black", linewidths=0.8, zorder=4)
 
@@ -142,15 +134,6 @@ def _legend(figure: Figure, outcome: Outcome, axes: Axes) -> None:
     figure.legend(loc="outside upper center", ncols=min(len(used), 5), frameon=False)
 
 
-def _axis(name: str, maximize: bool) -> str:
-    return f"{name} ({'more' if maximize else 'less'} is better)"
-
-
 def _caption(figure: Figure, text: str) -> None:
     width = int(figure.get_figwidth() * 14)
     figure.supxlabel("\n".join(textwrap.wrap(text, width)), fontsize=9, x=0.02, ha="left")
-
-
-def _scores(trial: Finished) -> tuple[float, ...]:
-    assert trial.scores is not None
-    return trial.scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,15 +54,16 @@ class Outcome:
     @property
     def front(self) -> list[Finished]:
         """What nothing beats; with one objective the best alone."""
-        return [self.scored[place] for place in pareto_front(self._scores, self._maximize)]
+        return [self.scored[place] for place in pareto_front(self.scores, self._maximize)]
 
     @property
     def start(self) -> Finished | None:
         """Where to start: the best, or the one of the front that gives up least."""
-        return self.scored[even_handed(self._scores, self._maximize)] if self.scored else None
+        return self.scored[even_handed(self.scores, self._maximize)] if self.scored else None
 
     @property
-    def _scores(self) -> list[tuple[float, ...]]:
+    def scores(self) -> list[tuple[float, ...]]:
+        """Those of `scored`."""
         return [trial.scores for trial in self.trials if trial.scores is not None]
 
     @property
@@ -214,19 +216,13 @@ def _named(goals: Sequence[Measure], values: Sequence[float | None] | None) -> d
 def pareto_front(scores: Sequence[Scores], maximize: Sequence[bool]) -> list[int]:
     """The places of those that none dominates: no other is at least as good at everything and better at something.
 
-    Of several with the same scores the first counts, so a method's default before settings that do no better.
-
-    Args:
-        scores: One row for each candidate, one finite number for each objective.
-        maximize: For each objective whether more is better.
-
-    Returns:
-        Places in `scores`, in order; for one objective the best alone.
+    Of several with the same scores the first counts, so a method's default before settings that do no better. `scores` has
+    a row for each candidate, of finite numbers; `maximize` says of each objective whether more is better.
     """
     gains = [tuple(value if up else -value for value, up in zip(row, maximize, strict=True)) for row in scores]
     front: list[int] = []
     for place, own in enumerate(gains):
-        beaten = any(_covers(other, own) and other != own for other in gains)
+        beaten = any(other != own and all(map(operator.ge, other, own)) for other in gains)
         if not beaten and own not in (gains[earlier] for earlier in front):
             front.append(place)
     return front
@@ -235,8 +231,6 @@ def pareto_front(scores: Sequence[Scores], maximize: Sequence[bool]) -> list[int
 def even_handed(scores: Sequence[Scores], maximize: Sequence[bool]) -> int:
     """The place of the candidate on the front that gives up least: whose greatest loss against the best of any objective,
     as a share of that best, is smallest. Among equals the smaller sum of losses decides, then the first.
-
-    Args, and the order of places, as in `pareto_front`.
     """
     best = [(max if up else min)(column) for column, up in zip(zip(*scores, strict=True), maximize, strict=True)]
 
@@ -244,7 +238,3 @@ def even_handed(scores: Sequence[Scores], maximize: Sequence[bool]) -> int:
         return [abs(value - top) / (abs(top) or 1.0) for value, top in zip(scores[place], best, strict=True)]
 
     return min(pareto_front(scores, maximize), key=lambda place: (max(losses(place)), sum(losses(place)), place))
-
-
-def _covers(one: Scores, other: Scores) -> bool:
-    return all(first >= second for first, second in zip(one, other, strict=True))

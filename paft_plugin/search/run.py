@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 import signal
 import threading
@@ -24,6 +23,7 @@ from torch import Tensor
 from paft_plugin.deltas import check_belongs, open_delta
 from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.evaluation.candidates import Candidate, load
+from paft_plugin.evaluation.score import score_model
 from paft_plugin.evaluation.scorer import Scorer, quiet, tokenise_once
 from paft_plugin.files import fingerprint
 from paft_plugin.formats import number
@@ -51,11 +51,7 @@ def run_search(
 ) -> Outcome:
     """Search as asked, in `<output_dir>/search`; an earlier search there of the same inputs goes on.
 
-    Args:
-        request: What to search.
-        console: Where progress and the table go.
-        trials: How many in all, instead of the request's.
-        timeout: Seconds, instead of the request's.
+    `trials` and `timeout` (in seconds) stand in for the request's own.
 
     Raises:
         PaftError: All that is wrong with the branches or the tasks; another search in the same place.
@@ -122,17 +118,10 @@ class _Bench:
         write_recipe(recipe_request(self.request, proposal.method, proposal.options, self.recipe))
         self.model.become(self.recipe, self.request.search.seed)
         with quiet():
-            scored = self.scorer.score()
-        raise_if_any(
-            [
-                f"search.objectives.{goal.task}: lm-eval reports no {goal.key}, but {', '.join(scored[goal.task].values)}."
-                for goal in self.goals
-                if goal.key not in scored[goal.task].values
-            ]
-        )
-        values = [scored[goal.task].values[goal.key] for goal in self.goals]
-        stderr = [scored[goal.task].stderr.get(goal.key) for goal in self.goals]
-        return (values if all(map(math.isfinite, values)) else None), stderr
+            found = score_model(self.scorer, self.goals, "search.objectives")
+        values = [found.scores[goal.name] for goal in self.goals if goal.name in found.scores]
+        stderr = [found.stderr.get(goal.name) for goal in self.goals]
+        return (values if len(values) == len(self.goals) else None), stderr
 
 
 def _try_all(study: Study, bench: _Bench, console: Console) -> str:
@@ -161,10 +150,8 @@ def _try_all(study: Study, bench: _Bench, console: Console) -> str:
 
 
 def _line(trial: Finished, goals: list[Measure]) -> str:
-    if trial.scores is None:
-        scores = "no finite score"
-    else:
-        scores = "  ".join(f"{goal.name} {number(score)}" for goal, score in zip(goals, trial.scores, strict=True))
+    named = zip(goals, trial.scores or (), strict=False)
+    scores = "  ".join(f"{goal.name} {number(score)}" for goal, score in named) or "no finite score"
     return f"{trial.number:4}  {trial.method:15}  {scores}{'  (defaults)' if trial.is_default else ''}"
 
 
@@ -253,12 +240,7 @@ class FusedModel:
 
     The tensors come from the engine of `axolotl paft merge`, one at a time, so they are the very ones that it would write:
     a random method draws the same masks. Those that no branch changes are copied rather than merged; nothing is written.
-
-    Args:
-        base: Folder of the base model.
-        dtype: torch's name of the one in which the weights are scored.
-        device: torch's name of it; merged and scored there.
-        batch_size: Prompts at once.
+    Weights are merged and scored on `device`, scored in `dtype` (torch's names), `batch_size` prompts at once.
 
     Raises:
         PaftError: The model cannot be loaded, or has no chat template.

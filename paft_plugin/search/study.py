@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paft_plugin.errors import PaftError, one_line, raise_if_any
+from paft_plugin.errors import PaftError, one_line
 from paft_plugin.files import lock_file
 from paft_plugin.search.space import Options, Space, propose, seed_of
 
@@ -104,11 +104,9 @@ class Study:
             return None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            seed = seed_of(self._seed, len(finished))
             self._study.sampler = optuna.samplers.TPESampler(
-                multivariate=True,
-                group=True,
-                n_startup_trials=STARTUP_TRIALS,
-                seed=seed_of(self._seed, len(finished)),
+                multivariate=True, group=True, n_startup_trials=STARTUP_TRIALS, seed=seed
             )
         trial = self._study.ask()
         method, options = propose(trial, self._spaces)
@@ -131,32 +129,25 @@ class Study:
             "without_score": scores is None,
         }
         if proposal.trial is None:
-            parameters, distributions = self._as_parameters(proposal.method)
-            self._study.add_trial(
-                optuna.trial.create_trial(
-                    state=state,
-                    values=scores,
-                    params=parameters,
-                    distributions=distributions,
-                    user_attrs=attributes,
-                )
-            )
+            chosen = self._as_parameters(proposal.method)
+            told = optuna.trial.create_trial(state=state, values=scores, user_attrs=attributes, **chosen)
+            self._study.add_trial(told)
             return
         for key, value in attributes.items():
             proposal.trial.set_user_attr(key, value)
         self._study.tell(proposal.trial, scores, state=state)
 
-    def _as_parameters(self, method: str) -> tuple[Options, dict[str, Any]]:
+    def _as_parameters(self, method: str) -> dict[str, dict[str, Any]]:
         """A method's defaults as the sampler would have proposed them, so that it can learn from them too."""
         import optuna
 
         space = self._spaces[method]
         defaults = space.default()
         if not space.searched or not defaults:
-            return {}, {}
+            return {"params": {}, "distributions": {}}
         fixed = optuna.trial.FixedTrial({"method": method, **defaults})
         propose(fixed, self._spaces)
-        return fixed.params, fixed.distributions
+        return {"params": fixed.params, "distributions": fixed.distributions}
 
 
 @contextmanager
@@ -165,12 +156,8 @@ def open_study(
 ) -> Iterator[Study]:
     """Begin a study in a folder, or go on with the one that is there. Hold the folder with `locked` meanwhile.
 
-    Args:
-        folder: Gets `study.db`.
-        directions: `maximize` or `minimize` for each objective.
-        inputs: What decides the scores and the proposals → its fingerprint.
-        spaces: Method → what to choose; the order is that of the defaults.
-        seed: Of the sampler.
+    `directions` says `maximize` or `minimize` for each objective; `inputs` are the fingerprints of what decides the scores and
+    the proposals, by what it is; the order of `spaces` is that in which the methods' defaults are tried.
 
     Raises:
         PaftError: The study there is of other inputs, or no study at all.
@@ -204,14 +191,11 @@ def _check_inputs(study: optuna.Study, inputs: Mapping[str, str], folder: Path) 
         study.set_user_attr("inputs", dict(inputs))
         return
     changed = [name for name in {**before, **inputs} if before.get(name) != inputs.get(name)]
-    raise_if_any(
-        [
+    if changed:
+        raise PaftError(
             f"{folder}: the search there is of other inputs: {', '.join(changed)} changed since. Undo that to go on with it, "
             "give another output_dir, or delete the folder to search anew."
-        ]
-        if changed
-        else []
-    )
+        )
 
 
 @contextmanager
@@ -225,9 +209,8 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock = lock_file(folder / LOCK)
     except BlockingIOError:
-        raise PaftError(
-            f"{folder}: another search is at work there. Wait for it, or give another output_dir."
-        ) from None
+        busy = f"{folder}: another search is at work there. Wait for it, or give another output_dir."
+        raise PaftError(busy) from None
     try:
         yield
     finally:

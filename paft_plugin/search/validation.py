@@ -27,15 +27,9 @@ WHY = "A search that chose by test items could not be judged by them any more"
 def open_goals(
     objectives: Mapping[str, MeasureConfig], folder: Path | None, test_folder: Path | None = None
 ) -> tuple[list[Measure], dict[str, OpenTask]]:
-    """Open the tasks of all objectives on their validation items.
+    """Open the tasks of all objectives on their validation items; returns the objectives in order, and the tasks by name.
 
-    Args:
-        objectives: Task → which of its numbers counts.
-        folder: Of lm-eval task files; None for lm-eval's own tasks.
-        test_folder: Of the task files that will judge the result, if there are any.
-
-    Returns:
-        The objectives in order, and the open tasks by name.
+    `folder` holds lm-eval task files (None: lm-eval's own tasks), `test_folder` those that will judge the result, if any.
 
     Raises:
         PaftError: All that is wrong: an unknown task, metric or filter; a task without validation items; test items.

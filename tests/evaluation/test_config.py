@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from paft_plugin.errors import PaftError
-from paft_plugin.evaluation.config import EvaluationConfig, MeasureConfig, read_measures, write_measures
+from paft_plugin.evaluation.config import EvaluationConfig, MeasureConfig, read_measures
+from paft_plugin.files import write_json
 from paft_plugin.schema import validate
 
 
@@ -88,6 +89,6 @@ def test_as_json_it_is_the_same_from_anywhere(tmp_path: Path, monkeypatch: pytes
     measures = {"gsm8k": {"name": "sums", "direction": "maximize"}, "mmlu": None}
     config = read(tmp_path, measures=measures, tasks="tasks", skill="sums", limit=5, dtype="bfloat16")
     file = tmp_path / "elsewhere" / "measures.json"
-    write_measures(config, file)
+    write_json(file, config.model_dump(mode="json"))
     monkeypatch.chdir("/")
     assert read_measures(file) == config

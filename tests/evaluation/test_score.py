@@ -20,10 +20,11 @@ from transformers import AutoModelForCausalLM
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation import score as scoring
 from paft_plugin.evaluation.candidates import Candidate, load, parse_all
-from paft_plugin.evaluation.config import EvaluationConfig, write_measures
+from paft_plugin.evaluation.config import EvaluationConfig
 from paft_plugin.evaluation.results import Measure
 from paft_plugin.evaluation.score import main, score
 from paft_plugin.evaluation.scorer import Scorer, TaskScore
+from paft_plugin.files import write_json
 from tests.evaluation.conftest import build_model, demo_config
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -63,7 +64,7 @@ def config(tasks: Path) -> EvaluationConfig:
 @pytest.fixture
 def there(config: EvaluationConfig, tmp_path: Path) -> list[str]:
     """Options that say what to score on and where to write."""
-    write_measures(config, tmp_path / "measures.json")
+    write_json(tmp_path / "measures.json", config.model_dump(mode="json"))
     return ["--measures", str(tmp_path / "measures.json"), "--output", str(tmp_path / "new" / "scores.json")]
 
 

@@ -30,10 +30,11 @@ class World:
         sft: str = "sft",
         preference: str = "dpo",
         materialize: bool = False,
+        seed: int = 0,
         **settings: Any,
     ) -> RecipeRequest:
         branches = self["base"], self[sft], self[preference]
-        return RecipeRequest(*branches, method, output, RecipeSettings(**settings), materialize=materialize)
+        return RecipeRequest(*branches, method, output, RecipeSettings(**settings), seed, materialize=materialize)
 
 
 @pytest.fixture(scope="session")

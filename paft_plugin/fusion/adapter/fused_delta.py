@@ -21,7 +21,7 @@ from paft_plugin.deltas.adapter import FACTOR, PREFIX, Adapter, open_adapter
 from paft_plugin.deltas.fit import VOCABULARY
 from paft_plugin.deltas.store import TensorStore
 from paft_plugin.errors import PaftError, some
-from paft_plugin.fusion.adapter.live import Live, Slot, open_live
+from paft_plugin.fusion.adapter.peft_model import Live, Slot, open_live
 from paft_plugin.fusion.merge.fusion import Fusion
 from paft_plugin.fusion.merge.loaders import AdapterLoader, ModelLoader
 

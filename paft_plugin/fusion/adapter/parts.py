@@ -13,7 +13,7 @@ from torch import Tensor
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.adapter.factors import Truncation, least_errors, side_by_side, truncate_dense, truncate_product
 from paft_plugin.fusion.adapter.fused_delta import WITHOUT, FusedDelta, changes, check_planned
-from paft_plugin.fusion.adapter.live import Slot
+from paft_plugin.fusion.adapter.peft_model import Slot
 
 # Up to this size the errors of all ranks are cheap to work out: half a second.
 SMALL = 1024

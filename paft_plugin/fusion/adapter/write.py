@@ -16,17 +16,8 @@ from paft_plugin.errors import PaftError
 from paft_plugin.files import ADAPTER_CONFIG, ADAPTER_FILE, PROOF_FILE, read_json, write_json, write_text
 from paft_plugin.fusion.adapter.errors import ModuleError, form, rank_for, total_error
 from paft_plugin.fusion.adapter.fused_delta import FusedDelta, open_fused_delta
-from paft_plugin.fusion.adapter.live import Slot
 from paft_plugin.fusion.adapter.parts import Adapted, Saved, fused_parts
-from paft_plugin.fusion.adapter.peft_config import (
-    Shape,
-    check_accepted,
-    is_bias,
-    key_of_copy,
-    keys_of_factors,
-    lora_config,
-    wanted_by_peft,
-)
+from paft_plugin.fusion.adapter.peft_model import Shape, Slot, check_accepted, lora_config, wanted_by_peft
 from paft_plugin.fusion.merge.fusion import Fusion
 from paft_plugin.fusion.merge.write import (
     GENERATION_CONFIG,
@@ -69,17 +60,17 @@ class _Contents:
         """Write one part, or keep a bias for the end."""
         if isinstance(part, Adapted):
             product, truncation = part.truncation.product, part.truncation
-            for key, factor in zip(keys_of_factors(part.slot), (product.A, product.B), strict=True):
+            for key, factor in zip(part.slot.keys_of_factors(), (product.A, product.B), strict=True):
                 self.write(key, factor)
             module = part.slot.module
             self.adapted[module] = part.slot, product.rank
             one = ModuleError(module, product.rank, truncation.square, truncation.squared_error, truncation.tail)
             self.errors.append(one)
-        elif is_bias(part.slot):
+        elif part.slot.is_bias:
             self.biases.append(part)
         else:
             self.saved.add(part.slot.module)
-            self.write(key_of_copy(part.slot, is_adapted=False), part.tensor)
+            self.write(part.slot.key_of_copy(is_adapted=False), part.tensor)
             tied = self.fused.live.tied
             if tied and self.fused.live.files[part.slot.parameter] == tied[0]:
                 self.embedding = part.tensor
@@ -191,8 +182,7 @@ def _write_adapter_file(fused: FusedDelta, folder: Path, rank: int | None, max_e
                 "for a LoRA adapter to hold. Merge without --adapter."
             )
         for bias in contents.biases:
-            adapted = bias.slot.module in contents.adapted
-            contents.write(key_of_copy(bias.slot, adapted), bias.tensor)
+            contents.write(bias.slot.key_of_copy(bias.slot.module in contents.adapted), bias.tensor)
         loose = any(bias.slot.module not in contents.saved for bias in contents.biases)
         config = lora_config(fused.base, fused.live, contents.adapted, contents.saved, loose)
         wanted = wanted_by_peft(fused.live, config)

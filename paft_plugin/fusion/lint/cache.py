@@ -10,9 +10,8 @@ from mergekit.common import ModelReference
 from paft_plugin.deltas.delta import Delta, delta_of
 from paft_plugin.deltas.store import FLOATS, TensorStore, is_adapter, open_model
 from paft_plugin.errors import PaftError
-from paft_plugin.fusion.lint.findings import Finding
+from paft_plugin.fusion.lint.findings import Finding, Rule
 from paft_plugin.fusion.lint.recipe import SoundRecipe, recipe_check, weight_check
-from paft_plugin.fusion.lint.rules import Rule
 from paft_plugin.fusion.mergekit_internals import name_in_cache
 from paft_plugin.schema import Keys
 
@@ -58,19 +57,14 @@ def entries(recipe: SoundRecipe) -> Iterator[Finding]:
     """What lies in the adapter cache already: whole models that were cut off, or written in a narrow dtype."""
     for keys, folder, _ in _models_in_cache(recipe):
         try:
-            store = open_model(folder)
+            dtype = open_model(folder).main_dtype
         except PaftError as error:
-            yield recipe.finding(
-                CACHE_BROKEN, keys, f"Half a model in the adapter cache: {error.problems[0]}", _delete(folder)
-            )
+            message = f"Half a model in the adapter cache: {error.problems[0]}"
+            yield recipe.finding(CACHE_BROKEN, keys, message, _delete(folder))
             continue
-        if store.main_dtype not in ("F32", "F64"):
-            yield recipe.finding(
-                CACHE_ROUNDED,
-                keys,
-                f"{folder} holds base + adapter in {FLOATS.get(store.main_dtype, store.main_dtype)}.",
-                _delete(folder),
-            )
+        if dtype not in ("F32", "F64"):
+            message = f"{folder} holds base + adapter in {FLOATS.get(dtype, dtype)}."
+            yield recipe.finding(CACHE_ROUNDED, keys, message, _delete(folder))
 
 
 CACHE_STALE = Rule.error(
@@ -91,9 +85,8 @@ def contents(recipe: SoundRecipe) -> Iterator[Finding]:
         except PaftError:
             continue  # other checks say why
         if _is_other(cached, delta):
-            yield recipe.finding(
-                CACHE_STALE, keys, f"{folder} is not {adapter} on its base: it was written before.", _delete(folder)
-            )
+            message = f"{folder} is not {adapter} on its base: it was written before."
+            yield recipe.finding(CACHE_STALE, keys, message, _delete(folder))
 
 
 def _models_in_cache(recipe: SoundRecipe) -> Iterator[tuple[Keys, Path, ModelReference]]:
@@ -109,13 +102,13 @@ def _is_other(cached: TensorStore, delta: Delta) -> bool:
     """Whether a cached model differs from base + adapter by more than rounding, in most of a few tensors."""
     names = [name for name in delta.names if name in cached and cached.shape(name) == delta.base.shape(name)]
     step = max(1, len(names) // TENSORS)
-    wrong = seen = 0
-    for name in names[::step]:
+    seen = names[::step]
+    wrong = 0
+    for name in seen:
         change = delta.one(name)
         there = cached.tensor(name).float() - delta.base.tensor(name).float()
-        seen += 1
         wrong += bool((there - change).norm() > TOLERANCE.get(cached.main_dtype, 0.95) * change.norm())
-    return 2 * wrong > seen
+    return 2 * wrong > len(seen)
 
 
 def _delete(folder: Path) -> str:

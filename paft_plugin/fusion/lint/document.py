@@ -10,8 +10,7 @@ from typing import Any
 import yaml
 
 from paft_plugin.errors import PaftError
-from paft_plugin.fusion.lint.findings import Finding
-from paft_plugin.fusion.lint.rules import Rule, make
+from paft_plugin.fusion.lint.findings import Finding, Rule
 from paft_plugin.fusion.run import header_command
 from paft_plugin.schema import Keys
 
@@ -35,7 +34,7 @@ class Document:
 
     def finding(self, rule: Rule, keys: Keys, message: str, fix: str) -> Finding:
         """A finding at a place in this document."""
-        return make(rule, self.file, self.line(keys), keys, message, fix)
+        return rule.found(self.file, self.line(keys), keys, message, fix)
 
     def option(self, name: str) -> str | None:
         """The value of an option in the header's command; None if it is not there."""
@@ -57,19 +56,19 @@ def read(file: Path) -> Document | Finding:
         content = yaml.safe_load(text)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:
-        return make(NOT_YAML, file, None, (), f"{error.strerror or error}.", fix)
+        return NOT_YAML.found(file, None, (), f"{error.strerror or error}.", fix)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        return make(NOT_YAML, file, mark.line + 1 if mark else None, (), f"No valid YAML: {problem}.", fix)
+        return NOT_YAML.found(file, mark.line + 1 if mark else None, (), f"No valid YAML: {problem}.", fix)
     if not isinstance(content, dict) or node is None:
         kind = "is empty" if content is None else f"holds a {type(content).__name__}, not keys with values"
-        return make(NOT_YAML, file, None, (), f"The file {kind}.", fix)
+        return NOT_YAML.found(file, None, (), f"The file {kind}.", fix)
     lines: dict[Keys, int] = {}
     try:
         duplicates = tuple(_places(node, (), lines))
     except RecursionError:
-        return make(NOT_YAML, file, None, (), "An anchor (&) in it holds itself, so it has no end.", fix)
+        return NOT_YAML.found(file, None, (), "An anchor (&) in it holds itself, so it has no end.", fix)
     return Document(file, content, lines, duplicates, _command(file))
 
 

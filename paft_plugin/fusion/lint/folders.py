@@ -16,9 +16,8 @@ from paft_plugin.deltas.store import FLOATS, is_adapter, open_model
 from paft_plugin.deltas.tokenizer import same_tokenizer
 from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.files import PROOF_FILE, looks_local, read_json
-from paft_plugin.fusion.lint.findings import Finding
+from paft_plugin.fusion.lint.findings import Finding, Rule
 from paft_plugin.fusion.lint.recipe import MergeInput, SoundRecipe, exists, recipe_check, same_folder, weight_check
-from paft_plugin.fusion.lint.rules import Rule
 from paft_plugin.schema import Keys
 
 FOLDER_MISSING = Rule.error(301, "folder-missing", "A model's or an adapter's folder is not there.")
@@ -42,15 +41,11 @@ def paths(recipe: SoundRecipe) -> Iterator[Finding]:
             if (path, as_adapter) not in told:
                 told.add((path, as_adapter))
                 yield from _path(recipe, keys, path, as_adapter)
-    if recipe.document.command and len(recipe.document.command) > 2:
-        for path in recipe.document.command[1:3]:
-            if not Path(path).is_absolute():
-                yield recipe.finding(
-                    RELATIVE_PATH,
-                    (),
-                    f"The header's command names {path}, which is another place in every folder it is run from.",
-                    "Write absolute paths there.",
-                )
+    command = recipe.document.command or ()
+    for path in command[1:3] if len(command) > 2 else ():
+        if not Path(path).is_absolute():
+            message = f"The header's command names {path}, which is another place in every folder it is run from."
+            yield recipe.finding(RELATIVE_PATH, (), message, "Write absolute paths there.")
 
 
 OTHER_BASE = Rule.error(308, "other-base", "The adapter says that it was trained on another base model.")
@@ -77,12 +72,10 @@ def belonging(recipe: SoundRecipe) -> Iterator[Finding]:
         if reference.lora and exists(reference.model.path):
             base = Path(reference.model.path)
             if base != pretrained and not same_folder(base, pretrained):
-                yield recipe.finding(
-                    TWO_BASES,
-                    entry.keys,
-                    f"The adapter stands on {base}, and base_model is {pretrained}: its delta is also their difference.",
-                    "Name the same model in both places.",
+                message = (
+                    f"The adapter stands on {base}, and base_model is {pretrained}: its delta is also their difference."
                 )
+                yield recipe.finding(TWO_BASES, entry.keys, message, "Name the same model in both places.")
         yield from _belongs(recipe, entry, base)
 
 
@@ -116,14 +109,11 @@ def proofs(recipe: SoundRecipe) -> Iterator[Finding]:
     if any(reason is None for reason in reasons.values()):
         return
     unfinished = [reason for folder, reason in reasons.items() if (folder / PROOF_FILE).is_file() and reason]
-    yield recipe.finding(
-        UNPROVEN,
-        (),
-        unfinished[0].rstrip(".") + "."
-        if unfinished
-        else f"No branch has a {PROOF_FILE}: nothing proves that the L1 penalty ran, and deltas may well be dense.",
-        "Train the SFT branch with paft_l1_lambda, or fuse knowing that it is dense.",
-    )
+    message = f"No branch has a {PROOF_FILE}: nothing proves that the L1 penalty ran, and deltas may well be dense."
+    if unfinished:
+        message = unfinished[0].rstrip(".") + "."
+    fix = "Train the SFT branch with paft_l1_lambda, or fuse knowing that it is dense."
+    yield recipe.finding(UNPROVEN, (), message, fix)
 
 
 NOT_FINITE = Rule.error(
@@ -175,23 +165,15 @@ def tokenizers(recipe: SoundRecipe) -> Iterator[Finding]:
     source = config.tokenizer.source if config.tokenizer else config.tokenizer_source
     if source == "union":
         default = "" if config.tokenizer_source else " (the default of `tokenizer:`)"
-        yield recipe.finding(
-            TOKENIZER_UNION,
-            keys,
-            f"A union of tokenizers{default} gives tokens new numbers and drops the vocabulary's padding rows.",
-            "Branches of one base share its tokenizer: delete this, or name the base as the source.",
-        )
-    folders = [Path(reference.model.path) for _, reference in recipe.references]
-    differ = any(
-        folder.is_dir() and folders[0].is_dir() and not same_tokenizer(folder, folders[0]) for folder in folders
-    )
+        message = f"A union of tokenizers{default} gives tokens new numbers and drops the vocabulary's padding rows."
+        fix = "Branches of one base share its tokenizer: delete this, or name the base as the source."
+        yield recipe.finding(TOKENIZER_UNION, keys, message, fix)
+    here = [Path(reference.model.path) for _, reference in recipe.references]
+    differ = any(one.is_dir() and here[0].is_dir() and not same_tokenizer(one, here[0]) for one in here)
     if config.base_model is None and source in (None, "base") and differ:
-        yield recipe.finding(
-            TOKENIZER_OPEN,
-            keys if source else (),
-            "The models' tokenizers differ, and without base_model mergekit takes any one of them.",
-            "Add `tokenizer: {source: {model: {path: …}}}` with the base's folder.",
-        )
+        message = "The models' tokenizers differ, and without base_model mergekit takes any one of them."
+        fix = "Add `tokenizer: {source: {model: {path: …}}}` with the base's folder."
+        yield recipe.finding(TOKENIZER_OPEN, keys if source else (), message, fix)
 
 
 OUT_DTYPE_MISSING = Rule.warning(
@@ -207,60 +189,36 @@ def out_dtype(recipe: SoundRecipe) -> Iterator[Finding]:
         return
     own = next(filter(None, (_stored_dtype(Path(reference.model.path)) for _, reference in recipe.references)), "")
     if own not in ("float32", "float64"):
-        yield recipe.finding(
-            OUT_DTYPE_MISSING,
-            ("dtype",),
-            f"Without out_dtype the merged model is written in {dtype}.",
-            f"Add `out_dtype: {own}`." if own else "Add the base's own, such as `out_dtype: bfloat16`.",
-        )
+        message = f"Without out_dtype the merged model is written in {dtype}."
+        fix = f"Add `out_dtype: {own}`." if own else "Add the base's own, such as `out_dtype: bfloat16`."
+        yield recipe.finding(OUT_DTYPE_MISSING, ("dtype",), message, fix)
 
 
 def _path(recipe: SoundRecipe, keys: Keys, path: str, as_adapter: bool) -> Iterator[Finding]:
     kind = "adapter" if as_adapter else "model"
+    beside = recipe.document.file.parent / path
     if path.startswith("~"):
-        yield recipe.finding(
-            HOME_IN_PATH, keys, f"mergekit looks for a folder named ~ in {path}.", f"Write {Path.home()} for it."
-        )
-    elif not exists(path):
-        beside = recipe.document.file.parent / path
-        if exists(str(beside)):
-            yield recipe.finding(
-                RELATIVE_PATH,
-                keys,
-                f"{path} is beside the recipe, but mergekit looks for it in the folder in which it runs.",
-                f"Write {beside.resolve()}.",
-            )
-        elif looks_local(path):
-            yield recipe.finding(
-                FOLDER_MISSING, keys, f"{path}: no such folder.", f"Check the path of this {kind}, or train it first."
-            )
-        else:
-            yield recipe.finding(
-                NOT_CHECKED,
-                keys,
-                f"{path} is no folder here; mergekit would look for it on the hub, so its weights were not checked.",
-                "Download it and give its folder, to have them checked.",
-            )
-    else:
+        message = f"mergekit looks for a folder named ~ in {path}."
+        yield recipe.finding(HOME_IN_PATH, keys, message, f"Write {Path.home()} for it.")
+    elif exists(path):
         if not Path(path).is_absolute():
-            yield recipe.finding(
-                RELATIVE_PATH,
-                keys,
-                f"{path} is another folder wherever the merge is run, and mergekit may ask the hub for it.",
-                f"Write {Path(path).resolve()}.",
-            )
+            message = f"{path} is another folder wherever the merge is run, and mergekit may ask the hub for it."
+            yield recipe.finding(RELATIVE_PATH, keys, message, f"Write {Path(path).resolve()}.")
         if is_adapter(Path(path)) != as_adapter:
-            found = (
-                "a whole model, and stands here as an adapter"
-                if as_adapter
-                else "an adapter, and stands here as a model"
+            found, wanted = ("a whole model", "an adapter") if as_adapter else ("an adapter", "a model")
+            fix = (
+                "Write an adapter as `model: {model: {path: BASE}, lora: {path: ADAPTER}}`, a model as `model: MODEL`."
             )
-            yield recipe.finding(
-                WRONG_FOLDER,
-                keys,
-                f"{path} is {found}.",
-                "Write an adapter as `model: {model: {path: BASE}, lora: {path: ADAPTER}}`, a model as `model: MODEL`.",
-            )
+            yield recipe.finding(WRONG_FOLDER, keys, f"{path} is {found}, and stands here as {wanted}.", fix)
+    elif exists(str(beside)):
+        message = f"{path} is beside the recipe, but mergekit looks for it in the folder in which it runs."
+        yield recipe.finding(RELATIVE_PATH, keys, message, f"Write {beside.resolve()}.")
+    elif looks_local(path):
+        fix = f"Check the path of this {kind}, or train it first."
+        yield recipe.finding(FOLDER_MISSING, keys, f"{path}: no such folder.", fix)
+    else:
+        message = f"{path} is no folder here; mergekit would look for it on the hub, so its weights were not checked."
+        yield recipe.finding(NOT_CHECKED, keys, message, "Download it and give its folder, to have them checked.")
 
 
 def _belongs(recipe: SoundRecipe, entry: MergeInput, base: Path) -> Iterator[Finding]:
@@ -271,11 +229,11 @@ def _belongs(recipe: SoundRecipe, entry: MergeInput, base: Path) -> Iterator[Fin
         delta = open_delta(base, entry.folder)
     except PaftError:
         # Either one of them cannot be opened, or they do not fit each other; the first says so of a file or a dtype.
-        name = DOES_NOT_FIT if _opens(base) and _opens(entry.folder) else UNREADABLE
+        rule = DOES_NOT_FIT if _opens(base) and _opens(entry.folder) else UNREADABLE
     else:
-        name = VOCABULARY_GREW if delta.grown else OTHER_BASE
+        rule = VOCABULARY_GREW if delta.grown else OTHER_BASE
     for problem in problems:
-        yield recipe.finding(name, entry.keys, *halves(problem))
+        yield recipe.finding(rule, entry.keys, *halves(problem))
 
 
 def _stored_dtype(folder: Path) -> str | None:

@@ -9,10 +9,9 @@ from paft_plugin.errors import PaftError
 from paft_plugin.files import write_text
 from paft_plugin.fusion.lint import cache, merging, parameters, shape  # noqa: F401  (checks enter themselves)
 from paft_plugin.fusion.lint.document import Document, read
-from paft_plugin.fusion.lint.findings import Finding, errors
+from paft_plugin.fusion.lint.findings import CODES, Finding, codes_document, errors
 from paft_plugin.fusion.lint.folders import NOT_CHECKED, UNREADABLE, halves
 from paft_plugin.fusion.lint.recipe import RECIPE_CHECKS, WEIGHT_CHECKS, Check, SoundRecipe, method_named
-from paft_plugin.fusion.lint.rules import CODES, codes_document
 from paft_plugin.fusion.lint.survey import survey
 from paft_plugin.fusion.lint.weights import DELTA_CHECKS
 
@@ -67,9 +66,8 @@ def _checked(recipe: SoundRecipe, checks: Iterable[Check]) -> Iterator[Finding]:
 
 def _of_deltas(recipe: SoundRecipe) -> Iterator[Finding]:
     if recipe.config.slices or recipe.config.modules:
-        yield recipe.finding(
-            NOT_CHECKED, (), "What the weights hold is looked at for `models:` alone.", "Look at the deltas yourself."
-        )
+        message = "What the weights hold is looked at for `models:` alone."
+        yield recipe.finding(NOT_CHECKED, (), message, "Look at the deltas yourself.")
         return
     facts = list(survey(recipe))
     if facts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 from mergekit.common import dtype_from_name
 from mergekit.merge_methods.base import BasePolicy
@@ -10,11 +11,11 @@ from mergekit.merge_methods.generalized_task_arithmetic import GeneralizedTaskAr
 from mergekit.sparsify import SparsificationMethod
 
 from paft_plugin.errors import closest
-from paft_plugin.fusion.lint.findings import Finding
+from paft_plugin.fusion.lint.findings import Finding, Rule
 from paft_plugin.fusion.lint.parameters import settings, values_of
 from paft_plugin.fusion.lint.recipe import Group, MergeInput, SoundRecipe, base_is_merged, recipe_check
-from paft_plugin.fusion.lint.rules import Rule
 from paft_plugin.fusion.mergekit_internals import chat_templates
+from paft_plugin.schema import Keys
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16", "float": "float32"}
@@ -35,22 +36,21 @@ def models(recipe: SoundRecipe) -> Iterator[Finding]:
     method = recipe.spec.name
     for group in recipe.groups:
         references = [entry.reference for entry in group.entries]
-        if base_is_merged(recipe.spec) and group.base is not None and group.base not in references:
-            yield recipe.finding(
-                BASE_AVERAGED,
-                ("base_model",) if "base_model" in recipe.document.content else group.keys,
-                f"{method} knows no base model: {group.base} would be merged as one more model.",
-                "Delete base_model. To merge deltas onto a base, take task_arithmetic or multislerp.",
-            )
+        is_apart = group.base is not None and group.base not in references
+        if is_apart and base_is_merged(recipe.spec):
+            keys = ("base_model",) if "base_model" in recipe.document.content else group.keys
+            message = f"{method} knows no base model: {group.base} would be merged as one more model."
+            fix = "Delete base_model. To merge deltas onto a base, take task_arithmetic or multislerp."
+            yield recipe.finding(BASE_AVERAGED, keys, message, fix)
             continue
-        if group.keys[-1] == "models" and group.base is not None and group.base not in references:
+        if is_apart and group.keys[-1] == "models":
             references.append(group.base)  # as mergekit does
         try:
             recipe.method.validate_inputs(references, group.base)
         except ValueError as refusal:
-            yield recipe.finding(
-                WRONG_MODELS, group.keys, f"{method}: {_lower_first(refusal)}.", _way_out(recipe, group)
-            )
+            text = str(refusal)
+            message = f"{method}: {text[0].lower()}{text[1:]}."
+            yield recipe.finding(WRONG_MODELS, group.keys, message, _way_out(recipe, group))
 
 
 UNKNOWN_DTYPE = Rule.error(
@@ -88,12 +88,9 @@ def chat_template(recipe: SoundRecipe) -> Iterator[Finding]:
     if asked not in shipped:
         match = closest(asked, shipped)
         hint = f"Did you mean {match}? " if match else ""
-        yield recipe.finding(
-            UNKNOWN_CHAT_TEMPLATE,
-            ("chat_template",),
-            f"{asked!r} is neither the name of a template nor one itself.",
-            f"{hint}Give auto, a Jinja template, or one of {', '.join(shipped)}.",
-        )
+        message = f"{asked!r} is neither the name of a template nor one itself."
+        fix = f"{hint}Give auto, a Jinja template, or one of {', '.join(shipped)}."
+        yield recipe.finding(UNKNOWN_CHAT_TEMPLATE, ("chat_template",), message, fix)
 
 
 WITHOUT_EFFECT = Rule.warning(
@@ -106,9 +103,8 @@ def idle_parameters(recipe: SoundRecipe) -> Iterator[Finding]:
     """Keys and parameters that mergekit accepts and never reads."""
     for index, one in enumerate(recipe.config.slices or []):
         if one.residual_weight is not None:
-            yield recipe.finding(
-                WITHOUT_EFFECT, ("slices", index, "residual_weight"), "Nothing reads it.", "Delete it."
-            )
+            keys: Keys = ("slices", index, "residual_weight")
+            yield recipe.finding(WITHOUT_EFFECT, keys, "Nothing reads it.", "Delete it.")
     idle = {}
     method = recipe.method
     if isinstance(method, GeneralizedTaskArithmeticMerge):
@@ -141,25 +137,18 @@ def sums(recipe: SoundRecipe) -> Iterator[Finding]:
         weights = [values_of(recipe, group, entry, "weight") for entry in entries]
         if not entries or not all(len(values) == 1 for values in weights):
             continue  # different tensors have different weights
-        total, flat = sum(values[0] for values in weights), [values[0] for values in weights]
+        flat = [values[0] for values in weights]
         divides = next((name for name in ("normalize", "normalize_weights") if name in names), None)
         divided = divides is None or any(values_of(recipe, group, None, divides))
         if not any(flat):
             yield recipe.finding(NOTHING_MERGED, group.keys, "Every weight is 0.", "Give one model a weight.")
-        elif divided and abs(total) < 1e-8:
-            yield recipe.finding(
-                WEIGHTS_CANCEL,
-                group.keys,
-                f"The weights {', '.join(f'{weight:g}' for weight in flat)} add up to 0, and are divided by their sum.",
-                f"Change one{f', or write `{divides}: false`' if divides else ''}.",
-            )
+        elif divided and abs(sum(flat)) < 1e-8:
+            message = f"The weights {', '.join(f'{one:g}' for one in flat)} add up to 0, and are divided by their sum."
+            fix = f"Change one{f', or write `{divides}: false`' if divides else ''}."
+            yield recipe.finding(WEIGHTS_CANCEL, group.keys, message, fix)
     if "lambda" in names and 0 in values_of(recipe, recipe.groups[0], None, "lambda"):
-        yield recipe.finding(
-            NOTHING_MERGED,
-            ("parameters", "lambda"),
-            "lambda is 0: the result is the base model.",
-            "Give it a value such as 1.",
-        )
+        message = "lambda is 0: the result is the base model."
+        yield recipe.finding(NOTHING_MERGED, ("parameters", "lambda"), message, "Give it a value such as 1.")
 
 
 NOTHING_DROPPED = Rule.warning(
@@ -186,12 +175,12 @@ def drops(recipe: SoundRecipe) -> Iterator[Finding]:
             idle = all(density >= 1 for density in densities) and (name != "gamma" or any(others))
             if densities and idle:
                 written = "density" in entry.parameters[1]
-                yield recipe.finding(
-                    NOTHING_DROPPED,
-                    (*entry.parameters[0], "density") if written else entry.keys,
-                    f"{method.method_name} drops nothing at density 1{'' if written else ', which is the default'}.",
-                    "Give a density below 1, such as 0.5, or take ties or task_arithmetic.",
+                keys = (*entry.parameters[0], "density") if written else entry.keys
+                message = (
+                    f"{method.method_name} drops nothing at density 1{'' if written else ', which is the default'}."
                 )
+                fix = "Give a density below 1, such as 0.5, or take ties or task_arithmetic."
+                yield recipe.finding(NOTHING_DROPPED, keys, message, fix)
             if name == "epsilon":
                 yield from _windows(recipe, entry, densities, others)
 
@@ -199,20 +188,12 @@ def drops(recipe: SoundRecipe) -> Iterator[Finding]:
 def _windows(
     recipe: SoundRecipe, entry: MergeInput, densities: list[float], epsilons: list[float]
 ) -> Iterator[Finding]:
-    for density in densities:
-        for epsilon in epsilons:
-            if 0 < density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
-                yield recipe.finding(
-                    DELLA_WINDOW,
-                    (*entry.parameters[0], "density"),
-                    f"density {density:g} ± epsilon {epsilon:g} leaves (0, 1), and mergekit stops.",
-                    f"Give this model an epsilon below {min(density, 1 - density):.4g}.",
-                )
-
-
-def _lower_first(refusal: ValueError) -> str:
-    text = str(refusal)
-    return text[0].lower() + text[1:]
+    keys = (*entry.parameters[0], "density")
+    for density, epsilon in product(densities, epsilons):
+        if 0 < density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
+            message = f"density {density:g} ± epsilon {epsilon:g} leaves (0, 1), and mergekit stops."
+            fix = f"Give this model an epsilon below {min(density, 1 - density):.4g}."
+            yield recipe.finding(DELLA_WINDOW, keys, message, fix)
 
 
 def _way_out(recipe: SoundRecipe, group: Group) -> str:

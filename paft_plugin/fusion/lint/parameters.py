@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
+from math import inf
 from typing import Any
 
 import yaml
@@ -10,25 +12,15 @@ from mergekit.merge_methods import registered_methods
 from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 
 from paft_plugin.errors import closest, some
-from paft_plugin.fusion.lint.findings import Finding
+from paft_plugin.fusion.lint.findings import Finding, Rule
 from paft_plugin.fusion.lint.recipe import Group, MergeInput, Scope, SoundRecipe, recipe_check
-from paft_plugin.fusion.lint.rules import Rule
 from paft_plugin.schema import Keys, dotted
 
 LIMITS: dict[str, tuple[float, float]] = {
-    "density": (0.0, 1.0),
-    "gamma": (0.0, 1.0),
-    "epsilon": (0.0, 1.0),
-    "select_topk": (0.0, 1.0),
-    "t": (0.0, 1.0),
-    "lambda": (float("-inf"), float("inf")),
-    "weight": (float("-inf"), float("inf")),
-    "max_iter": (0.0, float("inf")),
-    "tol": (0.0, float("inf")),
-    "eps": (0.0, float("inf")),
-    "alpha": (0.0, float("inf")),
+    **dict.fromkeys(("density", "gamma", "epsilon", "select_topk", "t"), (0.0, 1.0)),
+    **dict.fromkeys(("max_iter", "tol", "eps", "alpha"), (0.0, inf)),
 }
-"""Parameter → the range in which its values mean something; infinity and NaN never do."""
+"""Parameter → the range in which its values mean something, if not all numbers do; infinity and NaN never do."""
 ABOVE_ZERO = ("density", "select_topk")
 """Parameters that throw everything away at 0."""
 
@@ -71,8 +63,8 @@ def problem(parameter: ParameterSpec, value: Any) -> tuple[Rule, str] | None:
         return WRONG_VALUE, f"{parameter.name} is {str(value).lower()}, and mergekit wants a {_KINDS['float']}"
     if not isinstance(valid, (int, float)) or isinstance(valid, bool):
         return None
-    lowest, highest = LIMITS.get(parameter.name, (float("-inf"), float("inf")))
-    if not lowest <= valid <= highest or valid in (float("inf"), float("-inf")):
+    lowest, highest = LIMITS.get(parameter.name, (-inf, inf))
+    if not lowest <= valid <= highest or valid in (inf, -inf):
         return OUT_OF_RANGE, f"{parameter.name} is {valid:g}, which is {_outside_of(lowest, highest)}"
     if parameter.name in ABOVE_ZERO and valid == 0:
         return OUT_OF_RANGE, f"{parameter.name} is 0, which throws everything away"
@@ -83,8 +75,8 @@ _KINDS = {"float": "number", "int": "whole number", "bool": "true or false"}
 
 
 def _outside_of(lowest: float, highest: float) -> str:
-    if highest == float("inf"):
-        return "no finite number" if lowest == float("-inf") else f"not a finite number from {lowest:g} on"
+    if highest == inf:
+        return "no finite number" if lowest == -inf else f"not a finite number from {lowest:g} on"
     return f"not from {lowest:g} to {highest:g}"
 
 
@@ -106,12 +98,9 @@ def known(recipe: SoundRecipe) -> Iterator[Finding]:
             if name not in own:
                 yield _unknown_parameter(recipe, place, list(own))
             elif under_model and own[name].scope == ParameterScope.SHARED:
-                yield recipe.finding(
-                    WRONG_SCOPE,
-                    place,
-                    f"`{name}` is one for the whole recipe: mergekit never looks for it under a model.",
-                    f"Move it to the recipe's own `parameters:`, as `{dotted(('parameters', name))}`.",
-                )
+                message = f"`{name}` is one for the whole recipe: mergekit never looks for it under a model."
+                fix = f"Move it to the recipe's own `parameters:`, as `{dotted(('parameters', name))}`."
+                yield recipe.finding(WRONG_SCOPE, place, message, fix)
 
 
 WRONG_VALUE = Rule.error(
@@ -139,19 +128,17 @@ MISSING_PARAMETER = Rule.error(
 @recipe_check
 def required(recipe: SoundRecipe) -> Iterator[Finding]:
     """Parameters without a default that some model lacks."""
-    for group in recipe.groups:
-        for parameter in recipe.spec.parameters:
-            if not parameter.required:
-                continue
-            if parameter.scope == ParameterScope.SHARED:
-                if not _is_given(parameter, group.shared) and not _misspelt(parameter, group.shared, recipe):
-                    yield _missing_parameter(recipe, parameter, (), group.shared)
-                continue
-            entries = group.entries if parameter.scope == ParameterScope.INPUT else group.branches
-            for entry in entries:
-                scopes = (entry.parameters, *group.shared)
-                if not _is_given(parameter, scopes) and not _misspelt(parameter, scopes, recipe):
-                    yield _missing_parameter(recipe, parameter, entry.keys, scopes)
+    for group, parameter in product(recipe.groups, recipe.spec.parameters):
+        if not parameter.required:
+            continue
+        entries = group.entries if parameter.scope == ParameterScope.INPUT else group.branches
+        places: list[tuple[Keys, tuple[Scope, ...]]]
+        places = [(entry.keys, (entry.parameters, *group.shared)) for entry in entries]
+        if parameter.scope == ParameterScope.SHARED:
+            places = [((), group.shared)]
+        for keys, scopes in places:
+            if not _is_given(parameter, scopes) and not _misspelt(parameter, scopes, recipe):
+                yield _missing_parameter(recipe, parameter, keys, scopes)
 
 
 NO_DEFAULT = Rule.warning(
@@ -177,27 +164,18 @@ def conditional(recipe: SoundRecipe) -> Iterator[Finding]:
             before = next((other for other in names[:index] if other is None or (name and other in name)), "")
             if before != "":
                 first = "the one without a filter" if before is None else f"the filter {before}"
-                yield recipe.finding(
-                    UNREACHABLE,
-                    (*keys, index),
-                    f"The condition for {name or 'every tensor'} is never reached: {first} stands before it.",
-                    "Put the narrower condition first, and the one for all others last.",
-                )
+                message = f"The condition for {name or 'every tensor'} is never reached: {first} stands before it."
+                fix = "Put the narrower condition first, and the one for all others last."
+                yield recipe.finding(UNREACHABLE, (*keys, index), message, fix)
             if name and recipe.base is not None and not any(name in tensor for tensor in recipe.base.names):
                 parts = dict.fromkeys(part for tensor in recipe.base.names for part in tensor.split("."))
-                yield recipe.finding(
-                    FILTER_WITHOUT_TENSORS,
-                    (*keys, index),
-                    f"No tensor of {recipe.base.folder} has {name!r} in its name.",
-                    f"The parts of its names are {some([part for part in parts if not part.isdigit()], most=15)}.",
-                )
+                message = f"No tensor of {recipe.base.folder} has {name!r} in its name."
+                fix = f"The parts of its names are {some([part for part in parts if not part.isdigit()], most=15)}."
+                yield recipe.finding(FILTER_WITHOUT_TENSORS, (*keys, index), message, fix)
         if not default_covers(setting) and not parameter.required:
-            yield recipe.finding(
-                NO_DEFAULT,
-                keys,
-                f"Tensors that no filter takes get mergekit's default for {parameter.name}, {parameter.default}.",
-                f"End the list with a condition without a filter: `- value: {parameter.default}`.",
-            )
+            message = f"Tensors that no filter takes get mergekit's default for {parameter.name}, {parameter.default}."
+            fix = f"End the list with a condition without a filter: `- value: {parameter.default}`."
+            yield recipe.finding(NO_DEFAULT, keys, message, fix)
 
 
 GRADIENT = Rule.warning(
@@ -214,12 +192,9 @@ def gradients(recipe: SoundRecipe) -> Iterator[Finding]:
             for name, setting in scope.items():
                 is_list = isinstance(setting, list) and not any(isinstance(item, dict) for item in setting)
                 if name in per_model and is_list and len(setting) in (len(group.entries), len(group.branches)):
-                    yield recipe.finding(
-                        GRADIENT,
-                        (*keys, name),
-                        f"{setting} runs from the first layer to the last, the same for each of the models.",
-                        f"For one {name} each, write it under each model's own `parameters:`.",
-                    )
+                    message = f"{setting} runs from the first layer to the last, the same for each of the models."
+                    fix = f"For one {name} each, write it under each model's own `parameters:`."
+                    yield recipe.finding(GRADIENT, (*keys, name), message, fix)
 
 
 PARAMETER_ON_BASE = Rule.warning(
@@ -232,15 +207,11 @@ def on_base(recipe: SoundRecipe) -> Iterator[Finding]:
     """Weights and densities that stand under the base model."""
     per_delta = {one.name for one in recipe.spec.parameters if one.scope == ParameterScope.NON_BASE}
     for group in recipe.groups:
-        for entry in group.entries:
-            if entry.reference == group.base:
-                for name in per_delta & entry.parameters[1].keys():
-                    yield recipe.finding(
-                        PARAMETER_ON_BASE,
-                        (*entry.parameters[0], name),
-                        f"This model is base_model: it has no delta, so nothing reads its {name}.",
-                        "Delete it here, or lower the weights of the others.",
-                    )
+        for keys, scope in (entry.parameters for entry in group.entries if entry.reference == group.base):
+            for name in per_delta & scope.keys():
+                message = f"This model is base_model: it has no delta, so nothing reads its {name}."
+                fix = "Delete it here, or lower the weights of the others."
+                yield recipe.finding(PARAMETER_ON_BASE, (*keys, name), message, fix)
 
 
 def settings(recipe: SoundRecipe) -> Iterator[tuple[ParameterSpec, Keys, Any]]:
@@ -279,19 +250,12 @@ def _misspelt(parameter: ParameterSpec, scopes: tuple[Scope, ...], recipe: Sound
 def _missing_parameter(recipe: SoundRecipe, parameter: ParameterSpec, keys: Keys, scopes: tuple[Scope, ...]) -> Finding:
     partial = next(((*at, parameter.name) for at, scope in scopes if parameter.name in scope), None)
     if partial is not None:
-        return recipe.finding(
-            MISSING_PARAMETER,
-            partial,
-            f"Tensors that no filter takes have no {parameter.name}, and mergekit stops there.",
-            "End the list with a condition without a filter: `- value: …`.",
-        )
+        message = f"Tensors that no filter takes have no {parameter.name}, and mergekit stops there."
+        fix = "End the list with a condition without a filter: `- value: …`."
+        return recipe.finding(MISSING_PARAMETER, partial, message, fix)
     where = "under this model" if keys else "in the recipe's own `parameters:`"
-    return recipe.finding(
-        MISSING_PARAMETER,
-        keys,
-        f"{recipe.spec.name} needs `{parameter.name}`.",
-        f"Add it {where}, such as `{parameter.name}: 0.5`.",
-    )
+    fix = f"Add it {where}, such as `{parameter.name}: 0.5`."
+    return recipe.finding(MISSING_PARAMETER, keys, f"{recipe.spec.name} needs `{parameter.name}`.", fix)
 
 
 def _unknown_parameter(recipe: SoundRecipe, keys: Keys, own: list[str]) -> Finding:

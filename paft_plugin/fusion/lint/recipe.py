@@ -19,8 +19,7 @@ from paft_plugin.deltas.fit import quantised
 from paft_plugin.deltas.store import TensorStore, is_adapter, open_model
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.lint.document import Document
-from paft_plugin.fusion.lint.findings import Finding
-from paft_plugin.fusion.lint.rules import Rule
+from paft_plugin.fusion.lint.findings import Finding, Rule
 from paft_plugin.schema import Keys
 
 
@@ -138,15 +137,13 @@ class SoundRecipe:
         if self.base is None:
             return found
         for index, entry in enumerate(self.groups[0].branches):
-            folder = entry.folder
-            own_base = Path(entry.reference.model.path)
-            if not folder.is_dir() or folder == self.pretrained:
+            folder, lora = entry.folder, entry.reference.lora
+            if not folder.is_dir() or folder == self.pretrained or bool(lora) != is_adapter(folder):
                 continue
-            if entry.reference.lora and not same_folder(own_base, self.base.folder):
+            if lora and not same_folder(Path(entry.reference.model.path), self.base.folder):
                 continue
-            if bool(entry.reference.lora) != is_adapter(folder) or branch_problems(self.base, folder):
-                continue
-            found[index] = delta_of(self.base, folder)
+            if not branch_problems(self.base, folder):
+                found[index] = delta_of(self.base, folder)
         return found
 
     def _groups(self) -> Iterator[Group]:

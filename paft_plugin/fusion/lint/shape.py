@@ -16,14 +16,9 @@ from pydantic import BaseModel, ValidationError
 
 from paft_plugin.errors import closest
 from paft_plugin.fusion.lint.document import Document
-from paft_plugin.fusion.lint.findings import Finding
+from paft_plugin.fusion.lint.findings import Finding, Rule
 from paft_plugin.fusion.lint.recipe import exists
-from paft_plugin.fusion.lint.rules import Rule
 from paft_plugin.schema import Keys, dotted, names_of, unknown_keys
-
-# The keys that hold another mapping of the same recipe: where a lost key may belong.
-INNER = "parameters"
-
 
 UNKNOWN_KEY = Rule.error(
     102, "unknown-key", "mergekit ignores keys that it does not know, at every level and without a word."
@@ -41,28 +36,19 @@ SEPARATOR_IN_PATH = Rule.error(
 def structure(document: Document) -> Iterator[Finding]:
     """Findings of the structure alone."""
     for keys in document.duplicates:
-        yield document.finding(
-            DUPLICATE_KEY, keys, f"`{keys[-1]}` stands here twice; the last one counts.", "Delete one of them."
-        )
+        message = f"`{keys[-1]}` stands here twice; the last one counts."
+        yield document.finding(DUPLICATE_KEY, keys, message, "Delete one of them.")
     unknown = list(unknown_keys([MergeConfiguration], document.content))
     for keys, owners in unknown:
         yield _unknown_key(document, keys, owners)
     given = [key for key in ("models", "slices", "modules") if document.content.get(key)]
     if len(given) != 1 and not _explained(unknown, (), ("models", "slices", "modules")):
         found = " and ".join(given) if given else "none of them"
-        yield document.finding(
-            ONE_OF_THREE,
-            (given[-1],) if given else (),
-            f"A recipe has exactly one of models, slices and modules; here is {found}.",
-            "For two branches of one base, keep `models`.",
-        )
+        message = f"A recipe has exactly one of models, slices and modules; here is {found}."
+        yield document.finding(ONE_OF_THREE, tuple(given[-1:]), message, "For two branches of one base, keep `models`.")
     if document.content.get("tokenizer") and document.content.get("tokenizer_source"):
-        yield document.finding(
-            TWO_TOKENIZERS,
-            ("tokenizer_source",),
-            "mergekit takes tokenizer or tokenizer_source, and stops at both.",
-            "Delete one of them.",
-        )
+        message = "mergekit takes tokenizer or tokenizer_source, and stops at both."
+        yield document.finding(TWO_TOKENIZERS, ("tokenizer_source",), message, "Delete one of them.")
     yield from _separators(document)
 
 
@@ -81,10 +67,8 @@ def wrong_kinds(document: Document, explained: bool) -> tuple[MergeConfiguration
     except ValidationError as error:
         return None, list(_kinds(document, error))
     except RuntimeError as error:
-        text = str(error).rstrip(".")
-        return None, [] if explained else [
-            document.finding(WRONG_KIND, (), f"mergekit cannot read it: {text}.", "Mend it.")
-        ]
+        message = f"mergekit cannot read it: {str(error).rstrip('.')}."
+        return None, [] if explained else [document.finding(WRONG_KIND, (), message, "Mend it.")]
 
 
 UNKNOWN_METHOD = Rule.error(105, "unknown-method", "The installed mergekit has no merge method of this name.")
@@ -125,15 +109,11 @@ def _unknown_key(document: Document, keys: Keys, owners: Sequence[type[BaseModel
         fix = f"Did you mean `{match}`?"
     elif key == "path" and ModelReference in owners:
         fix = "In this form a model is written `model: {model: {path: …}, lora: {path: …}}`."
-    elif key in _parameter_names() and INNER in fields:
-        fix = f"Put it into `{dotted((*keys[:-1], INNER, key))}`."
+    elif "parameters" in fields and any(one.name == key for way in registered_methods() for one in way.spec.parameters):
+        fix = f"Put it into `{dotted((*keys[:-1], 'parameters', key))}`."
     else:
         fix = f"Delete it; the keys here are {', '.join(fields)}."
     return document.finding(UNKNOWN_KEY, keys, f"`{key}` means nothing here: mergekit ignores it.", fix)
-
-
-def _parameter_names() -> set[str]:
-    return {parameter.name for method in registered_methods() for parameter in method.spec.parameters}
 
 
 def _explained(unknown: Iterable[tuple[Keys, Any]], at: Keys, missing: Iterable[str]) -> bool:
@@ -176,9 +156,6 @@ def _separators(document: Document) -> Iterator[Finding]:
         if crashes or (exists(text) and parts != [text] and not all(exists(part) for part in parts)):
             wrong = "stops at it" if crashes else f"reads {' and '.join(parts)} here"
             form = "{model: {path: …}, lora: {path: …}}" if kind is ModelReference else "{path: …}"
-            yield document.finding(
-                SEPARATOR_IN_PATH,
-                keys,
-                f"In a text, + and @ separate adapter and revision: mergekit {wrong}.",
-                f"Write {text!r} as a mapping, `{form}`, or rename the folder.",
-            )
+            message = f"In a text, + and @ separate adapter and revision: mergekit {wrong}."
+            fix = f"Write {text!r} as a mapping, `{form}`, or rename the folder."
+            yield document.finding(SEPARATOR_IN_PATH, keys, message, fix)

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from mergekit.merge_methods.generalized_task_arithmetic import GeneralizedTaskArithmeticMerge
 from mergekit.sparsify import SparsificationMethod
 
-from paft_plugin.fusion.lint.findings import Finding
+from paft_plugin.fusion.lint.findings import Finding, Rule
 from paft_plugin.fusion.lint.folders import not_finite
 from paft_plugin.fusion.lint.recipe import MergeInput, SoundRecipe
-from paft_plugin.fusion.lint.rules import Rule
 from paft_plugin.fusion.lint.survey import NARROW, Look, TensorFacts
 from paft_plugin.schema import Keys
 
@@ -44,12 +43,9 @@ def zero(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
     """A branch that equals the base."""
     for index, entry in branches(recipe):
         if all(fact.looks[index].absolute == 0 for fact in facts):
-            yield recipe.finding(
-                ZERO_DELTA,
-                entry.keys,
-                f"{entry.folder.name} equals the base model: its delta is 0.",
-                "Check that it was trained, and that it is the folder you mean.",
-            )
+            message = f"{entry.folder.name} equals the base model: its delta is 0."
+            fix = "Check that it was trained, and that it is the folder you mean."
+            yield recipe.finding(ZERO_DELTA, entry.keys, message, fix)
 
 
 @delta_check
@@ -77,12 +73,9 @@ def rounding(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
             continue  # rounded already where it was saved
         square = sum(fact.looks[index].square for fact in facts)
         lost = math.sqrt(sum(fact.looks[index].lost for fact in facts) / square) if square else 0.0
-        yield recipe.finding(
-            DTYPE_ROUNDS,
-            ("dtype",),
-            f"{entry.folder.name} on its base is rounded to {recipe.config.dtype} first: {lost:.0%} error in its delta.",
-            "Write `dtype: float32`, and the base's own dtype as out_dtype.",
-        )
+        dtype, fix = recipe.config.dtype, "Write `dtype: float32`, and the base's own dtype as out_dtype."
+        message = f"{entry.folder.name} on its base is rounded to {dtype} first: {lost:.0%} error in its delta."
+        yield recipe.finding(DTYPE_ROUNDS, ("dtype",), message, fix)
 
 
 WEIGHTS_IDLE = Rule.warning(
@@ -109,13 +102,11 @@ def idle_weights(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
     changed = sum(fact.changed for fact in divided)
     alone = sum(fact.alone * fact.changed for fact in divided) / changed if changed else 0.0
     if alone >= ALONE:
-        yield recipe.finding(
-            WEIGHTS_IDLE,
-            place,
+        message = (
             f"One branch alone changes {alone:.0%} of the changed entries, and normalize divides each by its own weight: "
-            "the weights do nothing there.",
-            fix,
+            "the weights do nothing there."
         )
+        yield recipe.finding(WEIGHTS_IDLE, place, message, fix)
 
 
 TRIMS_NOTHING = Rule.warning(
@@ -130,15 +121,11 @@ def trims_nothing(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
         looks = [fact.looks[index] for fact in facts if fact.looks[index].nonzero]
         idle = looks and all(look.nonzero <= look.parameters["density"] < 1 for look in looks)
         if idle and not any(look.parameters.get("gamma") for look in looks):
-            share = _share_of_nonzeros(facts, index)
-            densities = sorted({look.parameters["density"] for look in looks})
-            yield recipe.finding(
-                TRIMS_NOTHING,
-                (*entry.keys, "parameters", "density"),
-                f"density {' or '.join(f'{one:g}' for one in densities)} trims nothing of {entry.folder.name}: "
-                f"{share:.2g} of its entries are not 0.",
-                f"Give a density below {share:.2g} to trim it, or 1 to save the sorting.",
-            )
+            share = f"{_share_of_nonzeros(facts, index):.2g}"
+            densities = " or ".join(f"{one:g}" for one in sorted({look.parameters["density"] for look in looks}))
+            message = f"density {densities} trims nothing of {entry.folder.name}: {share} of its entries are not 0."
+            fix = f"Give a density below {share} to trim it, or 1 to save the sorting."
+            yield recipe.finding(TRIMS_NOTHING, (*entry.keys, "parameters", "density"), message, fix)
 
 
 BREADCRUMBS_ZEROES = Rule.error(
@@ -162,12 +149,10 @@ def breadcrumbs(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
                 removed += min(count, int(look.parameters["gamma"] * fact.entries))
         share = removed / nonzero if nonzero else 0.0
         if share >= 0.5:
-            yield recipe.finding(
-                BREADCRUMBS_ZEROES if share > 0.999 else BREADCRUMBS_GUTS,
-                entry.keys,
-                f"gamma takes {share:.0%} of the non-zero entries of {entry.folder.name}, the largest first.",
-                f"Give this model `gamma: 0`, or one far below its share of non-zeros, {_share_of_nonzeros(facts, index):.2g}.",
-            )
+            rule, nonzeros = BREADCRUMBS_ZEROES if share > 0.999 else BREADCRUMBS_GUTS, _share_of_nonzeros(facts, index)
+            message = f"gamma takes {share:.0%} of the non-zero entries of {entry.folder.name}, the largest first."
+            fix = f"Give this model `gamma: 0`, or one far below its share of non-zeros, {nonzeros:.2g}."
+            yield recipe.finding(rule, entry.keys, message, fix)
 
 
 DELLA_RANKS_ZEROS = Rule.warning(
@@ -183,13 +168,12 @@ def della(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
         used = [fact.looks[index] for fact in facts if fact.looks[index].nonzero]
         if used and share < SPARSE and any(_is_spread(look) for look in used):
             density, epsilon = used[0].parameters["density"], used[0].parameters["epsilon"]
-            yield recipe.finding(
-                DELLA_RANKS_ZEROS,
-                entry.keys,
+            message = (
                 f"Only {share:.2g} of {entry.folder.name} is not 0, so DELLA keeps all of that with nearly the same chance, "
-                f"about {density + epsilon * (1 - share):.2f}.",
-                "Take dare_ties or dare_linear with that density: the same, and it says so.",
+                f"about {density + epsilon * (1 - share):.2f}."
             )
+            fix = "Take dare_ties or dare_linear with that density: the same, and it says so."
+            yield recipe.finding(DELLA_RANKS_ZEROS, entry.keys, message, fix)
 
 
 SCE_UNIFORM = Rule.warning(
@@ -205,12 +189,11 @@ def sce(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
     energies = [sum(look.square for look in fact.looks.values()) / fact.entries for fact in facts]
     energies = [energy for energy in energies if energy]
     if energies and sum(energy < UNIFORM for energy in energies) > 0.9 * len(energies):
-        yield recipe.finding(
-            SCE_UNIFORM,
-            ("merge_method",),
-            f"These deltas are too small for sce to weigh (mean square up to {max(energies):.1g}): it takes all alike.",
-            "That is ties at density 1 with normalize; take it, with a density of your own.",
+        message = (
+            f"These deltas are too small for sce to weigh (mean square up to {max(energies):.1g}): it takes all alike."
         )
+        fix = "That is ties at density 1 with normalize; take it, with a density of your own."
+        yield recipe.finding(SCE_UNIFORM, ("merge_method",), message, fix)
 
 
 STOCK_RETURNS_BASE = Rule.warning(
@@ -234,12 +217,9 @@ def model_stock(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
         moved, whole = moved + step**2 * mean, whole + mean
     share = math.sqrt(moved / whole) if whole else 0.0
     if share < STILL:
-        yield recipe.finding(
-            STOCK_RETURNS_BASE,
-            ("merge_method",),
-            f"The deltas stand at right angles, so model_stock goes only {share:.1%} of the way to their mean.",
-            "It is for models of one task. Take ties or task_arithmetic for branches of two.",
-        )
+        message = f"The deltas stand at right angles, so model_stock goes only {share:.1%} of the way to their mean."
+        fix = "It is for models of one task. Take ties or task_arithmetic for branches of two."
+        yield recipe.finding(STOCK_RETURNS_BASE, ("merge_method",), message, fix)
 
 
 RAM_DROPS = Rule.warning(409, "ram-drops", "RAM takes entries up to epsilon for unchanged; most of a delta lies below.")
@@ -252,14 +232,10 @@ def ram(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
         return
     for index, entry in branches(recipe):
         whole = sum(fact.looks[index].absolute for fact in facts)
-        below = sum(fact.looks[index].below for fact in facts)
-        if whole and below / whole > 0.5:
-            yield recipe.finding(
-                RAM_DROPS,
-                entry.keys,
-                f"{below / whole:.0%} of {entry.folder.name} (by L1 norm) lies up to epsilon, which counts as unchanged.",
-                "Give a smaller epsilon, such as 1e-7.",
-            )
+        share = sum(fact.looks[index].below for fact in facts) / whole if whole else 0.0
+        if share > 0.5:
+            message = f"{share:.0%} of {entry.folder.name} (by L1 norm) lies up to epsilon, which counts as unchanged."
+            yield recipe.finding(RAM_DROPS, entry.keys, message, "Give a smaller epsilon, such as 1e-7.")
 
 
 def branches(recipe: SoundRecipe, *how: SparsificationMethod) -> Iterator[tuple[int, MergeInput]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ def parse_recipe(text: str, recipe: Path) -> MergeConfiguration:
     try:
         config = MergeConfiguration.model_validate(content)
     except ValidationError as error:
-        raise PaftError([f"{recipe}: {_where(fault['loc'])}: {fault['msg']}." for fault in error.errors()]) from None
+        faults = [(".".join(map(str, one["loc"])) or "the recipe", one["msg"]) for one in error.errors()]
+        raise PaftError([f"{recipe}: {where}: {message}." for where, message in faults]) from None
     except RuntimeError as error:
         # mergekit's own checks; those of a path are about `+` and `@`.
         hint = f" {_DICT_FORM}" if "path" in str(error) or "parse" in str(error) else ""
@@ -111,7 +112,9 @@ def _with_absolute_paths(reference: ModelReference, recipe: Path, problems: list
 
 
 def _absolute_path(path: ModelPath, recipe: Path, problems: list[str]) -> ModelPath:
-    for candidate in _folders_meant(path):
+    # `base@x` as a string: mergekit takes what follows `@` for a revision, even of a folder.
+    meant = [path.path, f"{path.path}@{path.revision}"] if path.revision else [path.path]
+    for candidate in (Path(text).expanduser() for text in meant):
         if candidate.exists():
             return ModelPath(path=str(candidate.resolve()))
     if (recipe.parent / path.path).exists():
@@ -122,14 +125,3 @@ def _absolute_path(path: ModelPath, recipe: Path, problems: list[str]) -> ModelP
     elif looks_local(path.path):
         problems.append(f"{recipe}: {path.path}: no such folder. Check the path.")
     return path
-
-
-def _folders_meant(path: ModelPath) -> Iterator[Path]:
-    yield Path(path.path).expanduser()
-    if path.revision:
-        # `base@x` as a string: mergekit takes what follows `@` for a revision, even of a folder.
-        yield Path(f"{path.path}@{path.revision}").expanduser()
-
-
-def _where(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location) or "the recipe"

@@ -99,10 +99,8 @@ class Fusion:
 def open_fusion(recipe: Path, seed: int = 0, device: str = "auto") -> Fusion:
     """Read a recipe (any mergekit YAML of merge methods) and open what it merges.
 
-    Args:
-        recipe: The file. Relative paths in it are meant from the current folder, as with `mergekit-yaml`.
-        seed: Of the methods that draw at random: with the same one they draw as ``mergekit-yaml --random-seed``.
-        device: Where tensors are merged: `cpu`, `cuda` …, or `auto` for a GPU where there is one.
+    Relative paths in it are meant from the current folder, and methods that draw at random draw by the seed, both as with
+    ``mergekit-yaml --random-seed``. Tensors are merged on `device`: `cpu`, `cuda` …, or `auto` for a GPU where there is one.
 
     Raises:
         PaftError: Everything that is wrong with the recipe or its models.
@@ -131,11 +129,6 @@ class Stream:
     adapter out as a model, mergekit has it build LoRA layers, which PEFT initialises at random before it loads the trained
     factors over them. (Only with an empty cache, as the recipes' own command has it: with a cache from an earlier run the
     same seed draws other masks.) So here PEFT builds the same layers around a model without storage, and they are dropped.
-
-    Args:
-        seed: As `--random-seed`.
-        loaders: Of all models in the recipe.
-        device: Where the merge draws.
     """
 
     def __init__(self, seed: int, loaders: dict[ModelReference, ModelLoader], device: str) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial, reduce
 from itertools import pairwise
-from types import TracebackType
 
 import torch
 from mergekit.architecture.conversion import can_convert_checkpoint_keys
@@ -35,11 +34,7 @@ Loaders = dict[ModelReference, ModelLoader]
 
 
 class MergePlan:
-    """All that is to be merged, in order.
-
-    Args:
-        planner: mergekit's, of the recipe; the loaders must be in place.
-        loaders: Of every model in the recipe.
+    """All that is to be merged, in order; the loaders of the recipe's models must be in mergekit's cache.
 
     Raises:
         PaftError: Tensors that a model lacks, or that differ in shape.
@@ -79,7 +74,11 @@ class MergePlan:
             if copy is not None:
                 return copy
             inputs = load_inputs(merge)
-        return _merged(merge, inputs, self._device)
+        # What mergekit's executor does with what it has loaded: move, gather, merge.
+        if merge.uses_accelerator():
+            inputs = {key: None if tensor is None else tensor.to(self._device) for key, tensor in inputs.items()}
+        merged: Tensor | None = merge.execute(merge.gather_tensors.execute(**inputs))
+        return merged
 
 
 class Received:
@@ -120,13 +119,10 @@ class LoadAhead:
     """Loads one merge ahead, in a thread. It draws nothing at random, so the order of draws stays mergekit's.
 
     Only what an adapter changes is loaded ahead: the rest may turn out to be a copy, of which nothing need be loaded.
-
-    Args:
-        merges: in the order in which they will be asked for.
-        loaders: of every model in the recipe.
+    The merges stand in the order in which they will be asked for.
     """
 
-    def __init__(self, merges: Sequence[ExecuteMergeMethodTask], loaders: dict[ModelReference, ModelLoader]) -> None:
+    def __init__(self, merges: Sequence[ExecuteMergeMethodTask], loaders: Loaders) -> None:
         self._next = {id(merge): following for merge, following in pairwise(merges)}
         self._loaders = loaders
         self._under_way: tuple[ExecuteMergeMethodTask, Future[Inputs]] | None = None
@@ -134,9 +130,7 @@ class LoadAhead:
     def __enter__(self) -> None:
         self._pool = ThreadPoolExecutor(1)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._under_way = None
         self._pool.shutdown()
 
@@ -157,14 +151,6 @@ class LoadAhead:
 def load_inputs(merge: ExecuteMergeMethodTask) -> Inputs:
     """Every tensor that a merge takes, as mergekit's own tasks load it."""
     return {key: load.execute() for key, load in merge.gather_tensors.arguments().items()}
-
-
-def _merged(merge: ExecuteMergeMethodTask, inputs: dict[str, Tensor | None], device: str) -> Tensor | None:
-    """What mergekit's executor does with what it has loaded: move, gather, merge."""
-    if merge.uses_accelerator():
-        inputs = {key: None if tensor is None else tensor.to(device) for key, tensor in inputs.items()}
-    merged: Tensor | None = merge.execute(merge.gather_tensors.execute(**inputs))
-    return merged
 
 
 def _copy_if_untouched(merge: ExecuteMergeMethodTask, save: SaveTensor, loaders: Loaders, device: str) -> Tensor | None:
@@ -202,9 +188,9 @@ def _alike(inputs: list[tuple[ModelLoader, str]]) -> Tensor | None:
         return None
     loader, name = inputs[0]
     tensor = loader.store.tensor(name)
-    others = {(other.store.folder, key): (other, key) for other, key in inputs}
+    others = {(other.store.folder, key): other for other, key in inputs}
     del others[loader.store.folder, name]
-    for other, key in others.values():
+    for (_, key), other in others.items():
         second = other.store.tensor(key)
         if second.dtype != tensor.dtype or not torch.equal(second, tensor):
             return None

@@ -103,14 +103,8 @@ def della_magprune(tensor: Tensor, density: float, epsilon: float, rescale_norm:
 def first_in_order(w: Floats, k: int) -> NDArray[np.bool_] | None:
     """Mask of the `k` entries that `torch.argsort(w, descending=True)` puts first; of entries equal to 0, maybe others.
 
-    (Which zeros are kept changes nothing: kept or not, they are 0.)
-
-    Args:
-        w: ``(n,)``; its contents are undefined afterwards.
-        k: From 0 to n.
-
-    Returns:
-        None where only the sort itself can tell: NaN, or an order of entries that makes the introsort turn to a heapsort.
+    (Which zeros are kept changes nothing: kept or not, they are 0.) The contents of `w`, ``(n,)``, are undefined afterwards.
+    None where only the sort itself can tell: NaN, or an order of entries that makes the introsort turn to a heapsort.
     """
     if k <= 0 or k >= w.size:
         return np.full(w.size, k > 0)

@@ -31,15 +31,10 @@ ADDS_DELTAS_ABOVE = ("ram", "ramplus_tl")
 def gives_base(method: MergeMethod, shared: Values, per_branch: Sequence[Values]) -> bool:
     """Whether a method that has a base gives it, bit for bit, if every branch's tensor equals it.
 
-    Args:
-        method: One of mergekit's.
-        shared: Its shared parameters, all of them.
-        per_branch: The parameters of each input that is not the base.
+    `shared` are all of the method's shared parameters, `per_branch` those of each input that is not the base.
     """
-    numbers = [
-        value for values in (shared, *per_branch) for value in values.values() if isinstance(value, (int, float))
-    ]
-    if not all(map(math.isfinite, numbers)):
+    every = [value for values in (shared, *per_branch) for value in values.values()]
+    if not all(math.isfinite(value) for value in every if isinstance(value, (int, float))):
         return False
     if isinstance(method, GeneralizedTaskArithmeticMerge):
         return all(map(_valid_draw, per_branch))
@@ -54,12 +49,7 @@ def gives_input_rounded(
     """Whether an average of equal tensors is that tensor again, once it is rounded to the dtype in which it is stored.
 
     In fp32 the average may be off in its last bits: far less than half a step of bf16 or fp16 from a number on their grid.
-
-    Args:
-        method: One of mergekit's.
-        shared: Its shared parameters, all of them.
-        per_input: The parameters of each input.
-        dtypes: That of the stored tensor, and that of the merged one.
+    `dtypes` are that of the stored tensor and that of the merged one.
     """
     if len(dtypes) > 1 or not dtypes <= set(HALVES):
         return False

@@ -33,11 +33,8 @@ LOCK = ".lock"
 def whole_folder(place: Path, beside: Collection[str] = ()) -> Iterator[Path]:
     """Yield a new folder to write to; when the context ends well, it is at `place`, and when it fails, it is gone.
 
-    What a killed process left is removed by the next one for the same place.
-
-    Args:
-        place: Where the folder will be.
-        beside: Names of files that may be at `place` already; they stay, and end up in the new folder.
+    What a killed process left is removed by the next one for the same place. Files of the names `beside` may be at `place`
+    already; they stay, and end up in the new folder.
 
     Raises:
         PaftError: `place` is taken, cannot be written, or another process writes for it at the moment.
@@ -52,9 +49,8 @@ def whole_folder(place: Path, beside: Collection[str] = ()) -> Iterator[Path]:
     except BlockingIOError:
         raise PaftError(f"{place}: another merge is writing it. Wait for that, or give another folder.") from None
     except OSError as error:
-        raise PaftError(
-            f"{place}: cannot be written ({error.strerror}). Give a folder that you may write to."
-        ) from None
+        said = f"{place}: cannot be written ({error.strerror}). Give a folder that you may write to."
+        raise PaftError(said) from None
     try:
         _empty(partial)
         yield partial
@@ -95,10 +91,8 @@ def _empty(folder: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            _sync_entry(path)
-    _sync_entry(folder)
+    for path in (*filter(Path.is_file, folder.rglob("*")), folder):
+        _sync_entry(path)
 
 
 def _sync_entry(path: Path) -> None:
@@ -112,16 +106,14 @@ def _sync_entry(path: Path) -> None:
 class ShardedWriter:
     """Writes a model's tensors as they come, in files of at most `shard_size` bytes (a greater tensor has its own).
 
-    Args:
-        folder: Where the files go; nothing there is overwritten.
-        names: Of all tensors that may come.
-        shard_size: In bytes.
+    `names` are those of all tensors that may come. Nothing in the folder is overwritten.
     """
 
     def __init__(self, folder: Path, names: Iterable[str], shard_size: int) -> None:
         self._folder = folder
         self._shard_size = shard_size
-        self._room = _aligned(sum(len(json.dumps(name)) + ENTRY for name in names) + ENTRY)
+        bound = sum(len(json.dumps(name)) + ENTRY for name in names) + ENTRY
+        self._room = (bound + 7) // 8 * 8  # aligned to 8 bytes
         self._file: BinaryIO | None = None
         self._entries: list[dict[str, dict[str, object]]] = []
         self._written = 0
@@ -185,7 +177,3 @@ class ShardedWriter:
 
 def _shard(folder: Path, index: int) -> Path:
     return folder / f"shard-{index}"
-
-
-def _aligned(size: int) -> int:
-    return (size + 7) // 8 * 8

@@ -69,11 +69,6 @@ def merge_command(recipe: Recipe) -> list[str]:
     return [*command, "--random-seed", str(recipe.seed)]
 
 
-def merge_directories(recipe: Recipe) -> list[Path]:
-    """The folders that a merge writes: the merged model, and the adapters as whole models (to be deleted afterwards)."""
-    return [recipe.merged, *([recipe.lora_cache] if recipe.lora_cache is not None else [])]
-
-
 def build_recipe(recipe: Recipe) -> dict[str, Any]:
     """The recipe as mergekit's YAML holds it, in plain dicts and lists."""
     layout = METHODS[recipe.method].layout

@@ -22,7 +22,7 @@ from transformers import (
 
 from paft_plugin.deltas.store import open_model
 from paft_plugin.errors import PaftError
-from paft_plugin.fusion.adapter.live import Slot, open_live
+from paft_plugin.fusion.adapter.peft_model import Slot, open_live
 from tests.deltas.builders import VOCABULARY, make_adapter, make_base, make_gpt2, make_model, make_tokenizer
 from tests.fusion.adapter.conftest import Branches, Write, assert_same, fused_model, through_peft
 

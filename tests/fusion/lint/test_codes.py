@@ -8,8 +8,7 @@ import pytest
 
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.lint import linter  # noqa: F401  (rules enter themselves into RULES)
-from paft_plugin.fusion.lint.findings import errors
-from paft_plugin.fusion.lint.rules import CODES, RULES, codes_document, explain_rules
+from paft_plugin.fusion.lint.findings import CODES, RULES, codes_document, errors, explain_rules
 from tests.fusion.lint import planted_folders  # noqa: F401  (its recipes enter themselves into CASES)
 from tests.fusion.lint.conftest import Bench
 from tests.fusion.lint.planted import ALSO, CASES

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from paft_plugin.cli import paft
-from paft_plugin.fusion.lint.rules import RULES
+from paft_plugin.fusion.lint.findings import RULES
 from tests.fusion.lint.conftest import Bench
 
 RECIPES = Path(__file__).parents[3] / "mergekit_recipes"

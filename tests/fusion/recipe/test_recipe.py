@@ -14,7 +14,7 @@ import yaml
 from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.fusion.recipe.examples import ADAPTERS, FOLDER, examples
 from paft_plugin.fusion.recipe.methods import METHODS
-from paft_plugin.fusion.recipe.render import Recipe, build_recipe, merge_command, merge_directories, render_recipe
+from paft_plugin.fusion.recipe.render import Recipe, build_recipe, merge_command, render_recipe
 from paft_plugin.fusion.recipe.settings import RecipeSettings
 from paft_plugin.fusion.recipe.write import RecipeRequest, request_problems, settle
 
@@ -74,10 +74,10 @@ def test_flags_are_those_needed() -> None:
             "5",
         ),
     ]
-    assert merge_directories(adapters) == [Path("/runs/recipe"), Path("/runs/.lora-cache-0000000000000000")]
+    assert (adapters.merged, adapters.lora_cache) == (Path("/runs/recipe"), Path("/runs/.lora-cache-0000000000000000"))
     models = settled(adapters=False)
     assert not any("lora" in argument for argument in merge_command(models))
-    assert merge_directories(models) == [Path("/runs/recipe")]
+    assert (models.merged, models.lora_cache) == (Path("/runs/recipe"), None)
 
 
 @pytest.mark.parametrize("method", METHODS)

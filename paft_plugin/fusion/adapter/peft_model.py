@@ -1,4 +1,7 @@
-"""The PEFT config of a fused adapter, and a check against PEFT itself that it will load all of the tensors."""
+"""The base model as PEFT sees it: where each tensor of its files is, the config of an adapter on it, and whether that loads.
+
+The check is against PEFT itself, which skips what it doesn't know without a word.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,108 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping
 from copy import deepcopy
+from dataclasses import dataclass
+from typing import Literal
 
 from mergekit.common import ModelReference
 from peft import LoraConfig, TaskType, get_peft_model
 from peft.utils import get_peft_model_state_dict
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from paft_plugin.deltas.adapter import PREFIX
+from paft_plugin.deltas.skeleton import build_model, skeleton_of
+from paft_plugin.deltas.store import TensorStore, tied_names
 from paft_plugin.errors import PaftError, some
-from paft_plugin.fusion.adapter.live import Live, Slot
 
 Shape = tuple[int, ...]
+Kind = Literal["linear", "conv1d", "embedding", "other"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A parameter of the loaded model that is a tensor of the base's files as it is."""
+
+    module: str
+    part: str
+    """Name of the parameter within its module: `weight`, `bias` …"""
+    kind: Kind
+
+    @property
+    def parameter(self) -> str:
+        """The parameter's full name."""
+        return f"{self.module}.{self.part}"
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether PEFT can put LoRA factors on it."""
+        return self.kind != "other" and self.part == "weight"
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the weight is (B·A)ᵀ."""
+        return self.kind in ("conv1d", "embedding")
+
+    @property
+    def is_bias(self) -> bool:
+        """Whether it is the bias of a linear layer: PEFT keeps whole copies of those by `bias`, not by `modules_to_save`."""
+        return self.kind in ("linear", "conv1d") and self.part == "bias"
+
+    def key_of_copy(self, is_adapted: bool) -> str:
+        """The name of a whole copy in the adapter's file: PEFT puts the bias of a module with factors below `base_layer`."""
+        inside = ".base_layer" if is_adapted else ""
+        return f"{PREFIX}{self.module}{inside}.{self.part}"
+
+    def keys_of_factors(self) -> tuple[str, str]:
+        """The names of A and B in the adapter's file."""
+        stem = f"{PREFIX}{self.module}.lora_"
+        if self.kind == "embedding":
+            return f"{stem}embedding_A", f"{stem}embedding_B"
+        return f"{stem}A.weight", f"{stem}B.weight"
+
+
+@dataclass(frozen=True)
+class Live:
+    """A base model without its weights."""
+
+    model: PreTrainedModel
+    slots: dict[str, Slot]
+    """Tensor's name in the files → its slot; a tensor that the loaded model has in another form (fused experts) is not here."""
+    files: dict[str, str]
+    """Parameter → name in the files."""
+    tied: tuple[str, str] | None
+    """Names in the files of embedding and head, if one tensor is both."""
+
+
+def open_live(store: TensorStore) -> Live:
+    """Build the base model on the meta device.
+
+    Raises:
+        PaftError: transformers cannot build it.
+    """
+    try:
+        model = build_model(store.folder)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise PaftError(
+            f"{store.folder}: transformers cannot build the model that its config.json describes ({error}), so no adapter "
+            "can be checked against it. Merge without --adapter."
+        ) from error
+    skeleton = skeleton_of(model, store)
+    slots = {}
+    for name, place in skeleton.places.items():
+        if place.is_whole and skeleton.shapes.get(place.parameter) == store.shape(name):
+            module, _, part = place.parameter.rpartition(".")
+            slots[name] = Slot(module, part, _kind_of_module(model.get_submodule(module)))
+    return Live(model, slots, {slot.parameter: name for name, slot in slots.items()}, tied_names(store))
+
+
+def _kind_of_module(module: nn.Module) -> Kind:
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if isinstance(module, Conv1D):
+        return "conv1d"
+    return "embedding" if isinstance(module, nn.Embedding) else "other"
 
 
 def lora_config(
@@ -44,25 +139,6 @@ def lora_config(
         fan_in_fan_out=any(slot.kind == "conv1d" for slot, _ in adapted.values()),
         ensure_weight_tying=live.tied is not None and live.slots[live.tied[0]].module in saved,
     )
-
-
-def is_bias(slot: Slot) -> bool:
-    """Whether a whole copy is the bias of a linear layer: PEFT keeps those by `bias`, not by `modules_to_save`."""
-    return slot.kind in ("linear", "conv1d") and slot.part == "bias"
-
-
-def key_of_copy(slot: Slot, is_adapted: bool) -> str:
-    """The name of a whole copy in the adapter's file: PEFT puts the bias of a module with factors below `base_layer`."""
-    inside = ".base_layer" if is_adapted else ""
-    return f"{PREFIX}{slot.module}{inside}.{slot.part}"
-
-
-def keys_of_factors(slot: Slot) -> tuple[str, str]:
-    """The names of A and B in the adapter's file."""
-    stem = f"{PREFIX}{slot.module}.lora_"
-    if slot.kind == "embedding":
-        return f"{stem}embedding_A", f"{stem}embedding_B"
-    return f"{stem}A.weight", f"{stem}B.weight"
 
 
 def wanted_by_peft(live: Live, config: LoraConfig) -> dict[str, Shape]:
