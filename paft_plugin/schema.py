@@ -142,7 +142,7 @@ def _explain(model: type[BaseModel], fault: dict[str, Any]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _MayBe:
+class MayBe:
     """What a value of a type may be; of a union, what a value of any part may be."""
 
     models: tuple[type[BaseModel], ...] = ()
@@ -152,7 +152,7 @@ class _MayBe:
     """Types of the values of a mapping that may have any key."""
 
     @classmethod
-    def of(cls, kinds: Iterable[Any]) -> _MayBe:
+    def of(cls, kinds: Iterable[Any]) -> MayBe:
         parts = [cls._of_one(kind) for kind in kinds]
         return cls(
             tuple(model for part in parts for model in part.models),
@@ -161,7 +161,7 @@ class _MayBe:
         )
 
     @classmethod
-    def _of_one(cls, kind: Any) -> _MayBe:
+    def _of_one(cls, kind: Any) -> MayBe:
         origin, inner = get_origin(kind), get_args(kind)
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return cls((kind,))
@@ -193,24 +193,26 @@ def _names(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
                 yield alias, field.annotation
 
 
-def unknown_keys(
-    kinds: Sequence[Any], value: Any, keys: Keys = ()
-) -> Iterator[tuple[Keys, tuple[type[BaseModel], ...]]]:
-    """Keys that no model knows at their place, at any depth, each with the models that could stand there.
+def places(
+    kinds: Sequence[Any], value: Any, keys: Keys = (), owners: tuple[type[BaseModel], ...] = ()
+) -> Iterator[tuple[Keys, Any, Sequence[Any], tuple[type[BaseModel], ...]]]:
+    """`value`, as YAML or JSON has what a person wrote, and all that is in it.
 
-    `value` is what a person wrote, as YAML or JSON has it, at the place `keys`; `kinds` are the types that it may have.
+    Yields where each stands, the value, the types that it may have (none under an unknown key), and the models around it.
     """
-    may_be = _MayBe.of(kinds)
+    yield keys, value, kinds, owners
+    may_be = MayBe.of(kinds)
     if isinstance(value, Mapping) and (may_be.models or may_be.values):
         for key, content in value.items():
-            place = (*keys, str(key))
-            if below := may_be.below(str(key)):
-                yield from unknown_keys(below, content, place)
-            else:
-                yield place, may_be.models
+            yield from places(may_be.below(str(key)), content, (*keys, str(key)), may_be.models)
     elif isinstance(value, list) and may_be.items:
         for index, content in enumerate(value):
-            yield from unknown_keys(may_be.items, content, (*keys, index))
+            yield from places(may_be.items, content, (*keys, index))
+
+
+def unknown_keys(kinds: Sequence[Any], value: Any) -> Iterator[tuple[Keys, tuple[type[BaseModel], ...]]]:
+    """Keys that no model knows at their place, at any depth, each with the models that could stand there."""
+    return ((keys, owners) for keys, _, may_have, owners in places(kinds, value) if not may_have)
 
 
 def names_of(models: Iterable[type[BaseModel]]) -> list[str]:
@@ -230,8 +232,8 @@ def _model_at(model: type[BaseModel], path: Keys) -> type[BaseModel] | None:
     """The model whose fields are the keys at a place below `model`; None where there is none."""
     kinds: list[Any] = [model]
     for key in path:
-        kinds = _MayBe.of(kinds).below(key)
-    return next(iter(_MayBe.of(kinds).models), None)
+        kinds = MayBe.of(kinds).below(key)
+    return next(iter(MayBe.of(kinds).models), None)
 
 
 def _description(model: type[BaseModel], path: Keys) -> str:

@@ -143,10 +143,7 @@ def content(outcome: Outcome) -> dict[str, Any]:
         "versions": outcome.versions,
         "trials": [
             {
-                "number": trial.number,
-                "method": trial.method,
-                "options": trial.options,
-                "is_default": trial.is_default,
+                **vars(trial),
                 "scores": _named(outcome.goals, trial.scores),
                 "stderr": _named(outcome.goals, trial.stderr),
                 "seconds": round(trial.seconds, 3),

@@ -6,8 +6,7 @@ The known keys and kinds are those of the installed mergekit's own configuration
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any
 
 from mergekit.common import ModelPath, ModelReference
 from mergekit.config import MergeConfiguration
@@ -18,7 +17,7 @@ from paft_plugin.errors import closest
 from paft_plugin.fusion.lint.document import Document
 from paft_plugin.fusion.lint.findings import Finding, Rule
 from paft_plugin.fusion.lint.recipe import exists
-from paft_plugin.schema import Keys, dotted, names_of, unknown_keys
+from paft_plugin.schema import Keys, MayBe, dotted, names_of, places, unknown_keys
 
 UNKNOWN_KEY = Rule.error(
     102, "unknown-key", "mergekit ignores keys that it does not know, at every level and without a word."
@@ -82,25 +81,12 @@ def unknown_method(document: Document, name: str) -> Finding:
     return document.finding(UNKNOWN_METHOD, ("merge_method",), f"mergekit has no merge method {name!r}.", fix)
 
 
-def texts(kind: Any, value: Any, keys: Keys) -> Iterator[tuple[Keys, str, type[BaseModel]]]:
-    """Every model reference that is written as a text, with the class that takes it apart."""
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        if isinstance(value, str) and kind in (ModelReference, ModelPath):
-            yield keys, value, kind
-        elif isinstance(value, dict):
-            for key in value.keys() & kind.model_fields.keys():
-                yield from texts(kind.model_fields[key].annotation, value[key], (*keys, key))
-        return
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        for one in arguments:
-            yield from texts(one, value, keys)
-    elif origin is dict and isinstance(value, dict):
-        for key, item in value.items():
-            yield from texts(arguments[1], item, (*keys, str(key)))
-    elif origin is list and isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from texts(arguments[0], item, (*keys, index))
+def texts(content: dict[Any, Any]) -> Iterator[tuple[Keys, str, type[BaseModel]]]:
+    """Every model reference of a recipe that is written as a text, with the class that takes it apart."""
+    for keys, value, kinds, _ in places([MergeConfiguration], content):
+        for kind in MayBe.of(kinds).models:
+            if isinstance(value, str) and kind in (ModelReference, ModelPath):
+                yield keys, value, kind
 
 
 def _unknown_key(document: Document, keys: Keys, owners: Sequence[type[BaseModel]]) -> Finding:
@@ -149,7 +135,7 @@ def _keys_of_fault(document: Document, location: tuple[str | int, ...]) -> Keys:
 
 def _separators(document: Document) -> Iterator[Finding]:
     """`+` and `@` in a text that mergekit takes apart, where what comes out is not what was meant."""
-    for keys, text, kind in texts(MergeConfiguration, document.content, ()):
+    for keys, text, kind in texts(document.content):
         plus = text.split("+") if kind is ModelReference else [text]
         crashes = len(plus) > 2 or any(part.count("@") > 1 for part in plus)
         parts = [part.split("@")[0] for part in plus]

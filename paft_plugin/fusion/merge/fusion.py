@@ -96,7 +96,7 @@ class Fusion:
             raise PaftError(f"{self.recipe}: {one_line(error)}") from error
 
 
-def open_fusion(recipe: Path, seed: int = 0, device: str = "auto") -> Fusion:
+def open_fusion(recipe: Path, seed: int = 0, device: str = "auto", kind: type[Fusion] = Fusion) -> Fusion:
     """Read a recipe (any mergekit YAML of merge methods) and open what it merges.
 
     Relative paths in it are meant from the current folder, and methods that draw at random draw by the seed, both as with
@@ -119,7 +119,7 @@ def open_fusion(recipe: Path, seed: int = 0, device: str = "auto") -> Fusion:
         model_config = model_out_config(bare, architecture)
     except (RuntimeError, ValueError) as error:
         raise PaftError(f"{recipe}: {one_line(error)}") from error
-    return Fusion(recipe, text, config, loaders, options, seed, architecture, model_config)
+    return kind(recipe, text, config, loaders, options, seed, architecture, model_config)
 
 
 class Stream:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -65,8 +65,7 @@ def write_whole_model(delta: Delta, target: Path) -> None:
     with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
         recipe, model = Path(temporary, "recipe.yml"), Path(temporary, target.name)
         write_text(recipe, adapter_recipe(delta.base.folder, delta.branch, MERGE_DTYPE))
-        fusion = open_fusion(recipe, device="cpu")
-        write_fusion(FoldedAdapter(*(getattr(fusion, one.name) for one in fields(fusion) if one.init)), model)
+        write_fusion(open_fusion(recipe, device="cpu", kind=FoldedAdapter), model)
         (model / PROOF_FILE).unlink()  # the merge's own: to a linter the branch is what was trained
         if (delta.branch / PROOF_FILE).is_file():
             shutil.copyfile(delta.branch / PROOF_FILE, model / PROOF_FILE)
@@ -75,11 +74,11 @@ def write_whole_model(delta: Delta, target: Path) -> None:
 
 def whole_model_size(delta: Delta) -> int:
     """Bytes that the weights of `write_whole_model` will take."""
-    loader = AdapterLoader(delta)
-    dtypes = {
-        name: loader.dtype(name) if loader.changes(name) else loader.stored_dtype(name) for name in delta.base.names
-    }
-    return sum(math.prod(delta.base.shape(name)) * dtype.itemsize for name, dtype in dtypes.items())
+    loader, size = AdapterLoader(delta), 0
+    for name in delta.base.names:
+        dtype = loader.dtype(name) if loader.changes(name) else loader.stored_dtype(name)
+        size += math.prod(delta.base.shape(name)) * dtype.itemsize
+    return size
 
 
 def _check_space(folder: Path, deltas: Mapping[str, Delta]) -> None:
