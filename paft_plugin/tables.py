@@ -84,11 +84,6 @@ class Table:
     elsewhere: str = ""
     """Where optional columns are found that a terminal left out."""
 
-    @property
-    def is_sortable(self) -> bool:
-        """Whether sorting its rows changes anything."""
-        return len(self.rows) > 1
-
     def turned(self) -> Table:
         """Rows as columns and columns as rows."""
         columns = [Column(self.columns[0].heading, is_number=False), *(Column(row.cells[0].text) for row in self.rows)]

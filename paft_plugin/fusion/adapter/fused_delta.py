@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from mergekit.architecture import WeightInfo
@@ -176,27 +174,16 @@ def coefficients(merge: ExecuteMergeMethodTask) -> dict[ModelReference, float] |
     inputs = {model: dict(merge.input_parameters[model].items()) for model in merge.model_order}
     if isinstance(method, GeneralizedTaskArithmeticMerge):
         branches = {model: values for model, values in inputs.items() if model != merge.base_model}
-        found = _sum_of_deltas(method, shared, branches)
+        trims = method.sparsification_method is not None and any(one["density"] < 1 for one in branches.values())
+        if trims or method.consensus_method is not None:
+            return None
+        together = sum(values["weight"] for values in branches.values())
+        divisor = together if shared["normalize"] and abs(together) >= NO_DIVISOR else 1.0
+        found = {model: shared["lambda"] * values["weight"] / divisor for model, values in branches.items()}
         # What is left of the base's own delta, should an adapter be the base.
-        return found and {**found, merge.base_model: 1 - sum(found.values())}
-    return _average(shared, inputs) if method.spec.name == "linear" else None
-
-
-def _sum_of_deltas(
-    method: GeneralizedTaskArithmeticMerge, shared: Mapping[str, Any], branches: dict[ModelReference, dict[str, Any]]
-) -> dict[ModelReference, float] | None:
-    if method.consensus_method is not None:
+        return {**found, merge.base_model: 1 - sum(found.values())}
+    if method.spec.name != "linear":
         return None
-    if method.sparsification_method is not None and any(values["density"] < 1 for values in branches.values()):
-        return None
-    together = sum(values["weight"] for values in branches.values())
-    divisor = together if shared["normalize"] and abs(together) >= NO_DIVISOR else 1.0
-    return {model: shared["lambda"] * values["weight"] / divisor for model, values in branches.items()}
-
-
-def _average(
-    shared: Mapping[str, Any], inputs: dict[ModelReference, dict[str, Any]]
-) -> dict[ModelReference, float] | None:
     together = sum(values["weight"] for values in inputs.values())
     divisor = together if shared["normalize"] else 1.0
     if divisor == 0 or abs(together / divisor - 1) > ROUNDING:
@@ -208,11 +195,7 @@ def _base_of(fusion: Fusion) -> ModelReference:
     named = fusion.config.base_model
     if named is not None and named.lora is None:
         return named
-    bases = {
-        reference.model_copy(update={"lora": None})
-        for reference, loader in fusion.loaders.items()
-        if isinstance(loader, AdapterLoader)
-    }
+    bases = {reference.model_copy(update={"lora": None}) for reference in fusion.loaders if reference.lora}
     if len(bases) == 1:
         return bases.pop()
     raise PaftError(

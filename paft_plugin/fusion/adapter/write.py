@@ -100,23 +100,17 @@ class _Contents:
     def complete(self, wanted: dict[str, Shape]) -> None:
         """Write what else PEFT asks for: the unchanged rest of a module that is saved, and the head tied to an embedding."""
         live = self.fused.live
+        head = live.model.get_output_embeddings() if self.embedding is not None else None
+        tied = next((name for name, module in live.model.named_modules() if module is head), None)
         for key in wanted:
             parameter = key.removeprefix(PREFIX)
-            if key in self.held or parameter.rpartition(".")[0] not in self.saved_or_tied():
+            module = parameter.rpartition(".")[0]
+            if key in self.held or module not in (*self.saved, tied):
                 continue
-            if self.embedding is not None and parameter == self.tied_head():
+            if self.embedding is not None and parameter == f"{tied}.weight":
                 self.write(key, self.embedding)
             elif parameter in live.files:
                 self.write(key, self.fused.store.tensor(live.files[parameter]))
-
-    def saved_or_tied(self) -> set[str]:
-        """Modules of which PEFT saves everything."""
-        return self.saved if self.embedding is None else self.saved | {self.tied_head().rpartition(".")[0]}
-
-    def tied_head(self) -> str:
-        """The head's parameter in the loaded model."""
-        head = self.fused.live.model.get_output_embeddings()
-        return next(f"{name}.weight" for name, module in self.fused.live.model.named_modules() if module is head)
 
 
 def write_adapter(
