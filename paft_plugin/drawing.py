@@ -217,19 +217,14 @@ def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
 
 def step_axis(axes: Axes) -> None:
     """Count optimizer steps on the x axis."""
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    whole_numbers(axes.xaxis)
     axes.set_xlabel("optimizer step")
 
 
 Box = tuple[float, float, float, float]
 """Left, bottom, right, top in typographic points."""
-LABEL_SIZE, LINE_HEIGHT, CHARACTER = (
-    8,
-    9.6,
-    4.7,
-)  # typographic points; a character's width is that of the widest common fonts
+# Typographic points; a character's width is that of the widest common fonts.
+LABEL_SIZE, LINE_HEIGHT, CHARACTER = 8, 9.6, 4.7
 NEAR = 16  # typographic points: a name farther from its point than that gets a line to it
 REACHES = (9, 15, 24, 36, 50, 66, 84, 104)
 DIRECTIONS = tuple((math.cos(math.pi / 8 * step), math.sin(math.pi / 8 * step)) for step in range(16))
@@ -250,14 +245,10 @@ class NamedPoint:
 def label_points(
     axes: Axes, points: Sequence[NamedPoint], marks: Sequence[NamedPoint], together: float = 12, between: str = "\n"
 ) -> None:
-    """Write each point's name beside it, where it covers no other name, point or error bar as far as there is room.
+    """Write each point's name beside it, where it covers no other name and none of `marks` as far as there is room.
 
-    Args:
-        axes: Their limits and place must be final.
-        points: What to name.
-        marks: What no name may cover, points and error bars.
-        together: Points nearer than that (in typographic points), or in one place, share a list of names.
-        between: What stands between the names of such a list.
+    The limits and the place of the axes must be final. Points nearer than `together` (in typographic points) share a list of
+    names, with `between` between them.
     """
     scale = 72 / axes.figure.dpi
     taken = [box for mark in marks for box in _mark_boxes(axes, mark, scale)]
@@ -345,12 +336,8 @@ def as_svg(plot: Plot) -> str:
     buffer = io.StringIO()
     with matplotlib.rc_context({**RC, "svg.hashsalt": plot.name}):  # without it, identifiers are random
         FigureCanvasSVG(plot.figure)
-        plot.figure.savefig(
-            buffer,
-            format="svg",
-            transparent=True,
-            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
-        )
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        plot.figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     return _for_a_page(buffer.getvalue(), plot)
 
 

@@ -46,7 +46,7 @@ class MergeRun:
     wall_s: float
     cpu_s: float
     peak_mb: float
-    intermediate_mb: float
+    between_mb: float
     """Whole models written for the merge alone."""
 
 
@@ -75,12 +75,17 @@ def _row(
     figures: list[Figure] = []
     timings: dict[str, list[float]] = {}
     held = size == FULL  # on a small model, imports are most of either
-    for what, unit in (("wall_s", "s"), ("cpu_s", "s"), ("peak_mb", "MB"), ("intermediate_mb", "MB")):
-        name = {"intermediate_mb": "between"}.get(what, what.rpartition("_")[0])
+    for what, unit, bar in (
+        ("wall_s", "s", BAR),
+        ("cpu_s", "s", None),
+        ("peak_mb", "MB", BAR),
+        ("between_mb", "MB", 0.0),
+    ):
+        name = what.removesuffix(f"_{unit.lower()}")
         plain_samples, our_samples = ([getattr(run, what) for run in runs] for runs in (plain_runs, our_runs))
         figures += [figure(f"{name}, plain", plain_samples, unit), figure(f"{name}, ours", our_samples, unit)]
-        bar = {"wall_s": BAR, "peak_mb": BAR, "intermediate_mb": 0.0}.get(what) if held else None
-        figures.append(figure(f"{name}, ours / plain", quotients(our_samples, plain_samples), "×", bar))
+        ratios = quotients(our_samples, plain_samples)
+        figures.append(figure(f"{name}, ours / plain", ratios, "×", bar if held else None))
         timings |= {f"{name}, plain": plain_samples, f"{name}, ours": our_samples}
     growth = median(run.peak_mb for run in our_runs) / of_half.peak_mb
     figures.append(Figure("peak, ours, all / half the layers", growth, "×", at_most=1.05 if held else None))

@@ -43,16 +43,15 @@ class Figure:
     low: float | None = None
     high: float | None = None
     at_most: float | None = None
+    """Its bar, or `at_least`; not both."""
     at_least: float | None = None
 
     @property
     def met(self) -> bool | None:
         """Whether its bar is met; None if it has none."""
-        if self.at_most is None and self.at_least is None:
-            return None
-        return (self.at_most is None or self.value <= self.at_most) and (
-            self.at_least is None or self.value >= self.at_least
-        )
+        if self.at_most is not None:
+            return self.value <= self.at_most
+        return None if self.at_least is None else self.value >= self.at_least
 
 
 @dataclass(frozen=True)
@@ -94,11 +93,8 @@ def _cells(figure: Figure) -> tuple[str, str, str, str]:
     extremes = BLANK
     if figure.low is not None and figure.high is not None:
         extremes = f"{_number(figure.low)} – {_number(figure.high)}"
-    bar = BLANK
-    if figure.at_most is not None:
-        bar = f"≤ {_number(figure.at_most)}"
-    elif figure.at_least is not None:
-        bar = f"≥ {_number(figure.at_least)}"
+    bars = {"≤": figure.at_most, "≥": figure.at_least}
+    bar = next((f"{sign} {_number(bar)}" for sign, bar in bars.items() if bar is not None), BLANK)
     met = {None: BLANK, True: "yes", False: "NO"}[figure.met]
     return f"{_number(figure.value)} {figure.unit}".rstrip(), extremes, bar, met
 
@@ -108,13 +104,7 @@ def _number(value: float) -> str:
 
 
 def as_json(rows: Sequence[BenchmarkRow], packages: Sequence[str], conditions: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that was measured, and on what.
-
-    Args:
-        rows: what was measured.
-        packages: whose versions matter.
-        conditions: how it was measured, as JSON.
-    """
+    """Everything that was measured, on what, with which `packages`, and how (`conditions`)."""
     return {
         "schema": SCHEMA,
         **conditions,
@@ -126,12 +116,7 @@ def as_json(rows: Sequence[BenchmarkRow], packages: Sequence[str], conditions: M
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         },
         "rows": [
-            {
-                "name": row.name,
-                "note": row.note,
-                "figures": [{**asdict(figure), "met": figure.met} for figure in row.figures],
-                "timings": row.timings,
-            }
+            {**asdict(row), "figures": [{**asdict(figure), "met": figure.met} for figure in row.figures]}
             for row in rows
         ],
     }
@@ -148,13 +133,9 @@ output_option = click.option(
 def run_benchmark(
     rows: Iterable[BenchmarkRow], output: Path | None, packages: Sequence[str], conditions: Mapping[str, Any]
 ) -> None:
-    """Measure `rows`, one by one, show them, and write them into `output` if there is one.
+    """Measure `rows`, which are measured as they are asked for, and show them.
 
-    Args:
-        rows: Measured as they are asked for.
-        output: Written anew after each: what was measured so far outlives an interruption.
-        packages: Whose versions matter.
-        conditions: How it is measured, as JSON.
+    `output` is written anew after each: what was measured so far outlives an interruption.
     """
     done: list[BenchmarkRow] = []
     for row in rows:
@@ -176,15 +157,9 @@ def sized_command(
     packages: Sequence[str],
     repeats: int,
 ) -> click.Command:
-    """The command line of a benchmark on models of a size, which are made for it.
+    """The command line of a benchmark on models of a size (a dataclass; `quick` is that of `--quick`), which are made for it.
 
-    Args:
-        text: Its help.
-        measure: Takes a size, the number of repeats, and a folder for the models.
-        full: The size that is measured, a dataclass.
-        quick: That of `--quick`.
-        packages: Whose versions matter.
-        repeats: How often, unless it is said.
+    `measure` takes a size, the number of repeats, and a folder for the models.
     """
     sizes: dict[bool, Any] = {False: full, True: quick}
 
@@ -195,8 +170,7 @@ def sized_command(
     @click.option("--work", type=click.Path(path_type=Path), help="Where the models go. [a temporary folder]")
     def command(quick: bool, repeats: int, output: Path | None, work: Path | None) -> None:
         size = sizes[quick]
-        threads = os.environ.get("OMP_NUM_THREADS")
-        conditions = {"quick": quick, "size": asdict(size), "OMP_NUM_THREADS": threads}
+        conditions = {"quick": quick, "size": asdict(size), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")}
         with TemporaryDirectory(dir=work, prefix="paft-benchmark-") as folder:
             run_benchmark(measure(size, repeats, Path(folder)), output, packages, conditions)
 

@@ -15,9 +15,9 @@ import json
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -71,8 +71,7 @@ STATES = ("cold", "warm")
 def measure(size: LlamaSize, repeats: int, folder: Path) -> Iterator[BenchmarkRow]:
     """A row for each case and state of the cache; reading and inspecting take turns."""
     whole, half = folder / "whole", folder / "half"
-    smaller = LlamaSize(**{**asdict(size), "layers": size.layers // 2})
-    for each, where in ((size, whole), (smaller, half)):
+    for each, where in ((size, whole), (replace(size, layers=size.layers // 2), half)):
         apart(make_llamas, each, where)
     for name, branches in CASES.items():
         folders = [whole / "base", *(whole / branch for branch in branches)]
@@ -148,11 +147,7 @@ def read(folders: Sequence[Path], threads: int) -> InspectionRun:
                 while left > 0:
                     left -= stream.readinto(memoryview(buffer)[: min(left, BUFFER)])
 
-    def every_part() -> None:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(part, range(threads)))
-
-    return _timed_work(every_part)
+    return _timed_work(lambda: _side_by_side(part, range(threads), threads))
 
 
 def load(folders: Sequence[Path], threads: int) -> InspectionRun:
@@ -160,33 +155,23 @@ def load(folders: Sequence[Path], threads: int) -> InspectionRun:
     from paft_plugin.deltas.store import TensorStore
 
     stores = [TensorStore(folder, sorted(folder.glob("*.safetensors"))) for folder in folders]
-
-    def every_tensor() -> None:
-        with ThreadPoolExecutor(threads) as pool:
-            for store in stores:
-                list(pool.map(lambda name, store=store: store.tensor(name).clone().numel(), store.names))
-
-    return _timed_work(every_tensor)
+    tensors = [(store, name) for store in stores for name in store.names]
+    return _timed_work(lambda: _side_by_side(lambda each: each[0].tensor(each[1]).clone().numel(), tensors, threads))
 
 
 def materialise(folders: Sequence[Path], threads: int) -> InspectionRun:
     """Every tensor of every delta in fp32, without a look at any: what an adapter's delta costs before it can be measured."""
     import torch
 
-    from paft_plugin.deltas import open_delta
+    from paft_plugin.deltas.delta import open_delta
     from paft_plugin.machine import reuse_freed_memory
 
     reuse_freed_memory()
     torch.set_num_threads(1)
     base, *branches = folders
     deltas = [open_delta(base, branch) for branch in branches]
-
-    def every_delta() -> None:
-        with ThreadPoolExecutor(threads) as pool:
-            for delta in deltas:
-                list(pool.map(lambda name, delta=delta: delta.one(name).numel(), delta.names))
-
-    return _timed_work(every_delta)
+    tensors = [(delta, name) for delta in deltas for name in delta.names]
+    return _timed_work(lambda: _side_by_side(lambda each: each[0].one(each[1]).numel(), tensors, threads))
 
 
 KINDS: dict[str, tuple[Callable[..., InspectionRun], tuple[int, ...]]] = {
@@ -196,6 +181,11 @@ KINDS: dict[str, tuple[Callable[..., InspectionRun], tuple[int, ...]]] = {
     "materialise": (materialise, (2,)),
     "inspect": (inspect, ()),
 }
+
+
+def _side_by_side(work: Callable[[Any], object], each: Iterable[Any], threads: int) -> None:
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, each))
 
 
 def _timed_work(work: Callable[[], Any]) -> InspectionRun:
@@ -253,12 +243,8 @@ def linear(size: LlamaSize) -> dict[str, tuple[int, int]]:
     """The linear modules of one layer."""
     square, narrow, up = (size.hidden, size.hidden), (size.key_value, size.hidden), (size.intermediate, size.hidden)
     attention = {"q_proj": square, "k_proj": narrow, "v_proj": narrow, "o_proj": square}
-    return {
-        **{f"self_attn.{name}": shape for name, shape in attention.items()},
-        "mlp.gate_proj": up,
-        "mlp.up_proj": up,
-        "mlp.down_proj": up[::-1],
-    }
+    mlp = {"gate_proj": up, "up_proj": up, "down_proj": up[::-1]}
+    return {**{f"self_attn.{n}": shape for n, shape in attention.items()}, **{f"mlp.{n}": s for n, s in mlp.items()}}
 
 
 def make_llamas(size: LlamaSize, folder: Path) -> None:

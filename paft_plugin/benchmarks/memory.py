@@ -51,9 +51,8 @@ _LORA = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "lora_target_linea
 def measure(folder: Path) -> Iterator[BenchmarkRow]:
     """A row for each model and kind, as soon as it is measured: estimate and peak in MB, and their ratio."""
     demo = Path(paft_plugin.demo.__file__).parent / "base"
-    alone = _peak_of_training(
-        folder / "alone", _config(folder / "alone", demo, KINDS["LoRA SFT"], length=32, batch=1), demo
-    )
+    run = folder / "alone"
+    alone = _peak_of_training(run, _config(run, demo, KINDS["LoRA SFT"], length=32, batch=1), demo)
     yield BenchmarkRow("the process alone", [Figure("peak", alone / 1e6, "MB")])
     for name, shape in MODELS.items():
         base = _model(folder / name.replace(" ", "-"), demo, shape)
@@ -67,15 +66,13 @@ def measure(folder: Path) -> Iterator[BenchmarkRow]:
 
 def _row(name: str, estimate: Memory, peak: int, alone: int) -> BenchmarkRow:
     ours = estimate.total - estimate.process * (1 + ADDED)
-    return BenchmarkRow(
-        name,
-        [
-            Figure("estimate", estimate.total / 1e6, "MB"),
-            Figure("peak", peak / 1e6, "MB"),
-            Figure("estimate / peak", estimate.total / peak, "", at_least=1.0),
-            Figure("without the process", ours / (peak - alone), ""),
-        ],
-    )
+    figures = [
+        Figure("estimate", estimate.total / 1e6, "MB"),
+        Figure("peak", peak / 1e6, "MB"),
+        Figure("estimate / peak", estimate.total / peak, "", at_least=1.0),
+        Figure("without the process", ours / (peak - alone), ""),
+    ]
+    return BenchmarkRow(name, figures)
 
 
 def _model(folder: Path, demo: Path, shape: Mapping[str, int]) -> Path:
@@ -144,11 +141,9 @@ def _rows(demo: Path, length: int, paired: bool) -> str:
         for count in range(length, 0, -1)
         if len(tokenizer.apply_chat_template([*question, _answer(count)], tokenize=True)["input_ids"]) <= length
     )
-    row = (
-        {"question": question, "chosen": _answer(words), "rejected": _answer(words)}
-        if paired
-        else {"messages": [*question, _answer(words)]}
-    )
+    row: dict[str, Any] = {"messages": [*question, _answer(words)]}
+    if paired:
+        row = {"question": question, "chosen": _answer(words), "rejected": _answer(words)}
     return "".join(json.dumps(row | {"row": number}) + "\n" for number in range(32))
 
 

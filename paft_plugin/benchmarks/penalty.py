@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -115,16 +115,6 @@ def _full_training(scale: Scale, settings: PenaltySettings | None) -> Callable[[
     return work
 
 
-def proximal_step(scale: Scale) -> BenchmarkRow:
-    """The penalty's own time in proximal mode, which takes the norm of the factors."""
-    return _own_time("proximal step", PROXIMAL, scale)
-
-
-def controller(scale: Scale) -> BenchmarkRow:
-    """The penalty's own time when λ is steered."""
-    return _own_time("controller", CONTROLLER, scale)
-
-
 def inspection(scale: Scale) -> BenchmarkRow:
     """What one inspection of a LoRA costs, and what share of a run that is at the recommended interval."""
     model = random_llama(scale, lora=True)
@@ -137,12 +127,12 @@ def inspection(scale: Scale) -> BenchmarkRow:
         figure(f"inspection / {INSPECT_STEPS} steps", shares, "%", at_most=1),
     ]
     timings = {"plain step": times.plain, "inspection": times.inspections}
-    return BenchmarkRow(
-        "inspection", figures, timings, f"{_size(model)}, LoRA r={RANK} on all linear layers, {_tokens(scale)}"
-    )
+    note = f"{_size(model)}, LoRA r={RANK} on all linear layers, {_tokens(scale)}"
+    return BenchmarkRow("inspection", figures, timings, note)
 
 
-def _own_time(name: str, settings: PenaltySettings, scale: Scale) -> BenchmarkRow:
+def own_time(name: str, settings: PenaltySettings, scale: Scale) -> BenchmarkRow:
+    """The penalty's own time, in proximal mode or when λ is steered."""
     # What the penalty does is independent of the tokens, so the steps around it may be short.
     short = replace(scale, sequences=2, sequence_length=32, pairs=scale.repeats)
     model = random_llama(short, lora=True)
@@ -239,16 +229,11 @@ def gpu(scale: Scale) -> BenchmarkRow:
     timings: dict[str, list[float]] = {}
     for name, on in (("kernel", True), ("torch", False)):
         model = random_llama(long, lora=True).bfloat16()
-        switch: AbstractContextManager[object] = (
-            nullcontext() if on else patch.object(kernel, "runs_on", lambda _: False)
-        )
-        with switch:
+        with nullcontext() if on else patch.object(kernel, "runs_on", lambda _: False):
             times = time_steps(model, long, use_cpu=False, bf16=True)
-        figures += [
-            Figure(f"{name}: {one.what}", one.value, one.unit, one.low, one.high, one.at_most)
-            for one in [*times.ratios(at_most=1.01), figure("penalty", times.penalty, "s")]
-        ]
-        timings |= times.timings(f"{name}: ")
+        own = [*times.ratios(at_most=1.01), figure("penalty", times.penalty, "s")]
+        figures += [replace(one, what=f"{name}: {one.what}") for one in own]
+        timings |= {f"{name}: {what}": samples for what, samples in times.timings().items()}
     note = f"{torch.cuda.get_device_name()}, bf16, {_tokens(long)}; the clock waits for the GPU around the penalty"
     return BenchmarkRow("gpu", figures, timings, note)
 
@@ -265,8 +250,8 @@ ROWS: dict[str, Callable[[Scale], BenchmarkRow]] = {
     "lora step": lora_step,
     "llama-3-8b layer set": layer_set,
     "full step": full_step,
-    "proximal step": proximal_step,
-    "controller": controller,
+    "proximal step": partial(own_time, "proximal step", PROXIMAL),
+    "controller": partial(own_time, "controller", CONTROLLER),
     "inspection": inspection,
     "gpu": gpu,
 }
@@ -280,11 +265,10 @@ def command(output: Path | None, quick: bool, only: tuple[str, ...]) -> None:
     """Measure what the L1 penalty costs in time and memory."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models and tokens are made on the spot
     scale = QUICK if quick else FULL
-    run_benchmark(measure(only or tuple(ROWS), scale), output, PACKAGES, {"quick": quick, "scale": asdict(scale)})
 
+    def rows() -> Iterator[BenchmarkRow]:
+        for name in only or ROWS:
+            click.echo(f"{name} …", err=True)
+            yield ROWS[name](scale)
 
-def measure(names: Sequence[str], scale: Scale) -> Iterator[BenchmarkRow]:
-    """The rows of these names."""
-    for name in names:
-        click.echo(f"{name} …", err=True)
-        yield ROWS[name](scale)
+    run_benchmark(rows(), output, PACKAGES, {"quick": quick, "scale": asdict(scale)})

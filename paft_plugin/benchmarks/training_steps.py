@@ -64,13 +64,9 @@ class StepTimes:
     inspections: list[float] = field(default_factory=list)
     """Of the steps with a penalty, if they are inspected."""
 
-    def timings(self, prefix: str = "") -> dict[str, list[float]]:
+    def timings(self) -> dict[str, list[float]]:
         """Every sample, for the JSON."""
-        return {
-            f"{prefix}plain step": self.plain,
-            f"{prefix}penalised step": self.penalised,
-            f"{prefix}penalty in a step": self.penalty,
-        }
+        return {"plain step": self.plain, "penalised step": self.penalised, "penalty in a step": self.penalty}
 
     def ratios(self, at_most: float) -> list[Figure]:
         """How much longer the penalty makes a step: by the two steps' medians, and by its own clock."""
@@ -97,31 +93,30 @@ class SwitchedInjector(PenaltyInjector):
         """Seconds of the last one."""
 
     def before_optimizer_step(self) -> None:
-        if self.on:
-            self.passes += 1
-            self._timed(super().before_optimizer_step)
+        self.passes += self.on
+        self._timed(super().before_optimizer_step)
 
     def after_optimizer_step(self) -> None:
-        if self.on:
-            self._timed(super().after_optimizer_step)
+        self._timed(super().after_optimizer_step)
 
     def end_step(self) -> None:
-        if self.on:
-            self._timed(super().end_step)
+        self._timed(super().end_step)
 
     def inspect(self) -> None:
-        if self.on:
-            start = now()
-            super().inspect()
-            self.inspection = now() - start
+        before = self.seconds
+        self._timed(super().inspect)
+        self.inspection, self.seconds = self.seconds - before, before
 
     def measure(self) -> Measurement:
-        return self._timed(super().measure) if self.on else Measurement(0.0, {}, 0)
+        return self._timed(super().measure) or Measurement(0.0, {}, 0)
 
     def state(self) -> dict[str, Any]:
-        return self._timed(super().state) if self.on else {}
+        return self._timed(super().state) or {}
 
     def _timed(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns; None if the penalty is off."""
+        if not self.on:
+            return None
         start = now()
         result = work()
         self.seconds += now() - start

@@ -46,26 +46,26 @@ def measure(folder: Path, repeats: int, effort: Effort, say: Callable[[str], Non
                 together.append(seconds)
             say(f"repeat {repeat + 1} of {repeats}, {workers} at once: {seconds:.1f} s")
     sums = [sum(times) for times in zip(*apart.values(), strict=True)]
-    return BenchmarkRow(
-        "the demo's two branches",
-        [
-            *(figure(f"{branch} alone", times, "s") for branch, times in apart.items()),
-            figure("both at once", together, "s"),
-            figure("at once / sum", quotients(together, sums), "", at_most=BAR),
-        ],
-        {**apart, "together": together},
-    )
+    figures = [figure(f"{branch} alone", times, "s") for branch, times in apart.items()]
+    figures.append(figure("both at once", together, "s"))
+    figures.append(figure("at once / sum", quotients(together, sums), "", at_most=BAR))
+    return BenchmarkRow("the demo's two branches", figures, {**apart, "together": together})
 
 
 def _run(run_dir: Path, workers: int, effort: Effort) -> tuple[float, dict[str, float]]:
     """Train both branches; returns how long that took, and each of them."""
     run_dir = run_dir.resolve()
+
+    def make_configs() -> None:
+        write_inputs(replace(QUICK_DEMO, effort=effort), run_dir)
+        prepare(run_dir / "paft.yml", BRANCHES)
+
     begin = time.monotonic()
     results = run_stages(
         [_train(run_dir, branch) for branch in BRANCHES],
         run_dir,
         LocalExecutor(workers=workers, threads=1),
-        prepare=lambda: _prepare(run_dir, effort),
+        prepare=make_configs,
         variables=OFFLINE,
         reader=STAGE_LOGS,
     )
@@ -78,15 +78,8 @@ def _train(run_dir: Path, branch: str) -> Stage:
     return Stage(branch, f"train {branch}", command, Path("branches") / branch, resources=Resources(devices=1))
 
 
-def _prepare(run_dir: Path, effort: Effort) -> None:
-    write_inputs(replace(QUICK_DEMO, effort=effort), run_dir)
-    prepare(run_dir / "paft.yml", BRANCHES)
-
-
 @click.command()
-@click.option(
-    "--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="How often both ways are timed."
-)
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="How often both ways are timed.")
 @click.option("--sft-steps", type=click.IntRange(min=1), default=EFFORT.sft_steps, show_default=True)
 @click.option("--preference-steps", type=click.IntRange(min=1), default=EFFORT.preference_steps, show_default=True)
 @output_option

@@ -21,11 +21,6 @@ def examine(base: Path, sft: Path, preference: Path) -> Findings:
 
     Reads every tensor of both branches once, one at a time, since a NaN can be anywhere; of the base only headers, unless an
     adapter names another folder as its base: then both are compared.
-
-    Args:
-        base: folder of the base model.
-        sft: folder of the SFT branch, an adapter or a model.
-        preference: folder of the preference branch.
     """
     findings = Findings()
     if sft.exists() and preference.exists() and sft.samefile(preference):
@@ -43,11 +38,7 @@ def examine(base: Path, sft: Path, preference: Path) -> Findings:
 
 
 def check_belongs(base: Path, branch: Path) -> list[str]:
-    """All that keeps `branch` (an adapter's or a model's folder) from being a delta on `base`.
-
-    Returns:
-        Problems, each with what, where and what to do; empty if they belong together.
-    """
+    """All that keeps `branch` (an adapter's or a model's folder) from being a delta on `base`; empty if nothing does."""
     try:
         store = open_model(base)
     except PaftError as error:

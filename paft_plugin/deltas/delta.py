@@ -63,11 +63,7 @@ class Delta:
 
 
 def open_delta(base: Path, branch: Path) -> Delta:
-    """Open the delta of a branch: an adapter's folder or a model's.
-
-    Args:
-        base: Folder of the base model.
-        branch: Folder of the branch. With an `adapter_config.json` in it, it is an adapter, whatever else lies there.
+    """Open the delta of a branch's folder: with an `adapter_config.json` in it, it is an adapter, whatever else lies there.
 
     Raises:
         PaftError: A folder or file is missing, pickled or corrupt; an adapter's delta is not s·BA; tensors don't fit the base.
@@ -118,14 +114,10 @@ def _model_delta(base: TensorStore, branch: TensorStore) -> Delta:
         part = place.cut(branch.tensor(source))
         return lambda start, stop: part[start:stop]
 
+    def read_ahead(name: str) -> None:
+        branch.read_ahead(fit.sources[name][0])
+
+    names = tuple(fit.names)
     return Delta(
-        "model",
-        base,
-        branch.folder,
-        tuple(fit.names),
-        lambda: branch.fingerprint,
-        rows,
-        lambda _: None,
-        trained,
-        lambda name: branch.read_ahead(fit.sources[name][0]),
+        "model", base, branch.folder, names, lambda: branch.fingerprint, rows, lambda _: None, trained, read_ahead
     )

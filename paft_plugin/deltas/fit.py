@@ -30,8 +30,6 @@ class Fit:
 
     names: list[str] = field(default_factory=list)
     """Base tensors that the branch can change, sorted; of two tied ones the embedding alone."""
-    transposed: set[str] = field(default_factory=set)
-    """Modules whose weight is (B·A)ᵀ: embeddings, and the Conv1D layers of GPT-2 (`fan_in_fan_out`)."""
     changes: dict[str, list[Change]] = field(default_factory=dict)
     """Base tensor → the summands of an adapter's δ on it."""
     sources: dict[str, tuple[str, ParameterPlace]] = field(default_factory=dict)
@@ -102,9 +100,8 @@ def _sources_by_place(
         place = ours.places[name]
         if place in there:
             sources[name] = (there[place], ParameterPlace(place.parameter))
-        elif (
-            whole := ParameterPlace(place.parameter)
-        ) in there:  # the branch holds fused what the base holds expert by expert
+        # The branch holds fused what the base holds expert by expert.
+        elif (whole := ParameterPlace(place.parameter)) in there:
             sources[name] = (there[whole], place)
     return names, others, sources
 
@@ -130,8 +127,6 @@ def _fit_tensor(fit: Fit, base: TensorStore, adapter: Adapter, name: str, change
     wanted = base.shape(name)
     for change in changes:
         shape = change.shape(adapter)
-        if isinstance(change, LowRank) and change.transposed:
-            fit.transposed.add(change.module)
         may_grow = name.endswith(VOCABULARY) and shape[1:] == wanted[1:] and shape[0] > wanted[0]
         if may_grow:
             fit.grown[name] = max(shape[0] - wanted[0], fit.grown.get(name, 0))

@@ -25,12 +25,7 @@ OCTAVES = np.log10(np.append(np.ldexp([[1.0, 1.5]], np.arange(-40, 128)[:, None]
 def hoyer(entries: int, l1: float, squares: float) -> float | None:
     """(√n − ‖δ‖₁/‖δ‖₂) / (√n − 1): 0 if all |δ| are equal, 1 if one entry is all; None if δ = 0, not finite or one entry.
 
-    Source: Hoyer 2004, "Non-negative matrix factorization with sparseness constraints".
-
-    Args:
-        entries: n.
-        l1: ‖δ‖₁.
-        squares: ‖δ‖₂².
+    Source: Hoyer 2004, "Non-negative matrix factorization with sparseness constraints". `entries` is n, `squares` ‖δ‖₂².
     """
     if not 0 < squares < math.inf or entries < 2:
         return None
@@ -39,14 +34,10 @@ def hoyer(entries: int, l1: float, squares: float) -> float | None:
 
 
 def effective_rank(left: Tensor, right: Tensor) -> float:
-    """(Σσ²)² / Σσ⁴ of left · right, between 1 and its rank; 0 if the product is 0, NaN if it is not finite.
+    """(Σσ²)² / Σσ⁴ of left · right, ``[m, r]`` and ``[r, n]``, between 1 and its rank; 0 if it is 0, NaN if it is not finite.
 
     The participation ratio of the squared singular values; R₀ of Bartlett et al. (arXiv 1906.11300) with λ = σ². From the
     factors' Gram matrices in fp64: Σσ² and Σσ⁴ are traces of an r × r matrix and of its square, so nothing is decomposed.
-
-    Args:
-        left: ``[m, r]``, any float dtype.
-        right: ``[r, n]``, any float dtype.
     """
     left, right = left.double(), right.double()
     gram = ((left.T @ left) @ (right @ right.T)).cpu()  # its eigenvalues are σ²
@@ -102,24 +93,16 @@ class Magnitudes:
         return float((taken * sizes).sum() / mass.sum())
 
     def histogram(self, log10_edges: Doubles, zeros: int) -> Histogram:
-        """The counts in wider bins; what is not finite is in none.
+        """The counts between `log10_edges`, ``(N + 1,)``; what is not finite is in none.
 
-        Args:
-            log10_edges: ``(N + 1,)``, `DECADES` or `OCTAVES`.
-            zeros: entries that are exactly zero; they are among those of the first size.
+        `zeros` are the entries that are exactly zero, which are among those of the first size.
         """
         counts = self.counts[: len(self.sizes)]
         places = np.searchsorted(log10_edges, np.log10(self.sizes[1:]), side="right")
-        below, *within, above = (
-            np.bincount(places, weights=counts[1:], minlength=len(log10_edges) + 1).astype(int).tolist()
-        )
-        return Histogram(
-            tuple(log10_edges.tolist()),
-            tuple(within),
-            zeros=zeros,
-            underflow=below + int(counts[0]) - zeros,
-            overflow=above,
-        )
+        bins = np.bincount(places, weights=counts[1:], minlength=len(log10_edges) + 1)
+        below, *within, above = bins.astype(int).tolist()
+        underflow = below + int(counts[0]) - zeros
+        return Histogram(tuple(log10_edges.tolist()), tuple(within), zeros, underflow, overflow=above)
 
     @property
     def is_finite(self) -> bool:

@@ -152,13 +152,9 @@ def skeleton_of(model: PreTrainedModel, base: TensorStore) -> Skeleton:
 
 
 def _place_in_stack(name: str, parameter: str, pattern: str | None, converter: Any) -> ParameterPlace | None:
-    """Where a converter of transformers puts a tensor; None if it does more than to stack.
+    """Where a converter of transformers, which knows a tensor by `pattern`, puts it; None if it does more than to stack.
 
-    Args:
-        name: the tensor's, after all that only renames.
-        parameter: what the converter makes of it.
-        pattern: by which of its patterns the converter knows the tensor.
-        converter: transformers' own.
+    `name` is the tensor's after all that only renames, `parameter` what the converter makes of it.
     """
     chain = list(map(repr, converter.operations))
     number = re.search(str(pattern).replace("*.", r"(\d+)\."), name)

@@ -46,11 +46,7 @@ class _OpenFile:
 
 
 class TensorStore:
-    """Named tensors in safetensors files; nothing is read before it is asked for.
-
-    Args:
-        folder: Where the files lie; for messages.
-        files: The safetensors files.
+    """Named tensors in the safetensors files of a folder; nothing is read before it is asked for.
 
     Raises:
         PaftError: A file is missing, truncated or no safetensors file (all of them in one error).

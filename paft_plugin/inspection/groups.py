@@ -39,28 +39,24 @@ S = TypeVar("S", bound="Sums")
 class Sums(Protocol):
     """Sums that can be added to sums of the same kind."""
 
-    def add(self: S, other: S) -> None:
-        """Take in what another one counted."""
+    def add(self: S, other: S) -> None: ...
 
 
 class Groups(Generic[S, M]):
-    """Sums of each layer, kind of module and cell of the two, and of all.
+    """Sums of each layer, kind of module and cell of the two, and of all, which `start` makes of nothing and `figures` evaluates.
 
     Only the sums of the present layer are held; of those behind, their figures.
-
-    Args:
-        start: makes sums of nothing.
-        figures: what sums come to.
     """
 
     def __init__(self, start: Callable[[], S], figures: Callable[[S], M]) -> None:
         self._start = start
         self._figures: Callable[[S], M] = figures
-        self._tensors: list[TensorFigures[M]] = []
+        self.tensors: list[TensorFigures[M]] = []
         self._layer: int | None = None
         self._cells: dict[str, S] = {}
         self._modules: dict[str, S] = {}
-        self._total = start()
+        self.total = start()
+        """Sums of all tensors."""
         self._layer_figures: dict[int, M] = {}
         self._cell_figures: dict[tuple[int, str], M] = {}
 
@@ -70,8 +66,8 @@ class Groups(Generic[S, M]):
         if layer != self._layer:
             self._end_layer()
             self._layer = layer
-        self._tensors.append(TensorFigures(name, layer, module, shape, figures))
-        self._total.add(sums)
+        self.tensors.append(TensorFigures(name, layer, module, shape, figures))
+        self.total.add(sums)
         self._modules.setdefault(module, self._start()).add(sums)
         if layer is not None:
             self._cells.setdefault(module, self._start()).add(sums)
@@ -85,24 +81,14 @@ class Groups(Generic[S, M]):
             self._layer_figures[self._layer] = self._figures(whole)
         self._cells = {}
 
-    @property
-    def total(self) -> S:
-        """Sums of all tensors."""
-        return self._total
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there was no tensor."""
-        return not self._tensors
-
     def finished(self) -> Figures[M]:
         """All figures, once every tensor was taken in."""
         self._end_layer()
         self._layer = None
         return Figures(
-            tensors=tuple(self._tensors),
+            tensors=tuple(self.tensors),
             layers=self._layer_figures,
             modules={module: self._figures(sums) for module, sums in sorted(self._modules.items())},
             cells=self._cell_figures,
-            total=self._figures(self._total),
+            total=self._figures(self.total),
         )

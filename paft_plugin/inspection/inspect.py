@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from paft_plugin.deltas import Delta, check_belongs
-from paft_plugin.deltas.delta import delta_of
+from paft_plugin.deltas.belongs import check_belongs
+from paft_plugin.deltas.delta import Delta, delta_of
 from paft_plugin.deltas.measures import DECADES
 from paft_plugin.deltas.store import open_model
 from paft_plugin.errors import raise_if_any, some
@@ -31,7 +31,7 @@ from paft_plugin.inspection.measures import Interference, Measures, Rank, Subspa
 from paft_plugin.inspection.pairs import PairTally, Trim, find_trim, likely_edges
 from paft_plugin.inspection.rank import compare_spaces, estimated_rank, rank_from_factors
 from paft_plugin.inspection.stream import ReadAhead, changes
-from paft_plugin.inspection.tally import Counting, StoredTally, magnitudes
+from paft_plugin.inspection.tally import Counting, StoredTally
 
 THRESHOLDS = (1e-6, 1e-5, 1e-4, 1e-3)
 """1e-5 is that of arXiv 2505.11711; our own choice are the others around it."""
@@ -61,18 +61,10 @@ class Settings:
     """Whether to compare every two deltas."""
 
     def __post_init__(self) -> None:
-        raise_if_any(
-            [
-                f"threshold {each}: not a number ≥ 0. Give one like 1e-5."
-                for each in self.thresholds
-                if not (math.isfinite(each) and each >= 0)
-            ]
-            + [
-                f"density {each}: not a share in (0, 1]. Give one like 0.2."
-                for each in self.densities
-                if not 0 < each <= 1
-            ]
-        )
+        thresholds = [each for each in self.thresholds if not (math.isfinite(each) and each >= 0)]
+        densities = [each for each in self.densities if not 0 < each <= 1]
+        problems = [f"threshold {each}: not a number ≥ 0. Give one like 1e-5." for each in thresholds]
+        raise_if_any(problems + [f"density {each}: not a share in (0, 1]. Give one like 0.2." for each in densities])
         object.__setattr__(self, "thresholds", tuple(sorted(set(map(float, self.thresholds)))))
         # Before trimming is what every other density is compared with.
         object.__setattr__(self, "densities", tuple(sorted({*map(float, self.densities), 1.0})))
@@ -83,12 +75,8 @@ def problems_of(base: Path, branches: Mapping[str, Path]) -> list[str]:
     return list(dict.fromkeys(each for branch in branches.values() for each in check_belongs(base, branch)))
 
 
-def open_deltas(base: Path, branches: Mapping[str, Path], names: Collection[str] | None = None) -> dict[str, Delta]:
-    """Name → delta, in the order given; reads headers only, as far as `problems_of` does.
-
-    Raises:
-        PaftError: a folder is missing, or a branch does not belong to the base; with `names`, a delta that has none of them.
-    """
+def _open_deltas(base: Path, branches: Mapping[str, Path], names: Collection[str] | None) -> dict[str, Delta]:
+    """Name → delta, in the order given; refuses what has nothing to measure. Reads headers only, as `problems_of` does."""
     raise_if_any(problems_of(base, branches))
     store = open_model(base)
     deltas = {name: delta_of(store, branch) for name, branch in branches.items()}
@@ -100,25 +88,6 @@ def open_deltas(base: Path, branches: Mapping[str, Path], names: Collection[str]
         ]
     )
     return deltas
-
-
-def diverged(deltas: Mapping[str, Delta], broken: Mapping[str, list[str]]) -> None:
-    """Refuse deltas that hold NaN or infinity.
-
-    Args:
-        deltas: all of them.
-        broken: name of a delta → its tensors that do.
-
-    Raises:
-        PaftError: there are any.
-    """
-    raise_if_any(
-        [
-            f"{deltas[which].branch}: NaN or infinity in its delta of {some(names)}: its training diverged. "
-            "Retrain with a lower learning rate."
-            for which, names in broken.items()
-        ]
-    )
 
 
 @dataclass
@@ -142,33 +111,23 @@ def inspect_deltas(
     base_fingerprint: str | None = None,
     progress: OnEntries = lambda _done, _of: None,
 ) -> Inspection:
-    """Measure the deltas of `branches` on `base`.
+    """Measure the deltas of `branches` (name → folder) on the base model's folder; with `names`, of those of its tensors alone.
 
-    Args:
-        base: folder of the base model.
-        branches: name → folder of an adapter or a model.
-        settings: what to measure; the defaults if None.
-        names: the base's tensors to look at; all that a branch can change if None.
-        base_fingerprint: the base's, for the record, where the caller knows it: taking it would be one more read of the base.
-        progress: called after each tensor.
+    The base's fingerprint is for the record, where the caller knows it: taking it would be one more read of the base.
 
     Raises:
         PaftError: everything that is wrong with the folders, with what they hold, or with the settings.
     """
     settings = settings or Settings()
-    deltas = open_deltas(base, branches, names)
+    deltas = _open_deltas(base, branches, names)
     wanted = {name: set(delta.names) & set(delta.names if names is None else names) for name, delta in deltas.items()}
-    entries = sum(_entries(deltas[which], wanted[which]) for which in deltas)
+    entries = sum(math.prod(deltas[which].base.shape(name)) for which, names in wanted.items() for name in names)
     everything = _Everything(deltas, settings)
     with _threads_of_torch(1), ThreadPoolExecutor(_threads()) as pool:
         for result in _in_order(pool, _in_layers(set().union(*wanted.values())), deltas, wanted, settings):
             everything.add(result)
             progress(sum(tally.entries for tally in result.tallies.values()), entries)
     return everything.inspection(base, base_fingerprint)
-
-
-def _entries(delta: Delta, names: Collection[str]) -> int:
-    return sum(torch.Size(delta.base.shape(name)).numel() for name in names)
 
 
 def _in_layers(names: Collection[str]) -> list[str]:
@@ -283,7 +242,13 @@ class _Everything:
 
     def inspection(self, base: Path, base_fingerprint: str | None) -> Inspection:
         """All figures; raises `PaftError` if a delta is not finite."""
-        diverged(self._deltas, self._diverged)
+        raise_if_any(
+            [
+                f"{self._deltas[which].branch}: NaN or infinity in its delta of {some(names)}: its training diverged. "
+                "Retrain with a lower learning rate."
+                for which, names in self._diverged.items()
+            ]
+        )
         return Inspection(
             base=str(base.absolute()),
             base_fingerprint=base_fingerprint,
@@ -291,16 +256,14 @@ class _Everything:
             densities=self._settings.densities,
             deltas=tuple(self._inspected(which, delta) for which, delta in self._deltas.items()),
             pairs=tuple(
-                InspectedPair(*pair, groups.finished())
-                for pair, groups in self._of_pairs.items()
-                if not groups.is_empty
+                InspectedPair(*pair, groups.finished()) for pair, groups in self._of_pairs.items() if groups.tensors
             ),
         )
 
     def _inspected(self, which: str, delta: Delta) -> InspectedDelta:
         groups = self._of_deltas[which]
         figures: Figures[Measures] = groups.finished()
-        histogram = magnitudes(groups.total.keys).histogram(DECADES, groups.total.zeros)
+        histogram = groups.total.magnitudes.histogram(DECADES, groups.total.zeros)
         return InspectedDelta(which, delta.kind, str(delta.branch.absolute()), histogram, figures)
 
 

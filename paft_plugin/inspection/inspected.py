@@ -117,10 +117,7 @@ class Inspection(JsonFile):
 
     def delta(self, name: str) -> InspectedDelta:
         """The delta of this name (`KeyError` if there is none)."""
-        for delta in self.deltas:
-            if delta.name == name:
-                return delta
-        raise KeyError(name)
+        return {delta.name: delta for delta in self.deltas}[name]
 
     def content(self) -> dict[str, Any]:
         return {"schema": self.SCHEMA, **self.model_dump(mode="json", by_alias=True)}

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from paft_plugin.deltas import Delta
+from paft_plugin.deltas.delta import Delta
 from paft_plugin.formats import threshold_key
 from paft_plugin.inspection import kernels
 from paft_plugin.inspection.kernels import FINE, KEYS, LANES, Counts, Doubles, Floats
@@ -53,12 +53,7 @@ def find_trim(
 ) -> Trim:
     """Where the trims of one tensor cut; reads it again if any cuts within a key that was not looked into.
 
-    Args:
-        delta: the delta.
-        name: its tensor.
-        tally: the tensor's.
-        densities: of the trims.
-        within: key → entries of each fp32 magnitude, for the keys that were looked into.
+    `within`: key → entries of each fp32 magnitude, for the keys that were looked into.
     """
     nonzero = tally.entries - tally.zeros
     edges, shares = np.zeros(len(densities), np.float32), np.zeros(len(densities), np.float32)
@@ -169,10 +164,8 @@ class PairTally:
 
     def interference(self, subspaces: Subspaces | None = None) -> Interference:
         """What the sums come to."""
-        ties = {
-            density: self._election(kept, outcome)
-            for density, kept, outcome in zip(self.densities, self.kept, self.outcome, strict=True)
-        }
+        elections = map(self._election, self.kept, self.outcome)
+        ties = dict(zip(self.densities, elections, strict=True))
         keys = [threshold_key(each) for each in (0.0, *self.thresholds)]
         return Interference(
             entries=self.entries,
@@ -189,23 +182,14 @@ class PairTally:
     def _election(self, kept: Doubles, outcome: Doubles) -> Election:
         both, conflicts, lost_first, lost_second, *mass = map(float, outcome)
         first, second = map(int, self.nonzero)
-        return Election(
-            (first, second),
-            (float(kept[0]), float(kept[1])),
-            both,
-            conflicts,
-            (lost_first, lost_second),
-            (mass[0], mass[1]),
-        )
+        survived = (float(kept[0]), float(kept[1]))
+        return Election((first, second), survived, both, conflicts, (lost_first, lost_second), (mass[0], mass[1]))
 
 
 def expected_by_dare(untrimmed: Election, l1: Doubles, densities: Sequence[float]) -> Mapping[str, Election]:
     """Density → the outcome to be expected if each entry of each branch survives with that chance, on its own.
 
-    Args:
-        untrimmed: the outcome at density 1.
-        l1: ‖δ₁‖₁, ‖δ₂‖₁.
-        densities: the chances.
+    From the outcome at density 1 and from `l1`, ‖δ₁‖₁ and ‖δ₂‖₁.
     """
     first, second = untrimmed.nonzero
     assert untrimmed.mass is not None

@@ -10,21 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paft_plugin.drawing import (
-    MUTED,
-    WIDE,
-    Chart,
-    Drawn,
-    Missing,
-    Plot,
-    as_png,
-    chart,
-    joined,
-    new_figure,
-    plain_number,
-    styles_of,
-    whole_numbers,
-)  # fmt: skip
+from paft_plugin import drawing
+from paft_plugin.drawing import Chart, Drawn, Missing, Plot, chart, joined, new_figure, plain_number, whole_numbers
 from paft_plugin.evaluation.arms import arm_named
 from paft_plugin.files import write_bytes
 from paft_plugin.formats import share, threshold_key, threshold_label
@@ -55,22 +42,17 @@ def sparsity_by_layer(inspection: Inspection) -> Drawn | str:
     """The paper's figure: the sparsity of each layer, a line for each delta."""
     threshold = plotted_threshold(inspection)
     layered = [delta for delta in inspection.deltas if delta.figures.layers]
-    if threshold is None or not layered:
-        return "No sparsity threshold was inspected." if threshold is None else "No delta changes a tensor of a layer."
+    if threshold is None:
+        return "No sparsity threshold was inspected."
+    if not layered:
+        return "No delta changes a tensor of a layer."
     figure = new_figure()
     axes = figure.subplots()
-    styles = styles_of([arm_named(delta.name) for delta in layered])
+    styles = drawing.styles_of([arm_named(delta.name) for delta in layered])
     for delta in layered:
-        layers = sorted(delta.figures.layers)
-        style = styles[delta.name]
-        axes.plot(
-            layers,
-            [delta.figures.layers[layer].sparsity(threshold) for layer in layers],
-            color=style.colour,
-            marker=style.marker,
-            linestyle=style.line,
-            label=delta.name,
-        )
+        layers, style = sorted(delta.figures.layers), styles[delta.name]
+        shares = [delta.figures.layers[layer].sparsity(threshold) for layer in layers]
+        axes.plot(layers, shares, color=style.colour, marker=style.marker, linestyle=style.line, label=delta.name)
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("layer")
     axes.set_ylabel(f"share of entries with |δ| ≤ {threshold_label(threshold)}")
@@ -86,10 +68,8 @@ def sparsity_by_layer(inspection: Inspection) -> Drawn | str:
 
 def _sparsity_said(delta: InspectedDelta, threshold: float) -> str:
     shares = {layer: figures.sparsity(threshold) for layer, figures in delta.figures.layers.items()}
-    low, high = (
-        min(shares, key=lambda layer: (shares[layer], layer)),
-        max(shares, key=lambda layer: (shares[layer], -layer)),
-    )
+    low = min(shares, key=lambda layer: (shares[layer], layer))
+    high = max(shares, key=lambda layer: (shares[layer], -layer))
     said = f"{delta.name}: {share(delta.figures.total.sparsity(threshold))} in total"
     if len(shares) == 1 or shares[high] - shares[low] < 0.01:
         return f"{said}, the same in every layer."
@@ -104,7 +84,7 @@ def histograms(inspection: Inspection) -> Drawn | str:
         return "Every entry of every delta is exactly zero, or beyond the histogram's ends."
     figure = new_figure()
     axes = figure.subplots()
-    styles = styles_of([arm_named(delta.name) for delta in drawn])
+    styles = drawing.styles_of([arm_named(delta.name) for delta in drawn])
     for delta in drawn:
         histogram, style = delta.histogram, styles[delta.name]
         shares = [count / delta.figures.total.entries for count in histogram.counts]
@@ -120,10 +100,10 @@ def histograms(inspection: Inspection) -> Drawn | str:
     whole_numbers(axes.xaxis)
     threshold = plotted_threshold(inspection)
     if threshold is not None and threshold > 0 and low < math.log10(threshold) < high:
-        axes.axvline(math.log10(threshold), color=MUTED, linewidth=0.9, linestyle=":")
+        axes.axvline(math.log10(threshold), color=drawing.MUTED, linewidth=0.9, linestyle=":")
         axes.annotate(
             threshold_label(threshold), (math.log10(threshold), 1), xycoords=("data", "axes fraction"),
-            xytext=(3, -2), textcoords="offset points", va="top", fontsize=8, color=MUTED,
+            xytext=(3, -2), textcoords="offset points", va="top", fontsize=8, color=drawing.MUTED,
         )  # fmt: skip
     axes.set_xlabel("|δ|")
     axes.set_ylabel("share of entries per bin")
@@ -162,9 +142,9 @@ def interference_map(inspection: Inspection) -> Drawn | str:
     """Layer × module: the share of entries that both deltas change, in opposite directions."""
     pairs = plotted_pairs(inspection)
     threshold = plotted_threshold(inspection)
-    if threshold is None or not pairs:
-        if threshold is None:
-            return "No sparsity threshold was inspected."
+    if threshold is None:
+        return "No sparsity threshold was inspected."
+    if not pairs:
         return "No pair of deltas was inspected." if inspection.deltas else "No delta was inspected."
     layers = sorted({layer for pair in pairs for layer, _ in pair.figures.cells})
     modules = sorted({module for pair in pairs for _, module in pair.figures.cells})
@@ -175,7 +155,7 @@ def interference_map(inspection: Inspection) -> Drawn | str:
     columns = 2 if len(layers) <= NARROW_MODEL and len(pairs) > 1 else 1
     rows = math.ceil(len(pairs) / columns)
     wide = columns == 2 or len(layers) > NARROW_MODEL
-    figure = new_figure(WIDE if wide else WIDE / 2, rows * (0.27 * len(modules) + 0.75) + 0.35)
+    figure = new_figure(drawing.WIDE if wide else drawing.WIDE / 2, rows * (0.27 * len(modules) + 0.75) + 0.35)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     with_numbers = len(layers) * len(modules) <= MOST_NUMBERS
     image: Any = None
@@ -283,5 +263,5 @@ def write_plots(inspection: Inspection, folder: Path) -> list[Path]:
         plot = each(inspection)
         if isinstance(plot, Plot):
             written.append(folder / f"{plot.name}.png")
-            write_bytes(written[-1], as_png(plot))
+            write_bytes(written[-1], drawing.as_png(plot))
     return written

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from paft_plugin.deltas import Delta
+from paft_plugin.deltas.delta import Delta
 from paft_plugin.deltas.measures import effective_rank
 from paft_plugin.inspection.kernels import Doubles
 from paft_plugin.inspection.measures import Rank, Subspaces
@@ -36,15 +36,9 @@ def rank_from_factors(left: Tensor, right: Tensor) -> Rank | None:
 
 
 def estimated_rank(delta: Delta, name: str, squares: Doubles) -> Rank | None:
-    """Of one matrix, with its standard error (jackknife).
+    """Of one matrix, from `squares`, Σδ² of each row, ``(m,)``, with its standard error (jackknife).
 
-    Args:
-        delta: the delta.
-        name: its tensor, ``(m, n)``.
-        squares: Σδ² of each row, ``(m,)``.
-
-    Returns:
-        None if it is no matrix, zero or not finite.
+    None if it is no matrix, zero or not finite.
     """
     total = squares.sum()
     if len(delta.base.shape(name)) != 2 or not (np.isfinite(total) and total > 0):
@@ -63,13 +57,7 @@ def _rows(delta: Delta, name: str, places: NDArray[np.int64]) -> Tensor:
 
 
 def _from_pairs(cosines: Doubles, different: NDArray[np.bool_], same: float) -> Rank:
-    """The estimate from cos² of pairs of drawn rows.
-
-    Args:
-        cosines: cos² of each pair, ``(s, s)``.
-        different: which pairs are of different rows, ``(s, s)``.
-        same: the chance of drawing one row twice.
-    """
+    """The estimate from cos² of pairs of drawn rows, and which pairs are not of the `same`, which has that chance; ``(s, s)``."""
     sums, pairs = (cosines * different).sum(axis=1), different.sum(axis=1)
     if not pairs.sum():
         return Rank(1.0 / same, 0.0)

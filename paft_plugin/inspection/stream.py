@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import TracebackType
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from paft_plugin.deltas import Delta
 from paft_plugin.deltas.changes import Rows
+from paft_plugin.deltas.delta import Delta
 from paft_plugin.inspection import kernels
 from paft_plugin.inspection.kernels import BLOCK, Floats
 
@@ -26,9 +25,7 @@ closing (those that an adapter's copies are taken from; models are read)."""
 class ReadAhead:
     """A thread that asks for each tensor in turn, and waits while `AHEAD` entries wait to be begun.
 
-    Args:
-        names: the tensors, in the order in which they are worked on.
-        deltas: a tensor's name → those that change it.
+    `names` are in the order in which they are worked on; `deltas` gives those that change a tensor.
     """
 
     def __init__(self, names: Sequence[str], deltas: Callable[[str], Mapping[str, Delta]]) -> None:
@@ -48,9 +45,7 @@ class ReadAhead:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._moved:
             self._stopped = True
             self._moved.notify()
@@ -124,13 +119,11 @@ def changes(name: str, deltas: Sequence[Delta]) -> Iterator[tuple[Floats, list[F
 
     for before, *others in blocks(base.shape(name), lambda: base.slices(name), *openers):
         old = _widened(before, room(0, before))
-        yield (
-            old,
-            [
-                _subtracted(other, old, room(1 + index, other)) if is_whole else other.numpy()
-                for index, (other, is_whole) in enumerate(zip(others, whole, strict=True))
-            ],
-        )
+        changed = [
+            _subtracted(other, old, room(1 + index, other)) if is_whole else other.numpy()
+            for index, (other, is_whole) in enumerate(zip(others, whole, strict=True))
+        ]
+        yield old, changed
 
 
 def _widened(block: Tensor, into: Floats) -> Floats:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from paft_plugin.formats import BLANK, measured, number, share, signed, threshold_key, threshold_label
-from paft_plugin.inspection.inspected import InspectedPair, Inspection
+from paft_plugin.inspection.inspected import InspectedDelta, InspectedPair, Inspection
 from paft_plugin.inspection.measures import Measures
 from paft_plugin.inspection.plots import conflict_share, plotted_threshold
 from paft_plugin.tables import Cell, Column, Row, Table, number_cell
@@ -32,10 +32,7 @@ def sparsity_table(inspection: Inspection) -> Table:
     }
     return Table(
         [Column("Delta", is_number=False), Column("Kind", is_number=False), *map(Column, figures)],
-        [
-            Row([Cell(delta.name), Cell(delta.kind), *(figure(delta.figures.total) for figure in figures.values())])
-            for delta in inspection.deltas
-        ],
+        [Row([Cell(each.name), Cell(each.kind), *_cells(figures, each)]) for each in inspection.deltas],
         "deltas",
         "How sparse every delta is",
         "Shares of its entries. Hidden: those that vanish when θ_pre + δ is rounded to that dtype (arXiv 2505.11711).",
@@ -56,15 +53,16 @@ def size_table(inspection: Inspection) -> Table:
     }
     return Table(
         [Column("Delta", is_number=False), *map(Column, figures)],
-        [
-            Row([Cell(delta.name), *(figure(delta.figures.total) for figure in figures.values())])
-            for delta in inspection.deltas
-        ],
+        [Row([Cell(each.name), *_cells(figures, each)]) for each in inspection.deltas],
         "sizes",
         "How concentrated and how large every delta is",
         "Hoyer, Gini and the shares of the top entries do not depend on scale, so that a merely small delta isn't called sparse: "
         "Hoyer and Gini are 0 if all entries are equal, near 1 if few hold everything.",
     )
+
+
+def _cells(figures: dict[str, Figure], delta: InspectedDelta) -> list[Cell]:
+    return [figure(delta.figures.total) for figure in figures.values()]
 
 
 def module_table(inspection: Inspection) -> Table | None:
@@ -107,28 +105,13 @@ def pair_table(inspection: Inspection) -> Table | None:
     for pair in inspection.pairs:
         total = pair.figures.total
         overlap = total.overlap[threshold_key(threshold)]
-        rows.append(
-            Row(
-                [
-                    Cell(_name(pair)),
-                    number_cell(overlap.jaccard, share),
-                    number_cell(conflict_share(total, threshold), share),
-                    number_cell(overlap.conflict_share, share),
-                    number_cell(total.conflict_weight, share),
-                    number_cell(total.cosine, signed),
-                ]
-            )
-        )
+        conflicts = (conflict_share(total, threshold), overlap.conflict_share, total.conflict_weight)
+        shares = [number_cell(each, share) for each in (overlap.jaccard, *conflicts)]
+        rows.append(Row([Cell(_name(pair)), *shares, number_cell(total.cosine, signed)]))
     at = threshold_label(threshold)
+    kinds = [f"Sign conflicts, {of}" for of in ("of all entries", "of shared entries", "by magnitude")]
     return Table(
-        [
-            Column("Pair", is_number=False),
-            Column(f"Supports' overlap at {at}"),
-            Column("Sign conflicts, of all entries"),
-            Column("Sign conflicts, of shared entries"),
-            Column("Sign conflicts, by magnitude"),
-            Column("Cosine"),
-        ],
+        [Column("Pair", is_number=False), *map(Column, (f"Supports' overlap at {at}", *kinds, "Cosine"))],
         rows,
         "pairs",
         "Interference of each pair of deltas",
@@ -145,26 +128,18 @@ def election_table(inspection: Inspection) -> Table | None:
         for method, elections in (("ties", total.ties), ("dare_ties", total.dare)):
             for density in sorted(elections, key=float, reverse=True):
                 election = elections[density]
-                cells: list[Cell] = []
-                for place in (0, 1):
-                    kept, lost, nonzero = election.kept[place], election.lost[place], election.nonzero[place]
-                    cells += [
-                        number_cell(election.trimmed[place] / nonzero if nonzero else None, share),
-                        number_cell(lost / kept if kept else None, share),
-                    ]
+                parts = [
+                    (part[place], whole[place])
+                    for place in (0, 1)
+                    for part, whole in ((election.trimmed, election.nonzero), (election.lost, election.kept))
+                ]
+                cells = [number_cell(part / whole if whole else None, share) for part, whole in parts]
                 rows.append(Row([Cell(_name(pair)), Cell(method), Cell(f"{float(density):g}", float(density)), *cells]))
     if not rows:
         return None
+    headings = ("Density", *(f"{which}: {what}" for which in ("First", "Second") for what in ("trimmed", "overruled")))
     return Table(
-        [
-            Column("Pair", is_number=False),
-            Column("Method", is_number=False),
-            Column("Density"),
-            Column("First: trimmed"),
-            Column("First: overruled"),
-            Column("Second: trimmed"),
-            Column("Second: overruled"),
-        ],
+        [Column("Pair", is_number=False), Column("Method", is_number=False), *map(Column, headings)],
         rows,
         "elections",
         "What a merge with equal weights would do",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from paft_plugin.deltas import Delta
+from paft_plugin.deltas.delta import Delta
 from paft_plugin.deltas.measures import Magnitudes, hoyer
 from paft_plugin.deltas.store import FLOATS
 from paft_plugin.formats import threshold_key
@@ -24,11 +24,6 @@ SIZES: Doubles = (np.arange(FINITE, dtype=np.uint32) << np.uint32(16)).view(np.f
 """The magnitude that each key stands for, ascending."""
 
 
-def magnitudes(keys: Counts) -> Magnitudes:
-    """What a histogram of keys, ``(K,)``, says of the entries: each is taken for its key, 0.4 % of it at most."""
-    return Magnitudes(keys, SIZES)
-
-
 def key_of_greatest(counts: Counts, k: int) -> tuple[int, int]:
     """The key of the k-th greatest magnitude, and the entries with a greater key."""
     from_above = np.cumsum(counts[::-1])
@@ -39,10 +34,7 @@ def key_of_greatest(counts: Counts, k: int) -> tuple[int, int]:
 def edge_within(key: int, fine: NDArray[np.uint32], k: int) -> tuple[float, float]:
     """The k-th greatest magnitude within a key, and the share of the entries equal to it that are among those k.
 
-    Args:
-        key: the key.
-        fine: entries of each fp32 magnitude within it, ``(FINE,)``.
-        k: at least 1, at most all of them.
+    `fine` are the entries of each fp32 magnitude within the key, ``(FINE,)``; k is at least 1, at most all of them.
     """
     place, above = key_of_greatest(fine.astype(np.int64), k)
     bits = np.uint32((key << 16) + place - FINE // 2)
@@ -66,18 +58,19 @@ class StoredTally:
     keys: Counts = field(default_factory=lambda: np.zeros(KEYS, np.int64))
     """(K,) entries by magnitude."""
 
+    @property
+    def magnitudes(self) -> Magnitudes:
+        """Each entry is taken for its key, 0.4 % of it at most."""
+        return Magnitudes(self.keys, SIZES)
+
     def add(self, other: StoredTally) -> None:
         """Take in what another tally counted."""
-        self.entries += other.entries
-        self.zeros += other.zeros
+        for name in ("entries", "zeros", "l1", "squares", "base_squares"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
         self.small = self.small + other.small if len(self.small) else other.small.copy()
-        self.unseen = {
-            dtype: self.unseen.get(dtype, 0) + other.unseen.get(dtype, 0) for dtype in {**self.unseen, **other.unseen}
-        }
-        self.l1 += other.l1
-        self.squares += other.squares
+        for dtype, count in other.unseen.items():
+            self.unseen[dtype] = self.unseen.get(dtype, 0) + count
         self.largest = max(self.largest, other.largest)
-        self.base_squares += other.base_squares
         self.keys += other.keys
 
     @property
@@ -87,7 +80,7 @@ class StoredTally:
 
     def measures(self, rank: Rank | None = None) -> Measures:
         """The measures that follow from the sums."""
-        sizes = magnitudes(self.keys)
+        sizes = self.magnitudes
         return Measures(
             entries=self.entries,
             zeros=self.zeros,
@@ -108,11 +101,7 @@ class StoredTally:
 class Counting:
     """Takes in one tensor of a delta block by block, with the base's beside it, and sums up.
 
-    Args:
-        delta: the delta.
-        name: its tensor.
-        thresholds: ascending.
-        looked_into: keys within which each fp32 magnitude is counted, in `within`.
+    Within the keys that are to be looked into, each fp32 magnitude is counted (`within`).
     """
 
     def __init__(self, delta: Delta, name: str, thresholds: Sequence[float], looked_into: Collection[int] = ()) -> None:

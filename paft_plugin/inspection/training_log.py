@@ -61,10 +61,8 @@ class Training:
     @property
     def sparsity(self) -> tuple[str, float] | None:
         """The first threshold that is logged, as it is written there, and the share of entries at or under it."""
-        found = (
-            (name.removeprefix(SPARSITY), value) for name, value in self.metrics.items() if name.startswith(SPARSITY)
-        )
-        return next(found, None)
+        logged = [each for each in self.metrics.items() if each[0].startswith(SPARSITY)]
+        return next(((name.removeprefix(SPARSITY), value) for name, value in logged), None)
 
 
 def advance(training: Training, line: str) -> Training:
@@ -185,14 +183,13 @@ def read_curve_of(folder: Path, run_dir: Path, branch: str) -> Curve | None:
     points: dict[int, Point] = {}
     sources: list[str] = []
     # The least exact first, so that the others overwrite it.
-    readers: tuple[tuple[Path | None, Callable[[Path], dict[int, Point]]], ...] = (
+    readers: tuple[tuple[Path, Callable[[Path], dict[int, Point]]], ...] = (
         (run_dir / "logs" / f"{branch}.log", _from_log),
         (folder / PROOF_FILE, _from_proof),
-        (_last_state(folder), _from_state),
+        *((state, _from_state) for state in _last_state(folder)),
     )
     for source, read in readers:
-        found = {} if source is None else read(source)
-        if source is not None and found:
+        if found := read(source):
             sources.insert(0, shown(source, run_dir))
         for step, point in found.items():
             points.setdefault(step, {}).update(point)
@@ -248,15 +245,10 @@ def _from_state(file: Path) -> dict[int, Point]:
 def _from_proof(file: Path) -> dict[int, Point]:
     """The history of `paft.json`, under the names that the Trainer logs."""
     proof = Proof.read_or_nothing(file)
-    entries = [
-        {
-            "step": point.step,
-            "paft/lambda": point.strength,
-            "paft/l1_norm": point.l1_norm,
-            **{f"{SPARSITY}{key}": share for key, share in point.sparsity.items()},
-        }
-        for point in (proof.history if proof else ())
-    ]
+    entries = []
+    for point in proof.history if proof else ():
+        shares = {f"{SPARSITY}{key}": share for key, share in point.sparsity.items()}
+        entries.append({"step": point.step, "paft/lambda": point.strength, "paft/l1_norm": point.l1_norm, **shares})
     return _points(entries)
 
 
@@ -283,11 +275,9 @@ def _numbers(entry: Mapping[str, Any]) -> Point:
     return point
 
 
-def _last_state(folder: Path) -> Path | None:
-    """The `trainer_state.json` of the last checkpoint."""
+def _last_state(folder: Path) -> list[Path]:
+    """The `trainer_state.json` of the last checkpoint, if there is one."""
     states = {
-        int(number): file
-        for file in folder.glob("checkpoint-*/trainer_state.json")
-        if (number := file.parent.name.removeprefix("checkpoint-")).isdigit()
+        file.parent.name.removeprefix("checkpoint-"): file for file in folder.glob("checkpoint-*/trainer_state.json")
     }
-    return states[max(states)] if states else None
+    return [states[number] for number in sorted(filter(str.isdigit, states), key=int)[-1:]]

@@ -32,10 +32,7 @@ USABLE_SHARE = 0.7
 def find_live_deltas(model: nn.Module, references: References, l1_on: L1On) -> list[LiveDelta]:
     """Every delta that `model` trains; each trainable parameter belongs to exactly one, tied ones to one together.
 
-    Args:
-        model: with or without PEFT adapters; of several adapters, the active ones count.
-        references: θ_pre of `trained_themselves(model)`.
-        l1_on: what the norm of a low-rank delta is taken of.
+    Of several adapters, the active ones count; `references` are those of `trained_themselves(model)`.
 
     Raises:
         PaftError: naming each parameter or module whose delta is not s·BA or θ − θ_pre.
@@ -129,32 +126,22 @@ def _why_not_low_rank(name: str, module: LoraLayer, adapter: str) -> str | None:
 def take_references(parameters: Iterable[tuple[str, nn.Parameter]], place: ReferencePlace) -> References:
     """A copy of each parameter's local shard in its own dtype: θ_pre.
 
-    To be called while the parameters still hold the base model's weights, before a checkpoint is loaded.
-
-    Args:
-        parameters: names and parameters that are trained themselves.
-        place: `device`: beside the parameter; `host`: in pinned host memory, to be streamed block by block;
-            `auto`: on the device if gradients, an Adam's moments and the copy leave room for activations there.
+    To be called while the parameters still hold the base model's weights, before a checkpoint is loaded. `host` is pinned
+    memory, to be streamed block by block; `auto` the device if gradients, an Adam's moments and the copy leave room there.
     """
-    named = list(parameters)
-    on_host = place == "host" or (place == "auto" and not fits_on_device([parameter for _, parameter in named]))
-    copy = _host_copy if on_host else _device_copy
-    return {name: copy(local(parameter.detach())) for name, parameter in named}
+    named = {name: local(parameter.detach()) for name, parameter in parameters}
+    on_host = place == "host" or (place == "auto" and not fits_on_device(named.values()))
+    return {name: _host_copy(shard) if on_host else shard.clone() for name, shard in named.items()}
 
 
-def fits_on_device(parameters: list[nn.Parameter]) -> bool:
-    """Whether θ_pre has room beside what training will allocate, on every GPU that holds `parameters`."""
+def fits_on_device(shards: Iterable[Tensor]) -> bool:
+    """Whether θ_pre has room beside what training will allocate, on every GPU that holds `shards` of parameters."""
     needed: dict[torch.device, int] = {}
-    for parameter in parameters:
-        shard = local(parameter)
+    for shard in shards:
         if shard.is_cuda:
             entry = 2 * shard.element_size() + OPTIMIZER_BYTES  # reference, gradient, moments
             needed[shard.device] = needed.get(shard.device, 0) + entry * shard.numel()
     return all(size <= USABLE_SHARE * torch.cuda.mem_get_info(device)[0] for device, size in needed.items())
-
-
-def _device_copy(shard: Tensor) -> Tensor:
-    return shard.clone()
 
 
 def _host_copy(shard: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from paft_plugin.penalty.proximal import step_sizes
 from paft_plugin.penalty.settings import PenaltySettings
 from paft_plugin.penalty.strength import Schedule, Steering, Strength, TrainingProgress, missed_target, too_few_steps
 from paft_plugin.penalty.support import why_gradients_are_lost, why_no_gradient_is_left, why_unsupported
-from paft_plugin.penalty.zero import PartitionedDelta, before_engine_step, loss_scale
+from paft_plugin.penalty.zero import add_to_partitions, before_engine_step
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,6 @@ class PenaltyInjector(TrainerCallback):
             )
         self._deltas = find_live_deltas(self._trainer.model, self._references, self._settings.l1_on)
         if self._trainer.is_deepspeed_enabled:
-            self._deltas = [PartitionedDelta(delta) for delta in self._deltas]
             before_engine_step(self._trainer, self.before_optimizer_step)
         else:
             raise_if_any(why_gradients_are_lost(self._trainer.model))
@@ -224,18 +223,16 @@ class PenaltyInjector(TrainerCallback):
     def _add_subgradient(self) -> None:
         if not self._lambda and not self._steering:
             return
-        scale = self._gradient_scale()
+        if self._trainer.is_deepspeed_enabled:  # which refuses to be steered
+            add_to_partitions(self._trainer, self._deltas, self._lambda)
+            return
+        # Under fp16 the gradients still bear a scaler's factor here; it is divided out before clipping.
+        scaler = getattr(self._trainer.accelerator, "scaler", None)
+        scale = scaler.get_scale() if scaler is not None else 1.0
         task = gradient_norm(self._trainer.model) / scale if self._steering else 0.0
         penalty = add_subgradients(self._deltas, self._lambda * scale)
         if self._steering:
             self._steering.weigh_gradients(task, penalty)
-
-    def _gradient_scale(self) -> float:
-        """Under fp16 the gradients still bear a scaler's factor here; it is divided out before clipping."""
-        if self._trainer.is_deepspeed_enabled:
-            return loss_scale(self._trainer)
-        scaler = getattr(self._trainer.accelerator, "scaler", None)
-        return scaler.get_scale() if scaler is not None else 1.0
 
     def _shrink(self) -> None:
         step_size = step_sizes(self._trainer.optimizer)

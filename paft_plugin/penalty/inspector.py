@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -145,15 +146,11 @@ def _sum_if_known(values: Iterable[float | None]) -> float | None:
 def base_square(model: nn.Module, delta: Measurable) -> float | None:
     """‖θ_pre‖₂² of what `delta` is added to, over all shards; None where it is stored as something else than numbers.
 
-    bitsandbytes' 4-bit weights are unpacked one at a time, as each forward pass does.
-
-    Args:
-        model: whose modules bear the names of the deltas.
-        delta: one of its deltas, whatever it has become by now.
+    bitsandbytes' 4-bit weights are unpacked one at a time, as each forward pass does. `delta` is one of the model's, whatever it
+    has become by now.
     """
     if isinstance(delta, FullDelta):
-        square = _square(delta.reference).to(delta.device)
-        return sum_over_shards(square, delta.parameter).item()
+        return sum_over_shards(_square(delta.reference).to(delta.device), delta.parameter).item()
     if isinstance(delta, ExpertsDelta):
         wrapper = model.get_submodule(delta.name.rpartition(".")[0])
         assert isinstance(wrapper, ParamWrapper)
@@ -229,19 +226,10 @@ def log_histogram(callbacks: Sequence[TrainerCallback], name: str, histogram: Dr
     for callback in callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
             callback.tb_writer.add_histogram_raw(f"train/{name}", **_for_tensorboard(histogram), global_step=step)
-        elif isinstance(callback, WandbCallback):
-            import wandb
-
-            _log_beside_step(wandb, name, histogram, step)
-        elif isinstance(callback, TrackioCallback):
-            import trackio
-
-            _log_beside_step(trackio, name, histogram, step)
-
-
-def _log_beside_step(library: Any, name: str, histogram: DrawnHistogram, step: int) -> None:
-    drawn = library.Histogram(np_histogram=(histogram.counts, histogram.edges))
-    library.log({f"train/{name}": drawn, "train/global_step": step})
+        elif isinstance(callback, WandbCallback | TrackioCallback):
+            library = import_module("wandb" if isinstance(callback, WandbCallback) else "trackio")
+            drawn = library.Histogram(np_histogram=(histogram.counts, histogram.edges))
+            library.log({f"train/{name}": drawn, "train/global_step": step})
 
 
 def _for_tensorboard(histogram: DrawnHistogram) -> dict[str, Any]:

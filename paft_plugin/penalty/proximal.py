@@ -20,12 +20,8 @@ from paft_plugin.penalty.l1 import difference_blocks, flattened, memory_order
 def shrink_(parameter: Tensor, reference: Tensor | None, amount: float) -> None:
     """θ ← θ_pre + soft(θ − θ_pre, amount), in place.
 
-    An entry with |θ − θ_pre| ≤ amount becomes θ_pre bit for bit.
-
-    Args:
-        parameter: θ, any shape; fp32, because lower precisions round an amount as small as ηλ away.
-        reference: θ_pre in the same shape, on any device, or None for θ_pre = 0.
-        amount: τ ≥ 0, in units of θ.
+    An entry with |θ − θ_pre| ≤ amount becomes θ_pre bit for bit. θ is in fp32, because lower precisions round an amount as small
+    as ηλ away; θ_pre has its shape, lies on any device, and is 0 if None.
     """
     order = memory_order(parameter)
     flat = parameter.permute(tuple(order)).view(-1)

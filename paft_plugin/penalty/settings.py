@@ -37,15 +37,5 @@ class PenaltySettings:
 
     def for_record(self) -> dict[str, Any]:
         """As `paft.json` shows it; `lambda` is what the run starts with."""
-        aim = (
-            {}
-            if self.target_sparsity is None
-            else {"target_sparsity": self.target_sparsity, "target_threshold": self.target_threshold}
-        )
-        return {
-            "lambda": self.strength,
-            "l1_on": self.l1_on,
-            "mode": self.mode,
-            "warmup_ratio": self.warmup_ratio,
-            **aim,
-        }
+        shown = ("l1_on", "mode", "warmup_ratio", "target_sparsity", "target_threshold")
+        return {"lambda": self.strength, **{name: getattr(self, name) for name in shown}}

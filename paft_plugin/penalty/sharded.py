@@ -46,15 +46,7 @@ def _over_shards(values: Tensor, like: Tensor, operation: str) -> Tensor:
 
 
 def find_in_shard(tensor: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Which entries of the whole flattened tensor this process holds, and where in its flattened shard.
-
-    Args:
-        tensor: any shape, sharded or not.
-        indices: ``[N]`` int64, into the whole tensor.
-
-    Returns:
-        ``[N]`` bool: held here; and the positions of those that are, int64.
-    """
+    """Which of the flattened whole's `indices`, ``[N]`` int64, this process holds, ``[N]`` bool, and where in its shard."""
     if not isinstance(tensor, DTensor):
         return torch.ones_like(indices, dtype=torch.bool), indices
     chunk = local_chunk(tensor)

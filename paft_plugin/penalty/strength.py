@@ -100,11 +100,7 @@ class TargetSparsity:
         return 0.0 if self._log_balance is None else 10.0**self._log_strength
 
     def weigh(self, balance: float) -> None:
-        """Keep λ where it can matter, which makes where it started almost irrelevant.
-
-        Args:
-            balance: the λ > 0 at which the penalty pulls as hard as the task.
-        """
+        """Keep λ near `balance` > 0, at which the penalty pulls as hard as the task: where it started hardly matters then."""
         new = math.log10(balance)
         old = new if self._log_balance is None else self._log_balance
         self._log_balance = MEMORY * old + (1 - MEMORY) * new
@@ -125,16 +121,11 @@ class TargetSparsity:
 
     def state(self) -> dict[str, float | None]:
         """What has to be saved with a checkpoint, as JSON."""
-        return {
-            "log_strength": self._log_strength,
-            "last_error": self._last_error,
-            "log_balance": self._log_balance,
-        }
+        return {name: getattr(self, f"_{name}") for name in ("log_strength", "last_error", "log_balance")}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
-        self._log_strength = state["log_strength"]
-        self._last_error = state["last_error"]
+        self._log_strength, self._last_error = state["log_strength"], state["last_error"]
         self._log_balance = state["log_balance"]
 
 
@@ -175,9 +166,7 @@ class SettlingSample:
     def settling(self, threshold: float, decay: float) -> float:
         """Share of entries that are small, or that crossed zero within the window and will be small.
 
-        Args:
-            threshold: what counts as small.
-            decay: how much less far they will swing in the end: the last learning rate over the present one.
+        `decay`: how much less far they will swing in the end, which is the last learning rate over the present one.
         """
         size = self._values.abs()
         return ((size <= threshold) | ((self._age < WINDOW) & (size * decay <= threshold))).float().mean().item()

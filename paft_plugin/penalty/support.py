@@ -16,12 +16,7 @@ if TYPE_CHECKING:
 
 
 def why_not_optimizer(setting: str, name: str) -> list[str]:
-    """A problem if the optimizer of this name consumes gradients during backward.
-
-    Args:
-        setting: what the user calls it by: `optimizer` in an axolotl config, `optim` in transformers' TrainingArguments.
-        name: as both spell it: `lomo`, `galore_adamw_layerwise` …
-    """
+    """A problem if the optimizer of this name consumes gradients during backward; `setting` is what the user calls it by."""
     plain = name.lower()
     if "lomo" not in plain and not plain.endswith("layerwise"):
         return []
@@ -32,7 +27,7 @@ def why_not_optimizer(setting: str, name: str) -> list[str]:
 
 
 def why_not_proximal(setting: str, name: str) -> list[str]:
-    """A problem if soft-thresholding the parameters after a step of this optimizer would not last; arguments as above."""
+    """A problem if soft-thresholding the parameters after a step of this optimizer would not last."""
     if not name.lower().startswith("schedule_free"):
         return []
     return [

@@ -15,17 +15,9 @@ import torch
 from torch import Tensor
 
 from paft_plugin.deltas.measures import Magnitudes, effective_rank
-from paft_plugin.penalty.l1 import (
-    Count,
-    difference_blocks,
-    ieee_products,
-    memory_order,
-    product_blocks,
-    unscaled,
-)
+from paft_plugin.penalty.l1 import Count, difference_blocks, ieee_products, memory_order, product_blocks, unscaled
 from paft_plugin.penalty.live import ExpertsDelta, FactorsDelta, FullDelta, LiveDelta, LowRankDelta
 from paft_plugin.penalty.sharded import largest_over_shards, local, sum_over_shards, whole
-from paft_plugin.penalty.zero import PartitionedDelta
 
 Measurable = LowRankDelta | ExpertsDelta | FullDelta
 
@@ -60,17 +52,10 @@ class LiveTally:
     """How many of those there are."""
 
     def __add__(self, other: LiveTally) -> LiveTally:
-        return LiveTally(
-            self.entries + other.entries,
-            self.l1 + other.l1,
-            self.square + other.square,
-            # Not `max`, which would forget a NaN.
-            float(torch.tensor([self.largest, other.largest], dtype=torch.float64).amax()),
-            self.small + other.small,
-            self.bins + other.bins,
-            self.rank + other.rank,
-            self.products + other.products,
-        )
+        sums = {name: value + getattr(other, name) for name, value in vars(self).items()}
+        # Not `max`, which would forget a NaN.
+        largest = torch.tensor([self.largest, other.largest], dtype=torch.float64).amax()
+        return LiveTally(**{**sums, "largest": float(largest)})
 
     @property
     def zeros(self) -> int:
@@ -84,13 +69,10 @@ class LiveTally:
 
 
 def measurable(delta: LiveDelta) -> Measurable:
-    """δ itself, whatever its norm is taken of and however its gradients are kept."""
-    if isinstance(delta, PartitionedDelta):
-        delta = delta.delta
-    if isinstance(delta, FactorsDelta):
-        delta = delta.product
-    assert isinstance(delta, LowRankDelta | ExpertsDelta | FullDelta)
-    return delta
+    """δ itself, whatever its norm is taken of."""
+    product = delta.product if isinstance(delta, FactorsDelta) else delta
+    assert isinstance(product, LowRankDelta | ExpertsDelta | FullDelta)
+    return product
 
 
 @torch.no_grad()

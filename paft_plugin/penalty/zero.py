@@ -13,60 +13,31 @@ sees the gradient of L + λ‖δ‖₁ and nothing else; every process adds the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
-import torch
-from torch import Tensor, nn
 from transformers import Trainer
 
-from paft_plugin.penalty.l1 import L1Pass
 from paft_plugin.penalty.live import LiveDelta
 
 
-@dataclass(frozen=True)
-class PartitionedDelta:
-    """A delta whose parameters' gradients DeepSpeed has partitioned: gathered, added to, and put back, parameter by parameter."""
+def add_to_partitions(trainer: Trainer, deltas: Sequence[LiveDelta], strength: float) -> None:
+    """Add strength × subgradient to gradients that are partitioned: those of one delta at a time are gathered and put back."""
+    from deepspeed.utils import safe_get_full_grad, safe_set_full_grad
 
-    delta: LiveDelta
-
-    @property
-    def name(self) -> str:
-        return self.delta.name
-
-    @property
-    def entries(self) -> int:
-        return self.delta.entries
-
-    @property
-    def device(self) -> torch.device:
-        return self.delta.device
-
-    @property
-    def parameters(self) -> Sequence[nn.Parameter]:
-        return self.delta.parameters
-
-    def measure(self, thresholds: Sequence[float]) -> L1Pass:
-        return self.delta.measure(thresholds)
-
-    def sample(self, indices: Tensor) -> Tensor:
-        return self.delta.sample(indices)
-
-    def add_subgradient(self, strength: float) -> Tensor:
-        from deepspeed.utils import safe_get_full_grad, safe_set_full_grad
-
-        trained = [parameter for parameter in self.parameters if parameter.requires_grad]
+    # What the gradients bear until the engine's step divides it out.
+    loss_scale = float(getattr(trainer.model_wrapped.optimizer, "loss_scale", 1.0))
+    for delta in deltas:
+        trained = [parameter for parameter in delta.parameters if parameter.requires_grad]
         dtypes = [parameter.grad_dtype for parameter in trained]
         for parameter in trained:
             parameter.grad_dtype = None  # DeepSpeed hands out fp32, whatever the parameter's dtype
             parameter.grad = safe_get_full_grad(parameter)
-        square = self.delta.add_subgradient(strength)
+        delta.add_subgradient(strength * loss_scale)
         for parameter, dtype in zip(trained, dtypes, strict=True):
             whole, parameter.grad = parameter.grad, None
             parameter.grad_dtype = dtype
             safe_set_full_grad(parameter, whole)
-        return square
 
 
 def before_engine_step(trainer: Trainer, act: Callable[[], None]) -> None:
@@ -80,8 +51,3 @@ def before_engine_step(trainer: Trainer, act: Callable[[], None]) -> None:
         return inner(*args, **kwargs)
 
     engine.step = step
-
-
-def loss_scale(trainer: Trainer) -> float:
-    """The factor that the partitioned gradients bear until the engine's step divides it out."""
-    return float(getattr(trainer.model_wrapped.optimizer, "loss_scale", 1.0))

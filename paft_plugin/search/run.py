@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from paft_plugin.deltas import check_belongs, open_delta
+from paft_plugin.deltas.belongs import check_belongs
+from paft_plugin.deltas.delta import open_delta
 from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.evaluation.candidates import Candidate, load
 from paft_plugin.evaluation.score import score_model

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from paft_plugin.deltas import open_delta
+from paft_plugin.deltas.delta import open_delta
 
 VOCABULARY = 64
 UNKNOWN = "<unk>"

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from paft_plugin.deltas import check_belongs, open_delta
+from paft_plugin.deltas.belongs import check_belongs
+from paft_plugin.deltas.delta import open_delta
 from tests.deltas.architectures import ARCHITECTURES, save
 from tests.deltas.builders import assert_same_delta, delta_as_saved, make_adapter, make_model, weights
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from paft_plugin.deltas import check_belongs, check_finite, open_delta
+from paft_plugin.deltas.belongs import check_belongs, check_finite
+from paft_plugin.deltas.delta import open_delta
 from paft_plugin.errors import PaftError
 from tests.deltas.builders import make_adapter, make_base, make_model, weights
 

@@ -12,7 +12,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from paft_plugin.deltas import open_delta
+from paft_plugin.deltas.delta import open_delta
 from paft_plugin.errors import PaftError
 from tests.deltas.builders import (
     assert_same_delta,

@@ -12,7 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from paft_plugin.deltas import check_belongs, open_delta
+from paft_plugin.deltas.belongs import check_belongs
+from paft_plugin.deltas.delta import open_delta
 from paft_plugin.deltas.store import open_model, tied_names
 from paft_plugin.errors import PaftError
 from tests.deltas.architectures import ARCHITECTURES, save

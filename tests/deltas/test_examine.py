@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from paft_plugin.deltas import check_finite, examine, open_delta
+from paft_plugin.deltas.belongs import check_finite, examine
+from paft_plugin.deltas.delta import open_delta
 from paft_plugin.errors import Findings
 from tests.deltas.builders import edit_config, make_adapter, make_base, make_model, make_tokenizer
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from paft_plugin.deltas import check_belongs, open_delta
+from paft_plugin.deltas.belongs import check_belongs
+from paft_plugin.deltas.delta import open_delta
 from tests.deltas.architectures import ARCHITECTURES, gpt_oss, mixtral, qwen3_vl_moe, save
 from tests.deltas.builders import assert_same_delta, delta_as_saved, edit_config, make_adapter, make_base, make_model
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from paft_plugin.deltas import why_unproven
-from paft_plugin.deltas.proof import PACKAGES, Measurement, Proof, Record
+from paft_plugin.deltas.proof import PACKAGES, Measurement, Proof, Record, why_unproven
 
 WHOLE = {"schema": 1, "finished": True, "steps_penalised": 200, "lambda": 1e-4}
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from paft_plugin.deltas import Delta, open_delta
+from paft_plugin.deltas.delta import Delta, open_delta
 from paft_plugin.deltas.store import TensorStore
 from paft_plugin.errors import PaftError
 from tests.deltas.builders import make_adapter, make_base, make_gpt2, make_model

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from paft_plugin.deltas import open_delta
+from paft_plugin.deltas.delta import open_delta
 from paft_plugin.deltas.store import open_model, same_content
 from tests.deltas.builders import make_adapter, make_base, make_model
 
@@ -100,7 +100,7 @@ def test_the_order_in_which_peft_writes_a_set_is_no_content(models: Path, tmp_pa
 MEASURE = """
 import sys
 from pathlib import Path
-from paft_plugin.deltas import open_delta
+from paft_plugin.deltas.delta import open_delta
 
 def anonymous():  # what cannot be dropped and read from the file again
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -16,7 +16,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from paft_plugin.deltas import open_delta
+from paft_plugin.deltas.delta import open_delta
 from paft_plugin.demo.configs import QUICK, QUICK_DEMO
 from paft_plugin.demo.run import write_inputs
 from paft_plugin.inspection.diagnosis import diagnose

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from paft_plugin.deltas import open_delta
+from paft_plugin.deltas.delta import open_delta
 from paft_plugin.fusion.recipe.examples import FOLDER
 from paft_plugin.fusion.recipe.render import merge_command
 from paft_plugin.fusion.recipe.write import write_recipe

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from paft_plugin.deltas import open_delta
+from paft_plugin.deltas.delta import open_delta
 from paft_plugin.formats import threshold_key
 from paft_plugin.inspection.inspect import Settings, inspect_deltas
 from paft_plugin.inspection.inspected import Inspection, read_inspection, write_inspection

@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import paft_plugin.inspection.stream as stream
+from paft_plugin.deltas.measures import Magnitudes
 from paft_plugin.inspection import kernels, pairs
 from paft_plugin.inspection.inspect import Settings, inspect_deltas
 from paft_plugin.inspection.inspected import InspectedPair, Inspection
 from paft_plugin.inspection.measures import Measures
-from paft_plugin.inspection.tally import magnitudes
+from paft_plugin.inspection.tally import SIZES
 from tests.deltas.builders import make_adapter, make_base, make_model, merged_by_peft, weights
 from tests.inspection import brute
 
@@ -269,7 +270,7 @@ def test_order_statistics_keep_their_bound(share: float, spread: float) -> None:
     sizes = torch.from_numpy(np.random.default_rng(0).lognormal(-8, spread, 50_000)).float()
     counts = np.zeros((kernels.LANES, kernels.KEYS), np.uint32)
     kernels.count_keys(kernels.bits_of(sizes.numpy()), counts)
-    found = magnitudes(counts.sum(axis=0, dtype=np.int64))
+    found = Magnitudes(counts.sum(axis=0, dtype=np.int64), SIZES)
     assert found.gini() == pytest.approx(brute.gini(sizes), abs=2**-8)
     assert found.top_share(share) == pytest.approx(brute.top_share(sizes, share), rel=2**-8)
 
@@ -278,7 +279,7 @@ def test_order_statistics_of_bfloat16_magnitudes_are_exact() -> None:
     sizes = torch.from_numpy(np.random.default_rng(0).lognormal(-8, 1, 50_000)).bfloat16().float()
     counts = np.zeros((kernels.LANES, kernels.KEYS), np.uint32)
     kernels.count_keys(kernels.bits_of(sizes.numpy()), counts)
-    found = magnitudes(counts.sum(axis=0, dtype=np.int64))
+    found = Magnitudes(counts.sum(axis=0, dtype=np.int64), SIZES)
     assert found.gini() == pytest.approx(brute.gini(sizes), rel=1e-12)
     assert found.top_share(0.01) == pytest.approx(brute.top_share(sizes, 0.01), rel=1e-12)
 

@@ -6,7 +6,6 @@ for check in diagnosis.findings: ...
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -17,26 +16,13 @@ from paft_plugin.inspection.diagnosis.facts import Facts, read_facts
 from paft_plugin.inspection.diagnosis.verdict import BRANCH_CHECKS, PAIR_CHECKS, Diagnosis
 
 
-@dataclass(frozen=True)
-class Roles:
-    """Which branch is which."""
-
-    sft: str
-    preferences: tuple[str, ...]
-    twin: str | None
-
-
 def diagnose(
     folder: Path, sft: str | None = None, preferences: tuple[str, ...] = (), twin: str | None = None
 ) -> Diagnosis:
     """Look for every failure signature in a run's folder, or in one that `axolotl paft inspect` wrote.
 
-    Args:
-        folder: with an `inspection.json` (or `inspection/branches/inspection.json`) and, as far as there are, `branches`, `logs`,
-            `recipes` and `results.json`.
-        sft: the SFT branch that is fused; by default `sft-l1`, or `sft` where there is none.
-        preferences: the branches that it is fused with; by default all that are not SFT.
-        twin: the dense twin of `sft`; by default `sft` beside `sft-l1`.
+    `sft` is the SFT branch that is fused, by default `sft-l1`, or `sft` where there is none; `preferences` those that it is fused
+    with, by default all that are not SFT; `twin` the dense twin of `sft`, by default `sft` beside `sft-l1`.
 
     Raises:
         PaftError: the folder is missing or holds nothing to diagnose; a name is no branch's; no name says which branch is SFT.
@@ -44,14 +30,17 @@ def diagnose(
     for module in iter_modules(signatures.__path__):
         import_module(f"{signatures.__name__}.{module.name}")  # registers its check, the first time
     facts = read_facts(folder)
-    roles = _roles(facts, sft, preferences, twin)
-    checks = [check(facts, roles.sft, roles.twin) for check in BRANCH_CHECKS]
+    sft, preferences, twin = _roles(facts, sft, preferences, twin)
+    checks = [check(facts, sft, twin) for check in BRANCH_CHECKS]
     excuse = next((check.signature for check in checks if check.found), None)
-    checks += [check(facts, roles.sft, preference, excuse) for preference in roles.preferences for check in PAIR_CHECKS]
-    return Diagnosis(str(folder), roles.sft, roles.preferences, roles.twin, tuple(checks))
+    checks += [check(facts, sft, preference, excuse) for preference in preferences for check in PAIR_CHECKS]
+    return Diagnosis(str(folder), sft, preferences, twin, tuple(checks))
 
 
-def _roles(facts: Facts, sft: str | None, preferences: tuple[str, ...], twin: str | None) -> Roles:
+def _roles(
+    facts: Facts, sft: str | None, preferences: tuple[str, ...], twin: str | None
+) -> tuple[str, tuple[str, ...], str | None]:
+    """The SFT branch, the preference branches and the dense twin, given or found."""
     there = ", ".join(facts.branches)
     given: dict[str, tuple[str | None, ...]] = {"--sft": (sft,), "--preference": preferences, "--twin": (twin,)}
     strangers = [
@@ -71,4 +60,4 @@ def _roles(facts: Facts, sft: str | None, preferences: tuple[str, ...], twin: st
     if twin is None and facts.branches[sft].twin in facts.branches:
         twin = facts.branches[sft].twin
     others = tuple(name for name, arm in facts.branches.items() if arm.role == "preference" and name not in (sft, twin))
-    return Roles(sft, preferences or others, twin)
+    return sft, preferences or others, twin

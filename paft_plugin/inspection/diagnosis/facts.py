@@ -99,13 +99,12 @@ def read_facts(folder: Path) -> Facts:
         raise PaftError(f"{folder}: no such folder. Give a run's, or one that `axolotl paft inspect` wrote.")
     file = next((file for file in (run_inspection, folder / INSPECTION_FILE) if file.is_file()), None)
     inspection = read_inspection(file.parent) if file is not None else None
-    folders = {path.name: path for path in sorted(folder.glob("branches/*")) if path.is_dir()}
     # The inspection remembers where a delta lay; a run that was moved since has it where runs have it.
-    for delta in inspection.deltas if inspection is not None else ():
-        folders.setdefault(delta.name, Path(delta.folder))
+    inspected = {delta.name: Path(delta.folder) for delta in (inspection.deltas if inspection is not None else ())}
+    here = {path.name: path for path in sorted(folder.glob("branches/*")) if path.is_dir()}
+    folders = {**here, **{name: path for name, path in inspected.items() if name not in here}}
     curves = {name: read_curve_of(path, folder, name) for name, path in folders.items()}
     proofs = {name: Proof.read_or_nothing(path / PROOF_FILE) for name, path in folders.items()}
-    inspected = {delta.name for delta in inspection.deltas} if inspection is not None else set()
     known = [name for name in folders if curves[name] or proofs[name] or name in inspected]
     if not known:
         raise PaftError(

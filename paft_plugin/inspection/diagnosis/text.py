@@ -27,9 +27,8 @@ def as_text(diagnosis: Diagnosis) -> Group:
 
 
 def _in_full(check: Check) -> list[RenderableType]:
-    sure = Text(
-        f"From {_sources(check.evidence)}.\nConfidence: {check.confidence}. {check.confidence_reason}", style="dim"
-    )
+    sources = ", ".join(dict.fromkeys(source for item in check.evidence for source in item.source.split(", ")))
+    sure = Text(f"From {sources}.\nConfidence: {check.confidence}. {check.confidence_reason}", style="dim")
     return [
         _heading(check),
         Padding(Text(check.message, style="bold"), INDENT),
@@ -49,36 +48,14 @@ def _heading(check: Check) -> Text:
 
 def evidence_table(evidence: Sequence[Evidence], name: str = "") -> Table:
     """What a check measured, against its thresholds; `name` is the table's on a page, which says the sources, too."""
-    return Table(
-        [
-            Column("Evidence", is_number=False),
-            *map(Column, ("Value", "Threshold")),
-            Column("Speaks for it", is_number=False),
-        ],
-        [
-            Row(
-                [
-                    Cell(one.what, detail=one.source),
-                    number_cell(one.value, measured),
-                    number_cell(one.threshold, f"{'≥' if one.above else '≤'} {{:.3g}}".format),
-                    Cell(_speaks(one)),
-                ]
-            )
-            for one in evidence
-        ],
-        name,
-        "Evidence",
-    )
-
-
-def _speaks(evidence: Evidence) -> str:
-    if evidence.speaks_for is None:
-        return "for scale only"
-    return f"{'yes' if evidence.speaks_for else 'no'}{', barely' if evidence.close else ''}"
-
-
-def _sources(evidence: tuple[Evidence, ...]) -> str:
-    return ", ".join(dict.fromkeys(source for item in evidence for source in item.source.split(", ")))
+    numbers = (Column("Value"), Column("Threshold"))
+    columns = [Column("Evidence", is_number=False), *numbers, Column("Speaks for it", is_number=False)]
+    rows = []
+    for one in evidence:
+        threshold = number_cell(one.threshold, f"{'≥' if one.above else '≤'} {{:.3g}}".format)
+        speaks = {None: "for scale only", True: "yes", False: "no"}[one.speaks_for] + ", barely" * one.close
+        rows.append(Row([Cell(one.what, detail=one.source), number_cell(one.value, measured), threshold, Cell(speaks)]))
+    return Table(columns, rows, name, "Evidence")
 
 
 def _missing(check: Check) -> list[RenderableType]:

@@ -136,12 +136,8 @@ def judged(
 ) -> Check:
     """A check with its confidence, which begins high and falls a step for each doubt.
 
-    The doubts: a deciding value close to its threshold, evidence that speaks against the outcome, evidence that is missing.
-
-    Args:
-        evidence: all of it.
-        deciding: those that the outcome was decided by.
-        weighed: those that may speak against it; all, if None.
+    The doubts: a `deciding` value close to its threshold, evidence that speaks against the outcome (of `weighed`; of all, if
+    None), evidence that is missing.
     """
     close = [item for item in deciding if item.close]
     against = [item for item in (evidence if weighed is None else weighed) if item.speaks_for is (state != "found")]
@@ -152,18 +148,8 @@ def judged(
     ]
     level = LEVELS[min(len(doubts), len(LEVELS) - 1)]
     reason = ". ".join(doubts) or "All evidence agrees, and is clear of its thresholds"
-    return Check(
-        signature,
-        branches,
-        state,
-        culprit,
-        message,
-        tuple(evidence),
-        tuple(missing),
-        level,
-        f"{reason}.",
-        tuple(remedies),
-    )
+    given, missed = tuple(evidence), tuple(missing)
+    return Check(signature, branches, state, culprit, message, given, missed, level, f"{reason}.", tuple(remedies))
 
 
 def unknown(signature: str, branches: tuple[str, ...], message: str, missing: Sequence[str] = ()) -> Check:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from transformers import AutoTokenizer
 
 from paft_plugin.cli import paft
-from paft_plugin.deltas import open_delta
+from paft_plugin.deltas.delta import open_delta
 from tests.deltas.builders import TEMPLATE, make_adapter
 from tests.fusion.adapter.conftest import Branches, Write
 

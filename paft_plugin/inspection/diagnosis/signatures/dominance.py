@@ -23,9 +23,6 @@ def dominance(facts: Facts, sft: str, preference: str, excuse: str | None) -> Ch
 
     Decided by two at once: a norm that is far the smaller, and entries of which much is overruled. A healthy sparse delta has a
     small norm, few entries and a small share of the merged delta, and yet nearly all of it survives.
-
-    Args:
-        excuse: the signature that was found in the SFT branch alone, which would explain that it is dominated.
     """
     branches, pair = (sft, preference), facts.pair(sft, preference)
     if facts.inspection is None or pair is None:
@@ -85,10 +82,8 @@ def _contest(
         for name, other in ((weak, strong), (strong, weak))
     }
     how, weighted = "" if counted else " (estimated)", "" if equal else ", weighted as the recipes do"
-    norm, survives = (
-        f"‖δ‖₂ of {weak} / {strong}{weighted}",
-        f"Share of {weak}'s Σ|δ| that survives the sign election{how}",
-    )
+    norm = f"‖δ‖₂ of {weak} / {strong}{weighted}"
+    survives = f"Share of {weak}'s Σ|δ| that survives the sign election{how}"
     deciding = (
         Evidence(norm, ratio, facts.inspection_file, NORM_RATIO, slack=NORM_RATIO / 10),
         Evidence(survives, kept[weak], facts.inspection_file, SURVIVAL, slack=0.03),
@@ -118,13 +113,8 @@ def _counted(pair: InspectedPair) -> dict[str, float]:
 
 def _estimated(inspection: Inspection, pair: InspectedPair, name: str, other: str, weight: float) -> float:
     own, opponent, shared = inspection.delta(name), inspection.delta(other), pair.figures.total
-    kept = survival(
-        own.histogram,
-        opponent.histogram,
-        conflict=shared.conflict_weight or 0.0,
-        contested=shared.entries / own.figures.total.entries,
-        weight=weight,
-    )
+    contested = shared.entries / own.figures.total.entries
+    kept = survival(own.histogram, opponent.histogram, shared.conflict_weight or 0.0, contested, weight)
     assert kept is not None, "a delta with a norm has mass"
     return kept
 
@@ -135,10 +125,8 @@ def _shares(facts: Facts, pair: InspectedPair, weak: str) -> list[Evidence]:
     For scale only: that of a healthy sparse branch is small too.
     """
     ties, source = pair.figures.total.ties, facts.inspection_file
-    used = min(
-        filter(None, (facts.density(*each) for each in ((pair.first, pair.second), (pair.second, pair.first)))),
-        default=1.0,
-    )
+    densities = [facts.density(pair.first, pair.second), facts.density(pair.second, pair.first)]
+    used = min(filter(None, densities), default=1.0)
     key = min(ties, key=lambda key: abs(float(key) - used), default=None)
     if key is None:
         return []

@@ -95,10 +95,9 @@ def _delta(facts: Facts, sft: str) -> tuple[list[Evidence], list[str]]:
     if measures is None:
         proof = facts.proofs.get(sft)
         shares = (proof.sparsity if proof else None) or {}
-        return [
-            _sparsity(key, share, f"branches/{sft}/paft.json")
-            for key, share in sorted(shares.items(), key=lambda item: float(item[0]))[:1]
-        ], [f"{facts.inspection_file}: the delta of {sft} (axolotl paft inspect)"]
+        lowest = sorted(shares, key=float)[:1]
+        missing = [f"{facts.inspection_file}: the delta of {sft} (axolotl paft inspect)"]
+        return [_sparsity(key, shares[key], f"branches/{sft}/paft.json") for key in lowest], missing
     source = facts.inspection_file
     evidence = []
     if (threshold := facts.threshold) is not None:
@@ -128,20 +127,11 @@ def _weaker_penalty(facts: Facts, sft: str, twin: str | None) -> list[Remedy]:
     target, strength = proof.target_sparsity if proof else None, _last_strength(facts, sft)
     where = f"configs/{sft}.yml"
     if target is not None:
-        lower = TARGET if target > TARGET else round(target / 2, 2)
-        return [
-            Remedy("paft_target_sparsity", where, f"{target:g}", f"{lower:g}", "A target that leaves room to learn.")
-        ]
+        lower, reason = TARGET if target > TARGET else round(target / 2, 2), "A target that leaves room to learn."
+        return [Remedy("paft_target_sparsity", where, f"{target:g}", f"{lower:g}", reason)]
     old = f"{strength:g}" if strength else None
-    found = [
-        Remedy(
-            "paft_target_sparsity",
-            where,
-            None,
-            f"{TARGET:g}",
-            "A controller finds the λ that ends there (the paper's 90 %).",
-        )
-    ]
+    reason = "A controller finds the λ that ends there (the paper's 90 %)."
+    found = [Remedy("paft_target_sparsity", where, None, f"{TARGET:g}", reason)]
     dense = facts.measures(twin) if twin is not None else None
     twin_norm, gain = dense.l1 if dense is not None else 0.0, _gain(facts, twin)
     on_delta = proof is None or proof.l1_on == "delta"

@@ -24,9 +24,6 @@ def mismatch(facts: Facts, sft: str, preference: str, excuse: str | None) -> Che
     Decided by how far the densities are apart, and by what the merge loses of what the sparser branch was trained for. Where no
     scores say that, a far denser SFT delta is taken to do harm unless it is tiny, because the paper says so; a far denser
     preference delta is not, because on trained branches it did none.
-
-    Args:
-        excuse: the signature that was found in the SFT branch alone, which would explain a delta with hardly an entry.
     """
     branches = (sft, preference)
     measured = {name: measures for name in branches if (measures := facts.measures(name)) is not None}
@@ -49,16 +46,10 @@ def mismatch(facts: Facts, sft: str, preference: str, excuse: str | None) -> Che
         return judged(SIGNATURE, branches, "clear", message, evidence=evidence, missing=missing)
     suffers, clause, reasons = _suffering(sft, sparse, dense, weight, harm)
     if not suffers:
+        message = f"{gap}, but {clause}."
         # Far apart is no doubt about this outcome; it is what the outcome is about.
         return judged(
-            SIGNATURE,
-            branches,
-            "clear",
-            f"{gap}, but {clause}.",
-            evidence=evidence,
-            deciding=reasons,
-            weighed=reasons,
-            missing=missing,
+            SIGNATURE, branches, "clear", message, evidence=evidence, deciding=reasons, weighed=reasons, missing=missing
         )
     return judged(
         SIGNATURE,
@@ -82,13 +73,10 @@ def _suffering(
         return suffers, f"the merge {'loses' if suffers else 'keeps'} what {sparse} was trained for", harm
     if dense != sft:
         return False, "that alone hurt no merge that was measured", []
-    if weight.speaks_for:
-        return (
-            True,
-            "it is not small: the mismatch that the paper warns of, though no scores say what the merge loses",
-            [weight],
-        )
-    return False, "too small to matter in a merge", [weight]
+    if not weight.speaks_for:
+        return False, "too small to matter in a merge", [weight]
+    clause = "it is not small: the mismatch that the paper warns of, though no scores say what the merge loses"
+    return True, clause, [weight]
 
 
 def _structure(facts: Facts, sparse: str, dense: str, measured: dict[str, Measures]) -> list[Evidence]:
