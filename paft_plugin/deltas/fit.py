@@ -1,6 +1,6 @@
 """How a branch lies on its base: which base tensors each part of it changes, under the names of the base's files.
 
-An adapter calls tensors as PEFT does, which need not be as the base's files do, and may store factors transposed (`lay`); either
+An adapter calls tensors as PEFT does, which need not be as the base's files do, and may store factors transposed (`_lay`); either
 kind of branch may have more rows, or shapes that do not fit (`fit_adapter`, `fit_model`).
 """
 
@@ -30,8 +30,10 @@ class Fit:
 
     names: list[str] = field(default_factory=list)
     """Base tensors that the branch can change, sorted; of two tied ones the embedding alone."""
-    changes: dict[str, list[Change]] = field(default_factory=dict)
+    changes: dict[str, list[Change]] = field(default_factory=lambda: defaultdict(list))
     """Base tensor → the summands of an adapter's δ on it."""
+    absent: list[str] = field(default_factory=list)
+    """What an adapter changes and the base does not have, as the adapter calls it."""
     sources: dict[str, tuple[str, ParameterPlace]] = field(default_factory=dict)
     """Base tensor → the tensor of a whole model that stands for it, and what of that."""
     grown: dict[str, int] = field(default_factory=dict)
@@ -42,20 +44,19 @@ class Fit:
 
 def fit_adapter(base: TensorStore, adapter: Adapter) -> Fit:
     """Match an adapter's tensors with a base's; reads headers only (and the two copies of a tied pair)."""
-    names = Names(base)
-    layout, tied = lay(names, adapter), names.tied
-    fit = Fit(problems=list(layout.problems))
-    if layout.absent:
+    names, fit = Names(base), Fit()
+    _lay(names, adapter, fit)
+    if fit.absent:
         fit.problems.append(
-            f"{adapter.folder}: it adapts {some(sorted(layout.absent))}, which {base.folder} does not have. "
+            f"{adapter.folder}: it adapts {some(sorted(fit.absent))}, which {base.folder} does not have. "
             "Give the base model that this adapter was trained on."
         )
-    if tied:
-        fit.problems += _tied_problems(base, adapter, tied, layout.changes)
-        layout.changes.pop(tied[1], None)
-    fit.names = sorted(layout.changes)
+    if names.tied:
+        fit.problems += _tied_problems(base, adapter, names.tied, fit.changes)
+        fit.changes.pop(names.tied[1], None)
+    fit.names = sorted(fit.changes)
     for name in fit.names:
-        _fit_tensor(fit, base, adapter, name, layout.changes[name])
+        _fit_tensor(fit, base, adapter, name)
     return fit
 
 
@@ -121,11 +122,10 @@ def _own_names(store: TensorStore) -> set[str]:
     return {name for name in store.names if not name.endswith(BUFFERS) and not (tied and name == tied[1])}
 
 
-def _fit_tensor(fit: Fit, base: TensorStore, adapter: Adapter, name: str, changes: list[Change]) -> None:
-    """Enter one tensor's changes and growth, or the problem that a shape is."""
-    fit.changes[name] = changes
+def _fit_tensor(fit: Fit, base: TensorStore, adapter: Adapter, name: str) -> None:
+    """Enter one tensor's growth, or the problem that a shape is."""
     wanted = base.shape(name)
-    for change in changes:
+    for change in fit.changes[name]:
         shape = change.shape(adapter)
         may_grow = name.endswith(VOCABULARY) and shape[1:] == wanted[1:] and shape[0] > wanted[0]
         if may_grow:
@@ -195,41 +195,28 @@ class Names:
         return [(file, self.skeleton.places[file]) for file in self.skeleton.files_of(parameter)]
 
 
-@dataclass
-class Layout:
-    """An adapter's changes, sorted by the base tensors that they fall on."""
-
-    changes: dict[str, list[Change]] = field(default_factory=lambda: defaultdict(list))
-    """Base tensor's name → the summands of its δ."""
-    absent: list[str] = field(default_factory=list)
-    """What the adapter changes and the base does not have, as the adapter calls it."""
-    problems: list[str] = field(default_factory=list)
-
-
-def lay(names: Names, adapter: Adapter) -> Layout:
-    """Find the base tensors that an adapter changes; reads headers only."""
-    layout = Layout()
-    parameters = _parameter_slots(names, adapter, layout)
+def _lay(names: Names, adapter: Adapter, fit: Fit) -> None:
+    """Enter the base tensors that an adapter changes, and the summands of each δ; reads headers only."""
+    parameters = _parameter_slots(names, adapter, fit)
     conv1d = _is_conv1d(names, adapter, set(adapter.factors) - set(parameters))
     for module, factors in adapter.factors.items():
         if module in parameters:
-            _lay_parameter(names, adapter, layout, module, parameters[module])
+            _lay_parameter(names, adapter, fit, module, parameters[module])
         elif ".base_layer" in module:
-            layout.problems.append(
+            fit.problems.append(
                 f"{adapter.folder}: {module} has factors of its own below a wrapped module, as torch's MultiheadAttention has. "
                 "What they change is not known here. Retrain without that module among the targets."
             )
         else:
-            _lay_module(names, adapter, layout, module, factors, conv1d)
+            _lay_module(names, adapter, fit, module, factors, conv1d)
     for name, key in adapter.copies.items():
-        for file, place in _found(names, layout, name):
-            layout.changes[file].append(FullCopy(key, place))
+        for file, place in _found(names, fit, name):
+            fit.changes[file].append(FullCopy(key, place))
     for name, key in adapter.tokens.items():
         tokens = tuple(adapter.token_indices(name.removesuffix(".weight")))
-        for file, _ in _found(names, layout, name):
+        for file, _ in _found(names, fit, name):
             rows = names.base.shape(file)[0] if file in names.base else 0
-            layout.changes[file].append(TokenRows(key, tokens, rows, adapter.copies.get(name)))
-    return layout
+            fit.changes[file].append(TokenRows(key, tokens, rows, adapter.copies.get(name)))
 
 
 def _is_conv1d(names: Names, adapter: Adapter, modules: set[str]) -> bool:
@@ -247,27 +234,27 @@ def _is_conv1d(names: Names, adapter: Adapter, modules: set[str]) -> bool:
     return bool(adapter.config.get("fan_in_fan_out"))
 
 
-def _found(names: Names, layout: Layout, name: str) -> list[tuple[str, ParameterPlace]]:
+def _found(names: Names, fit: Fit, name: str) -> list[tuple[str, ParameterPlace]]:
     places = names.places(name)
     if not places:
-        layout.absent.append(name)
+        fit.absent.append(name)
     return places
 
 
-def _lay_module(names: Names, adapter: Adapter, layout: Layout, module: str, factors: Factors, conv1d: bool) -> None:
+def _lay_module(names: Names, adapter: Adapter, fit: Fit, module: str, factors: Factors, conv1d: bool) -> None:
     shape = adapter.shape(module)
     square = shape[0] == shape[1]
-    for file, _ in _found(names, layout, f"{module}.weight"):
+    for file, _ in _found(names, fit, f"{module}.weight"):
         # Of a tied base's head there is no tensor; what is wrong with that is said elsewhere.
         stored = names.base.shape(file) if file in names.base else shape
         transposed = factors.embedding or (conv1d if square else shape == stored[::-1])
-        layout.changes[file].append(LowRank(module, transposed))
+        fit.changes[file].append(LowRank(module, transposed))
     if factors.bias:
-        for file, _ in _found(names, layout, f"{module}.bias"):
-            layout.changes[file].append(OfBias(module))
+        for file, _ in _found(names, fit, f"{module}.bias"):
+            fit.changes[file].append(OfBias(module))
 
 
-def _parameter_slots(names: Names, adapter: Adapter, layout: Layout) -> dict[str, str]:
+def _parameter_slots(names: Names, adapter: Adapter, fit: Fit) -> dict[str, str]:
     """Module of the adapter's file → full name of the parameter that its factors adapt.
 
     PEFT wraps a module once for each of its parameters, in the order of their registration, so that the first one's factors lie
@@ -277,7 +264,7 @@ def _parameter_slots(names: Names, adapter: Adapter, layout: Layout) -> dict[str
     if not targets:
         return {}
     if isinstance(names.skeleton, str):
-        layout.problems.append(
+        fit.problems.append(
             f"{adapter.folder}: target_parameters is set ({some(sorted(targets))}), and {names.skeleton}, so it is unknown "
             f"which tensors those are. {MERGE_FIRST}"
         )
@@ -288,7 +275,7 @@ def _parameter_slots(names: Names, adapter: Adapter, layout: Layout) -> dict[str
         wrappers = {module + depth * ".base_layer": name for depth, name in enumerate(reversed(own))}
         missing = sorted(set(wrappers) - set(adapter.factors))
         if missing:
-            layout.problems.append(
+            fit.problems.append(
                 f"{adapter.folder}: target_parameters names {some(own)}, but its file has no factors for all of them "
                 f"({some(missing)} missing). Repeat the run that writes it."
             )
@@ -300,32 +287,32 @@ def _is_target(name: str, targets: list[str]) -> bool:
     return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
-def _lay_parameter(names: Names, adapter: Adapter, layout: Layout, module: str, parameter: str) -> None:
+def _lay_parameter(names: Names, adapter: Adapter, fit: Fit, module: str, parameter: str) -> None:
     assert isinstance(names.skeleton, Skeleton)
     skeleton = names.skeleton
     wanted = skeleton.shapes[parameter]
     inputs_first = len(wanted) == 3 and parameter.rpartition(".")[0] in skeleton.inputs_first
     if parameter in skeleton.unclear:
-        layout.problems.append(
+        fit.problems.append(
             f"{adapter.folder}: adapts {parameter}, which transformers makes of the files in {names.base.folder} by "
             f"{skeleton.unclear[parameter]}, so its change cannot be taken back to them. {MERGE_FIRST}"
         )
         return
     experts, rows = (wanted[0] if len(wanted) == 3 else 1), adapter.store.shape(adapter.factors[module].A)[0]
     if rows % experts:
-        layout.problems.append(
+        fit.problems.append(
             f"{adapter.folder}: its factors of {parameter} have {rows} rows, which {experts} experts cannot share evenly. "
             "Give the base model that this adapter was trained on."
         )
         return
     if inputs_first and experts == 1:
-        layout.problems.append(
+        fit.problems.append(
             f"{adapter.folder}: adapts {parameter}, which has a single expert stored inputs first; PEFT's own change does not "
             "fit it. Retrain without it."
         )
         return
     files = skeleton.files_of(parameter)
     if not files:
-        layout.absent.append(parameter)
+        fit.absent.append(parameter)
     for file in files:
-        layout.changes[file].append(OfParameter(module, skeleton.places[file], wanted, inputs_first))
+        fit.changes[file].append(OfParameter(module, skeleton.places[file], wanted, inputs_first))

@@ -25,8 +25,7 @@ from paft_plugin.deltas.measures import DECADES
 from paft_plugin.deltas.store import open_model
 from paft_plugin.errors import raise_if_any, some
 from paft_plugin.inspection import kernels
-from paft_plugin.inspection.groups import Groups, place_of
-from paft_plugin.inspection.inspected import Figures, InspectedDelta, InspectedPair, Inspection
+from paft_plugin.inspection.inspected import Figures, Groups, InspectedDelta, InspectedPair, Inspection, place_of
 from paft_plugin.inspection.measures import Interference, Measures, Rank, Subspaces
 from paft_plugin.inspection.pairs import PairTally, Trim, find_trim, likely_edges
 from paft_plugin.inspection.rank import compare_spaces, estimated_rank, rank_from_factors

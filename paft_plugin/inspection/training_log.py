@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -80,14 +80,6 @@ def advance(training: Training, line: str) -> Training:
     elif "epoch" in (found := printed_metrics(line)):
         known = {name: value for name, value in found.items() if name == "loss" or math.isfinite(value)}
         return replace(training, metrics={**training.metrics, **known})
-    return training
-
-
-def read_training(log: str) -> Training:
-    """What a whole log says."""
-    training = Training()
-    for line in re.split(r"[\r\n]", log):
-        training = advance(training, line)
     return training
 
 
@@ -170,26 +162,19 @@ class Curve:
         return [loss for loss in self.loss if math.isfinite(loss)]
 
 
-def read_curve(run_dir: Path, branch: str) -> Curve | None:
-    """What is known of the training of `run_dir/branches/BRANCH`; None if nothing is.
+def read_curve(run_dir: Path, branch: str, folder: Path | None = None) -> Curve | None:
+    """What is known of the training of `run_dir/branches/BRANCH`, or of one in another folder, with its log in the run's.
 
     A file that is missing or cannot be read adds nothing: a curve is something to look at, not something to fail for.
     """
-    return read_curve_of(run_dir / "branches" / branch, run_dir, branch)
-
-
-def read_curve_of(folder: Path, run_dir: Path, branch: str) -> Curve | None:
-    """`read_curve` of a branch that lies in any `folder`, with its log in the run's."""
+    folder = folder or run_dir / "branches" / branch
     points: dict[int, Point] = {}
     sources: list[str] = []
     # The least exact first, so that the others overwrite it.
-    readers: tuple[tuple[Path, Callable[[Path], dict[int, Point]]], ...] = (
-        (run_dir / "logs" / f"{branch}.log", _from_log),
-        (folder / PROOF_FILE, _from_proof),
-        *((state, _from_state) for state in _last_state(folder)),
-    )
-    for source, read in readers:
-        if found := read(source):
+    log, proof = run_dir / "logs" / f"{branch}.log", folder / PROOF_FILE
+    states = {state: _points(read_json_or_nothing(state).get("log_history")) for state in _last_state(folder)}
+    for source, found in {log: _from_log(log), proof: _from_proof(proof), **states}.items():
+        if found:
             sources.insert(0, shown(source, run_dir))
         for step, point in found.items():
             points.setdefault(step, {}).update(point)
@@ -235,11 +220,6 @@ def _from_log(file: Path) -> dict[int, Point]:
             printed += 1
             points.setdefault(step or printed, {}).update(_numbers(metrics))
     return points
-
-
-def _from_state(file: Path) -> dict[int, Point]:
-    """`log_history` of a checkpoint's `trainer_state.json`."""
-    return _points(read_json_or_nothing(file).get("log_history"))
 
 
 def _from_proof(file: Path) -> dict[int, Point]:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from paft_plugin.benchmarks import penalty
 from paft_plugin.benchmarks.harness import MIB
-from paft_plugin.benchmarks.training_steps import Scale, peak_here, random_llama, time_steps
+from paft_plugin.benchmarks.penalty import Scale, peak_here, random_llama, time_steps
 
 TINY = Scale(
     hidden=16,

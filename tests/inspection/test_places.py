@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paft_plugin.inspection.groups import place_of
+from paft_plugin.inspection.inspected import place_of
 
 
 @pytest.mark.parametrize(

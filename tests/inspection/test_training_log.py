@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paft_plugin.inspection.training_log import Follower, Training, advance, read_training
-from tests.inspection.training_lines import DPO, FIRST, LAST, SCORE, START, TRAIN
+from paft_plugin.inspection.training_log import Follower, Training, advance
+from tests.inspection.training_lines import DPO, FIRST, LAST, SCORE, START, TRAIN, read_training
 
 
 def test_a_sparse_sft_run() -> None:

@@ -5,6 +5,10 @@ Origin: `logs/sft-l1.log` and `logs/dpo.log` of such a run; only folders are ren
 
 from __future__ import annotations
 
+import re
+
+from paft_plugin.inspection.training_log import Training, advance
+
 TRAIN = "$ python -m axolotl.cli.main train configs/sft-l1.yml --launcher python\n"
 START = (
     "\rTokenizing Prompts (num_proc=2):   8%|▊         | 1000/12800 [00:00<00:08, 1367.66 examples/s]"
@@ -49,3 +53,11 @@ SCORE = (
     "Running loglikelihood requests:   0%|          | 0/300 [00:00<?, ?it/s]\n"
     "\r  0%|          | 0/100 [00:00<?, ?it/s]\r100%|██████████| 100/100 [00:00<00:00, 43369.67it/s]\n"
 )
+
+
+def read_training(log: str) -> Training:
+    """What a whole log says."""
+    training = Training()
+    for line in re.split(r"[\r\n]", log):
+        training = advance(training, line)
+    return training

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from paft_plugin.inspection.training_log import Training, read_training
+from paft_plugin.inspection.training_log import Training
 from paft_plugin.pipeline.stage_logs import STAGE_LOGS, hints, progress
 from paft_plugin.runner.logs import StageProgress
 from paft_plugin.runner.watch.display import in_words
-from tests.inspection.training_lines import DPO, FIRST, LAST, SCORE, START, TRAIN
+from tests.inspection.training_lines import DPO, FIRST, LAST, SCORE, START, TRAIN, read_training
 
 HARMLESS = """\
 [WARNING] [bitsandbytes.backends.cpu.ops] Failed to load CPU gemm_4bit_forward from kernels-community: Version 1 of \

@@ -17,7 +17,7 @@ from paft_plugin.evaluation.results import RESULTS, Results
 from paft_plugin.files import PROOF_FILE, RECIPE_FILE, fused_files
 from paft_plugin.inspection.inspected import INSPECTION_FILE, InspectedPair, Inspection, read_inspection
 from paft_plugin.inspection.measures import Measures
-from paft_plugin.inspection.training_log import Curve, read_curve_of, shown
+from paft_plugin.inspection.training_log import Curve, read_curve, shown
 
 BRANCH_INSPECTION = Path("inspection") / "branches"
 THRESHOLD = 1e-5
@@ -103,7 +103,7 @@ def read_facts(folder: Path) -> Facts:
     inspected = {delta.name: Path(delta.folder) for delta in (inspection.deltas if inspection is not None else ())}
     here = {path.name: path for path in sorted(folder.glob("branches/*")) if path.is_dir()}
     folders = {**here, **{name: path for name, path in inspected.items() if name not in here}}
-    curves = {name: read_curve_of(path, folder, name) for name, path in folders.items()}
+    curves = {name: read_curve(folder, name, path) for name, path in folders.items()}
     proofs = {name: Proof.read_or_nothing(path / PROOF_FILE) for name, path in folders.items()}
     known = [name for name in folders if curves[name] or proofs[name] or name in inspected]
     if not known:
