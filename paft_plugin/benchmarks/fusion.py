@@ -187,11 +187,5 @@ def _timed_process(command: list[str]) -> tuple[float, float, float]:
     return wall, usage.ru_utime + usage.ru_stime, megabytes(usage)
 
 
-command = sized_command(
-    "Measure what a merge of two adapters costs, beside plain mergekit-yaml.",
-    measure,
-    full=FULL,
-    quick=QUICK,
-    packages=PACKAGES,
-    repeats=1,
-)
+HELP = "Measure what a merge of two adapters costs, beside plain mergekit-yaml."
+command = sized_command(HELP, measure, FULL, QUICK, PACKAGES, repeats=1)

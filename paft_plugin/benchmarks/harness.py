@@ -151,7 +151,6 @@ def run_benchmark(
 def sized_command(
     text: str,
     measure: Callable[[Size, int, Path], Iterable[BenchmarkRow]],
-    *,
     full: Size,
     quick: Size,
     packages: Sequence[str],

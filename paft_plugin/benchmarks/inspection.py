@@ -284,11 +284,5 @@ def make_llamas(size: LlamaSize, folder: Path) -> None:
         (folder / adapter / ADAPTER_CONFIG).write_text(json.dumps(settings), encoding="utf-8")
 
 
-command = sized_command(
-    "Measure what an inspection costs, beside merely reading the same files.",
-    measure,
-    full=FULL,
-    quick=QUICK,
-    packages=PACKAGES,
-    repeats=3,
-)
+HELP = "Measure what an inspection costs, beside merely reading the same files."
+command = sized_command(HELP, measure, FULL, QUICK, PACKAGES, repeats=3)

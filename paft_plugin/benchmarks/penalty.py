@@ -25,16 +25,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from paft_plugin.benchmarks.harness import (
-    MIB,
-    BenchmarkRow,
-    Figure,
-    apart,
-    figure,
-    output_option,
-    quotients,
-    run_benchmark,
-)
+from paft_plugin.benchmarks import harness
+from paft_plugin.benchmarks.harness import MIB, BenchmarkRow, Figure, apart, figure, quotients
 from paft_plugin.deltas.proof import PACKAGES, Measurement
 from paft_plugin.penalty import kernel
 from paft_plugin.penalty.injector import PenaltyInjector
@@ -460,7 +452,7 @@ ROWS: dict[str, Callable[[Scale], BenchmarkRow]] = {
 
 
 @click.command()
-@output_option
+@harness.output_option
 @click.option("--quick", is_flag=True, help="Fewer tokens and repeats: to see that it runs, not to compare.")
 @click.option("--only", type=click.Choice(list(ROWS)), multiple=True, help="A row to run; all by default.")
 def command(output: Path | None, quick: bool, only: tuple[str, ...]) -> None:
@@ -473,4 +465,4 @@ def command(output: Path | None, quick: bool, only: tuple[str, ...]) -> None:
             click.echo(f"{name} …", err=True)
             yield ROWS[name](scale)
 
-    run_benchmark(rows(), output, PACKAGES, {"quick": quick, "scale": asdict(scale)})
+    harness.run_benchmark(rows(), output, PACKAGES, {"quick": quick, "scale": asdict(scale)})

@@ -192,7 +192,7 @@ class Names:
         if isinstance(self.skeleton, str):
             return []
         parameter = self.skeleton.parameter_of(name)
-        return [(file, self.skeleton.places[file]) for file in self.skeleton.files_of(parameter)]
+        return [(file, self.skeleton.places[file]) for file in self.skeleton.files.get(parameter, [])]
 
 
 def _lay(names: Names, adapter: Adapter, fit: Fit) -> None:
@@ -270,8 +270,8 @@ def _parameter_slots(names: Names, adapter: Adapter, fit: Fit) -> dict[str, str]
         )
         return {}
     slots: dict[str, str] = {}
-    for module in dict.fromkeys(name.rpartition(".")[0] for name in names.skeleton.shapes):
-        own = [name for name in names.skeleton.own(module) if _is_target(name, targets)]
+    for module, parameters in names.skeleton.own.items():
+        own = [name for name in parameters if _is_target(name, targets)]
         wrappers = {module + depth * ".base_layer": name for depth, name in enumerate(reversed(own))}
         missing = sorted(set(wrappers) - set(adapter.factors))
         if missing:
@@ -311,7 +311,7 @@ def _lay_parameter(names: Names, adapter: Adapter, fit: Fit, module: str, parame
             "fit it. Retrain without it."
         )
         return
-    files = skeleton.files_of(parameter)
+    files = skeleton.files.get(parameter, [])
     if not files:
         fit.absent.append(parameter)
     for file in files:

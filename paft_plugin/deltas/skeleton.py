@@ -73,23 +73,17 @@ class Skeleton:
     parameter_of: Callable[[str], str] = field(default=str, repr=False, compare=False)
     """Any name that transformers knows for a parameter, an older one too → its name in the loaded model."""
 
-    def files_of(self, parameter: str) -> list[str]:
-        """Names in the files of what makes up one parameter, sorted; empty if there is no such parameter."""
-        return self._files.get(parameter, [])
-
-    def own(self, module: str) -> list[str]:
-        """Full names of a module's own parameters, in the order in which it registers them."""
-        return self._own.get(module, [])
-
     @cached_property
-    def _files(self) -> dict[str, list[str]]:
+    def files(self) -> dict[str, list[str]]:
+        """Parameter → names in the files of what makes it up, sorted."""
         files = defaultdict(list)
         for name, place in sorted(self.places.items()):
             files[place.parameter].append(name)
         return dict(files)
 
     @cached_property
-    def _own(self) -> dict[str, list[str]]:
+    def own(self) -> dict[str, list[str]]:
+        """Module → full names of its own parameters, in the order in which it registers them."""
         own = defaultdict(list)
         for name in self.shapes:
             own[name.rpartition(".")[0]].append(name)
@@ -137,11 +131,9 @@ def skeleton_of(model: PreTrainedModel, base: TensorStore) -> Skeleton:
     for name in base.names:
         parameter, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, held)
         converter: Any = next((step for step in converters if pattern in step.source_patterns), None)
-        place = (
-            ParameterPlace(parameter)
-            if converter is None
-            else _place_in_stack(parameter_of(name), parameter, pattern, converter)
-        )
+        place: ParameterPlace | None = ParameterPlace(parameter)
+        if converter is not None:
+            place = _place_in_stack(parameter_of(name), parameter, pattern, converter)
         if place is None:
             unclear[parameter] = ", ".join(map(repr, converter.operations))
         elif parameter in held:

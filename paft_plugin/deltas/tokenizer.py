@@ -5,7 +5,6 @@ Reads the files that transformers saves (`tokenizer.json`, `tokenizer_config.jso
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,7 +154,11 @@ def _compare_tokens(findings: Findings, base: Tokenizer, branch: Tokenizer) -> N
 
 
 def _compare_rules(findings: Findings, base: Tokenizer, branch: Tokenizer) -> None:
-    differing = [name for name in sorted(base.rules.keys() | branch.rules.keys()) if _differ(base, branch, name)]
+    differing = [
+        name
+        for name in sorted(base.rules.keys() | branch.rules.keys())
+        if base.rules.get(name) != branch.rules.get(name)
+    ]
     if differing:
         findings.warnings.append(
             f"{branch.folder}: its tokenizer splits text by other rules than the base's ({some(differing)}). It matters "
@@ -163,22 +166,14 @@ def _compare_rules(findings: Findings, base: Tokenizer, branch: Tokenizer) -> No
         )
 
 
-def _differ(base: Tokenizer, branch: Tokenizer, rule: str) -> bool:
-    return json.dumps(base.rules.get(rule), sort_keys=True, default=str) != json.dumps(
-        branch.rules.get(rule), sort_keys=True, default=str
-    )
-
-
 def _compare_special(findings: Findings, base: Tokenizer, branch: Tokenizer) -> None:
     differing = [key for key in SPECIAL if base.special[key] != branch.special[key]]
     if not differing:
         return
     shown = ", ".join(f"{key} {branch.special[key]!r}, not {base.special[key]!r}" for key in differing)
-    matters = (
-        "It matters: a fused model gets the base's, and may not stop where this branch learnt to."
-        if "eos_token" in differing
-        else "It does not matter for fusion, which takes the base's."
-    )
+    matters = "It does not matter for fusion, which takes the base's."
+    if "eos_token" in differing:
+        matters = "It matters: a fused model gets the base's, and may not stop where this branch learnt to."
     findings.warnings.append(f"{branch.folder}: its special tokens differ from the base's ({shown}). {matters}")
 
 

@@ -26,7 +26,7 @@ from paft_plugin.penalty.inspector import Inspector
 from paft_plugin.penalty.live import LiveDelta, Shrinkable, add_subgradients, gradient_norm, measure
 from paft_plugin.penalty.proximal import step_sizes
 from paft_plugin.penalty.settings import PenaltySettings
-from paft_plugin.penalty.strength import Schedule, Steering, Strength, TrainingProgress, missed_target, too_few_steps
+from paft_plugin.penalty.strength import Schedule, Steering, TrainingProgress, missed_target, too_few_steps
 from paft_plugin.penalty.support import why_gradients_are_lost, why_no_gradient_is_left, why_unsupported
 from paft_plugin.penalty.zero import add_to_partitions, before_engine_step
 
@@ -60,7 +60,7 @@ class PenaltyInjector(TrainerCallback):
         self._steering: Steering | None = None
         if settings.target_sparsity is not None:
             self._steering = Steering(settings.strength, settings.target_sparsity, settings.target_threshold)
-        self._strength: Strength = self._steering or Schedule(settings.strength, settings.warmup_ratio)
+        self._strength = self._steering or Schedule(settings.strength, settings.warmup_ratio)
         self._inspector: Inspector | None = None
         if settings.inspect_steps:
             self._inspector = Inspector(trainer, settings.inspect_steps, settings.all_thresholds)
@@ -254,12 +254,8 @@ class PenaltyInjector(TrainerCallback):
         shares = {f"paft/sparsity@{threshold_label(t)}": share for t, share in now.sparsity.items()}
         if self._steering and self._steering.forecast is not None:
             shares["paft/sparsity_forecast"] = self._steering.forecast
-        return {
-            "paft/l1_norm": now.l1_norm,
-            "paft/penalty": self._lambda * now.l1_norm,
-            "paft/lambda": self._lambda,
-            **shares,
-        }
+        penalty = {"paft/penalty": self._lambda * now.l1_norm, "paft/lambda": self._lambda}
+        return {"paft/l1_norm": now.l1_norm, **penalty, **shares}
 
     def _progress(self) -> TrainingProgress:
         return TrainingProgress(self._trainer.state.global_step, self._trainer.state.max_steps)

@@ -104,17 +104,12 @@ class Inspector:
             "l1_norm": one.l1,
             "l2_norm": math.sqrt(one.square),
             "max": one.largest,
-        }
-        concentration = {
             "hoyer": hoyer(one.entries, one.l1, one.square),
             "top_1_percent_mass": one.magnitudes.top_share(TOP),
+            "relative_l2": math.sqrt(one.square / base) if base else None,
+            "effective_rank": one.rank / one.products if one.products else None,
         }
-        figures |= {name: value for name, value in concentration.items() if value is not None}
-        if base:
-            figures["relative_l2"] = math.sqrt(one.square / base)
-        if one.products:
-            figures["effective_rank"] = one.rank / one.products
-        return {f"{prefix}/{name}": value for name, value in figures.items()}
+        return {f"{prefix}/{name}": value for name, value in figures.items() if value is not None}
 
     def _base_squares(self) -> dict[str, float | None]:
         """‖θ_pre‖₂² by kind, None where it is not known of every tensor."""

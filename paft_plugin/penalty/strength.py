@@ -17,7 +17,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from paft_plugin.deltas.proof import Proof
 from paft_plugin.errors import PaftError
@@ -60,13 +60,6 @@ class TrainingProgress:
     total: int
 
 
-class Strength(Protocol):
-    """λ for each optimizer step."""
-
-    def at(self, progress: TrainingProgress) -> float:
-        """λ ≥ 0 of the step that follows."""
-
-
 @dataclass(frozen=True)
 class Schedule:
     """A constant λ, after a linear warm-up: from λ/n to λ over the n steps that are `warmup_ratio` of the run."""
@@ -75,6 +68,7 @@ class Schedule:
     warmup_ratio: float = 0.0
 
     def at(self, progress: TrainingProgress) -> float:
+        """λ of the step that follows."""
         steps = max(1, round(self.warmup_ratio * progress.total))
         return self.strength * min(1.0, (progress.done + 1) / steps)
 
@@ -282,11 +276,8 @@ def missed_target(proof: Proof) -> str | None:
     if ended is None or abs(log_odds(ended) - log_odds(target)) <= TOLERANCE:
         return None
     last = proof.history[-1]
-    longer = (
-        f"for {ENOUGH_STEPS} steps or more (more epochs, fewer rows a step)"
-        if last.step < ENOUGH_STEPS
-        else "for longer"
-    )
+    more = f"for {ENOUGH_STEPS} steps or more (more epochs, fewer rows a step)"
+    longer = more if last.step < ENOUGH_STEPS else "for longer"
     return (
         f"paft_target_sparsity: {target:g} was missed: {share(ended)} of the delta's entries are at or under "
         f"{threshold_label(threshold)}. λ had come to {last.strength:.2g} by step {last.step}: train {longer}, and let it start "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from paft_plugin.deltas.measures import Histogram
 from paft_plugin.formats import share, threshold_key
@@ -25,6 +26,7 @@ def dominance(facts: Facts, sft: str, preference: str, excuse: str | None) -> Ch
     small norm, few entries and a small share of the merged delta, and yet nearly all of it survives.
     """
     branches, pair = (sft, preference), facts.pair(sft, preference)
+    verdict = partial(judged, SIGNATURE, branches)
     if facts.inspection is None or pair is None:
         where = f"{facts.inspection_file}: the pair of {sft} and {preference} (axolotl paft inspect)"
         return unknown(SIGNATURE, branches, "The two were not inspected as a pair.", [where])
@@ -38,21 +40,16 @@ def dominance(facts: Facts, sft: str, preference: str, excuse: str | None) -> Ch
     if reasons:
         left, other = share(kept[weak], 0), share(kept[strong], 0)
         message = f"Neither overrules the other: {left} of {weak} and {other} of {strong} survive."
-        return judged(SIGNATURE, branches, "clear", message, evidence=evidence, deciding=reasons)
+        return verdict("clear", message, evidence=evidence, deciding=reasons)
     if excuse and weak == sft:
         message = f"{strong} overrules {sft} because {excuse} left nothing of {sft}. Mend that first."
-        return judged(SIGNATURE, branches, "clear", message, evidence=evidence)
+        return verdict("clear", message, evidence=evidence)
     times = f"{1 / contest.ratio:.3g} times {weak}'s"
-    return judged(
-        SIGNATURE,
-        branches,
-        "found",
-        f"{strong} decides the merge: its delta is {times}, of which {share(kept[weak], 0)} survives.",
-        evidence=evidence,
-        deciding=contest.deciding,
-        culprit=strong,
+    return verdict(
+        "found", f"{strong} decides the merge: its delta is {times}, of which {share(kept[weak], 0)} survives.",
+        evidence=evidence, deciding=contest.deciding, culprit=strong,
         remedies=_balance(facts, sft, strong, weak, contest.ratio, contest.weight),
-    )
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

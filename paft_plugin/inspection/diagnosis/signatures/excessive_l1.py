@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from paft_plugin.formats import threshold_key
 from paft_plugin.inspection.diagnosis.facts import Facts
@@ -28,8 +29,9 @@ def excessive_l1(facts: Facts, sft: str, twin: str | None) -> Check:
     hardly fell and a delta that is hardly there; without a loss or a `paft.json`, the delta must say so itself.
     """
     proof = facts.proofs.get(sft)
+    verdict = partial(judged, SIGNATURE, (sft,))
     if proof and not proof.steps_penalised:
-        return judged(SIGNATURE, (sft,), "clear", f"No step of {sft} was penalised.")
+        return verdict("clear", f"No step of {sft} was penalised.")
     losses, missing = _losses(facts, sft, twin)
     delta, untold = _delta(facts, sft)
     missing += untold
@@ -40,19 +42,12 @@ def excessive_l1(facts: Facts, sft: str, twin: str | None) -> Check:
     deciding = compared if compared and proof else [*losses, *delta]
     if not delta and not (compared and proof):
         return unknown(SIGNATURE, (sft,), f"Too little is known of {sft}: no delta, or no loss to compare.", missing)
-    found = all(item.speaks_for for item in deciding)
+    verdict = partial(verdict, evidence=[*losses, *delta], deciding=deciding, missing=missing)
     how = _how(facts, sft)
-    return judged(
-        SIGNATURE,
-        (sft,),
-        "found" if found else "clear",
-        f"The penalty keeps {sft} from learning: {how}." if found else f"{sft} has learnt under its penalty: {how}.",
-        evidence=[*losses, *delta],
-        deciding=deciding,
-        missing=missing,
-        culprit=sft if found else None,
-        remedies=_weaker_penalty(facts, sft, twin) if found else (),
-    )
+    if not all(item.speaks_for for item in deciding):
+        return verdict("clear", f"{sft} has learnt under its penalty: {how}.")
+    remedies = _weaker_penalty(facts, sft, twin)
+    return verdict("found", f"The penalty keeps {sft} from learning: {how}.", culprit=sft, remedies=remedies)
 
 
 def _losses(facts: Facts, sft: str, twin: str | None) -> tuple[list[Evidence], list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from paft_plugin.evaluation.results import RESULTS
 from paft_plugin.formats import threshold_key
@@ -26,6 +27,7 @@ def mismatch(facts: Facts, sft: str, preference: str, excuse: str | None) -> Che
     preference delta is not, because on trained branches it did none.
     """
     branches = (sft, preference)
+    verdict = partial(judged, SIGNATURE, branches)
     measured = {name: measures for name in branches if (measures := facts.measures(name)) is not None}
     if len(measured) < 2:
         where = f"{facts.inspection_file}: the deltas of {sft} and {preference} (axolotl paft inspect)"
@@ -40,28 +42,19 @@ def mismatch(facts: Facts, sft: str, preference: str, excuse: str | None) -> Che
     gap = f"{dense} is {1 / structure[0].value:.3g} times as dense as {sparse}"
     if not structure[0].speaks_for:
         message = f"{sparse} and {dense} are about as dense (1 : {1 / structure[0].value:.2g})."
-        return judged(SIGNATURE, branches, "clear", message, evidence=structure, deciding=structure[:1])
+        return verdict("clear", message, evidence=structure, deciding=structure[:1])
     if excuse and sparse == sft:
         message = f"{gap} because {excuse} left nothing of {sft}. Mend that first."
-        return judged(SIGNATURE, branches, "clear", message, evidence=evidence, missing=missing)
+        return verdict("clear", message, evidence=evidence, missing=missing)
     suffers, clause, reasons = _suffering(sft, sparse, dense, weight, harm)
     if not suffers:
         message = f"{gap}, but {clause}."
         # Far apart is no doubt about this outcome; it is what the outcome is about.
-        return judged(
-            SIGNATURE, branches, "clear", message, evidence=evidence, deciding=reasons, weighed=reasons, missing=missing
-        )
-    return judged(
-        SIGNATURE,
-        branches,
-        "found",
-        f"{gap}, and {clause}.",
-        evidence=evidence,
-        deciding=[structure[0], *reasons],
-        missing=missing,
-        culprit=dense,
-        remedies=_thinner(facts, sft, dense, sparse),
-    )
+        return verdict("clear", message, evidence=evidence, deciding=reasons, weighed=reasons, missing=missing)
+    return verdict(
+        "found", f"{gap}, and {clause}.", evidence=evidence, deciding=[structure[0], *reasons], missing=missing,
+        culprit=dense, remedies=_thinner(facts, sft, dense, sparse),
+    )  # fmt: skip
 
 
 def _suffering(
