@@ -25,7 +25,8 @@ from paft_plugin.benchmarks.harness import BenchmarkRow, Figure, apart, figure, 
 PACKAGES = ("paft-plugin", "mergekit", "torch", "transformers", "peft")
 METHODS = ("ties", "dare_ties")
 SEED = 0
-BAR = 0.2
+BARS = {("wall", "s"): 0.2, ("cpu", "s"): None, ("peak", "MB"): 0.2, ("between", "MB"): 0.0}
+"""What is measured of a merge, in which unit → how much of plain mergekit's ours may take."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def measure(size: Qwen2Size, repeats: int, folder: Path) -> Iterator[BenchmarkRo
             plain_runs.append(plain(method, whole))
             our_runs.append(ours(method, whole))
             same &= apart(same_bits, whole / "plain", whole / "ours")
-            shutil.rmtree(whole / "plain")
-            shutil.rmtree(whole / "ours")
+            for made in ("plain", "ours"):
+                shutil.rmtree(whole / made)
         of_half = ours(method, half)
         shutil.rmtree(half / "ours")
         yield _row(method, size, plain_runs, our_runs, of_half, same)
@@ -75,13 +76,8 @@ def _row(
     figures: list[Figure] = []
     timings: dict[str, list[float]] = {}
     held = size == FULL  # on a small model, imports are most of either
-    for what, unit, bar in (
-        ("wall_s", "s", BAR),
-        ("cpu_s", "s", None),
-        ("peak_mb", "MB", BAR),
-        ("between_mb", "MB", 0.0),
-    ):
-        name = what.removesuffix(f"_{unit.lower()}")
+    for (name, unit), bar in BARS.items():
+        what = f"{name}_{unit.lower()}"
         plain_samples, our_samples = ([getattr(run, what) for run in runs] for runs in (plain_runs, our_runs))
         figures += [figure(f"{name}, plain", plain_samples, unit), figure(f"{name}, ours", our_samples, unit)]
         ratios = quotients(our_samples, plain_samples)
@@ -122,13 +118,8 @@ def make_qwen2_with_adapters(size: Qwen2Size, folder: Path) -> None:
         peft_model.save_pretrained(folder / branch)
         model = peft_model.unload()
     for method in METHODS:
-        models = [
-            {
-                "model": {"model": {"path": str(base)}, "lora": {"path": str(folder / branch)}},
-                "parameters": {"weight": 1.0, "density": 0.5},
-            }
-            for branch in ("sft", "preference")
-        ]
+        loras = [{"model": {"path": str(base)}, "lora": {"path": str(folder / each)}} for each in ("sft", "preference")]
+        models = [{"model": lora, "parameters": {"weight": 1.0, "density": 0.5}} for lora in loras]
         dtypes = {"dtype": "float32", "out_dtype": "bfloat16"}
         recipe = {"merge_method": method, "base_model": {"model": {"path": str(base)}}, "models": models, **dtypes}
         (folder / f"{method}.yml").write_text(yaml.safe_dump(recipe), encoding="utf-8")

@@ -204,16 +204,9 @@ def random_llama(scale: Scale, lora: bool) -> nn.Module:
 def make_trainer(model: nn.Module, scale: Scale, folder: Path, steps: int, **changes: Any) -> Trainer:
     """A plain Trainer on random tokens, `scale.sequences` of them in every optimizer step; it logs each."""
     accumulation = changes.get("gradient_accumulation_steps", 1)
-    settings: dict[str, Any] = {
-        "per_device_train_batch_size": scale.sequences // accumulation,
-        "max_steps": steps,
-        "learning_rate": 1e-4,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "disable_tqdm": True,
-    }
+    quiet = {"logging_steps": 1, "save_strategy": "no", "report_to": [], "disable_tqdm": True}
+    batch = {"per_device_train_batch_size": scale.sequences // accumulation, "max_steps": steps}
+    settings: dict[str, Any] = {**quiet, **batch, "learning_rate": 1e-4, "use_cpu": True}
     tokens = torch.randint(0, scale.vocabulary, (scale.sequences, scale.sequence_length))
     rows = [{"input_ids": ids, "labels": ids} for ids in tokens]
     arguments = TrainingArguments(output_dir=str(folder), **(settings | changes))

@@ -123,11 +123,7 @@ class Adapter:
 
 
 def open_adapter(folder: Path) -> Adapter:
-    """Open an adapter, and refuse the kinds whose delta is not s·BA (plus full copies).
-
-    Raises:
-        PaftError: Files missing or corrupt, another kind of adapter, a factor without its partner.
-    """
+    """Open an adapter; broken files, and kinds whose delta is not s·BA (plus full copies), are a `PaftError`."""
     config = read_json(folder / ADAPTER_CONFIG)
     raise_if_any(unsupported(folder, config))
     adapter = Adapter(folder, config, open_adapter_weights(folder))

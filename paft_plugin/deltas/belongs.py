@@ -69,11 +69,7 @@ def branch_problems(base: TensorStore, branch: Path) -> list[str]:
 
 
 def check_finite(branch: Path) -> list[str]:
-    """Tensors of an adapter or a model that hold NaN or infinity, as one problem; reads all of them, one at a time.
-
-    Raises:
-        PaftError: The branch cannot be opened.
-    """
+    """Tensors of a branch that hold NaN or infinity, as one problem, read one at a time; `PaftError` if it cannot be opened."""
     store = open_adapter(branch).store if is_adapter(branch) else open_model(branch)
     broken = [name for name in store.names if not _is_finite(store.tensor(name))]
     if not broken:

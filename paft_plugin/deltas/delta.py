@@ -46,11 +46,7 @@ class Delta:
         return self.rows(name)(0, shape[0] if shape else 1).reshape(shape)
 
     def tensors(self, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, δ in fp32); with `names`, those alone, so that two deltas can be compared over the same tensors.
-
-        Raises:
-            PaftError: `names` holds one that is not a tensor of this delta.
-        """
+        """Yield (name, δ in fp32); with `names`, those alone, so that two deltas can be compared: a stranger is a `PaftError`."""
         if names is not None and (absent := sorted(set(names) - set(self.names))):
             raise PaftError(f"{self.branch}: its delta has no tensor {absent[0]} ({len(absent)} such names).")
         for name in self.names:

@@ -46,11 +46,7 @@ class _OpenFile:
 
 
 class TensorStore:
-    """Named tensors in the safetensors files of a folder; nothing is read before it is asked for.
-
-    Raises:
-        PaftError: A file is missing, truncated or no safetensors file (all of them in one error).
-    """
+    """Named tensors in a folder's safetensors files, read when they are asked for; all broken files are one `PaftError`."""
 
     def __init__(self, folder: Path, files: Iterable[Path]) -> None:
         self.folder = folder
@@ -241,11 +237,7 @@ def open_model(folder: Path) -> TensorStore:
 
 
 def open_adapter_weights(folder: Path) -> TensorStore:
-    """The tensors of an adapter's `adapter_model.safetensors`.
-
-    Raises:
-        PaftError: No such folder, no adapter in it, pickled or corrupt weights.
-    """
+    """The tensors of an adapter's `adapter_model.safetensors`; `PaftError` if there is none, or a pickled or corrupt one."""
     _require_folder(folder)
     file = folder / ADAPTER_FILE
     if not file.is_file():

@@ -37,11 +37,7 @@ class Tokenizer:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer in a folder; None if there is none.
-
-    Raises:
-        PaftError: One of its files is broken.
-    """
+    """The tokenizer in a folder; None if there is none, `PaftError` if one of its files is broken."""
     try:
         return _read(folder)
     except PaftError:
@@ -154,11 +150,8 @@ def _compare_tokens(findings: Findings, base: Tokenizer, branch: Tokenizer) -> N
 
 
 def _compare_rules(findings: Findings, base: Tokenizer, branch: Tokenizer) -> None:
-    differing = [
-        name
-        for name in sorted(base.rules.keys() | branch.rules.keys())
-        if base.rules.get(name) != branch.rules.get(name)
-    ]
+    names = sorted(base.rules.keys() | branch.rules.keys())
+    differing = [name for name in names if base.rules.get(name) != branch.rules.get(name)]
     if differing:
         findings.warnings.append(
             f"{branch.folder}: its tokenizer splits text by other rules than the base's ({some(differing)}). It matters "

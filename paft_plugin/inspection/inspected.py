@@ -209,11 +209,7 @@ class Inspection(JsonFile):
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder, so that a place that cannot be written is known before anything is measured.
-
-    Raises:
-        PaftError: it is a file, or may not be written.
-    """
+    """Make the folder, so that a place that may not be written is known (`PaftError`) before anything is measured."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".paft-inspect"
@@ -248,9 +244,5 @@ def _in_lines(value: Any, levels: int, indent: str = "") -> str:
 
 
 def read_inspection(folder: Path) -> Inspection:
-    """The inspection that `write_inspection` wrote into `folder`.
-
-    Raises:
-        PaftError: It is missing, damaged, or of another schema.
-    """
+    """The inspection that `write_inspection` wrote into `folder`; `PaftError` if missing, damaged, or of another schema."""
     return Inspection.read(folder / INSPECTION_FILE)

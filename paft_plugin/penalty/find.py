@@ -46,11 +46,7 @@ def find_live_deltas(model: nn.Module, references: References, l1_on: L1On) -> l
 
 
 def trained_themselves(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Trainable parameters outside of LoRA factors: full fine-tuning, `modules_to_save`, `trainable_token_indices`.
-
-    Raises:
-        PaftError: as `find_live_deltas`.
-    """
+    """Trainable parameters outside of LoRA factors (full fine-tuning, `modules_to_save` …); `PaftError` as `find_live_deltas`."""
     problems: list[str] = []
     found = []
     factors = {id(factor) for product in _products(model) for factor in (product.A, product.B)}

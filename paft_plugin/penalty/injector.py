@@ -46,11 +46,7 @@ class PenaltyInjector(TrainerCallback):
     record: Record
 
     def __init__(self, trainer: Trainer, settings: PenaltySettings) -> None:
-        """Check that the penalty of `trainer`'s model is exact; its model still holds the base model's weights.
-
-        Raises:
-            PaftError: naming what can't be penalised exactly.
-        """
+        """Refuse (`PaftError`) what can't be penalised exactly; `trainer`'s model still holds the base model's weights."""
         raise_if_any(why_unsupported(trainer, settings))
         self._trainer = trainer
         self._settings = settings
@@ -203,11 +199,7 @@ class PenaltyInjector(TrainerCallback):
             self._steering.look(self._progress(), self._trainer.optimizer)
 
     def end_step(self) -> None:
-        """Make sure that the step that ends had the penalty in it, once.
-
-        Raises:
-            PaftError: if the trainer steps in a way of its own.
-        """
+        """Make sure that the step that ends had the penalty in it, once; a trainer that steps in its own way is a `PaftError`."""
         if self._prepared != 1:
             raise PaftError(
                 f"{type(self._trainer).__name__}: the penalty went {self._prepared} times into the optimizer step that "

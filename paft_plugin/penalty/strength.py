@@ -246,11 +246,7 @@ class Steering:
         return {"controller": self._controller.state(), "sample": self._sample.state()}
 
     def restore(self, state: dict[str, Any] | None) -> None:
-        """Go on from what `state` returned, after `begin`.
-
-        Raises:
-            PaftError: if there is none: the checkpoint's run had no target.
-        """
+        """Go on from what `state` returned, after `begin`; None, from a run that had no target, is a `PaftError`."""
         if state is None:
             raise PaftError("paft_target_sparsity: the checkpoint was written without it: start anew, or remove it")
         self._controller.restore(state["controller"])
