@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -74,7 +74,7 @@ def problems_of(base: Path, branches: Mapping[str, Path]) -> list[str]:
     return list(dict.fromkeys(each for branch in branches.values() for each in check_belongs(base, branch)))
 
 
-def _open_deltas(base: Path, branches: Mapping[str, Path], names: Collection[str] | None) -> dict[str, Delta]:
+def _open_deltas(base: Path, branches: Mapping[str, Path]) -> dict[str, Delta]:
     """Name → delta, in the order given; refuses what has nothing to measure. Reads headers only, as `problems_of` does."""
     raise_if_any(problems_of(base, branches))
     store = open_model(base)
@@ -83,7 +83,7 @@ def _open_deltas(base: Path, branches: Mapping[str, Path], names: Collection[str
         [
             f"{delta.branch}: its delta has nothing to measure. Check that the branch was trained."
             for delta in deltas.values()
-            if not any(0 not in store.shape(each) for each in delta.names if names is None or each in names)
+            if not any(0 not in store.shape(each) for each in delta.names)
         ]
     )
     return deltas
@@ -106,54 +106,41 @@ def inspect_deltas(
     base: Path,
     branches: Mapping[str, Path],
     settings: Settings | None = None,
-    names: Collection[str] | None = None,
-    base_fingerprint: str | None = None,
     progress: OnEntries = lambda _done, _of: None,
 ) -> Inspection:
-    """Measure the deltas of `branches` (name → folder) on the base model's folder; with `names`, of those of its tensors alone.
-
-    The base's fingerprint is for the record, where the caller knows it: taking it would be one more read of the base.
+    """Measure the deltas of `branches` (name → folder) on the base model's folder.
 
     Raises:
         PaftError: everything that is wrong with the folders, with what they hold, or with the settings.
     """
     settings = settings or Settings()
-    deltas = _open_deltas(base, branches, names)
-    wanted = {name: set(delta.names) & set(delta.names if names is None else names) for name, delta in deltas.items()}
-    entries = sum(math.prod(deltas[which].base.shape(name)) for which, names in wanted.items() for name in names)
+    deltas = _open_deltas(base, branches)
+    entries = sum(math.prod(delta.base.shape(name)) for delta in deltas.values() for name in delta.names)
     everything = _Everything(deltas, settings)
     with _threads_of_torch(1), ThreadPoolExecutor(_threads()) as pool:
-        for result in _in_order(pool, _in_layers(set().union(*wanted.values())), deltas, wanted, settings):
+        for result in _in_order(pool, deltas, settings):
             everything.add(result)
             progress(sum(tally.entries for tally in result.tallies.values()), entries)
-    return everything.inspection(base, base_fingerprint)
+    return everything.inspection(base)
 
 
-def _in_layers(names: Collection[str]) -> list[str]:
-    """Names sorted by layer, those without one first."""
-
-    def key(name: str) -> tuple[bool, int, str]:
-        layer, _ = place_of(name)
-        return layer is not None, layer or 0, name
-
-    return sorted(names, key=key)
+def _by_layer(name: str) -> tuple[int, str]:
+    """Sorts names by layer, those without one first."""
+    layer, _ = place_of(name)
+    return -1 if layer is None else layer, name
 
 
-def _in_order(
-    pool: ThreadPoolExecutor,
-    names: Sequence[str],
-    deltas: Mapping[str, Delta],
-    wanted: Mapping[str, Collection[str]],
-    settings: Settings,
-) -> Iterator[TensorResult]:
-    """Each tensor's sums in the order of `names`, with some tensors under way at any time."""
+def _in_order(pool: ThreadPoolExecutor, deltas: Mapping[str, Delta], settings: Settings) -> Iterator[TensorResult]:
+    """Each tensor's sums in the order of layers, with some tensors under way at any time."""
+    changeable = {which: set(delta.names) for which, delta in deltas.items()}
+    names = sorted(set().union(*changeable.values()), key=_by_layer)
 
     def work(name: str) -> TensorResult:
         ahead.release(name)
         return inspect_tensor(name, changed(name), settings)
 
     def changed(name: str) -> dict[str, Delta]:
-        return {which: delta for which, delta in deltas.items() if name in wanted[which]}
+        return {which: delta for which, delta in deltas.items() if name in changeable[which]}
 
     under_way: deque[Future[TensorResult]] = deque()
     with ReadAhead(names, changed) as ahead:
@@ -239,7 +226,7 @@ class _Everything:
                 figures = sums.interference(result.subspaces[pair])
                 self._of_pairs[pair].add(result.name, result.shape, sums, figures)
 
-    def inspection(self, base: Path, base_fingerprint: str | None) -> Inspection:
+    def inspection(self, base: Path) -> Inspection:
         """All figures; raises `PaftError` if a delta is not finite."""
         raise_if_any(
             [
@@ -250,7 +237,7 @@ class _Everything:
         )
         return Inspection(
             base=str(base.absolute()),
-            base_fingerprint=base_fingerprint,
+            base_fingerprint=None,
             thresholds=self._settings.thresholds,
             densities=self._settings.densities,
             deltas=tuple(self._inspected(which, delta) for which, delta in self._deltas.items()),

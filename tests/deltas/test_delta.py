@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from paft_plugin.deltas.delta import open_delta
-from paft_plugin.errors import PaftError
 from tests.deltas.builders import (
     assert_same_delta,
     delta_by_peft,
@@ -171,14 +170,6 @@ def test_a_stray_model_file_beside_an_adapter_is_ignored(base: Path, tmp_path: P
     shutil.copy(base / "config.json", adapter)
     assert open_delta(base, adapter).kind == "adapter"
     assert_same_delta(base, adapter, expected)
-
-
-def test_names_choose_the_tensors(base: Path, tmp_path: Path) -> None:
-    adapter = open_delta(base, make_adapter(base, tmp_path / "adapter", target_modules=["q_proj"]))
-    model = open_delta(base, make_model(base, tmp_path / "model"))
-    assert [name for name, _ in model.tensors(adapter.names)] == list(adapter.names)
-    with pytest.raises(PaftError, match=r"no tensor model\.layers\.9"):
-        list(model.tensors(["model.layers.9.weight"]))
 
 
 def test_fingerprint_is_of_the_content_alone(base: Path, tmp_path: Path) -> None:

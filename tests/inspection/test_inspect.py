@@ -168,14 +168,6 @@ def test_histogram_holds_every_entry(tmp_path: Path) -> None:
     assert abs(sum(histogram.counts[tenth:]) - above) <= int(((entries.abs() / 1e-2 - 1).abs() < 2**-8).sum())
 
 
-def test_only_the_named_tensors_are_looked_at(tmp_path: Path) -> None:
-    base = make_base(tmp_path / "base")
-    folder = make_model(base, tmp_path / "model")
-    names = open_delta(base, make_adapter(base, tmp_path / "adapter")).names
-    found = inspect_deltas(base, {"model": folder}, SETTINGS, names=names).delta("model")
-    assert sorted(tensor.name for tensor in found.figures.tensors) == list(names)
-
-
 def test_a_file_holds_all_of_it(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     folders = {"a": make_adapter(base, tmp_path / "a", seed=1), "b": make_adapter(base, tmp_path / "b", seed=2)}
