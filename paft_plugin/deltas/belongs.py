@@ -39,12 +39,15 @@ def examine(base: Path, sft: Path, preference: Path) -> Findings:
 
 def check_belongs(base: Path, branch: Path) -> list[str]:
     """All that keeps `branch` (an adapter's or a model's folder) from being a delta on `base`; empty if nothing does."""
-    try:
+    problems: list[str] = []
+    with collecting(problems):
         store = open_model(base)
-    except PaftError as error:
-        # The branch's own faults are worth knowing at the same time.
-        return error.problems + _faults(branch)
-    return quantised(store) + branch_problems(store, branch)
+    if not problems:
+        return quantised(store) + branch_problems(store, branch)
+    # The branch's own faults are worth knowing at the same time.
+    with collecting(problems):
+        _ = open_adapter(branch) if is_adapter(branch) else open_model(branch)
+    return problems
 
 
 def branch_problems(base: TensorStore, branch: Path) -> list[str]:
@@ -56,16 +59,14 @@ def branch_problems(base: TensorStore, branch: Path) -> list[str]:
     except PaftError as error:
         return error.problems
     fit = fit_adapter(base, adapter)
-    grown = []
     if fit.grown:
         added = ", ".join(f"{name} by {rows} rows" for name, rows in fit.grown.items())
-        grown = [
+        fit.problems.append(
             f"{branch}: its vocabulary grew against {base.folder} ({added}). Resize the base before both branches are "
             "trained, or train with a tokenizer that has no more tokens than the base."
-        ]
-    problems = fit.problems + grown
+        )
     # A misfit says the same more precisely; the name of the base is then only a second message about one mistake.
-    return problems or _other_base(base, adapter)
+    return fit.problems or _other_base(base, adapter)
 
 
 def check_finite(branch: Path) -> list[str]:
@@ -89,14 +90,6 @@ def _tokenizer(findings: Findings, folder: Path) -> Tokenizer | None:
     with collecting(findings.problems):
         return read_tokenizer(folder)
     return None
-
-
-def _faults(branch: Path) -> list[str]:
-    try:
-        _ = open_adapter(branch) if is_adapter(branch) else open_model(branch)
-    except PaftError as error:
-        return error.problems
-    return []
 
 
 def _other_base(base: TensorStore, adapter: Adapter) -> list[str]:

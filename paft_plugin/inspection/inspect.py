@@ -117,7 +117,8 @@ def inspect_deltas(
     deltas = _open_deltas(base, branches)
     entries = sum(math.prod(delta.base.shape(name)) for delta in deltas.values() for name in delta.names)
     everything = _Everything(deltas, settings)
-    with _threads_of_torch(1), ThreadPoolExecutor(_threads()) as pool:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with _one_thread_of_torch(), ThreadPoolExecutor(min(cores, MOST_THREADS)) as pool:
         for result in _in_order(pool, deltas, settings):
             everything.add(result)
             progress(sum(tally.entries for tally in result.tallies.values()), entries)
@@ -253,16 +254,11 @@ class _Everything:
         return InspectedDelta(which, delta.kind, str(delta.branch.absolute()), histogram, figures)
 
 
-def _threads() -> int:
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(available, MOST_THREADS)
-
-
 @contextmanager
-def _threads_of_torch(count: int) -> Iterator[None]:
+def _one_thread_of_torch() -> Iterator[None]:
     """Each of our threads has a core of its own: within them torch must not start more."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(1)
     try:
         yield
     finally:

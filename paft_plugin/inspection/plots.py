@@ -91,7 +91,7 @@ def histograms(inspection: Inspection) -> Drawn | str:
         axes.stairs(
             shares, histogram.log10_edges, color=style.colour, linestyle=style.line, linewidth=1.6, label=delta.name
         )
-    low, high = _filled([delta.histogram.log10_edges for delta in drawn], [delta.histogram.counts for delta in drawn])
+    low, high = _filled(drawn)
     axes.set_xlim(low, high)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_formatter(
@@ -116,12 +116,12 @@ def histograms(inspection: Inspection) -> Drawn | str:
     )
 
 
-def _filled(edges: Sequence[Sequence[float]], counts: Sequence[Sequence[int]]) -> tuple[float, float]:
+def _filled(deltas: Sequence[InspectedDelta]) -> tuple[float, float]:
     """From the first to the last edge of a bin that holds anything worth seeing, one entry in 10⁴."""
     ends = []
-    for own, held in zip(edges, counts, strict=True):
-        seen = [place for place, count in enumerate(held) if count > 1e-4 * sum(held)]
-        ends += [own[seen[0]], own[seen[-1] + 1]]
+    for edges, counts in ((delta.histogram.log10_edges, delta.histogram.counts) for delta in deltas):
+        seen = [place for place, count in enumerate(counts) if count > 1e-4 * sum(counts)]
+        ends += [edges[seen[0]], edges[seen[-1] + 1]]
     return min(ends), max(ends)
 
 
