@@ -4,12 +4,21 @@
 reduction over processes, before clipping and the optimizer, once per optimizer step. `proximal`: δ is soft-thresholded after the
 optimizer step. Either way nothing enters the loss, so `loss`, `eval_loss` and whatever is derived from them stay pure, and no
 autograd graph, DDP or gradient-checkpointing hook ever sees the penalty.
+
+Under DeepSpeed's ZeRO-1 and 2 gradients lie in partitions of the optimizer's when a step is due, and accelerate calls
+`engine.step()` from inside `backward`: that is where the subgradient has to come in, after the engine has reduced the gradients
+over micro-batches and processes, before it clips them (`before_engine_step`). Why not through the loss: there the subgradient
+would have to be taken in every micro-batch, divided by their number, and pass the hooks that reduce each gradient as soon as it
+is ready, which reentrant checkpointing already strains. Here it is added once a step, to what the engine will read: the mean over
+micro-batches and processes, still multiplied by the loss scale. That factor is given to it too, so that the engine, which takes
+overflow, the norm, clipping and unscaling from these same gradients afterwards, sees the gradient of L + λ‖δ‖₁ and nothing else;
+every process adds the same, so nothing is summed twice.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -28,7 +37,6 @@ from paft_plugin.penalty.proximal import step_sizes
 from paft_plugin.penalty.settings import PenaltySettings
 from paft_plugin.penalty.strength import Schedule, Steering, TrainingProgress, missed_target, too_few_steps
 from paft_plugin.penalty.support import why_gradients_are_lost, why_no_gradient_is_left, why_unsupported
-from paft_plugin.penalty.zero import add_to_partitions, before_engine_step
 
 logger = logging.getLogger(__name__)
 
@@ -287,3 +295,35 @@ def _refuse_unshrinkable(deltas: Sequence[LiveDelta], model: nn.Module) -> None:
             "paft_l1_mode: proximal: λ × learning rate is less than half a step of a parameter in low precision, so it would "
             f"be rounded away: train in fp32, or use paft_l1_mode: subgradient. In low precision: {some(coarse)}"
         )
+
+
+def add_to_partitions(trainer: Trainer, deltas: Sequence[LiveDelta], strength: float) -> None:
+    """Add strength × subgradient to gradients that are partitioned: those of one delta at a time are gathered and put back."""
+    from deepspeed.utils import safe_get_full_grad, safe_set_full_grad
+
+    # What the gradients bear until the engine's step divides it out.
+    loss_scale = float(getattr(trainer.model_wrapped.optimizer, "loss_scale", 1.0))
+    for delta in deltas:
+        trained = [parameter for parameter in delta.parameters if parameter.requires_grad]
+        dtypes = [parameter.grad_dtype for parameter in trained]
+        for parameter in trained:
+            parameter.grad_dtype = None  # DeepSpeed hands out fp32, whatever the parameter's dtype
+            parameter.grad = safe_get_full_grad(parameter)
+        delta.add_subgradient(strength * loss_scale)
+        for parameter, dtype in zip(trained, dtypes, strict=True):
+            whole, parameter.grad = parameter.grad, None
+            parameter.grad_dtype = dtype
+            safe_set_full_grad(parameter, whole)
+
+
+def before_engine_step(trainer: Trainer, act: Callable[[], None]) -> None:
+    """Have `act` called before each of the engine's optimizer steps; the engine exists once training begins."""
+    engine = trainer.model_wrapped
+    inner = engine.step
+
+    @wraps(inner)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        act()
+        return inner(*args, **kwargs)
+
+    engine.step = step
