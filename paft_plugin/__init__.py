@@ -14,15 +14,39 @@ if TYPE_CHECKING:
 
 __all__ = ["PAFTArgs", "PAFTPlugin", "__version__"]
 __version__ = "0.1.0"
+AXOLOTL = ">=0.19,<0.22"
+"""The versions of axolotl that it works with."""
 
 
 def __getattr__(name: str) -> Any:
     if name == "PAFTPlugin":
-        from paft_plugin.plugin import PAFTPlugin
-
-        return PAFTPlugin
+        return _plugin()
     if name == "PAFTArgs":
         from paft_plugin.args import PAFTArgs
 
         return PAFTArgs
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _plugin() -> type[PAFTPlugin]:
+    """The plugin, or an error that stops the run: an `ImportError` would be logged, and the run go on without the penalty."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from paft_plugin.errors import PaftError
+
+    try:
+        installed = version("axolotl")
+    except PackageNotFoundError:
+        raise PaftError(f"paft_plugin.PAFTPlugin needs axolotl{AXOLOTL}, which is not installed") from None
+    from packaging.specifiers import SpecifierSet
+
+    if not SpecifierSet(AXOLOTL).contains(installed, prereleases=True):
+        raise PaftError(
+            f"paft-plugin {__version__} works with axolotl{AXOLOTL}, and this is axolotl {installed}: install one of those, "
+            "or the paft-plugin that goes with it"
+        )
+    try:
+        from paft_plugin.plugin import PAFTPlugin
+    except ImportError as error:
+        raise PaftError(f"paft_plugin.PAFTPlugin cannot be imported with what is installed here: {error}") from error
+    return PAFTPlugin

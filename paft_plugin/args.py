@@ -1,19 +1,24 @@
-"""The `paft_*` keys of an axolotl config, with their checks."""
+"""The `paft_*` keys of an axolotl config, with their checks.
+
+axolotl keeps a plugin's keys in its schema for every later config of the process (a sweep, a notebook), so each config is first
+asked whether it is ours: one that neither names the plugin nor has a `paft_*` key leaves here as if there were no plugin.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validator
 
-from paft_plugin.errors import closest
+from paft_plugin.errors import closest, raise_if_any
 from paft_plugin.penalty.support import why_not_optimizer, why_not_proximal
 
 DEFAULT_SEED = 42  # what axolotl takes when a config names none
 DEFAULT_START = 1e-5  # λ where a controller starts; it soon moves it to where it matters
-
+PLUGIN_NAMES = {"paft_plugin.PAFTPlugin", "paft_plugin.plugin.PAFTPlugin"}
+"""What `plugins` may call it by; axolotl takes a colon for the last dot as well."""
 
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -63,22 +68,38 @@ class PAFTArgs(BaseModel):
         "where the logger takes one; the last step is inspected as well. Left out: none.",
     )
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def refuse_unknown_keys(cls, data: Any) -> Any:
-        """axolotl drops keys that it doesn't know; one that was meant for this plugin is an error instead."""
-        problems = misspelt_keys(data, set(cls.model_fields)) if isinstance(data, dict) else []
-        if problems:
-            raise ValueError("\n".join(problems))
-        return data
+    def check(cls, data: Any, handler: ModelWrapValidatorHandler[PAFTArgs]) -> PAFTArgs:
+        """Refuse what axolotl would drop in silence, and settings under which the penalty is not that of the SFT delta."""
+        named = isinstance(data, dict) and names_plugin(data)
+        if named:
+            raise_if_any(misspelt_keys(data, set(cls.model_fields)))
+        elif isinstance(data, dict):
+            raise_if_any(unused_keys(data))
+        args = handler(data)
+        if named:
+            raise_if_any(wrong_run(dict(args)))
+        else:
+            for key in PAFTArgs.model_fields:
+                setattr(args, key, None)  # the defaults are of no concern to a config that isn't ours
+        return args
 
-    @model_validator(mode="after")
-    def refuse_wrong_run(self) -> PAFTArgs:
-        """The penalty is λ‖θ_sft − θ_pre‖₁ of an SFT branch; settings under which that can't be had are errors."""
-        problems = wrong_run(dict(self))
-        if problems:
-            raise ValueError("\n".join(problems))
-        return self
+
+def names_plugin(config: Mapping[str, Any]) -> bool:
+    """Whether a config's own `plugins` names PAFTPlugin, however many others axolotl may know from earlier configs."""
+    return any(str(name).replace(":", ".") in PLUGIN_NAMES for name in config.get("plugins") or [])
+
+
+def unused_keys(config: Mapping[str, Any]) -> list[str]:
+    """A problem if a config that does not name the plugin says something to it all the same."""
+    keys = [str(key) for key, value in config.items() if str(key).startswith("paft_") and value is not None]
+    if not keys:
+        return []
+    return [
+        f"{', '.join(keys)}: plugins does not name paft_plugin.PAFTPlugin here, so there would be no penalty: add it, or "
+        "remove the paft_* keys"
+    ]
 
 
 def misspelt_keys(keys: Iterable[str], known: set[str]) -> list[str]:

@@ -7,33 +7,40 @@ from collections.abc import Sequence
 from typing import Any
 
 import yaml
-from axolotl.integrations.base import BasePlugin
+from axolotl.integrations.base import BasePlugin, PluginManager
 from transformers import Trainer, set_seed
 
-from paft_plugin.args import DEFAULT_SEED, DEFAULT_START
+from paft_plugin.args import DEFAULT_SEED, DEFAULT_START, names_plugin
 from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.penalty.injector import PenaltyInjector
 from paft_plugin.penalty.settings import PenaltySettings
 
 
 class PAFTPlugin(BasePlugin):
-    """Adds λ‖δ‖₁ to an SFT run: `plugins: [paft_plugin.PAFTPlugin]`."""
+    """Adds λ‖δ‖₁ to an SFT run: `plugins: [paft_plugin.PAFTPlugin]`.
+
+    axolotl calls a plugin's hooks for every later config of the process: only those that name the plugin are touched.
+    """
 
     def register(self, cfg: dict) -> None:
         """Seed before anything is initialised.
 
         axolotl leaves the adapter's initialisation unseeded, so the same `seed` would give different weights.
         """
+        if not names_plugin(cfg):
+            return
         refuse_lost_options(sys.argv, cfg)
         seed = cfg.get("seed")
         set_seed(DEFAULT_SEED if seed is None else seed)
 
-    def get_input_args(self) -> str:
+    def get_input_args(self) -> str | None:
         """Where axolotl finds the plugin's keys."""
-        return "paft_plugin.PAFTArgs"
+        return "paft_plugin.PAFTArgs" if self._is_first() else None
 
     def post_trainer_create(self, cfg: Any, trainer: Trainer) -> None:
         """Put the penalty into the trainer's steps."""
+        if not names_plugin(cfg) or not self._is_first():
+            return
         # Not a check of the config: `axolotl merge-lora` and `inference` rightly set this key on the same config.
         if cfg.lora_model_dir:
             raise PaftError(
@@ -52,6 +59,11 @@ class PAFTPlugin(BasePlugin):
             inspect_steps=cfg.paft_inspect_steps,
         )
         PenaltyInjector(trainer, settings).install()
+
+    def _is_first(self) -> bool:
+        """Whether no other one acts: axolotl makes a plugin for each name that it has met, and this class has two."""
+        known = PluginManager.get_instance().plugins.values()
+        return next((plugin for plugin in known if isinstance(plugin, PAFTPlugin)), self) is self
 
 
 def refuse_lost_options(arguments: Sequence[str], config: dict) -> None:
