@@ -210,6 +210,11 @@ def _wrong_parallelism(config: dict[str, Any]) -> list[str]:
                 f"{key}: {config[key]}: the penalty covers data parallelism only (DDP, fsdp_version: 2, DeepSpeed ZeRO-1 "
                 "and 2): remove it"
             )
+    if config.get("deepspeed") and config.get("lora_fp32_gradients"):
+        problems.append(
+            "lora_fp32_gradients: with DeepSpeed it changes what gradients are kept in, where the penalty has not been tried: "
+            "remove it, or use fsdp_version: 2"
+        )
     return problems
 
 

@@ -33,8 +33,11 @@ class Forked:
         with log.open("wb") as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
+        from axolotl.integrations.base import PluginManager
+
         from paft_plugin.pipeline.preflight import probe
 
+        PluginManager._instance = None  # a process that starts knows no plugin
         probe.main(request)
 
     def wait(self, timeout: float | None = None) -> None:

@@ -40,6 +40,7 @@ REFUSED_KEYS = {
     "monteclora_config": f"MonteCLoRA samples its weights. {_RETRAIN}",
     "velora_config": f"VeLoRA keeps more than its factors. {_MERGE}",
     "use_bdlora": f"BD-LoRA's factors are block-diagonal. {_MERGE}",
+    "kasa_config": f"KaSA cuts small singular values off the base. {_RETRAIN}",
     "layer_replication": f"it has more layers than the base. {_RETRAIN}",
 }
 # Initialisations that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) subtract from it.

@@ -134,6 +134,7 @@ KINDS = {
     "layer_replication": [[0, 2]],
     "arrow_config": {"top_k": 1},
     "velora_config": {"num_groups": 4},
+    "kasa_config": {"beta": 1e-4, "gamma": 1e-3},
     "init_lora_weights": "pissa_niter_4",
     "peft_type": "LOHA",
 }

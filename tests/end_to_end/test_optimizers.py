@@ -12,6 +12,7 @@ from transformers.training_args import OptimizerNames
 from tests.end_to_end.conftest import LORA
 from tests.end_to_end.replay import steps_of, why_not_penalised
 from tests.end_to_end.sweeps import STRENGTH, WITNESSED, train_all
+from tests.offered import NEW_LINE
 from tests.penalty.trainers import IN_BACKWARD
 
 pytestmark = pytest.mark.slow
@@ -47,6 +48,7 @@ OPTIMIZERS = {
     "adopt_adamw": "ADOPT",
     "adamc": "AdamC",
     "muon": "Muon",
+    **({"muon_8bit": "Muon8bit"} if NEW_LINE else {}),
     "sinkgd": "SinkGD",
 }
 PACKAGE = "needs a package that axolotl does not install"
@@ -56,7 +58,7 @@ NOT_HERE = {
     **dict.fromkeys(["optimi_adamw", "came_pytorch", "grokadamw", "apollo_adamw"], PACKAGE),
     **dict.fromkeys(["galore_adamw", "galore_adafactor"], PACKAGE),
     # These have been read at most.
-    **dict.fromkeys(["polora", "adamw_anyprecision"], PACKAGE),
+    **dict.fromkeys(["polora", "adamw_anyprecision", *(["scao"] if NEW_LINE else [])], PACKAGE),
     **dict.fromkeys(["stable_adamw", "galore_adamw_8bit", "q_galore_adamw8bit"], GPU),
     **dict.fromkeys(["flash_adamw", "flash_adam", "flash_sgd", "flash_sgdw", "flash_lion"], GPU),
     **dict.fromkeys(["adamw_torch_xla", "adamw_torch_npu_fused"], "needs a TPU or an NPU"),

@@ -60,7 +60,7 @@ def view(content: dict[str, Any], where: str, tokenizer_folder: Path, here: bool
 
 
 def _schema(content: Mapping[str, Any], where: str, answer: Answer) -> type[BaseModel] | None:
-    """axolotl's schema with the plugins' keys. None, and a problem, if one cannot be imported: axolotl would go on without."""
+    """axolotl's schema with the plugins' keys. None, and a problem, if one cannot be imported: axolotl 0.19 goes on without."""
     from paft_plugin.pipeline.preflight.axolotl_internals import (
         DictDefault,
         load_plugin,
@@ -73,8 +73,8 @@ def _schema(content: Mapping[str, Any], where: str, answer: Answer) -> type[Base
             load_plugin(name)
         except Exception as error:  # whatever an import raises
             answer.problem(
-                f"{where}: plugins: {name} cannot be loaded ({error}), and axolotl would train without it. Install it, or "
-                "remove it here."
+                f"{where}: plugins: {name} cannot be loaded ({error}), and axolotl 0.19 would train without it. Install "
+                "it, or remove it here."
             )
     if answer.problems:
         return None
