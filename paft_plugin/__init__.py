@@ -29,23 +29,20 @@ def __getattr__(name: str) -> Any:
 
 
 def _plugin() -> type[PAFTPlugin]:
-    """The plugin, or an error that stops the run: an `ImportError` would be logged, and the run go on without the penalty."""
-    from importlib.metadata import PackageNotFoundError, version
+    """The plugin, or an error that stops the run: axolotl 0.19 logs an `ImportError`, and trains without the penalty."""
+    from importlib.metadata import version
 
     from paft_plugin.errors import PaftError
 
     try:
-        installed = version("axolotl")
-    except PackageNotFoundError:
-        raise PaftError(f"paft_plugin.PAFTPlugin needs axolotl{AXOLOTL}, which is not installed") from None
-    from packaging.specifiers import SpecifierSet
+        from packaging.specifiers import SpecifierSet
 
-    if not SpecifierSet(AXOLOTL).contains(installed, prereleases=True):
-        raise PaftError(
-            f"paft-plugin {__version__} works with axolotl{AXOLOTL}, and this is axolotl {installed}: install one of those, "
-            "or the paft-plugin that goes with it"
-        )
-    try:
+        installed = version("axolotl")
+        if not SpecifierSet(AXOLOTL).contains(installed, prereleases=True):
+            raise PaftError(
+                f"paft-plugin {__version__} works with axolotl{AXOLOTL}, and this is axolotl {installed}: install one of "
+                "those, or the paft-plugin that goes with it"
+            )
         from paft_plugin.plugin import PAFTPlugin
     except ImportError as error:
         raise PaftError(f"paft_plugin.PAFTPlugin cannot be imported with what is installed here: {error}") from error

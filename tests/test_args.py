@@ -12,6 +12,7 @@ from paft_plugin.args import PAFTArgs, misspelt_keys, wrong_run
 from paft_plugin.errors import PaftError
 from paft_plugin.plugin import refuse_lost_options
 
+NAMED: dict[str, Any] = {"plugins": ["paft_plugin.PAFTPlugin"]}
 KNOWN = {*PAFTArgs.model_fields, "learning_rate", "lora_r", "plugins"}
 
 
@@ -73,18 +74,18 @@ def test_keys_of_others_are_left_alone() -> None:
 )
 def test_a_bad_value_is_an_error_that_names_its_key(bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(bad))):
-        PAFTArgs(**{"paft_l1_lambda": 1e-4, **bad})
+        PAFTArgs(**NAMED, **{"paft_l1_lambda": 1e-4, **bad})
 
 
 def test_inspection_is_off_until_it_is_asked_for() -> None:
-    assert PAFTArgs(paft_l1_lambda=0).paft_inspect_steps is None
-    assert PAFTArgs(paft_l1_lambda=0, paft_inspect_steps=None).paft_inspect_steps is None
-    assert PAFTArgs(paft_l1_lambda=0, paft_inspect_steps=1).paft_inspect_steps == 1
+    assert PAFTArgs(**NAMED, paft_l1_lambda=0).paft_inspect_steps is None
+    assert PAFTArgs(**NAMED, paft_l1_lambda=0, paft_inspect_steps=None).paft_inspect_steps is None
+    assert PAFTArgs(**NAMED, paft_l1_lambda=0, paft_inspect_steps=1).paft_inspect_steps == 1
 
 
 def test_a_number_that_yaml_reads_as_text_is_a_number() -> None:
     assert yaml.safe_load("1e-4") == "1e-4"
-    args = PAFTArgs(paft_l1_lambda="1e-4", paft_sparsity_thresholds=["1e-5"])
+    args = PAFTArgs(**NAMED, paft_l1_lambda="1e-4", paft_sparsity_thresholds=["1e-5"])
     assert args.paft_l1_lambda == 1e-4
     assert args.paft_sparsity_thresholds == [1e-5]
 
@@ -108,6 +109,7 @@ WRONG_RUNS: dict[str, dict[str, Any]] = {
     "paft_l1_warmup_ratio": {"paft_l1_warmup_ratio": 0.1, "paft_target_sparsity": 0.9},
     "context_parallel_size": {"context_parallel_size": 2},
     "tensor_parallel_size": {"tensor_parallel_size": 2},
+    "lora_fp32_gradients": {"lora_fp32_gradients": True, "deepspeed": "zero2.json"},
     "optimizer": {"optimizer": "galore_adamw_layerwise"},
 }
 
@@ -125,6 +127,7 @@ def test_a_wrong_kind_of_run_is_an_error_that_names_the_setting(key: str) -> Non
     [
         {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}},
         {"deepspeed": "zero2.json"},
+        {"lora_fp32_gradients": True},
         {"dp_shard_size": 2},
         {"lora_target_parameters": ["mlp.experts.down_proj"]},
         {"peft_trainable_token_indices": [1]},
@@ -155,7 +158,7 @@ def test_all_mistakes_come_at_once() -> None:
 
 def test_the_plugin_without_a_strength_is_an_error() -> None:
     with pytest.raises(ValidationError, match="paft_l1_lambda is not set"):
-        PAFTArgs()
+        PAFTArgs(**NAMED)
 
 
 @pytest.mark.parametrize(
