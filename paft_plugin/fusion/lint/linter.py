@@ -19,12 +19,8 @@ from paft_plugin.fusion.lint.weights import DELTA_CHECKS
 def lint_recipe(path: Path, *, read_weights: bool = True) -> list[Finding]:
     """Look for everything that is wrong, or not as it seems, in a mergekit recipe and in what it names.
 
-    Args:
-        path: The recipe; any mergekit YAML.
-        read_weights: Whether to read the branches' weights, tensor by tensor, for what the method makes of them.
-
-    Returns:
-        Findings in the order of the file. One step is taken where the last is sound: structure, parameters, then weights.
+    One step is taken where the last is sound: structure, parameters, then (with `read_weights`, tensor by tensor) what the
+    method makes of the branches' weights. Findings come in the order of the file.
     """
     document = read(path)
     if isinstance(document, Finding):
