@@ -105,8 +105,9 @@ class Study:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             seed = seed_of(self._seed, len(finished))
+            # Said, because Optuna 4 and 5 have other defaults; one trial at a time needs no constant liar.
             self._study.sampler = optuna.samplers.TPESampler(
-                multivariate=True, group=True, n_startup_trials=STARTUP_TRIALS, seed=seed
+                multivariate=True, group=True, constant_liar=False, n_startup_trials=STARTUP_TRIALS, seed=seed
             )
         trial = self._study.ask()
         method, options = propose(trial, self._spaces)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.end_to_end.conftest import LORA, PLUGIN, axolotl, axolotl_train, seeded_train
+from tests.offered import NEW_LINE
 
 pytestmark = pytest.mark.slow
+LOCAL = ("--launcher", "python")
 Config = Callable[..., Path]
 
 
@@ -66,10 +70,49 @@ def test_merge_lora_takes_the_same_config(config: Config, tmp_path: Path) -> Non
     succeed(axolotl_train(path))
     succeed(axolotl("merge-lora", str(path), f"--lora-model-dir={tmp_path / 'penalised'}"))
     assert (tmp_path / "penalised" / "merged" / "model.safetensors").exists()
+    if NEW_LINE:
+        # It converts with llama.cpp's script; this one stands in for that, which a machine need not have.
+        (tmp_path / "convert_hf_to_gguf.py").write_text("import pathlib, sys; pathlib.Path(sys.argv[3]).touch()")
+        succeed(axolotl("export", str(path), f"--llama-cpp-dir={tmp_path}"))
+        assert list((tmp_path / "penalised").glob("gguf/*.gguf"))
+    succeed(
+        axolotl("evaluate", str(config("evaluated", paft_l1_lambda=1e-3, val_set_size=2, **PLUGIN, **LORA)), *LOCAL)
+    )
     again = config("continued", paft_l1_lambda=1e-3, lora_model_dir=str(tmp_path / "penalised"), **PLUGIN, **LORA)
     run = axolotl_train(again)
     assert run.returncode != 0
     assert "a run that continues an adapter starts from δ ≠ 0" in run.stdout + run.stderr
+
+
+ONE_AFTER_THE_OTHER = """
+import sys
+from axolotl.cli.train import do_cli
+from transformers import set_seed
+configs, sys.argv = sys.argv[1:], ["train"]
+for config in configs:
+    set_seed(7)
+    do_cli(config)
+"""
+
+
+def test_a_run_without_it_is_the_same_after_one_with_it_in_the_same_process(config: Config, tmp_path: Path) -> None:
+    """As in a sweep: axolotl 0.20 and later keeps a plugin for all configs that a process reads."""
+    pairs = [{"prompt": f"Sort {n} 1.", "chosen": f"1 {n}", "rejected": f"{n} 1"} for n in range(2, 8)]
+    rows = tmp_path / "pairs.jsonl"
+    rows.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    data = {"path": str(rows), "ds_type": "json", "split": "train", "type": "chatml.prompt_pairs"}
+    dpo = {"rl": "dpo", "datasets": [data], "pad_to_sequence_len": None, **LORA}
+    stock = [config(f"stock {kind}", **keys, num_epochs=2) for kind, keys in (("dpo", dpo), ("sft", LORA))]
+    later = [config(f"later {kind}", **keys, num_epochs=2) for kind, keys in (("dpo", dpo), ("sft", LORA))]
+    first, last = (config(name, paft_l1_lambda=1e-3, num_epochs=2, **PLUGIN, **LORA) for name in ("first", "last"))
+    for configs in (stock, [first, *later, last]):
+        command = [sys.executable, "-c", ONE_AFTER_THE_OTHER, *map(str, configs)]
+        succeed(subprocess.run(command, capture_output=True, text=True, timeout=600, check=False))
+    for one, other in (("stock dpo", "later dpo"), ("stock sft", "later sft"), ("first", "last")):
+        theirs, ours = weights(tmp_path / one), weights(tmp_path / other)
+        assert all(torch.equal(theirs[name], ours[name]) for name in theirs), one
+    assert record(tmp_path / "last")["steps_penalised"] == 2
+    assert not [*(tmp_path / "later dpo").glob("paft*"), *(tmp_path / "later sft").glob("paft*")]
 
 
 @pytest.mark.parametrize(
