@@ -26,7 +26,7 @@ SUFFIXES = (".json", ".jsonl", ".ndjson", *_TYPES)
 
 
 @dataclass(frozen=True)
-class Row:
+class DataRow:
     """One row and where it is, such as `sft.jsonl, line 3`."""
 
     place: str
@@ -37,7 +37,7 @@ class Row:
 class Sample(Findings):
     """The rows at both ends of some files, and why some could not be read."""
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[DataRow] = field(default_factory=list)
     count: int = 0
     """How many rows there are, or of a very large file how many were read."""
 
@@ -103,14 +103,14 @@ def _read_json(file: Path, sample: Sample) -> None:
     _ends(_array(file) if first.startswith(b"[") else _lines(file), sample)
 
 
-def _lines(file: Path) -> Iterator[Row]:
+def _lines(file: Path) -> Iterator[DataRow]:
     """The rows of a file of JSON lines; of a large one the beginning and the end."""
     for place, line in _lines_at_the_ends(file):
         if line.strip():
             content = _parsed(place, line, "Write one JSON object a line.")
             if not isinstance(content, dict):
                 raise PaftError(f"{place}: is no JSON object. Write one object with the row's fields a line.")
-            yield Row(place, content)
+            yield DataRow(place, content)
 
 
 def _lines_at_the_ends(file: Path) -> Iterator[tuple[str, bytes]]:
@@ -129,13 +129,13 @@ def _lines_at_the_ends(file: Path) -> Iterator[tuple[str, bytes]]:
                 yield f"{file}, line {number} from the end", line
 
 
-def _array(file: Path) -> Iterator[Row]:
+def _array(file: Path) -> Iterator[DataRow]:
     for number, row in enumerate(
         _parsed(str(file), file.read_bytes(), "Write a list of objects, or one object a line."), 1
     ):
         if not isinstance(row, dict):
             raise PaftError(f"{file}, row {number}: is no JSON object. Write a list of objects.")
-        yield Row(f"{file}, row {number}", row)
+        yield DataRow(f"{file}, row {number}", row)
 
 
 def _parsed(place: str, content: bytes, remedy: str) -> Any:
@@ -145,21 +145,21 @@ def _parsed(place: str, content: bytes, remedy: str) -> Any:
         raise PaftError(f"{place}: no valid JSON ({error}). {remedy}") from None
 
 
-def _csv(file: Path) -> Iterator[Row]:
+def _csv(file: Path) -> Iterator[DataRow]:
     try:
         with file.open(encoding="utf-8", newline="") as opened:
             reader = csv.DictReader(opened)
             for row in reader:
-                yield Row(f"{file}, line {reader.line_num}", dict(row))
+                yield DataRow(f"{file}, line {reader.line_num}", dict(row))
     except (csv.Error, UnicodeDecodeError) as error:
         raise PaftError(f"{file}: no valid CSV in UTF-8 ({error}). Save it again.") from None
 
 
-def _text(file: Path) -> Iterator[Row]:
+def _text(file: Path) -> Iterator[DataRow]:
     try:
         with file.open(encoding="utf-8") as opened:
             for number, line in enumerate(opened, 1):
-                yield Row(f"{file}, line {number}", {"text": line.rstrip("\n")})
+                yield DataRow(f"{file}, line {number}", {"text": line.rstrip("\n")})
     except UnicodeDecodeError as error:
         raise PaftError(f"{file}: is not UTF-8 ({error}). Save it again.") from None
 
@@ -183,7 +183,7 @@ def _read_parquet(file: Path, sample: Sample) -> None:
     sample.count += count
     tail = last[-(count - FIRST) :] if count > FIRST else []
     numbered = [*enumerate(head, 1), *enumerate(tail, count - len(tail) + 1)]
-    sample.rows += [Row(f"{file}, row {number}", row) for number, row in numbered]
+    sample.rows += [DataRow(f"{file}, row {number}", row) for number, row in numbered]
 
 
 def _read_saved(folder: Path, sample: Sample) -> None:
@@ -200,13 +200,13 @@ def _read_saved(folder: Path, sample: Sample) -> None:
     sample.count += len(found)
     if not indices:
         sample.problem(f"{folder}: has no rows. Give a data set with rows.")
-    sample.rows += [Row(f"{folder}, row {index + 1}", found[index]) for index in indices]
+    sample.rows += [DataRow(f"{folder}, row {index + 1}", found[index]) for index in indices]
 
 
-def _ends(rows: Iterator[Row], sample: Sample) -> None:
+def _ends(rows: Iterator[DataRow], sample: Sample) -> None:
     """Keep the first and last of `rows`; all of them are read."""
-    first: list[Row] = []
-    last: deque[Row] = deque(maxlen=LAST)
+    first: list[DataRow] = []
+    last: deque[DataRow] = deque(maxlen=LAST)
     kinds: dict[str, tuple[str, str]] = {}
     for row in rows:
         if problem := _other_kind(row, kinds):
@@ -217,7 +217,7 @@ def _ends(rows: Iterator[Row], sample: Sample) -> None:
     sample.rows += [*first, *last]
 
 
-def _other_kind(row: Row, kinds: dict[str, tuple[str, str]]) -> str | None:
+def _other_kind(row: DataRow, kinds: dict[str, tuple[str, str]]) -> str | None:
     """A problem if a field of `row` holds another kind of thing than in an earlier row; `kinds` is brought up to date."""
     for name, value in row.content.items():
         if value is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paft_plugin.errors import Findings, one_line
-from paft_plugin.pipeline.preflight.data_files import Row
+from paft_plugin.pipeline.preflight.data_files import DataRow
 from paft_plugin.pipeline.preflight.row_types import is_conversation, preference_advice, sft_advice
 
 IGNORED = -100
@@ -32,7 +32,7 @@ class Shape(Findings):
     """What comes before each answer, as text."""
 
 
-def shape_of(cfg: Any, tokenizer: Any, index: int, rows: Sequence[Row], where: str) -> Shape:
+def shape_of(cfg: Any, tokenizer: Any, index: int, rows: Sequence[DataRow], where: str) -> Shape:
     """Run the strategy of `datasets[index]` of a validated config on `rows`."""
     kind = cfg.datasets[index].type
     said = kind if isinstance(kind, str) else "user-defined" if kind else "none"
@@ -45,7 +45,7 @@ def shape_of(cfg: Any, tokenizer: Any, index: int, rows: Sequence[Row], where: s
 # --- SFT ----------------------------------------------------------------------------------------------------------------
 
 
-def _sft(cfg: Any, tokenizer: Any, index: int, rows: Sequence[Row], what: str) -> Shape:
+def _sft(cfg: Any, tokenizer: Any, index: int, rows: Sequence[DataRow], what: str) -> Shape:
     shape = Shape()
     entry = cfg.datasets[index]
     if not entry.type:
@@ -91,7 +91,7 @@ def _tokenised(cfg: Any, tokenizer: Any, entry: Any, rows: list[dict[str, Any]])
 # --- preferences --------------------------------------------------------------------------------------------------------
 
 
-def _preference(cfg: Any, tokenizer: Any, index: int, rows: Sequence[Row], what: str, rl: str) -> Shape:
+def _preference(cfg: Any, tokenizer: Any, index: int, rows: Sequence[DataRow], what: str, rl: str) -> Shape:
     shape = Shape()
     try:
         transform = _transform(cfg, tokenizer, index, rl)
@@ -100,7 +100,7 @@ def _preference(cfg: Any, tokenizer: Any, index: int, rows: Sequence[Row], what:
             f"{what}: axolotl cannot use this type with rl: {rl} ({_said(error)}). Use {_TYPES.get(rl, _TYPES['dpo'])}."
         )
         return shape
-    made: list[tuple[Row, dict[str, Any]]] = []
+    made: list[tuple[DataRow, dict[str, Any]]] = []
     for row, filled in zip(rows, _filled([row.content for row in rows]), strict=True):
         try:
             result = transform(dict(filled))
@@ -148,7 +148,7 @@ def _transform(cfg: Any, tokenizer: Any, index: int, rl: str) -> Callable[[dict[
     return transform
 
 
-def _texts(rl: str, row: Row, result: Mapping[str, Any]) -> str | None:
+def _texts(rl: str, row: DataRow, result: Mapping[str, Any]) -> str | None:
     wanted = ("prompt", "completion") if rl == "kto" else ("prompt", "chosen", "rejected")
     for key in wanted:
         if not isinstance(result.get(key), str):
@@ -159,7 +159,7 @@ def _texts(rl: str, row: Row, result: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _literal(rl: str, row: Row, result: Mapping[str, Any]) -> str | None:
+def _literal(rl: str, row: DataRow, result: Mapping[str, Any]) -> str | None:
     """A strategy that formats a list into its text writes Python brackets and quotes that the model would learn."""
     for name, value in row.content.items():
         if is_conversation(value):
@@ -172,19 +172,19 @@ def _literal(rl: str, row: Row, result: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _label(rl: str, row: Row, result: Mapping[str, Any]) -> str | None:
+def _label(rl: str, row: DataRow, result: Mapping[str, Any]) -> str | None:
     if rl == "kto" and not isinstance(result.get("label"), bool):
         return f"{row.place}: label is {result.get('label')!r}. KTO wants true (wanted) or false (unwanted)."
     return None
 
 
-def _same(_rl: str, row: Row, result: Mapping[str, Any]) -> str | None:
+def _same(_rl: str, row: DataRow, result: Mapping[str, Any]) -> str | None:
     if "chosen" in result and result["chosen"] == result.get("rejected"):
         return f"{row.place}: chosen and rejected are the same, which teaches nothing. Drop such rows."
     return None
 
 
-def _columns(rl: str, tokenizer: Any, made: list[tuple[Row, dict[str, Any]]], what: str, shape: Shape) -> None:
+def _columns(rl: str, tokenizer: Any, made: list[tuple[DataRow, dict[str, Any]]], what: str, shape: Shape) -> None:
     """TRL takes the type of one arbitrary column of a set for that of all: which one depends on Python's hash seed."""
     lists = [key for key in TEXTS if made and not isinstance(made[0][1].get(key, ""), str)]
     if not lists:
@@ -227,7 +227,7 @@ def _lengths(cfg: Any, lengths: list[int], what: str, shape: Shape) -> None:
         shape.warn(f"{what}: {share}; axolotl drops such rows. {remedy}, or set excess_length_strategy: truncate.")
 
 
-def _unreadable(what: str, row: Row, error: Exception, advice: str) -> str:
+def _unreadable(what: str, row: DataRow, error: Exception, advice: str) -> str:
     fields = ", ".join(row.content) or "none"
     return f"{what}: {row.place}: axolotl cannot read this row ({_said(error)}); its fields are {fields}. {advice}".rstrip()
 
