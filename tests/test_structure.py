@@ -197,3 +197,16 @@ def attributes(tree: ast.Module) -> Iterator[str]:
     for node in running(tree):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
             yield ast.unparse(node)
+
+
+def test_what_tests_share_stands_in_modules_of_its_own() -> None:
+    """Helpers come from named modules, never from other tests; pytest itself finds the fixtures in `conftest.py`."""
+    wrong = [
+        f"{file.relative_to(ROOT)} imports {name}"
+        for file in sorted((ROOT / "tests").rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+        if any(part == "conftest" or part.startswith("test_") for part in name.split("."))
+    ]
+    assert not wrong

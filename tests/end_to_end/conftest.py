@@ -1,11 +1,9 @@
-"""A tiny random base model with real files, rows for it, and real `axolotl train` runs as subprocesses."""
+"""A tiny random base model with real files, rows for it, and configs that train on them."""
 
 from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,9 +17,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from paft_plugin.demo import world
 from paft_plugin.demo.configs import CPU_ONLY
 from paft_plugin.demo.pretrain import build_tokenizer
-
-LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
-PLUGIN = {"plugins": ["paft_plugin.PAFTPlugin"]}
 
 
 @pytest.fixture(scope="session")
@@ -108,22 +103,3 @@ def write_config(base: Path, rows: Path) -> Callable[..., Path]:
 def config(write_config: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     """`write_config` into this test's own directory."""
     return partial(write_config, tmp_path)
-
-
-def axolotl_train(config: Path) -> subprocess.CompletedProcess[str]:
-    """`axolotl train CONFIG`, as a user runs it on a CPU."""
-    return axolotl("train", str(config), "--launcher", "python")
-
-
-def axolotl(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Any `axolotl` command."""
-    return _run([sys.executable, "-m", "axolotl.cli.main", *arguments])
-
-
-def seeded_train(config: Path) -> subprocess.CompletedProcess[str]:
-    """Stock `axolotl train` with the config's seed, through the pipeline."""
-    return _run([sys.executable, "-m", "paft_plugin.pipeline.train", str(config)])
-
-
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)

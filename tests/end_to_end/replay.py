@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from tests.end_to_end.test_plugin import record
+from tests.end_to_end.runs import record
 
 Named = dict[str, Tensor]
 FP32_ROUNDING = 1e-6  # of an entry of s·BA, as a share of s·|B||A|

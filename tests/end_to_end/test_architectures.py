@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from tests.end_to_end.architectures import ARCHITECTURES, CONV1D, EXPERTS, MIXTURES, train_kinds
-from tests.end_to_end.conftest import LORA
-from tests.end_to_end.test_plugin import record
+from tests.end_to_end.runs import LORA, record
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ import yaml
 
 from paft_plugin import demo
 from paft_plugin.pipeline.estimate.disk import SMALL, estimate_disk
-from tests.end_to_end.conftest import LORA, axolotl_train
+from tests.end_to_end.runs import LORA, axolotl_train
 
 pytestmark = pytest.mark.slow
 

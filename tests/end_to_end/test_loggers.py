@@ -20,8 +20,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
 
-from tests.end_to_end.conftest import LORA, PLUGIN, axolotl_train
-from tests.end_to_end.test_plugin import record, succeed
+from tests.end_to_end.runs import LORA, PLUGIN, axolotl_train, record, succeed
 
 pytestmark = pytest.mark.slow
 

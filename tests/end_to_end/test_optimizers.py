@@ -9,8 +9,8 @@ import pytest
 from axolotl.utils.schemas.enums import CustomSupportedOptimizers
 from transformers.training_args import OptimizerNames
 
-from tests.end_to_end.conftest import LORA
 from tests.end_to_end.replay import steps_of, why_not_penalised
+from tests.end_to_end.runs import LORA
 from tests.end_to_end.sweeps import STRENGTH, WITNESSED, train_all
 from tests.offered import NEW_LINE
 from tests.penalty.trainers import IN_BACKWARD

@@ -11,27 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from tests.end_to_end.conftest import LORA, PLUGIN, axolotl, axolotl_train, seeded_train
+from tests.end_to_end.runs import LORA, PLUGIN, axolotl, axolotl_train, record, seeded_train, succeed, weights
 from tests.offered import NEW_LINE
 
 pytestmark = pytest.mark.slow
 LOCAL = ("--launcher", "python")
 Config = Callable[..., Path]
-
-
-def succeed(run: Any) -> None:
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
-
-
-def weights(output_dir: Path) -> dict[str, torch.Tensor]:
-    name = "adapter_model.safetensors" if (output_dir / "adapter_config.json").exists() else "model.safetensors"
-    return load_file(output_dir / name)
-
-
-def record(output_dir: Path) -> dict[str, Any]:
-    return json.loads((output_dir / "paft.json").read_text())
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])

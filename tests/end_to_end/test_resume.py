@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.end_to_end.conftest import LORA, PLUGIN, axolotl_train
-from tests.end_to_end.test_plugin import record, succeed, weights
+from tests.end_to_end.runs import LORA, PLUGIN, axolotl_train, record, succeed, weights
 
 pytestmark = pytest.mark.slow
 Config = Callable[..., Path]

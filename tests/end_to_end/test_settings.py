@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.end_to_end.architectures import train_kinds
-from tests.end_to_end.conftest import LORA
+from tests.end_to_end.runs import LORA
 
 pytestmark = pytest.mark.slow
 

@@ -15,10 +15,9 @@ from datasets import load_from_disk
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tests.end_to_end.conftest import LORA
 from tests.end_to_end.replay import base_parameters, deltas_of, fill, load_saved, steps_of
+from tests.end_to_end.runs import LORA, record
 from tests.end_to_end.sweeps import STRENGTH, WITNESSED, train_all
-from tests.end_to_end.test_plugin import record
 
 pytestmark = pytest.mark.slow
 RATE, STEPS = 0.5, 4

@@ -11,8 +11,8 @@ import yaml
 from paft_plugin.demo.configs import LAMBDA, QUICK, QUICK_DEMO
 from paft_plugin.demo.run import write_inputs
 from paft_plugin.pipeline.run import prepare
+from tests.end_to_end.runs import record
 from tests.end_to_end.sweeps import train_all
-from tests.end_to_end.test_plugin import record
 
 pytestmark = pytest.mark.slow
 

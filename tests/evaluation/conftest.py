@@ -1,84 +1,14 @@
-"""A tiny random model, and hand-made items small enough to know every score."""
+"""A tiny random base, and the shipped tasks on hand-made items."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-import yaml
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from paft_plugin.demo.configs import QUICK_DEMO, paft_yml
 from paft_plugin.demo.data import write_tasks
-from paft_plugin.demo.pretrain import build_tokenizer
-from paft_plugin.evaluation.config import EvaluationConfig
-from paft_plugin.evaluation.results import ArmScore
-from paft_plugin.evaluation.score import score_model
-from paft_plugin.evaluation.scorer import Scorer
-from paft_plugin.evaluation.tasks import open_measures
-
-SKILL = [("add 1+2", "3"), ("add 10+2", "12"), ("add 20+31", "51"), ("add 4+4", "8")]
-RETAINED = [("copy", "copy abc", "abc"), ("copy", "copy hijab", "hijab"), ("sort", "sort dcba", "abcd")]
-STYLE = [
-    ("add", "add 2+2", "4"),
-    ("copy", "copy ab", "ab"),
-    ("twice", "twice ab", "abab"),
-    ("reverse", "rev abcd", "dcba"),
-]
-# Of very different lengths, so that even a random model likes some of the chosen ones better.
-PREFERENCE = [
-    ("copy ab", "ab.", "no ababab?"),
-    ("copy abc", "sure: abc!", "c."),
-    ("twice d", "dd.", "sure: dddd!"),
-    ("twice ij", "sure: ijij!", "no ijij?"),
-    ("copy ghij", "g.", "ghij."),
-    ("copy face", "no face?", "face."),
-]
-
-
-def build_model(directory: Path, *, seed: int = 0, hidden: int = 32) -> Path:
-    """Save a random Llama with large weights (small ones would find all texts equally likely) and the demo's tokenizer."""
-    torch.manual_seed(seed)
-    tokenizer = build_tokenizer()
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=hidden,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            initializer_range=0.4,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-    )
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
-
-
-def demo_config(tasks: Path, **changes: Any) -> EvaluationConfig:
-    """The demo's measures, with tasks elsewhere; keyword arguments replace keys."""
-    section = yaml.safe_load(paft_yml(QUICK_DEMO))["evaluation"]
-    return EvaluationConfig.model_validate({**section, "tasks": tasks, **changes})
-
-
-def demo_score(model: Any, tasks: Path) -> ArmScore:
-    """What lm-eval's `model` scores on the demo's measures."""
-    config = demo_config(tasks)
-    measures, opened = open_measures(config.measures, config.tasks)
-    return score_model(Scorer(model, opened), measures)
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+from tests.evaluation.items import PREFERENCE, RETAINED, SKILL, STYLE, write_rows
+from tests.evaluation.models import build_model
 
 
 @pytest.fixture(scope="session")

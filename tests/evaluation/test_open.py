@@ -20,8 +20,7 @@ from paft_plugin.evaluation.score import score_model
 from paft_plugin.evaluation.scorer import Scorer
 from paft_plugin.evaluation.tasks import Catalogue, open_measures
 from paft_plugin.search.validation import open_goals
-from tests.evaluation.conftest import write_rows
-from tests.search.conftest import make_items, make_task
+from tests.evaluation.items import make_items, make_task, write_rows
 
 FILTERS = {"answer": r"\A(?:sure: |no )?([a-z0-9]+)[.!?]?\Z", "polite": r"\Asure: ([a-z0-9]+)!\Z"}
 SUM = [{"metric": "acc", "weight_by_size": True}]

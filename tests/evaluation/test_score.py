@@ -25,7 +25,8 @@ from paft_plugin.evaluation.results import Measure
 from paft_plugin.evaluation.score import main, score
 from paft_plugin.evaluation.scorer import Scorer, TaskScore
 from paft_plugin.files import write_json
-from tests.evaluation.conftest import build_model, demo_config
+from tests.evaluation.items import demo_config
+from tests.evaluation.models import build_model
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 

@@ -16,8 +16,8 @@ from paft_plugin.evaluation.config import MeasureConfig
 from paft_plugin.evaluation.results import Measure
 from paft_plugin.evaluation.scorer import Scorer, tokenise_once
 from paft_plugin.evaluation.tasks import OpenTask, open_measures
-from tests.evaluation.conftest import build_model, demo_config, write_rows
-from tests.search.conftest import make_items, make_task
+from tests.evaluation.items import demo_config, make_items, make_task, write_rows
+from tests.evaluation.models import build_model
 
 NAMES = ["paft_skill", "paft_preference", "paft_style", "paft_retained"]
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from paft_plugin.demo import data, world
 from paft_plugin.demo.pretrain import EOS
 from paft_plugin.evaluation.candidates import Candidate, load
-from tests.evaluation.conftest import PREFERENCE, RETAINED, SKILL, STYLE, demo_score
+from tests.evaluation.items import PREFERENCE, RETAINED, SKILL, STYLE, demo_score
 
 SHIPPED = Path(data.__file__).parent / "tasks"
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from paft_plugin.cli import paft
 from paft_plugin.fusion.lint import linter
 from paft_plugin.fusion.lint.findings import LintFile
-from tests.fusion.conftest import World
+from tests.fusion.world import World
 
 MINE = """\
 base_model: {{model: {{path: "{base}"}}}}

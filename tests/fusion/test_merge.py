@@ -7,7 +7,6 @@ DARE (arXiv 2311.03099, section 3) and Task Arithmetic (arXiv 2212.04089); no co
 from __future__ import annotations
 
 import json
-import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,8 @@ from paft_plugin.fusion.recipe.examples import FOLDER
 from paft_plugin.fusion.recipe.render import merge_command
 from paft_plugin.fusion.recipe.write import write_recipe
 from tests.deltas.builders import TEMPLATE, delta_by_peft, make_adapter, make_base, make_tokenizer, weights
-from tests.fusion.conftest import World, make_world
+from tests.fusion.mergekit_runs import command_in, run_mergekit
+from tests.fusion.world import World, make_world
 
 Tensors = dict[str, Tensor]
 Merge = Callable[..., Tensors]
@@ -41,17 +41,6 @@ def merge(world: World, tmp_path: Path) -> Merge:
         return weights(recipe.merged)
 
     return run
-
-
-def command_in(recipe: Path) -> list[str]:
-    (line,) = [line for line in recipe.read_text().splitlines() if line.startswith("# mergekit-yaml ")]
-    return shlex.split(line.removeprefix("# "))
-
-
-def run_mergekit(command: list[str]) -> None:
-    from mergekit.scripts.run_yaml import main
-
-    main.main(args=[*command[1:], "--quiet"], standalone_mode=False)
 
 
 def delta(world: World, branch: str) -> Tensors:

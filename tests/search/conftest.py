@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,40 +11,10 @@ import pytest
 import yaml
 
 from tests.deltas.builders import make_adapter, make_model
-from tests.evaluation.conftest import build_model, write_rows
+from tests.evaluation.items import make_items, make_task, write_rows
+from tests.evaluation.models import build_model
 
-ITEMS = 24
 Write = Callable[..., Path]
-
-
-def make_items(seed: int, count: int = ITEMS) -> list[dict[str, Any]]:
-    """Prompts with two answers of the same length, so that a random model is of two minds."""
-    rng = random.Random(seed)
-
-    def word() -> str:
-        return "".join(rng.choice("abcdefghij") for _ in range(4))
-
-    return [{"prompt": f"copy {word()}", "answers": [word(), word()], "right": rng.randrange(2)} for _ in range(count)]
-
-
-def make_task(folder: Path, name: str, items: Path, split: str = "validation", **more: Any) -> None:
-    """One lm-eval task on a file of items; `more` goes into it as it is."""
-    content = {
-        "task": name,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {split: str(items)}, "cache_dir": str(folder.with_name("cache"))},
-        f"{split}_split": split,
-        "output_type": "multiple_choice",
-        "doc_to_text": "prompt",
-        "doc_to_choice": "answers",
-        "doc_to_target": "right",
-        "target_delimiter": "",
-        "num_fewshot": 0,
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-        **more,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from rich.console import Console
 
 from paft_plugin.pipeline.arms import search_request
 from paft_plugin.search.run import run_search
-from tests.search.conftest import Write
 
 pytestmark = pytest.mark.slow
 LIMIT = 300  # seconds, only so that a hang ends
 TRIALS = 25
+Write = Callable[..., Path]
 
 
 def start(file: Path) -> subprocess.Popen[str]:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,9 @@ from paft_plugin.search.report import pareto_front, table
 from paft_plugin.search.run import FusedModel, run_search
 from paft_plugin.search.study import locked
 from paft_plugin.search.validation import open_goals
-from tests.search.conftest import Write
 
 NAMES = ["first", "second"]
+Write = Callable[..., Path]
 
 
 def quiet() -> Console:

@@ -10,7 +10,7 @@ import pytest
 from paft_plugin.fusion.recipe.methods import METHODS
 from paft_plugin.fusion.recipe.write import write_recipe
 from paft_plugin.search.space import DEFAULTS, make_spaces, propose, range_problems, seed_of
-from tests.fusion.conftest import World, make_world
+from tests.fusion.world import World, make_world
 
 
 @pytest.fixture(scope="module")

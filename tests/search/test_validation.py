@@ -10,8 +10,7 @@ import pytest
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.config import MeasureConfig
 from paft_plugin.search.validation import open_goals, split_problems
-from tests.evaluation.conftest import write_rows
-from tests.search.conftest import make_items, make_task
+from tests.evaluation.items import make_items, make_task, write_rows
 
 VALIDATION = {"validation_split": "validation"}
 

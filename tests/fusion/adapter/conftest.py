@@ -1,45 +1,15 @@
-"""Recipes written as a user would, fused adapters from them, and what PEFT makes of those."""
+"""Two adapters of different kinds on one base, and fused adapters from recipes on them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-import yaml
-from torch import Tensor
 
 from paft_plugin.fusion.adapter import FusedAdapter, write_adapter
 from paft_plugin.fusion.merge import open_fusion
-from tests.deltas.builders import make_adapter, make_base, make_tokenizer, merged_by_peft
-
-Tensors = dict[str, Tensor]
-
-
-@dataclass
-class Branches:
-    """A base and two adapters of different rank and scale; `sft` also adapts what `dpo` leaves alone."""
-
-    folder: Path
-
-    def __getitem__(self, name: str) -> Path:
-        return self.folder / name
-
-    def recipe(self, file: Path, method: str, *inputs: dict[str, Any], base: bool = True, **content: Any) -> Path:
-        """A recipe with `inputs` as parameters of `sft` and `dpo`; a `branch` among them names another folder."""
-        models = []
-        for name, given in zip(("sft", "dpo"), inputs or ({}, {}), strict=False):
-            parameters = dict(given)
-            folder = self[parameters.pop("branch", name)]
-            is_adapter = (folder / "adapter_config.json").is_file()
-            path = {"model": {"path": str(self["base"])}, "lora": {"path": str(folder)}} if is_adapter else str(folder)
-            models.append({"model": path, "parameters": parameters})
-        named = {"base_model": str(self["base"])} if base else {}
-        file.write_text(yaml.safe_dump({"merge_method": method, **named, "models": models, **content}))
-        return file
+from tests.deltas.builders import make_adapter, make_base, make_tokenizer
+from tests.fusion.adapter.branches import Branches, Write
 
 
 @pytest.fixture(scope="session")
@@ -55,9 +25,6 @@ def branches(tmp_path_factory: pytest.TempPathFactory) -> Branches:
     return Branches(folder)
 
 
-Write = Callable[..., tuple[Path, FusedAdapter]]
-
-
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
     """Write the fused adapter of a recipe to a new folder."""
@@ -67,21 +34,3 @@ def write(tmp_path: Path) -> Write:
         return out, write_adapter(open_fusion(recipe, device="cpu"), out, rank, max_error)
 
     return run
-
-
-def fused_model(recipe: Path) -> Tensors:
-    """The merged model of a recipe, in fp32, by the engine that the model's own command uses."""
-    return dict(open_fusion(recipe, device="cpu").tensors())
-
-
-def through_peft(branches: Branches, adapter: Path) -> Tensors:
-    """Base + fused adapter as PEFT loads and merges it."""
-    return merged_by_peft(branches["base"], adapter)
-
-
-def assert_same(merged: Tensors, expected: Tensors, within: float = 1e-6) -> None:
-    """Every tensor of `expected` is in `merged`, with entries that differ by `within` at most."""
-    for name, tensor in expected.items():
-        torch.testing.assert_close(
-            merged[name], tensor, atol=within, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
-        )

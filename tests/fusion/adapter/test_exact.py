@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from paft_plugin.deltas.store import TensorStore
-from tests.fusion.adapter.conftest import Branches, Write, assert_same, fused_model, through_peft
+from tests.fusion.adapter.branches import Branches, Write, assert_same, fused_model, through_peft
 
 RECIPES: dict[str, tuple[str, tuple[dict[str, Any], ...], dict[str, Any]]] = {
     "weights and lambda": ("task_arithmetic", ({"weight": 0.7}, {"weight": -0.4}), {"parameters": {"lambda": 1.5}}),

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from paft_plugin.cli import paft
 from paft_plugin.deltas.delta import open_delta
 from tests.deltas.builders import TEMPLATE, make_adapter
-from tests.fusion.adapter.conftest import Branches, Write
+from tests.fusion.adapter.branches import Branches, Write
 
 SUM = {"weight": 1.0}
 HALF = {"weight": 1.0, "density": 0.5}

@@ -24,7 +24,7 @@ from paft_plugin.deltas.store import open_model
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.adapter.peft_model import Slot, open_live
 from tests.deltas.builders import VOCABULARY, make_adapter, make_base, make_gpt2, make_model, make_tokenizer
-from tests.fusion.adapter.conftest import Branches, Write, assert_same, fused_model, through_peft
+from tests.fusion.adapter.branches import Branches, Write, assert_same, fused_model, through_peft
 
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "num_attention_heads": 2}

@@ -13,7 +13,7 @@ import torch
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.adapter import FusedAdapter, total_error
 from tests.deltas.builders import make_model, make_tokenizer, weights
-from tests.fusion.adapter.conftest import Branches, Tensors, Write, assert_same, fused_model, through_peft
+from tests.fusion.adapter.branches import Branches, Tensors, Write, assert_same, fused_model, through_peft
 
 HALF: dict[str, Any] = {"weight": 1.0, "density": 0.5}
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from tests.fusion.lint.conftest import Bench, Recipe
+from tests.fusion.lint.bench import Bench, Recipe
 
 Planted = Recipe | str | tuple[Recipe, str]
 CASES: dict[str, list[Callable[[Bench], Planted]]] = {}

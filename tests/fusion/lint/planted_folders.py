@@ -12,9 +12,9 @@ from paft_plugin.fusion.recipe.render import merge_command
 from paft_plugin.fusion.recipe.write import RecipeRequest, write_recipe
 from tests.deltas.builders import make_adapter, make_base, make_model, make_tokenizer
 from tests.fusion.deltas import make_branch
-from tests.fusion.lint.conftest import Bench, Recipe
+from tests.fusion.lint.bench import Bench, Recipe
 from tests.fusion.lint.planted import bare, plant, spoilt, without
-from tests.fusion.test_merge import run_mergekit
+from tests.fusion.mergekit_runs import run_mergekit
 
 
 def _flags(bench: Bench, *more: str) -> str:

@@ -10,7 +10,7 @@ from paft_plugin.errors import PaftError
 from paft_plugin.fusion.lint import linter  # noqa: F401  (rules enter themselves into RULES)
 from paft_plugin.fusion.lint.findings import CODES, RULES, codes_document, errors, explain_rules
 from tests.fusion.lint import planted_folders  # noqa: F401  (its recipes enter themselves into CASES)
-from tests.fusion.lint.conftest import Bench
+from tests.fusion.lint.bench import Bench
 from tests.fusion.lint.planted import ALSO, CASES
 
 

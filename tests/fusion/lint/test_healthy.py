@@ -11,7 +11,7 @@ from paft_plugin.fusion.lint.linter import lint_recipe
 from paft_plugin.fusion.recipe.methods import METHODS
 from paft_plugin.fusion.recipe.settings import RecipeSettings
 from paft_plugin.fusion.recipe.write import RecipeRequest, write_recipe
-from tests.fusion.lint.conftest import Bench
+from tests.fusion.lint.bench import Bench
 
 TRUE_WARNINGS = {
     ("sce", "sparse"): {"sce-uniform"},

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from paft_plugin.cli import paft
 from paft_plugin.fusion.lint.findings import RULES
-from tests.fusion.lint.conftest import Bench
+from tests.fusion.lint.bench import Bench
 
 RECIPES = Path(__file__).parents[3] / "mergekit_recipes"
 

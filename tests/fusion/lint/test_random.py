@@ -18,7 +18,7 @@ from mergekit.merge_methods.base import BasePolicy, ParameterSpec
 from paft_plugin.fusion.lint.findings import errors
 from paft_plugin.fusion.lint.linter import lint_recipe
 from paft_plugin.fusion.recipe.methods import METHODS
-from tests.fusion.lint.conftest import Bench
+from tests.fusion.lint.bench import Bench
 
 SETTINGS = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

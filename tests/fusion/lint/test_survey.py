@@ -11,7 +11,7 @@ from paft_plugin.fusion.lint import survey as module
 from paft_plugin.fusion.lint.document import Document, read
 from paft_plugin.fusion.lint.linter import as_recipe
 from paft_plugin.fusion.lint.recipe import SoundRecipe
-from tests.fusion.lint.conftest import Bench, Recipe
+from tests.fusion.lint.bench import Bench, Recipe
 
 
 def sound(bench: Bench, content: Recipe | None = None) -> SoundRecipe:

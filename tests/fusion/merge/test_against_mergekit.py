@@ -13,11 +13,11 @@ from mergekit.io.tasks import LoaderCache
 
 from paft_plugin.fusion.merge import open_fusion, selection
 from tests.deltas.builders import make_adapter, make_base, make_tokenizer
-from tests.fusion.conftest import World, make_world
 from tests.fusion.merge.tools import (
     METHODS,
     RANDOM,
     assert_same,
+    branch,
     by_mergekit,
     content,
     fusing_methods,
@@ -25,6 +25,7 @@ from tests.fusion.merge.tools import (
     reference,
     save,
 )
+from tests.fusion.world import World, make_world
 
 
 @pytest.fixture(scope="module")
@@ -163,13 +164,6 @@ def test_nothing_of_mergekits_state_is_left_changed(world: World, tmp_path: Path
     assert {name: getattr(sparsify, name) for name in before} == before
     assert LoaderCache.loaders is kept
     assert vars(LoaderCache()) == settings
-
-
-def branch(world: World, name: str) -> dict[str, Any]:
-    """A branch in a recipe, by its name in the world."""
-    if (world[name] / "adapter_config.json").is_file():
-        return reference(world["base"], world[name])
-    return reference(world[name])
 
 
 def check(recipe: dict[str, Any], folder: Path, name: str = "recipe") -> None:

@@ -15,9 +15,8 @@ from paft_plugin.errors import PaftError
 from paft_plugin.fusion.merge import fuse_tensors
 from paft_plugin.fusion.merge.untouched import skip_draws
 from tests.deltas.builders import make_adapter, merged_by_peft, weights
-from tests.fusion.conftest import World
-from tests.fusion.merge.test_against_mergekit import branch
-from tests.fusion.merge.tools import METHODS, RANDOM, content, ours, reference, save
+from tests.fusion.merge.tools import METHODS, RANDOM, branch, content, ours, reference, save
+from tests.fusion.world import World
 
 # What a method needs to pass one delta on as it is, beside a delta of 0.
 IDENTITY: dict[str, dict[str, object]] = {

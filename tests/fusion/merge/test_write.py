@@ -25,10 +25,9 @@ from paft_plugin.fusion.merge import open_fusion, write_fusion
 from paft_plugin.fusion.merge.write import shard_bytes
 from paft_plugin.fusion.merge.writer import ShardedWriter, whole_folder
 from tests.deltas.builders import TEMPLATE, make_adapter, make_base, make_model
-from tests.fusion.conftest import World
-from tests.fusion.merge.test_against_mergekit import branch
-from tests.fusion.merge.tools import assert_same, by_mergekit, content, load_all, ours, reference, save
-from tests.fusion.test_merge import run_mergekit
+from tests.fusion.merge.tools import assert_same, branch, by_mergekit, content, load_all, ours, reference, save
+from tests.fusion.mergekit_runs import run_mergekit
+from tests.fusion.world import World
 
 
 def merge(recipe: Path, out: Path, *options: str) -> Result:

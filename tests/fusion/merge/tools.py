@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from paft_plugin.fusion.merge import open_fusion
-from tests.fusion.test_merge import run_mergekit
+from tests.fusion.mergekit_runs import run_mergekit
+from tests.fusion.world import World
 
 Tensors = dict[str, Tensor]
 SEED = 7
@@ -49,6 +50,13 @@ BASELESS = ("linear", "karcher")
 def reference(model: Path, adapter: Path | None = None) -> dict[str, Any]:
     """A model in a recipe, in the form that takes any path."""
     return {"model": {"path": str(model)}, **({"lora": {"path": str(adapter)}} if adapter else {})}
+
+
+def branch(world: World, name: str) -> dict[str, Any]:
+    """A branch in a recipe, by its name in the world."""
+    if (world[name] / "adapter_config.json").is_file():
+        return reference(world["base"], world[name])
+    return reference(world[name])
 
 
 def content(

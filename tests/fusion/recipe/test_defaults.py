@@ -21,7 +21,7 @@ from paft_plugin.fusion.recipe.settings import RecipeSettings
 from paft_plugin.fusion.recipe.write import RecipeRequest, describe, write_recipe
 from tests.deltas.builders import weights
 from tests.fusion.deltas import change, make_pair
-from tests.fusion.test_merge import command_in, run_mergekit
+from tests.fusion.mergekit_runs import command_in, run_mergekit
 
 SHAPE = torch.Size((96, 256))
 BASE = 0.02 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))

@@ -21,8 +21,8 @@ from paft_plugin.fusion.recipe import materialize as module
 from paft_plugin.fusion.recipe.render import MATERIALIZED, merge_command
 from paft_plugin.fusion.recipe.write import write_recipe
 from tests.deltas.builders import TEMPLATE, make_adapter, make_base, make_tokenizer, merged_by_peft, weights
-from tests.fusion.conftest import World, make_world
-from tests.fusion.test_merge import command_in, run_mergekit
+from tests.fusion.mergekit_runs import command_in, run_mergekit
+from tests.fusion.world import World, make_world
 
 
 def test_the_merge_is_the_same_and_needs_no_flags(world: World, tmp_path: Path) -> None:

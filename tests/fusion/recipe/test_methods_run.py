@@ -10,8 +10,8 @@ import torch
 from paft_plugin.fusion.recipe.methods import METHODS, NOT_OFFERED
 from paft_plugin.fusion.recipe.write import write_recipe
 from tests.deltas.builders import make_adapter, weights
-from tests.fusion.conftest import World
-from tests.fusion.test_merge import command_in, run_mergekit
+from tests.fusion.mergekit_runs import command_in, run_mergekit
+from tests.fusion.world import World
 
 CLOSE = {"atol": 2e-7, "rtol": 1e-6}
 """Rounding in fp32: methods that average or turn whole models touch every bit of the base."""

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from paft_plugin.cli import paft
 from paft_plugin.commands.recipe import recipe
 from paft_plugin.fusion.recipe.settings import SETTINGS, RecipeSettings
-from tests.fusion.conftest import World
+from tests.fusion.world import World
 
 
 def call(*arguments: str | Path) -> Result:
