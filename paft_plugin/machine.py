@@ -1,14 +1,26 @@
-"""This machine: the device that tensors go to, and memory that is used again instead of being asked for anew."""
+"""This machine: what is installed, the device that tensors go to, memory that is used again instead of being asked for anew."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 
 from paft_plugin.errors import PaftError, first_line
 
 # Of glibc's mallopt (malloc.h).
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """Package → version, of those that are installed."""
+    found = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def usable_device(device: str, where: str) -> str:

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import click
 
-BENCHMARKS = ("penalty", "fusion", "inspection", "two-branches", "memory")
+BENCHMARKS = ("penalty", "fusion", "inspection", "two-branches", "memory", "gpu")
 
 
 class Benchmarks(click.Group):

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -93,7 +93,7 @@ def _row(
     return BenchmarkRow(method, figures, timings, note)
 
 
-def make_qwen2_with_adapters(size: Qwen2Size, folder: Path) -> None:
+def make_qwen2_with_adapters(size: Qwen2Size, folder: Path, methods: Sequence[str] = METHODS) -> None:
     """A base in bf16, two adapters on it, and a recipe for each method."""
     import torch
     import yaml
@@ -117,7 +117,7 @@ def make_qwen2_with_adapters(size: Qwen2Size, folder: Path) -> None:
                     parameter.normal_(std=1e-3)
         peft_model.save_pretrained(folder / branch)
         model = peft_model.unload()
-    for method in METHODS:
+    for method in methods:
         loras = [{"model": {"path": str(base)}, "lora": {"path": str(folder / each)}} for each in ("sft", "preference")]
         models = [{"model": lora, "parameters": {"weight": 1.0, "density": 0.5}} for lora in loras]
         dtypes = {"dtype": "float32", "out_dtype": "bfloat16"}

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -27,6 +26,7 @@ from rich.console import Console
 
 from paft_plugin.files import write_json
 from paft_plugin.formats import BLANK
+from paft_plugin.machine import installed
 from paft_plugin.tables import Cell, Column, Row, Table
 
 SCHEMA = 1
@@ -62,6 +62,8 @@ class BenchmarkRow:
     figures: list[Figure]
     timings: dict[str, list[float]] = field(default_factory=dict)
     note: str = ""
+    failed: bool = False
+    """Whether `note` says why there are no figures, and there should be."""
 
 
 def figure(
@@ -93,8 +95,8 @@ def _cells(figure: Figure) -> tuple[str, str, str, str]:
     extremes = BLANK
     if figure.low is not None and figure.high is not None:
         extremes = f"{_number(figure.low)} – {_number(figure.high)}"
-    bars = {"≤": figure.at_most, "≥": figure.at_least}
-    bar = next((f"{sign} {_number(bar)}" for sign, bar in bars.items() if bar is not None), BLANK)
+    bars = {"≥": figure.at_least, "≤": figure.at_most}
+    bar = ", ".join(f"{sign} {_number(bar)}" for sign, bar in bars.items() if bar is not None) or BLANK
     met = {None: BLANK, True: "yes", False: "NO"}[figure.met]
     return f"{_number(figure.value)} {figure.unit}".rstrip(), extremes, bar, met
 
@@ -108,7 +110,7 @@ def as_json(rows: Sequence[BenchmarkRow], packages: Sequence[str], conditions: M
     return {
         "schema": SCHEMA,
         **conditions,
-        "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
+        "versions": {"python": platform.python_version(), **installed(packages)},
         "machine": {
             "platform": platform.platform(),
             "cpus": os.cpu_count(),
@@ -132,8 +134,8 @@ output_option = click.option(
 
 def run_benchmark(
     rows: Iterable[BenchmarkRow], output: Path | None, packages: Sequence[str], conditions: Mapping[str, Any]
-) -> None:
-    """Measure `rows`, which are measured as they are asked for, and show them.
+) -> list[BenchmarkRow]:
+    """Measure `rows`, which are measured as they are asked for, show and return them.
 
     `output` is written anew after each: what was measured so far outlives an interruption.
     """
@@ -146,6 +148,7 @@ def run_benchmark(
     for row in done:
         if row.note:
             click.echo(f"{row.name}: {row.note}")
+    return done
 
 
 def sized_command(

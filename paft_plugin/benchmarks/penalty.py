@@ -7,28 +7,34 @@ what it held before the work began, from Linux's /proc.
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
-from unittest.mock import patch
+from typing import Any, TypeAlias
 
 import click
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from paft_plugin.benchmarks import harness
 from paft_plugin.benchmarks.harness import MIB, BenchmarkRow, Figure, apart, figure, quotients
 from paft_plugin.deltas.proof import PACKAGES, Measurement
-from paft_plugin.penalty import kernel
 from paft_plugin.penalty.injector import PenaltyInjector
 from paft_plugin.penalty.l1 import BLOCK_ENTRIES, measure_product, subgradient_of_product
 from paft_plugin.penalty.settings import PenaltySettings
@@ -50,6 +56,7 @@ KEEP_MEMORY = {
 }
 
 Factors = list[tuple[Tensor, Tensor]]
+Llama: TypeAlias = PreTrainedModel | PeftModel
 
 
 @dataclass(frozen=True)
@@ -183,8 +190,8 @@ def now() -> float:
     return perf_counter()
 
 
-def random_llama(scale: Scale, lora: bool) -> nn.Module:
-    """A Llama with random weights, under LoRA on all linear layers or to be trained whole."""
+def random_llama(scale: Scale, lora: bool, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Llama:
+    """A Llama with random weights, under LoRA on all linear layers (in fp32, as PEFT wants it) or to be trained whole."""
     torch.manual_seed(0)
     heads = max(1, scale.hidden // 64)
     config = LlamaConfig(
@@ -195,9 +202,13 @@ def random_llama(scale: Scale, lora: bool) -> nn.Module:
         num_attention_heads=heads,
         num_key_value_heads=heads,
     )
-    model = LlamaForCausalLM(config)
-    if not lora:
-        return model
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return with_lora(model) if lora else model
+
+
+def with_lora(model: Llama) -> Llama:
+    """`model` under a fresh LoRA on all linear layers."""
     return get_peft_model(model, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear"))
 
 
@@ -239,14 +250,16 @@ def peak_memory(prepare: Callable[..., Callable[[], object]], *arguments: Any) -
 def peak_here(prepare: Callable[..., Callable[[], object]], *arguments: Any) -> int:
     """The same in this process, where memory that was freed before the work hides what the work takes."""
     work = prepare(*arguments)
+    gc.collect()  # what is freed meanwhile would be missing
     # Not getrusage's ru_maxrss: a process inherits that from the one that started it.
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is resident now
-    before = _status("VmRSS")
+    before = resident("VmRSS")
     work()
-    return _status("VmHWM") - before
+    return resident("VmHWM") - before
 
 
-def _status(key: str) -> int:
+def resident(key: str) -> int:
+    """Bytes of this process's memory: `VmRSS` now, `VmHWM` at most."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) * 1024
 
@@ -256,7 +269,7 @@ def lora_step(scale: Scale) -> BenchmarkRow:
     model = random_llama(scale, lora=True)
     whole = time_steps(model, scale)
     split = time_steps(random_llama(scale, lora=True), scale, alternate=False, gradient_accumulation_steps=ACCUMULATION)
-    note = f"{_size(model)}, LoRA r={RANK} on all linear layers, {_tokens(scale)}, logged every step"
+    note = f"{parameters_of(model)}, LoRA r={RANK} on all linear layers, {tokens_of(scale)}, logged every step"
     figures = [
         *whole.ratios(at_most=1.03),
         figure("penalty, accumulation 1", whole.penalty, "s"),
@@ -286,7 +299,7 @@ def full_step(scale: Scale) -> BenchmarkRow:
         # Two processes never peak at quite the same size.
         Figure("extra / (copy + block)", extra / allowed, "×", at_most=1.02),
     ]
-    note = f"{_size(model)}, AdamW, fp32, {_tokens(scale)}; memory: 2 steps of one sequence in processes of their own"
+    note = f"{parameters_of(model)}, AdamW, fp32, {tokens_of(scale)}; memory: 2 steps of one sequence in processes of their own"
     return BenchmarkRow("full step", figures, times.timings(), note)
 
 
@@ -314,7 +327,7 @@ def inspection(scale: Scale) -> BenchmarkRow:
         figure(f"inspection / {INSPECT_STEPS} steps", shares, "%", at_most=1),
     ]
     timings = {"plain step": times.plain, "inspection": times.inspections}
-    note = f"{_size(model)}, LoRA r={RANK} on all linear layers, {_tokens(scale)}"
+    note = f"{parameters_of(model)}, LoRA r={RANK} on all linear layers, {tokens_of(scale)}"
     return BenchmarkRow("inspection", figures, timings, note)
 
 
@@ -324,7 +337,7 @@ def own_time(name: str, settings: PenaltySettings, scale: Scale) -> BenchmarkRow
     short = replace(scale, sequences=2, sequence_length=32, pairs=scale.repeats)
     model = random_llama(short, lora=True)
     times = time_steps(model, short, settings, alternate=False)
-    note = f"{_size(model)}, LoRA r={RANK} on all linear layers, with its logging; no bar"
+    note = f"{parameters_of(model)}, LoRA r={RANK} on all linear layers, with its logging; no bar"
     return BenchmarkRow(name, [figure("penalty", times.penalty, "s")], {"penalty in a step": times.penalty}, note)
 
 
@@ -407,29 +420,11 @@ def _on_layer_set(work: Callable[[Factors], object], shapes: Sequence[tuple[int,
     return partial(work, random_factors(shapes))
 
 
-def gpu(scale: Scale) -> BenchmarkRow:
-    """LoRA steps on a GPU, in bf16 at four times the tokens, with the Triton kernels and without."""
-    if not torch.cuda.is_available():
-        return BenchmarkRow("gpu", [], note="no GPU here")
-    long = replace(scale, sequences=4 * scale.sequences)
-    figures: list[Figure] = []
-    timings: dict[str, list[float]] = {}
-    for name, on in (("kernel", True), ("torch", False)):
-        model = random_llama(long, lora=True).bfloat16()
-        with nullcontext() if on else patch.object(kernel, "runs_on", lambda _: False):
-            times = time_steps(model, long, use_cpu=False, bf16=True)
-        own = [*times.ratios(at_most=1.01), figure("penalty", times.penalty, "s")]
-        figures += [replace(one, what=f"{name}: {one.what}") for one in own]
-        timings |= {f"{name}: {what}": samples for what, samples in times.timings().items()}
-    note = f"{torch.cuda.get_device_name()}, bf16, {_tokens(long)}; the clock waits for the GPU around the penalty"
-    return BenchmarkRow("gpu", figures, timings, note)
-
-
-def _size(model: nn.Module) -> str:
+def parameters_of(model: nn.Module) -> str:
     return f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M parameters"
 
 
-def _tokens(scale: Scale) -> str:
+def tokens_of(scale: Scale) -> str:
     return f"{scale.sequences * scale.sequence_length} tokens a step"
 
 
@@ -440,7 +435,6 @@ ROWS: dict[str, Callable[[Scale], BenchmarkRow]] = {
     "proximal step": partial(own_time, "proximal step", PROXIMAL),
     "controller": partial(own_time, "controller", CONTROLLER),
     "inspection": inspection,
-    "gpu": gpu,
 }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from paft_plugin.files import PROOF_FILE, JsonFile
 from paft_plugin.formats import threshold_key
+from paft_plugin.machine import installed
 
 PACKAGES = ("paft-plugin", "axolotl", "torch", "transformers", "peft")
 
@@ -114,7 +114,7 @@ class Record:
             entries=self.entries,
             tensors=tuple(self.tensors),
             history=tuple(map(HistoryPoint.model_validate, self.history)),
-            versions={package: version(package) for package in PACKAGES},
+            versions=installed(PACKAGES),
         )
 
     def write(self, output_dir: Path) -> None:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -19,6 +19,7 @@ from paft_plugin.files import ADAPTER_CONFIG, ADAPTER_FILE, read_json_or_nothing
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
+    from transformers import PreTrainedTokenizerBase
 
 ARM_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
@@ -99,9 +100,20 @@ def problems_of(candidates: Sequence[Candidate]) -> list[str]:
 def load(
     candidate: Candidate, *, batch_size: int, device: str = "cpu", dtype: str = "float32", chat_template: bool = True
 ) -> HFLM:
-    """Load a candidate as lm-eval's model.
+    """A candidate as lm-eval's model, whose errors and arguments are those of `load_model`."""
+    from lm_eval.models.huggingface import HFLM
 
-    It's loaded here and not by lm-eval, which would score a model with randomly initialised tensors, or an adapter that fits
+    model, tokenizer = load_model(candidate, device, dtype, chat_template)
+    # In half precision, the log-likelihoods of two answers to choose from would often come out equal.
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32")
+
+
+def load_model(
+    candidate: Candidate, device: str, dtype: str, chat_template: bool
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load a candidate and its tokenizer.
+
+    They are loaded here and not by lm-eval, which would score a model with randomly initialised tensors, or an adapter that fits
     nowhere, as if nothing were wrong. The `dtype` auto is the checkpoint's own, but bfloat16 for a float32 checkpoint on a GPU;
     `chat_template` says whether the tokenizer must have one.
 
@@ -109,7 +121,6 @@ def load(
         PaftError: It can't be loaded, or not all of it; names the arm.
     """
     import torch
-    from lm_eval.models.huggingface import HFLM
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -138,5 +149,4 @@ def load(
             f"{where}: the tokenizer in {candidate.model} has no chat template. Add the one of its training, or set "
             "evaluation.apply_chat_template: false to ask in plain text."
         )
-    # In half precision, the log-likelihoods of two answers to choose from would often come out equal.
-    return HFLM(pretrained=model.to(device), tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32")
+    return model.to(device), tokenizer

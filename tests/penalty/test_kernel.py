@@ -1,4 +1,4 @@
-"""The Triton kernels must agree with torch, in Triton's interpreter here and on a GPU where there is one, and must compile.
+"""The Triton kernels must agree with torch, in Triton's interpreter here (on a GPU: tests/gpu), and must compile.
 
 Triton decides whether to interpret when a kernel is defined, so the functions named `check_…` below run as tests in a pytest of
 their own, which `test_kernels_do_what_torch_does` starts. The rest runs in this process. To run the checks by hand:
@@ -9,7 +9,6 @@ their own, which `test_kernels_do_what_torch_does` starts. The rest runs in this
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import subprocess
 import sys
@@ -22,9 +21,9 @@ import torch
 from torch import Tensor
 
 from paft_plugin.penalty import kernel
+from tests.penalty.kernel_checks import run_checks
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 DEVICE = "cpu" if kernel.INTERPRETED else "cuda"
 REPOSITORY = Path(__file__).parents[2]
@@ -35,24 +34,8 @@ ENTRIES = [1, kernel.BLOCK_ENTRIES - 1, kernel.BLOCK_ENTRIES, 2 * kernel.BLOCK_E
 
 
 @needs_triton
-@pytest.mark.parametrize("interpret", ["1", pytest.param("0", marks=needs_gpu)], ids=["interpreter", "gpu"])
-def test_kernels_do_what_torch_does(interpret: str) -> None:
-    options = [
-        "-o",
-        "python_functions=check_*",
-        "-o",
-        "addopts=--import-mode=importlib",
-        "-p",
-        "no:cacheprovider",
-        "-q",
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__, *options],
-        cwd=REPOSITORY,
-        env=os.environ | {"TRITON_INTERPRET": interpret},
-        capture_output=True,
-        text=True,
-    )
+def test_kernels_do_what_torch_does() -> None:
+    done = run_checks(interpret=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,13 +26,14 @@ from paft_plugin.fusion.mergekit_internals import (
     set_chat_template,
     update_config_vocab,
 )
+from paft_plugin.machine import installed
 from paft_plugin.templates import render
 
 SCHEMA_VERSION = 1
 SHARD_SIZE = "5GB"
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
 GENERATION_CONFIG = "generation_config.json"
-LIBRARIES = ("mergekit", "torch", "transformers", "peft", "safetensors")
+LIBRARIES = ("paft-plugin", "mergekit", "torch", "transformers", "peft", "safetensors")
 
 
 def write_fusion(
@@ -143,7 +143,7 @@ def provenance_record(fusion: Fusion, findings: Sequence[str]) -> dict[str, Any]
         "seed": fusion.seed,
         "device": fusion.options.device,
         "models": models,
-        "versions": {"paft_plugin": version("paft-plugin"), **{name: version(name) for name in LIBRARIES}},
+        "versions": {name.replace("-", "_"): number for name, number in installed(LIBRARIES).items()},
         "findings": list(findings),
         "recipe": fusion.text,
     }
