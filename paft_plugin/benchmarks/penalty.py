@@ -7,7 +7,6 @@ what it held before the work began, from Linux's /proc.
 
 from __future__ import annotations
 
-import gc
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -250,7 +249,6 @@ def peak_memory(prepare: Callable[..., Callable[[], object]], *arguments: Any) -
 def peak_here(prepare: Callable[..., Callable[[], object]], *arguments: Any) -> int:
     """The same in this process, where memory that was freed before the work hides what the work takes."""
     work = prepare(*arguments)
-    gc.collect()  # what is freed meanwhile would be missing
     # Not getrusage's ru_maxrss: a process inherits that from the one that started it.
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is resident now
     before = resident("VmRSS")
