@@ -19,8 +19,8 @@ dtype (bf16 and fp16: 2, fp32: 4):
 - penalty: θ_pre in the model's dtype for full fine-tuning, unless `paft_reference: host`; a row block for LoRA, 64 MiB.
 - process: what CUDA (750 MiB) or, on a CPU, Python and the libraries (950 MiB) take before anything is loaded.
 
-To all of it 15 % is added. `python -m paft_plugin.benchmarks memory` compares it with real runs on a CPU; on a GPU it has
-not been compared yet.
+To all of it 15 % is added. `python -m paft_plugin.benchmarks memory` compares it with real runs on a CPU, `… gpu` with
+those of SFT branches on a GPU, where it has not been run yet.
 """
 
 from __future__ import annotations
