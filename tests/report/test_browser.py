@@ -153,13 +153,13 @@ def test_tables_sort_by_click_and_by_keyboard(browser: webdriver.Chrome, page: P
     buttons[2].click()  # preference: numbers from the greatest
     scores = [float(text.split()[0]) for text in column(browser, "arms", 3)]
     assert scores == sorted(scores, reverse=True)
-    assert sorted_by(browser) == [("preference", "descending")]
+    assert sorted_by(browser) == [("Preference", "descending")]
     assert "Sorted by preference, descending" in browser.find_element(By.ID, "said").get_attribute("textContent")
 
     browser.execute_script("arguments[0].focus()", buttons[2])
     browser.switch_to.active_element.send_keys(Keys.ENTER)
     assert [float(text.split()[0]) for text in column(browser, "arms", 3)] == sorted(scores)
-    assert sorted_by(browser) == [("preference", "ascending")]
+    assert sorted_by(browser) == [("Preference", "ascending")]
 
     browser.switch_to.active_element.send_keys(Keys.TAB)  # to the next heading
     browser.switch_to.active_element.send_keys(Keys.SPACE)
