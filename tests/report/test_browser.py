@@ -154,7 +154,7 @@ def test_tables_sort_by_click_and_by_keyboard(browser: webdriver.Chrome, page: P
     scores = [float(text.split()[0]) for text in column(browser, "arms", 3)]
     assert scores == sorted(scores, reverse=True)
     assert sorted_by(browser) == [("Preference", "descending")]
-    assert "Sorted by preference, descending" in browser.find_element(By.ID, "said").get_attribute("textContent")
+    assert "Sorted by Preference, descending" in browser.find_element(By.ID, "said").get_attribute("textContent")
 
     browser.execute_script("arguments[0].focus()", buttons[2])
     browser.switch_to.active_element.send_keys(Keys.ENTER)
@@ -163,7 +163,7 @@ def test_tables_sort_by_click_and_by_keyboard(browser: webdriver.Chrome, page: P
 
     browser.switch_to.active_element.send_keys(Keys.TAB)  # to the next heading
     browser.switch_to.active_element.send_keys(Keys.SPACE)
-    assert sorted_by(browser) == [("retained", "descending")]
+    assert sorted_by(browser) == [("Retained", "descending")]
     browser.switch_to.active_element.send_keys(Keys.TAB, Keys.NULL)
     browser.switch_to.active_element.send_keys(Keys.ENTER)
     taxes = column(browser, "arms", 5)
