@@ -20,6 +20,26 @@ def run(**variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(COMMAND, cwd=REPOSITORY, env=os.environ | variables, capture_output=True, text=True)
 
 
+IMPORTS = """
+import sys
+from importlib import import_module
+from pkgutil import iter_modules
+import paft_plugin.penalty
+for module in iter_modules(paft_plugin.penalty.__path__, "paft_plugin.penalty."):
+    import_module(module.name)
+import_module("paft_plugin.benchmarks.gpu")
+print(*(name for name in ("axolotl", "datasets", "trl", "lm_eval", "mergekit") if sys.modules.get(name)))
+"""
+
+
+def test_the_penalty_and_the_benchmark_can_be_imported_without_axolotl(tmp_path: Path) -> None:
+    """Nor is mergekit imported before something is merged."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS], env=os.environ | without_axolotl(tmp_path), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
 def test_they_are_left_out_by_default(request: pytest.FixtureRequest) -> None:
     assert "not gpu" in request.config.getini("addopts")[-1]
 
