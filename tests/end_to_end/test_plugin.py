@@ -86,8 +86,9 @@ def test_a_run_without_it_is_the_same_after_one_with_it_in_the_same_process(conf
     pairs = [{"prompt": f"Sort {n} 1.", "chosen": f"1 {n}", "rejected": f"{n} 1"} for n in range(2, 8)]
     rows = tmp_path / "pairs.jsonl"
     rows.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    data = {"path": str(rows), "ds_type": "json", "split": "train", "type": "chatml.prompt_pairs"}
-    dpo = {"rl": "dpo", "datasets": [data], "pad_to_sequence_len": None, **LORA}
+    formats = {f"{part}_format": f"{{{part}}}" for part in ("prompt", "chosen", "rejected")}
+    data = {"path": str(rows), "split": "train", "type": {"field_prompt": "prompt", **formats}}
+    dpo = {"rl": "dpo", "datasets": [data], **LORA}
     stock = [config(f"stock {kind}", **keys, num_epochs=2) for kind, keys in (("dpo", dpo), ("sft", LORA))]
     later = [config(f"later {kind}", **keys, num_epochs=2) for kind, keys in (("dpo", dpo), ("sft", LORA))]
     first, last = (config(name, paft_l1_lambda=1e-3, num_epochs=2, **PLUGIN, **LORA) for name in ("first", "last"))
