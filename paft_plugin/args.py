@@ -115,8 +115,9 @@ def misspelt_keys(keys: Iterable[str], known: set[str]) -> list[str]:
         if not isinstance(key, str) or key in known:
             continue
         plain = re.sub(r"[^a-z0-9]+", "_", key.lower())
-        prefixed = plain if plain.startswith("paft") else f"paft_{plain}"
-        meant = closest(prefixed, ours, 0.8) or closest(plain, ours, 0.8)
+        meant = closest(plain, ours, 0.8)
+        if meant is None and (bare := closest(plain, [name.removeprefix("paft_") for name in ours], 0.8)):
+            meant = f"paft_{bare}"
         if meant is None and plain.startswith("paft"):
             meant = closest(plain, ours)
             if meant is None:
