@@ -28,7 +28,7 @@ class Program:
         self.started: list[subprocess.Popen[str]] = []
 
     def start(self) -> subprocess.Popen[str]:
-        command = [sys.executable, str(PROGRAM), str(self.run_dir), self.address]
+        command = [sys.executable, "-P", str(PROGRAM), str(self.run_dir), self.address]
         started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.started.append(started)
         return started
