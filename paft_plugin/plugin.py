@@ -29,7 +29,7 @@ class PAFTPlugin(BasePlugin):
     def register(self, cfg: dict) -> None:
         """Seed before anything is initialised.
 
-        axolotl leaves the adapter's initialisation unseeded, so the same `seed` would give different weights.
+        axolotl leaves the adapter's initialisation unseeded before 0.21: the same `seed` would give different weights.
         """
         if not names_plugin(cfg):
             return

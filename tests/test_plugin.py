@@ -5,13 +5,13 @@ from __future__ import annotations
 import builtins
 import importlib.metadata
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tomllib
 import torch
 from pydantic import ValidationError
 

@@ -1,8 +1,8 @@
 """`python -m paft_plugin.pipeline.train CONFIG [OPTION…]`: stock `axolotl train CONFIG OPTION…`, reproducible and resumable.
 
-- axolotl hands the config's `seed` to the Trainer, which is built after the adapter: the adapter's A is drawn from an unseeded
-  generator, so two runs with one seed start, and end, differently. Here `random`, numpy and torch are seeded before axolotl
-  starts, in its own process (with `--launcher python`; other launchers start new ones).
+- Before 0.21, axolotl hands the config's `seed` to the Trainer alone, which is built after the adapter: the adapter's A is drawn
+  from an unseeded generator, so two runs with one seed start, and end, differently. Here `random`, numpy and torch are seeded
+  before axolotl starts, in its own process (with `--launcher python`; other launchers start new ones).
 - axolotl resumes from the last checkpoint even if a kill left it half-written: such ones are removed first.
 
 The config needs nothing of ours.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar
 
@@ -46,7 +46,7 @@ def read_marker(run_dir: Path, name: str) -> Marker | None:
 
 def write_marker(run_dir: Path, name: str, identity: Identity, seconds: float) -> Marker:
     """Say that the stage `name` is done; raises `OSError` when that cannot be written."""
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
     marker = Marker(
         name=name,
         fingerprint=identity.fingerprint,

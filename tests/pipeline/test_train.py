@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from packaging.version import Version
 from safetensors.torch import save_file
 
 from paft_plugin.errors import PaftError
@@ -129,7 +131,7 @@ def train(command: tuple[str, ...], folder: Path) -> bytes:
 
 
 @pytest.mark.slow
-def test_two_seeded_runs_are_bit_identical_and_two_stock_runs_are_not(tmp_path: Path) -> None:
+def test_two_seeded_runs_are_bit_identical_as_two_stock_runs_are_only_since_axolotl_0_21(tmp_path: Path) -> None:
     write_base(tmp_path / "base")
     turn = [{"role": "user", "content": "say it"}]
     rows = [
@@ -148,4 +150,5 @@ def test_two_seeded_runs_are_bit_identical_and_two_stock_runs_are_not(tmp_path: 
         for name, path in configs.items()
     }
     assert weights["seeded-1"] == weights["seeded-2"]
-    assert weights["stock-1"] != weights["stock-2"]
+    stock_is_seeded = Version(version("axolotl")) >= Version("0.21.dev0")
+    assert (weights["stock-1"] == weights["stock-2"]) == stock_is_seeded

@@ -13,7 +13,7 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -217,7 +217,7 @@ class EventLog(Watcher):
                 self._write(StageAdvanced, stage=name, metrics=metrics)
 
     def _write(self, kind: type[_Line], **others: Any) -> None:
-        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = kind(time=now, run=self.run, **others)
         content = {"schema": SCHEMA, **line.model_dump(mode="json")}
         os.write(self._file, (json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n").encode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar, Literal, TypeVar
 
@@ -100,7 +100,7 @@ class StatusReader:
 
     def read(self) -> RunStatus:
         """Where the run stands now."""
-        now = datetime.now(timezone.utc)
+        now = datetime.now(UTC)
         held, holder = look(self.run_dir) if self.run_dir.is_dir() else (False, None)
         events = read_events(self.run_dir)
         if not events and not held:
