@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -21,18 +22,20 @@ from paft_plugin.commands.report import report
 from paft_plugin.commands.run import run
 from paft_plugin.commands.search import search
 from paft_plugin.commands.status import status
-from paft_plugin.errors import BAD_INPUT, INTERRUPTED, PaftError
+from paft_plugin.errors import BAD_INPUT, INTERRUPTED, EndedBySignal, PaftError, ended_by_signals
 
 
 class PaftGroup(click.Group):
-    """A group whose commands turn a user's mistake into one clear message and an exit code, without a traceback."""
+    """A group whose commands turn a user's mistake or a signal into one clear message and an exit code, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            click.echo("Interrupted. What was finished is kept: run the same command again to go on.", err=True)
-            ctx.exit(INTERRUPTED)
+            with ended_by_signals():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            with suppress(OSError):  # after SIGHUP there is no terminal any more
+                click.echo("Interrupted. What was finished is kept: run the same command again to go on.", err=True)
+            ctx.exit(error.exit_code if isinstance(error, EndedBySignal) else INTERRUPTED)
         except PaftError as error:
             self._explain(ctx, error.problems)
         except OSError as error:

@@ -1,16 +1,62 @@
-"""The one exception for what a user can mend, how a command ends with it, and what is made of other libraries' words."""
+"""The one exception for what a user can mend, how a command ends with it or by a signal, and other libraries' errors."""
 
 from __future__ import annotations
 
 import difflib
 import logging
+import signal
+import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 
 BAD_INPUT, INTERRUPTED = 2, 130
 """Exit codes: a mistake that the user can mend, and Ctrl-C."""
+
+
+class EndedBySignal(KeyboardInterrupt):
+    """Ctrl-C, SIGTERM or SIGHUP: what cleans up after the first cleans up after all of them."""
+
+    def __init__(self, signum: int) -> None:
+        self.exit_code = 128 + signum
+        """As shells have it: 130, 143 or 129."""
+        super().__init__(signal.Signals(signum).name)
+
+
+@contextmanager
+def signals_noted(signals: Iterable[signal.Signals], note: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """For the time of the context `note` hears of these signals; of those that are ignored nobody does.
+
+    Ignored they are under `nohup`, or in a shell's background job; and handlers can be set in the main thread alone.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for signum in signals:
+            handler = signal.getsignal(signum)
+            if handler not in (None, signal.SIG_IGN):
+                before[signum] = handler
+                signal.signal(signum, note)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise `EndedBySignal`, as Ctrl-C raises: once, so that a second one does not cut the clean-up short."""
+    raised = threading.Event()
+
+    def end(signum: int, _frame: FrameType | None) -> None:
+        if not raised.is_set():
+            raised.set()
+            raise EndedBySignal(signum)
+
+    with signals_noted((signal.SIGTERM, signal.SIGHUP), end):
+        yield
 
 
 class PaftError(ValueError):

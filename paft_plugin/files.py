@@ -9,6 +9,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -163,17 +164,23 @@ class JsonFile(BaseModel):
 def lock_file(path: Path) -> int:
     """Make `path` if need be, lock it against all others, and return its descriptor; closing that, or dying, lets go.
 
+    Who has the lock may delete the file before letting go: whoever opened it in between locks the new one instead.
+
     Raises:
         BlockingIOError: It is locked already.
         OSError: It cannot be opened, or not be locked where it lies (some network file systems).
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return descriptor
+        except OSError:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
-        raise
-    return descriptor
 
 
 def is_locked(path: Path) -> bool:

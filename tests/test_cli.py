@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -81,6 +84,45 @@ def test_what_goes_wrong_is_said_without_a_traceback(
     assert result.exit_code == code
     assert all(line in result.stderr for line in said)
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_as_ctrl_c_does_and_a_second_one_does_not_disturb_the_clean_up(
+    signum: signal.Signals, tmp_path: Path
+) -> None:
+    before = signal.signal(signum, signal.SIG_DFL)
+    file = tmp_path / "half"
+
+    def command() -> None:
+        file.touch()
+        try:
+            os.kill(os.getpid(), signum)
+            pytest.fail("it went on")
+        finally:
+            os.kill(os.getpid(), signum)
+            file.unlink()
+
+    made = PaftGroup("paft", callback=lambda **_: None)
+    made.add_command(click.Command("work", callback=command))
+    try:
+        result = CliRunner().invoke(made, ["work"])
+        assert signal.getsignal(signum) is signal.SIG_DFL
+    finally:
+        signal.signal(signum, before)
+    assert result.exit_code == 128 + signum
+    assert "Interrupted" in result.stderr
+    assert not file.exists()
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    """Under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    made = PaftGroup("paft", callback=lambda **_: None)
+    made.add_command(click.Command("work", callback=lambda: os.kill(os.getpid(), signal.SIGHUP)))
+    try:
+        assert CliRunner().invoke(made, ["work"]).exit_code == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_debug_shows_the_traceback(group: Callable[[BaseException], click.Group]) -> None:

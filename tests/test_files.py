@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from paft_plugin.files import (
     fingerprint,
     fused_files,
     is_hub_name,
+    lock_file,
     looks_local,
     write_json,
     write_text,
@@ -33,6 +36,28 @@ def test_a_written_file_can_be_read_by_others(tmp_path: Path) -> None:
     plain.write_text("")
     write_text(tmp_path / "ours", "")
     assert (tmp_path / "ours").stat().st_mode == plain.stat().st_mode
+
+
+def test_a_lock_is_on_the_file_that_is_there_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening the file and locking it, whoever held it deletes it: two would hold two files of one name."""
+    path, lock = tmp_path / "lock", fcntl.flock
+    others: list[int] = []
+
+    def slow(descriptor: int, how: int) -> None:
+        if not others:
+            path.unlink()
+            others.append(os.open(path, os.O_RDWR | os.O_CREAT))
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", slow)
+    mine = lock_file(path)
+    with pytest.raises(BlockingIOError):
+        lock(others[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(mine)
+    lock(others[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with pytest.raises(BlockingIOError):
+        lock_file(path)
+    os.close(others[0])
 
 
 def test_json_refuses_what_is_no_number(tmp_path: Path) -> None:

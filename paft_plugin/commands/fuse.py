@@ -38,20 +38,22 @@ def fuse(
     As `axolotl paft recipe`, `lint` and `merge` in one go. The new folder OUT gets the merged model, with recipe.yml and
     lint.json beside it. Errors of the linter stop the merge.
     """
-    from paft_plugin.fusion.merge import open_fusion, reuse_freed_memory, write_fusion
-    from paft_plugin.fusion.merge.writer import check_free
+    from paft_plugin.fusion.merge import open_fusion, reuse_freed_memory
+    from paft_plugin.fusion.merge.write import fill_folder
+    from paft_plugin.fusion.merge.writer import whole_folder
 
     _check_options(ctx, given)
-    beside = (RECIPE_FILE, LINT_FILE)
-    check_free(out, beside)
     reuse_freed_memory()
     file = out / RECIPE_FILE
-    if given is None:
-        ctx.invoke(recipe, **options, seed=seed, output=file, merged=out, materialize=False)
-    else:
-        write_text(file, given.read_text(encoding="utf-8"))
-    findings = linted(file, out / LINT_FILE)
-    for note in write_fusion(open_fusion(file, seed, device), out, out_shard_size, findings, quiet, beside):
+    with whole_folder(out, beside=(RECIPE_FILE, LINT_FILE)) as folder:
+        if given is None:
+            ctx.invoke(recipe, **options, seed=seed, output=file, merged=out, materialize=False)
+        else:
+            write_text(file, given.read_text(encoding="utf-8"))
+        findings = linted(file, out / LINT_FILE)
+        fusion = open_fusion(file, seed, device)
+        notes = fill_folder(fusion, folder, out.absolute().name, out_shard_size, findings, quiet)
+    for note in notes:
         click.echo(f"Warning: {note}", err=True)
     click.echo(f"Fused into {out}.")
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import signal
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal
+from typing import Literal
 
-from paft_plugin.errors import PaftError, raise_if_any
+from paft_plugin.errors import EndedBySignal, PaftError, raise_if_any, signals_noted
 from paft_plugin.runner import logs
 from paft_plugin.runner.executor import Ended, Executor, Job, Running, StageResult, Watcher
 from paft_plugin.runner.identity import identities
@@ -53,7 +51,7 @@ def run_stages(
     Raises:
         PaftError: mistakes in the stages, another run at work, or failed stages, all of them, once everything
             that does not need them is through. Finished stages are kept in every case.
-        KeyboardInterrupt: after SIGINT, SIGTERM or SIGHUP, once every process of the run is gone.
+        EndedBySignal: after SIGINT, SIGTERM or SIGHUP, once every process of the run is gone.
     """
     run_dir = absolute(Path.cwd(), run_dir)
     try:
@@ -65,7 +63,7 @@ def run_stages(
                 prepare()
             run = _Run(ordered, run_dir, executor, watchers, variables or {}, reader, lock)
             with contextlib.ExitStack() as stack:
-                interrupts = stack.enter_context(_Interrupts())
+                interrupts = stack.enter_context(_interrupts())
                 for watcher in watchers:
                     stack.enter_context(watcher)
                 run.execute(interrupts)
@@ -83,30 +81,14 @@ def _explain(error: OSError, run_dir: Path) -> str:
     return f"Cannot work in the run directory {run_dir}: {error.strerror or error}{where}."
 
 
-class _Interrupts:
-    """Counts SIGINT, SIGTERM and SIGHUP instead of raising wherever Python stands, so that clean-up is never cut short."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.before: dict[int, Callable[[int, FrameType | None], Any] | int] = {}
-
-    def __enter__(self) -> _Interrupts:
-        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                handler = signal.getsignal(signum)
-                if handler not in (None, signal.SIG_IGN):  # ignored: `nohup`, or a shell's background job
-                    self.before[signum] = handler
-                    signal.signal(signum, self._note)
-        return self
-
-    def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> None:
-        for signum, handler in self.before.items():
-            signal.signal(signum, handler)
-        if self.count and error is None:
-            raise KeyboardInterrupt  # it came when the last stage was through, and the caller must hear of it, too
-
-    def _note(self, _signum: int, _frame: FrameType | None) -> None:
-        self.count += 1
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """The signals that came to end the run, noted and not raised wherever Python stands: so clean-up is never cut short."""
+    came: list[int] = []
+    with signals_noted((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), lambda signum, _frame: came.append(signum)):
+        yield came
+    if came:
+        raise EndedBySignal(came[0])  # it came when the last stage was through, and the caller must hear of it, too
 
 
 @dataclass(frozen=True)
@@ -142,7 +124,7 @@ class _Run:
         self.results: dict[str, StageResult] = {}
         self.failures: list[str] = []
 
-    def execute(self, interrupts: _Interrupts) -> None:
+    def execute(self, interrupts: list[int]) -> None:
         """Skip what is up to date and run the rest, as far as it can run; whatever goes wrong, nothing runs on afterwards."""
         self._tell(lambda watcher: watcher.planned(self.ordered, self.reasons))
         for stage in self.ordered:
@@ -154,8 +136,8 @@ class _Run:
             while self.pending or self.running:
                 self._launch(interrupts)
                 self._collect()
-                if interrupts.count:
-                    raise KeyboardInterrupt
+                if interrupts:
+                    raise EndedBySignal(interrupts[0])
                 self._tell(lambda watcher: watcher.refresh())
                 time.sleep(POLL)
         finally:
@@ -172,10 +154,10 @@ class _Run:
         self.results[stage.name] = result
         self._tell(lambda watcher: watcher.ended(result))
 
-    def _launch(self, interrupts: _Interrupts) -> None:
+    def _launch(self, interrupts: list[int]) -> None:
         waiting: list[Stage] = []
         for stage in [stage for stage in self.ordered if stage.name in self.pending]:
-            if interrupts.count:
+            if interrupts:
                 return
             if not self.results.keys() >= set(stage.needs):
                 continue
@@ -227,12 +209,12 @@ class _Run:
         self._tell(lambda watcher: watcher.failed(stage, why))
         self.failures.append(logs.failure(stage.name, stage.title, why, log, self.reader))
 
-    def _stop(self, interrupts: _Interrupts) -> None:
+    def _stop(self, interrupts: list[int]) -> None:
         """End what still runs, with all its processes: SIGTERM, after the grace or a second Ctrl-C SIGKILL."""
         if not self.running:
             return
         left = [attempt.running for attempt in self.running.values()]
-        seen, hurried = interrupts.count, False
+        seen, hurried = len(interrupts), False
         deadline = time.monotonic() + self.executor.grace + _GRACE_EXTRA
         for running in left:
             running.stop()
@@ -243,7 +225,7 @@ class _Run:
         while left := [running for running in left if running.poll() is None]:
             if time.monotonic() > deadline:
                 break
-            if interrupts.count > seen and not hurried:
+            if len(interrupts) > seen and not hurried:
                 hurried = True
                 for running in left:
                     running.kill()

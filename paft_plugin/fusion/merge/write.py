@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -42,7 +42,6 @@ def write_fusion(
     shard_size: str = SHARD_SIZE,
     findings: Sequence[str] = (),
     quiet: bool = True,
-    beside: Collection[str] = (),
 ) -> list[str]:
     """Merge, and write the model to `out`: the whole of it or nothing. Returns warnings: what the folder lacks.
 
@@ -50,33 +49,44 @@ def write_fusion(
         out: A folder that does not exist yet, or is empty.
         shard_size: Most bytes in one file of weights, as a number with or without K, M, G (or mergekit's B: 10⁹).
         findings: What a check of the recipe said, a sentence each; kept with the model.
-        beside: Names of files that may be in `out` already, and stay.
 
     Raises:
         PaftError: As `Fusion.tensors`; or `out` is taken or cannot be written.
     """
+    with whole_folder(out) as folder:
+        return fill_folder(fusion, folder, out.absolute().name, shard_size, findings, quiet)
+
+
+def fill_folder(
+    fusion: Fusion,
+    folder: Path,
+    name: str,
+    shard_size: str = SHARD_SIZE,
+    findings: Sequence[str] = (),
+    quiet: bool = True,
+) -> list[str]:
+    """`write_fusion` into a folder that is there; its card calls the model by this name."""
     most = shard_bytes(shard_size)
     check_chat_template(fusion)
-    with whole_folder(out, beside) as folder:
-        with fusion.planned() as plan:
-            writer = ShardedWriter(folder, plan.names, most)
-            # One tensor is written while the next is merged.
-            with closing(writer), ThreadPoolExecutor(1) as pool:
-                under_way: Future[None] | None = None
-                for name, tensor in fusion.run(plan, quiet):
-                    if under_way is not None:
-                        under_way.result()
-                    under_way = pool.submit(writer.add, name, tensor)
+    with fusion.planned() as plan:
+        writer = ShardedWriter(folder, plan.names, most)
+        # One tensor is written while the next is merged.
+        with closing(writer), ThreadPoolExecutor(1) as pool:
+            under_way: Future[None] | None = None
+            for tensor_name, tensor in fusion.run(plan, quiet):
                 if under_way is not None:
                     under_way.result()
-                writer.finish()
-        warnings = write_tokenizer(fusion, folder)
-        fusion.model_config.save_pretrained(folder)
-        record = provenance_record(fusion, findings)
-        write_json(folder / PROOF_FILE, record)
-        write_text(folder / "mergekit_config.yml", fusion.text)
-        card = generate_card(fusion.config.model_copy(deep=True), fusion.text, name=out.absolute().name)
-        write_text(folder / "README.md", f"{card}\n{provenance_text(record)}")
+                under_way = pool.submit(writer.add, tensor_name, tensor)
+            if under_way is not None:
+                under_way.result()
+            writer.finish()
+    warnings = write_tokenizer(fusion, folder)
+    fusion.model_config.save_pretrained(folder)
+    record = provenance_record(fusion, findings)
+    write_json(folder / PROOF_FILE, record)
+    write_text(folder / "mergekit_config.yml", fusion.text)
+    card = generate_card(fusion.config.model_copy(deep=True), fusion.text, name=name)
+    write_text(folder / "README.md", f"{card}\n{provenance_text(record)}")
     return warnings
 
 

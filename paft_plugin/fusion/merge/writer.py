@@ -26,7 +26,6 @@ DTYPES = {torch_dtype: name for name, torch_dtype in TORCH_DTYPES.items()}
 # Bytes of a tensor's entry in the header beside its name: dtype, offsets and a shape of up to eight axes.
 ENTRY = 256
 METADATA = {"__metadata__": {"format": "pt"}}
-LOCK = ".lock"
 
 
 @contextmanager
@@ -41,32 +40,54 @@ def whole_folder(place: Path, beside: Collection[str] = ()) -> Iterator[Path]:
     """
     place = place.absolute()
     check_free(place, beside)
-    partial = place.with_name(f".{place.name}.partial")
+    with _alone(place):
+        partial = place.with_name(f".{place.name}.partial")
+        if os.path.lexists(partial):
+            shutil.rmtree(partial)
+        try:
+            partial.mkdir()
+            yield partial
+            _sync(partial)
+            check_free(place, beside)
+            _publish(partial, place, beside)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """Keep other processes from writing for `place`, by a lock beside it: in the folder it would have to go before the rename."""
+    path = place.with_name(f".{place.name}.lock")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir(exist_ok=True)
-        lock = lock_file(partial / LOCK)
+        lock = lock_file(path)
     except BlockingIOError:
         raise PaftError(f"{place}: another merge is writing it. Wait for that, or give another folder.") from None
     except OSError as error:
         said = f"{place}: cannot be written ({error.strerror}). Give a folder that you may write to."
         raise PaftError(said) from None
     try:
-        _empty(partial)
-        yield partial
-        _sync(partial)
-        check_free(place, beside)
-        for name in beside:
-            if (place / name).exists():
-                (place / name).rename(partial / name)
-        (partial / LOCK).unlink()
-        partial.rename(place)
-        _sync_entry(place.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        yield
     finally:
+        path.unlink(missing_ok=True)
         os.close(lock)
+
+
+def _publish(partial: Path, place: Path, beside: Collection[str]) -> None:
+    """Give the finished folder its name; what was there before goes along, and stays there should that fail."""
+    kept = [name for name in beside if (place / name).exists()]
+    try:
+        for name in kept:
+            (place / name).rename(partial / name)
+        partial.rename(place)
+    except BaseException:
+        for name in kept:
+            if (partial / name).exists():
+                (partial / name).rename(place / name)
+        raise
+    _sync_entry(place)
+    _sync_entry(place.parent)
 
 
 def check_free(place: Path, beside: Collection[str] = ()) -> None:
@@ -80,14 +101,6 @@ def check_free(place: Path, beside: Collection[str] = ()) -> None:
             raise PaftError(f"{place}: exists and is not empty. Give another folder, or delete this one first.")
     elif place.exists() or place.is_symlink():
         raise PaftError(f"{place}: a file is there. Give another name for the folder.")
-
-
-def _empty(folder: Path) -> None:
-    for entry in folder.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        elif entry.name != LOCK:
-            entry.unlink()
 
 
 def _sync(folder: Path) -> None:

@@ -11,17 +11,18 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
 from paft_plugin.deltas.delta import Delta, delta_of
 from paft_plugin.deltas.store import open_model
 from paft_plugin.errors import PaftError
-from paft_plugin.files import PROOF_FILE, write_text
-from paft_plugin.fusion.merge import Fusion, open_fusion, write_fusion
+from paft_plugin.files import PROOF_FILE, RECIPE_FILE, write_text
+from paft_plugin.fusion.merge import Fusion, open_fusion
 from paft_plugin.fusion.merge.loaders import AdapterLoader
 from paft_plugin.fusion.merge.plan import MergePlan
+from paft_plugin.fusion.merge.write import fill_folder
+from paft_plugin.fusion.merge.writer import whole_folder
 from paft_plugin.fusion.recipe.render import MATERIALIZED, MERGE_DTYPE, Recipe, adapter_recipe
 
 
@@ -61,15 +62,15 @@ def materialize(recipe: Recipe) -> Recipe:
 
 def write_whole_model(delta: Delta, target: Path) -> None:
     """Write a base with an adapter on it as a model's folder, whole or not at all, with the proof of the adapter's training."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
-        recipe, model = Path(temporary, "recipe.yml"), Path(temporary, target.name)
+    with whole_folder(target) as folder:
+        recipe = folder / RECIPE_FILE
         write_text(recipe, adapter_recipe(delta.base.folder, delta.branch, MERGE_DTYPE))
-        write_fusion(open_fusion(recipe, device="cpu", kind=FoldedAdapter), model)
-        (model / PROOF_FILE).unlink()  # the merge's own: to a linter the branch is what was trained
+        fusion = open_fusion(recipe, device="cpu", kind=FoldedAdapter)
+        recipe.unlink()
+        fill_folder(fusion, folder, target.name)
+        (folder / PROOF_FILE).unlink()  # the merge's own: to a linter the branch is what was trained
         if (delta.branch / PROOF_FILE).is_file():
-            shutil.copyfile(delta.branch / PROOF_FILE, model / PROOF_FILE)
-        model.rename(target)
+            shutil.copyfile(delta.branch / PROOF_FILE, folder / PROOF_FILE)
 
 
 def whole_model_size(delta: Delta) -> int:

@@ -267,12 +267,69 @@ def test_a_read_only_parent_is_said_so(recipe: Path, tmp_path: Path) -> None:
     assert "cannot be written" in merge(recipe, parent / "out").stderr
 
 
-def test_two_merges_into_one_place_do_not_mix(tmp_path: Path) -> None:
-    with whole_folder(tmp_path / "out") as folder:
+def test_two_merges_into_one_place_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor while the first one gives its folder its name: what it has then must be its own."""
+    out, rename = tmp_path / "out", Path.rename
+
+    def second() -> None:
+        with pytest.raises(PaftError, match="another merge"), whole_folder(out) as folder:
+            (folder / "file").write_text("second")
+
+    def slow(path: Path, to: Path) -> Path:
+        second()
+        return rename(path, to)
+
+    with whole_folder(out) as folder:
         (folder / "file").write_text("first")
-        with pytest.raises(PaftError, match="another merge"), whole_folder(tmp_path / "out"):
-            pass
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["file"]
+        second()
+        monkeypatch.setattr(Path, "rename", slow)
+    monkeypatch.undo()
+    assert [path.read_text() for path in out.iterdir()] == ["first"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "the lock is gone, too"
+    with pytest.raises(PaftError, match="not empty"), whole_folder(out):
+        pytest.fail("over the first")
+
+
+def test_what_lay_at_the_place_already_is_kept_when_the_folder_cannot_get_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, rename = tmp_path / "out", Path.rename
+    out.mkdir()
+    (out / "recipe.yml").write_text("mine")
+
+    def full(path: Path, to: Path) -> Path:
+        if path.is_dir():
+            raise OSError(28, "No space left on device")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(OSError, match="No space"), whole_folder(out, ["recipe.yml"]):
+        pass
+    assert (out / "recipe.yml").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("command", ["merge", "merge --adapter", "fuse", "recipe --materialize"])
+def test_a_signal_in_the_middle_leaves_nothing_half_written(
+    command: str, signum: signal.Signals, world: World, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.signal(signum, signal.SIG_DFL)
+    monkeypatch.setattr(ShardedWriter, "add", lambda *_: os.kill(os.getpid(), signum))
+    branches = [f"--{name}={world[name if name != 'preference' else 'dpo']}" for name in ("base", "sft", "preference")]
+    arguments = {
+        "merge": [str(recipe), str(tmp_path / "out")],
+        "merge --adapter": [str(recipe), str(tmp_path / "out"), "--rank=4"],
+        "fuse": [str(tmp_path / "out"), "--method=ties", *branches],
+        "recipe --materialize": [f"--output={tmp_path / 'r.yml'}", "--method=ties", *branches],
+    }[command]
+    try:
+        result = CliRunner().invoke(paft, [*command.split(), *arguments])
+    finally:
+        signal.signal(signum, before)
+    assert result.exit_code == 128 + signum, result.output
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} <= {recipe.name, "recipe.yml", "lint.json"}
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_killed_in_the_middle_there_is_no_folder_and_the_next_merge_cleans_up(recipe: Path, tmp_path: Path) -> None:
