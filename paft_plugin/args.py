@@ -88,7 +88,12 @@ class PAFTArgs(BaseModel):
 
 def names_plugin(config: Mapping[str, Any]) -> bool:
     """Whether a config's own `plugins` names PAFTPlugin, however many others axolotl may know from earlier configs."""
-    return any(str(name).replace(":", ".") in PLUGIN_NAMES for name in config.get("plugins") or [])
+    return any(map(is_plugin, config.get("plugins") or []))
+
+
+def is_plugin(name: Any) -> bool:
+    """Whether an entry of `plugins` is PAFTPlugin."""
+    return str(name).replace(":", ".") in PLUGIN_NAMES
 
 
 def unused_keys(config: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from paft_plugin.args import is_plugin, names_plugin
 from paft_plugin.errors import PaftError, some
 from paft_plugin.evaluation.arms import Role
 from paft_plugin.files import ADAPTER_CONFIG
@@ -66,7 +67,7 @@ class Branch:
     @property
     def penalised(self) -> bool:
         """Whether the plugin is there, with one of its keys."""
-        return PLUGIN in (self.content.get("plugins") or []) and any(key.startswith("paft_") for key in self.content)
+        return names_plugin(self.content) and any(key.startswith("paft_") for key in self.content)
 
     @property
     def where(self) -> str:
@@ -114,7 +115,7 @@ def read_branch(name: str, spec: BranchSpec, folder: Path) -> Branch:
 def without_penalty(branch: Branch, name: str) -> Branch:
     """The same training without the plugin: the dense twin."""
     content = {key: value for key, value in branch.content.items() if not key.startswith("paft_")}
-    others = [plugin for plugin in content.get("plugins") or [] if plugin != PLUGIN]
+    others = [plugin for plugin in content.get("plugins") or [] if not is_plugin(plugin)]
     content.pop("plugins", None)
     return Branch(name, branch.spec, branch.source, {**content, **({"plugins": others} if others else {})})
 

@@ -103,6 +103,8 @@ def test_the_configs_are_the_user_s_with_the_run_s_own_paths(tmp_path: Path) -> 
         *("plugins", "paft_l1_lambda", "output_dir", "dataset_prepared_path"),
     }
     assert dense["plugins"] == ["axolotl.integrations.liger.LigerPlugin"]
+    edit(tmp_path / "sft.yml", plugins=["paft_plugin.plugin.PAFTPlugin"])
+    assert "plugins" not in open_setup(file, ["base", "sft"], False).branches["sft"].content
     assert dpo["learning_rate"] == 1e-5
     assert "warmup_steps" not in dpo
     assert configs["sequential"]["base_model"] == str(tmp_path / "out" / "models" / "sft-whole")

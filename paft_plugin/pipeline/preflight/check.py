@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from paft_plugin.args import names_plugin
 from paft_plugin.deltas.store import open_model
 from paft_plugin.errors import Findings, collecting, some
 from paft_plugin.pipeline.arms import Setup
@@ -109,8 +110,7 @@ def check_penalty(setup: Setup, branch: Branch) -> Findings:
     """
     findings = Findings()
     keys = sorted(key for key in branch.content if key.startswith("paft_"))
-    plugins = branch.content.get("plugins") or []
-    if PLUGIN in plugins:
+    if names_plugin(branch.content):
         if branch.content.get("paft_l1_lambda") == 0 and branch.content.get("paft_target_sparsity") is None:
             findings.warn(
                 f"{branch.where}: paft_l1_lambda: 0 only measures, so this branch is dense. Set a strength above 0, or "

@@ -126,6 +126,10 @@ def test_penalty_that_only_measures(check: Preflight) -> None:
     one(found.warnings, "only measures")
 
 
+def test_the_plugin_by_its_module(check: Preflight) -> None:
+    assert check(sft={"plugins": ["paft_plugin.plugin.PAFTPlugin"]}).problems == []
+
+
 def test_penalty_on_the_preference_branch(check: Preflight) -> None:
     one(check(preference={"paft_l1_lambda": 1e-4}).problems, "belongs to the SFT branch")
     one(check(preference={"plugins": [PLUGIN], "paft_l1_lambda": 1e-4}).problems, "belongs to the SFT branch")
