@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from paft_plugin.deltas.store import TensorStore, open_adapter_weights
+from paft_plugin.deltas.store import TensorStore, hollow, open_adapter_weights
 from paft_plugin.errors import raise_if_any, some
 from paft_plugin.files import ADAPTER_CONFIG, fingerprint, read_json
 
@@ -25,6 +27,12 @@ WRAPPER = re.compile(r"(\.base_layer|\.token_adapter\.base_layer)+(?=\.|$)")
 INSIDE = re.compile(r"\.(modules_to_save|original_module)\.")
 TOKENS = ".token_adapter.trainable_tokens_delta"
 FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<which>[AB])(?:\.(?P<part>weight|bias))?")
+# What torch.compile, FSDP and activation checkpointing put around a module, and leave in the names of a state dict.
+AROUND = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# Inside a model PEFT's tensors bear their adapter's name, which it takes out of those that it saves itself.
+NAMED = re.compile(
+    r"(?<=\.)(lora_(?:embedding_)?[AB]|token_adapter\.trainable_tokens_delta)\.(?P<adapter>(?!(?:weight|bias)$)[^.]+)(?=\.|$)"
+)
 
 _MERGE = (
     "Merge it into an unquantised base with `axolotl merge-lora` and give the merged model as the branch, "
@@ -75,6 +83,8 @@ class Adapter:
     """Tensor's name → name in the adapter file of a full trained (or resized) copy of it."""
     tokens: dict[str, str] = field(default_factory=dict)
     """Tensor's name → name in the adapter file of the trained rows of single tokens."""
+    notes: list[str] = field(default_factory=list)
+    """What its file does not say as PEFT does, and how it is understood, in full sentences."""
 
     @property
     def names(self) -> list[str]:
@@ -128,9 +138,17 @@ def open_adapter(folder: Path) -> Adapter:
     config = read_json(folder / ADAPTER_CONFIG)
     raise_if_any(unsupported(folder, config))
     adapter = Adapter(folder, config, open_adapter_weights(folder))
-    unknown = [key for key in adapter.store.names if not _file_under(adapter, key)]
-    problems = [f"{folder}: tensor {key} is of no kind known here. {_RETRAIN}" for key in unknown[:3]]
+    plain = plain_names(adapter.store.names)
+    raise_if_any(_empty_problems(adapter) + _name_problems(folder, plain))
+    names = set(plain.values())
+    unknown = [key for key, name in plain.items() if not _file_under(adapter, key, name, names)]
+    problems = [f"{folder}: tensor {some(unknown)} is of no kind known here. {_RETRAIN}"] if unknown else []
     problems += [f"{folder}: {problem}" for problem in _factor_problems(adapter) + _token_problems(adapter)]
+    if odd := [key for key, name in plain.items() if name not in (key, key.removeprefix(PREFIX))]:
+        adapter.notes.append(
+            f"{folder}: {some(odd, most=1)} is read as {PREFIX}{plain[odd[0]]}. PEFT, and with it plain mergekit-yaml, leaves "
+            "tensors of such names out: merge it with `axolotl paft merge`, or materialize it."
+        )
     if config.get("bias") == "lora_only" and not any(name.endswith(".bias") for name in adapter.copies):
         problems.append(
             f"{folder}: trained with bias: lora_only, but PEFT did not save the biases. Retrain with bias: none."
@@ -141,16 +159,76 @@ def open_adapter(folder: Path) -> Adapter:
     return adapter
 
 
+def plain_names(keys: Sequence[str]) -> dict[str, str]:
+    """Tensor of an adapter's file → what the base calls it, without all that PEFT and wrappers put around that.
+
+    The prefix comes twice where a PeftModel was wrapped once more, as by a trainer that is given a `peft_config` as well. An
+    adapter's name is dropped if it is the only one, and kept otherwise.
+    """
+    short = {key: _without_prefixes(AROUND.sub("", key)) for key in keys}
+    adapters = {match["adapter"] for name in short.values() if (match := NAMED.search(name))}
+    if len(adapters) > 1:
+        return short
+    saved = f".modules_to_save.{next(iter(adapters), 'default')}."
+    return {key: NAMED.sub(r"\1", name).replace(saved, ".modules_to_save.") for key, name in short.items()}
+
+
+def _without_prefixes(name: str) -> str:
+    name = name.removeprefix("module.") if name.startswith(f"module.{PREFIX}") else name
+    while name.startswith(PREFIX):
+        name = name.removeprefix(PREFIX)
+    return name
+
+
+def _name_problems(folder: Path, plain: Mapping[str, str]) -> list[str]:
+    """A problem if names cannot be told apart, or are of several adapters."""
+    adapters = sorted({match["adapter"] for name in plain.values() if (match := NAMED.search(name))})
+    if adapters:
+        return [
+            f"{folder}: holds several adapters, {some(adapters)}. Save the one that is meant: "
+            f"save_pretrained(…, selected_adapters=[{adapters[0]!r}])."
+        ]
+    keys: dict[str, list[str]] = defaultdict(list)
+    for key, name in plain.items():
+        keys[name].append(key)
+    twice = [several for several in keys.values() if len(several) > 1]
+    if not twice:
+        return []
+    return [
+        f"{folder}: {' and '.join(twice[0])} mean one tensor ({len(twice)} such cases), so which one was trained is "
+        "unknown. Repeat the run that writes it."
+    ]
+
+
+def _empty_problems(adapter: Adapter) -> list[str]:
+    """A problem if tensors are empty, and why."""
+    store = adapter.store
+    # A of a module without rank is (0, I), its B (O, 0).
+    ranks = {".lora_A": 0, ".lora_B": 1}
+    without_rank = [
+        name
+        for name in store.names
+        for kind, place in ranks.items()
+        if kind in name and len(shape := store.shape(name)) == 2 and shape[place] == 0 < shape[1 - place]
+    ]
+    if not without_rank:
+        return hollow(adapter.folder, store.names, store)
+    return [
+        f"{adapter.folder}: {len(without_rank)} of its LoRA factors have rank 0 ({some(without_rank)}), as mergekit-extract-lora "
+        "writes them where nothing changed, and PEFT loads none. Extract it again with --skip-undecomposable."
+    ]
+
+
 def _factor_problems(adapter: Adapter) -> list[str]:
-    problems = []
+    problems: dict[str, list[str]] = defaultdict(list)
     for module, factors in adapter.factors.items():
         if not (factors.A and factors.B):
-            problems.append(f"{module} has one LoRA factor without the other. Repeat the run that writes it.")
+            problems["{} has one LoRA factor without the other. Repeat the run that writes it."].append(module)
         elif any(len(adapter.store.shape(key)) != 2 for key in (factors.A, factors.B)):
-            problems.append(f"{module} is no linear layer or embedding. {_MERGE}")
+            problems[f"{{}} is no linear layer or embedding. {_MERGE}"].append(module)
         elif adapter.store.shape(factors.A)[0] != adapter.store.shape(factors.B)[1]:
-            problems.append(f"the LoRA factors of {module} differ in rank. Repeat the run that writes it.")
-    return problems
+            problems["the LoRA factors of {} differ in rank. Repeat the run that writes it."].append(module)
+    return [text.format(some(modules)) for text, modules in problems.items()]
 
 
 def _token_problems(adapter: Adapter) -> list[str]:
@@ -203,9 +281,8 @@ def _pattern_problems(patterns: Any) -> list[str]:
     return problems
 
 
-def _file_under(adapter: Adapter, key: str) -> bool:
-    """Enter one tensor of the adapter file among its factors or copies; False if it is neither."""
-    name = key.removeprefix(PREFIX)
+def _file_under(adapter: Adapter, key: str, name: str, names: Collection[str]) -> bool:
+    """Enter one tensor of the adapter file, plainly `name` of `names`, among its factors or copies; False if it is neither."""
     if match := FACTOR.fullmatch(name):
         factors = adapter.factors.setdefault(match["module"], Factors(embedding=bool(match["embedding"])))
         slot = "bias" if match["part"] == "bias" else match["which"]
@@ -214,8 +291,13 @@ def _file_under(adapter: Adapter, key: str) -> bool:
     if name.endswith(TOKENS):
         adapter.tokens[f"{name.removesuffix(TOKENS)}.weight"] = key
         return True
-    if INSIDE.search(name):
-        return f"{PREFIX}{INSIDE.sub('.', name)}" in adapter.store
+    if inside := INSIDE.search(name):
+        outside = INSIDE.sub(".", name)
+        if outside in names:
+            return True
+        if inside[1] == "original_module":
+            return outside in adapter.copies or INSIDE.sub(".modules_to_save.", name) in names
+        name = outside
     plain = WRAPPER.sub("", name)
     if "lora_" in plain or "token_adapter" in plain:
         return False

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from paft_plugin.deltas.adapter import Adapter, open_adapter
-from paft_plugin.deltas.fit import fit_adapter, fit_model, quantised
+from paft_plugin.deltas.fit import fit_adapter, fit_model
 from paft_plugin.deltas.proof import why_unproven
+from paft_plugin.deltas.quantised import quantised, without_twin
 from paft_plugin.deltas.store import TensorStore, is_adapter, open_model, same_content
 from paft_plugin.deltas.tokenizer import Tokenizer, compare, conflicts, read_tokenizer
 from paft_plugin.errors import Findings, PaftError, collecting, some
@@ -26,8 +27,10 @@ def examine(base: Path, sft: Path, preference: Path) -> Findings:
     if sft.exists() and preference.exists() and sft.samefile(preference):
         findings.problem(f"{sft}: given as both branches. Give two that were trained apart from each other.")
     for branch in (sft, preference):
-        problems = check_belongs(base, branch)
-        findings.problem(*(problems or check_finite(branch)))
+        found = check_branch(base, branch)
+        findings.take(found)
+        if not found.problems:
+            findings.problem(*check_finite(branch))
     tokenizers = [_tokenizer(findings, folder) for folder in (base, sft, preference)]
     for tokenizer in tokenizers[1:]:
         findings.take(compare(tokenizers[0], tokenizer))
@@ -39,25 +42,30 @@ def examine(base: Path, sft: Path, preference: Path) -> Findings:
 
 def check_belongs(base: Path, branch: Path) -> list[str]:
     """All that keeps `branch` (an adapter's or a model's folder) from being a delta on `base`; empty if nothing does."""
-    problems: list[str] = []
-    with collecting(problems):
+    return check_branch(base, branch).problems
+
+
+def check_branch(base: Path, branch: Path) -> Findings:
+    """The same, and as warnings what of it is only as it is understood here: names of tensors, the base's own name."""
+    findings = Findings()
+    with collecting(findings.problems):
         store = open_model(base)
-    if not problems:
-        return quantised(store) + branch_problems(store, branch)
+    if not findings.problems:
+        return branch_findings(store, branch)
     # The branch's own faults are worth knowing at the same time.
-    with collecting(problems):
+    with collecting(findings.problems):
         _ = open_adapter(branch) if is_adapter(branch) else open_model(branch)
-    return problems
+    return findings
 
 
-def branch_problems(base: TensorStore, branch: Path) -> list[str]:
-    """`check_belongs` on a base that is open already."""
+def branch_findings(base: TensorStore, branch: Path) -> Findings:
+    """`check_branch` on a base that is open already."""
     try:
         if not is_adapter(branch):
-            return fit_model(base, open_model(branch)).problems
+            return Findings(fit_model(base, open_model(branch)).problems)
         adapter = open_adapter(branch)
     except PaftError as error:
-        return error.problems
+        return Findings(quantised(base) + error.problems)
     fit = fit_adapter(base, adapter)
     if fit.grown:
         added = ", ".join(f"{name} by {rows} rows" for name, rows in fit.grown.items())
@@ -66,7 +74,11 @@ def branch_problems(base: TensorStore, branch: Path) -> list[str]:
             "trained, or train with a tokenizer that has no more tokens than the base."
         )
     # A misfit says the same more precisely; the name of the base is then only a second message about one mistake.
-    return fit.problems or _other_base(base, adapter)
+    if fit.problems:
+        return Findings(fit.problems)
+    findings = _other_base(base, adapter)
+    findings.warn(*adapter.notes, *fit.notes)
+    return findings
 
 
 def check_finite(branch: Path) -> list[str]:
@@ -92,33 +104,51 @@ def _tokenizer(findings: Findings, folder: Path) -> Tokenizer | None:
     return None
 
 
-def _other_base(base: TensorStore, adapter: Adapter) -> list[str]:
+def _other_base(base: TensorStore, adapter: Adapter) -> Findings:
     """A problem if the adapter says that it was trained on another base: by content where that one is here, else by name."""
-    said = adapter.config.get("base_model_name_or_path")
-    if not said:
-        return []
+    findings, said = Findings(), adapter.config.get("base_model_name_or_path")
+    if not said or is_model(base, said):
+        return findings
+    if is_model(base, without_twin(said)) or _is_quantised_twin(base, Path(said)):
+        findings.warn(
+            f"{adapter.folder}: trained on {said}, a quantised copy of {base.folder}. Its delta also makes up for what that "
+            "copy lost; it is laid on the whole weights, as usual."
+        )
+    else:
+        findings.problem(
+            f"{adapter.folder}: trained on {said}, not on {base.folder}. Give that base. If they are the same model, "
+            f"write {base.folder} as base_model_name_or_path into its {ADAPTER_CONFIG}."
+        )
+    return findings
+
+
+def is_model(base: TensorStore, said: str) -> bool:
+    """Whether a path or a hub name that somebody wrote for a model means this one.
+
+    By content where it is a folder that is here; else by the name of this one's folder, in the hub's cache, or in its config.
+    """
     there = Path(said)
     if there.is_dir():
-        if there.resolve() == base.folder.resolve() or _same_content(base, there):
-            return []
-    elif _same_name(base.folder, said):
-        return []
-    return [
-        f"{adapter.folder}: trained on {said}, not on {base.folder}. Give that base. If they are the same model, "
-        f"write {base.folder} as base_model_name_or_path into its {ADAPTER_CONFIG}."
-    ]
+        try:
+            return there.resolve() == base.folder.resolve() or same_content(base, open_model(there))
+        except PaftError:
+            return False
+    own = str(read_json(base.folder / "config.json").get("_name_or_path") or "")
+    names = {part.rpartition("--")[2] for part in base.folder.resolve().parts} | {Path(own).name}
+    return _bare(said) in {_bare(name) for name in names}
 
 
-def _same_content(base: TensorStore, there: Path) -> bool:
+def _bare(name: str) -> str:
+    # Meta's own models lost this beginning when they were renamed, the copies of them did not.
+    return Path(name).name.lower().removeprefix("meta-")
+
+
+def _is_quantised_twin(base: TensorStore, there: Path) -> bool:
+    """Whether a folder that is here holds a quantised copy of the base, as its config or its name says."""
     try:
-        return same_content(base, open_model(there))
+        if not there.is_dir() or not quantised(store := open_model(there)):
+            return False
+        said = str(read_json(there / "config.json").get("_name_or_path") or "")
     except PaftError:
         return False
-
-
-def _same_name(base: Path, said: str) -> bool:
-    """Whether a hub name or vanished path (`org/name`) names the folder `base`, also within the hub's cache or by its config."""
-    name = Path(said).name.lower()
-    folders = {part.lower().rpartition("--")[2] for part in base.resolve().parts}
-    own = str(read_json(base / "config.json").get("_name_or_path") or "")
-    return name in folders or name == Path(own).name.lower()
+    return any(is_model(base, without_twin(name)) for name in (said, store.folder.name) if name)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from paft_plugin.deltas.adapter import Adapter, open_adapter
 from paft_plugin.deltas.changes import LowRank, Rows
-from paft_plugin.deltas.fit import fit_adapter, fit_model, quantised
+from paft_plugin.deltas.fit import fit_adapter, fit_model
 from paft_plugin.deltas.store import Slices, TensorStore, is_adapter, open_model
 from paft_plugin.errors import raise_if_any
 from paft_plugin.files import fingerprint
@@ -65,7 +65,6 @@ def open_delta(base: Path, branch: Path) -> Delta:
 
 def delta_of(base: TensorStore, branch: Path) -> Delta:
     """`open_delta` on a base that is open already."""
-    raise_if_any(quantised(base))
     return _adapter_delta(base, open_adapter(branch)) if is_adapter(branch) else _model_delta(base, open_model(branch))
 
 

@@ -6,6 +6,8 @@ kind of branch may have more rows, or shapes that do not fit (`fit_adapter`, `fi
 
 from __future__ import annotations
 
+import copy
+import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +16,7 @@ import torch
 
 from paft_plugin.deltas.adapter import Adapter, Factors
 from paft_plugin.deltas.changes import Change, FullCopy, LowRank, OfBias, OfParameter, TokenRows
+from paft_plugin.deltas.quantised import quantised
 from paft_plugin.deltas.skeleton import ParameterPlace, Skeleton, open_skeleton
 from paft_plugin.deltas.store import FLOATS, INPUT_EMBEDDINGS, OUTPUT_HEADS, TensorStore, tied_names
 from paft_plugin.errors import some
@@ -21,6 +24,7 @@ from paft_plugin.errors import some
 VOCABULARY = INPUT_EMBEDDINGS + OUTPUT_HEADS
 # Buffers that old checkpoints hold and new ones don't; nothing is trained in them.
 BUFFERS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+LAYER = re.compile(r"(.*?\.)(\d{1,6})\.")
 MERGE_FIRST = "Merge it with `axolotl merge-lora` and give the merged model as the branch."
 
 
@@ -40,28 +44,90 @@ class Fit:
     """Tensor → rows that the branch added to the base's."""
     problems: list[str] = field(default_factory=list)
     """What does not fit, in full sentences."""
+    notes: list[str] = field(default_factory=list)
+    """What fits only as it is understood here, in full sentences."""
 
 
 def fit_adapter(base: TensorStore, adapter: Adapter) -> Fit:
     """Match an adapter's tensors with a base's; reads headers only (and the two copies of a tied pair)."""
-    names, fit = Names(base), Fit()
+    if wrong := quantised(base):
+        return Fit(problems=wrong)
+    names = Names(base)
+    fit = _fit_by(names, adapter)
+    if not fit.absent:
+        return fit
+    absent = sorted(fit.absent)
+    ways = _other_ways(names, adapter, absent)
+    if len(ways) == 1:
+        return ways[0]
+    beyond = _layers_beyond(base, absent)
+    several = f" (it would fit in {len(ways)} ways under other names)" if ways else ""
+    fit.problems.append(
+        f"{adapter.folder}: it adapts {some(absent)}{several}, which {base.folder} does not have{beyond}. "
+        "Give the base model that this adapter was trained on."
+    )
+    return fit
+
+
+def _fit_by(names: Names, adapter: Adapter) -> Fit:
+    """The fit of an adapter's tensors by these names, but for what is absent."""
+    base, fit = names.base, Fit()
     _lay(names, adapter, fit)
-    if fit.absent:
-        fit.problems.append(
-            f"{adapter.folder}: it adapts {some(sorted(fit.absent))}, which {base.folder} does not have. "
-            "Give the base model that this adapter was trained on."
-        )
     if names.tied:
         fit.problems += _tied_problems(base, adapter, names.tied, fit.changes)
         fit.changes.pop(names.tied[1], None)
     fit.names = sorted(fit.changes)
-    for name in fit.names:
-        _fit_tensor(fit, base, adapter, name)
+    shapes = {name: shape for name in fit.names if (shape := _misfit(fit, base, adapter, name)) is not None}
+    if shapes:
+        first, shape = next(iter(shapes.items()))
+        others = f", and {len(shapes) - 1} more do not fit either" if len(shapes) > 1 else ""
+        fit.problems.append(
+            f"{adapter.folder}: its change of {first} has shape {shape}, the base's tensor {base.shape(first)}{others}. "
+            "Give the base model that this adapter was trained on."
+        )
+    if packed := [name for name in fit.names if base.dtype(name) not in FLOATS]:
+        fit.problems.append(
+            f"{adapter.folder}: it changes {some(packed)}, which {base.folder} stores as {base.dtype(packed[0])}: of that no "
+            "delta can be taken. Give the model in 16 or 32 bits."
+        )
     return fit
+
+
+def _other_ways(names: Names, adapter: Adapter, absent: list[str]) -> list[Fit]:
+    """Each way in which all of an adapter fits if it is laid below another module of the base, as in a vision-language model."""
+    wanted, ways = absent[0].split("."), dict[tuple[str, ...], Fit]()
+    numbered = next((place for place, part in enumerate(wanted) if part.isdigit()), 1)
+    for cut in range(numbered):
+        own, rest = "".join(f"{part}." for part in wanted[:cut]), ".".join(wanted[cut:])
+        for name in names.base.names:
+            beginning = name.removesuffix(rest)
+            if beginning in (name, own) or (beginning and not beginning.endswith(".")):
+                continue
+            fit = _fit_by(names.renaming(own, beginning), adapter)
+            if not (fit.absent or fit.problems or fit.grown):
+                shown = f"{own}{wanted[cut]}…", f"{beginning}{wanted[cut]}…"
+                fit.notes.append(
+                    f"{adapter.folder}: what it calls {shown[0]} is taken for {shown[1]} of {names.base.folder}."
+                )
+                ways.setdefault(tuple(fit.names), fit)
+    return list(ways.values())
+
+
+def _layers_beyond(base: TensorStore, absent: list[str]) -> str:
+    """A clause about how many layers the base has, if what it does not have are layers beyond them."""
+    places = [LAYER.match(name) for name in absent]
+    stacks = {place[1] for place in places if place}
+    there = [int(place[2]) for name in base.names if (place := LAYER.match(name)) and place[1] in stacks]
+    beyond = {int(place[2]) for place in places if place}
+    if not there or not all(places) or min(beyond) <= max(there):
+        return ""
+    return f": it has {max(there) + 1} layers, and the adapter goes up to number {max(beyond) + 1}"
 
 
 def fit_model(base: TensorStore, branch: TensorStore) -> Fit:
     """Match a whole model's tensors with a base's; reads headers only (and the two copies of a tied pair)."""
+    if wrong := quantised(base) + quantised(branch):
+        return Fit(problems=wrong)
     names, others = _own_names(base), _own_names(branch)
     sources = {name: (name, ParameterPlace(name)) for name in names & others}
     if names != others and (by_place := _sources_by_place(base, branch, names, others)):
@@ -80,7 +146,6 @@ def fit_model(base: TensorStore, branch: TensorStore) -> Fit:
             f"{branch.folder}: {some(misfits)} differ in shape from the base's "
             f"({first}: {shapes[first]} against {base.shape(first)}). {way_out}"
         )
-    fit.problems += quantised(branch)
     return fit
 
 
@@ -107,23 +172,15 @@ def _sources_by_place(
     return names, others, sources
 
 
-def quantised(store: TensorStore) -> list[str]:
-    """A problem if a model's weights are stored in a dtype of which no delta can be taken."""
-    if store.main_dtype in FLOATS:
-        return []
-    return [
-        f"{store.folder}: its weights are stored as {store.main_dtype} (quantised), so no delta can be taken. "
-        "Give the unquantised model (bf16, fp16 or fp32)."
-    ]
-
-
 def _own_names(store: TensorStore) -> set[str]:
+    """The tensors of a whole model that a training can change: no buffers, no indices, of two tied ones the embedding."""
     tied = tied_names(store)
-    return {name for name in store.names if not name.endswith(BUFFERS) and not (tied and name == tied[1])}
+    floats = (name for name in store.names if store.dtype(name) in FLOATS)
+    return {name for name in floats if not name.endswith(BUFFERS) and not (tied and name == tied[1])}
 
 
-def _fit_tensor(fit: Fit, base: TensorStore, adapter: Adapter, name: str) -> None:
-    """Enter one tensor's growth, or the problem that a shape is."""
+def _misfit(fit: Fit, base: TensorStore, adapter: Adapter, name: str) -> tuple[int, ...] | None:
+    """The shape of a change that does not fit a tensor; enters by how much one grows a vocabulary that may."""
     wanted = base.shape(name)
     for change in fit.changes[name]:
         shape = change.shape(adapter)
@@ -131,11 +188,8 @@ def _fit_tensor(fit: Fit, base: TensorStore, adapter: Adapter, name: str) -> Non
         if may_grow:
             fit.grown[name] = max(shape[0] - wanted[0], fit.grown.get(name, 0))
         elif shape != wanted:
-            fit.problems.append(
-                f"{adapter.folder}: its change of {name} has shape {shape}, the base's tensor {wanted}. "
-                "Give the base model that this adapter was trained on."
-            )
-            return
+            return shape
+    return None
 
 
 def _tied_problems(
@@ -173,6 +227,13 @@ class Names:
 
     def __init__(self, base: TensorStore) -> None:
         self.base = base
+        self._own = self._beginning = ""
+
+    def renaming(self, own: str, beginning: str) -> Names:
+        """The same, but what is not there by a name that begins with `own` is looked for with `beginning` instead of that."""
+        other = copy.copy(self)  # with the skeleton that is built already
+        other._own, other._beginning = own, beginning
+        return other
 
     @cached_property
     def tied(self) -> tuple[str, str] | None:
@@ -187,6 +248,11 @@ class Names:
 
         A tied base holds one tensor, under the embedding's name; its head is then there by its own name, without a tensor.
         """
+        if (found := self._by(name)) or self._own == self._beginning or not name.startswith(self._own):
+            return found
+        return self._by(self._beginning + name.removeprefix(self._own))
+
+    def _by(self, name: str) -> list[tuple[str, ParameterPlace]]:
         if name in self.base or (self.tied and name == self.tied[1]):
             return [(name, ParameterPlace(name))]
         if isinstance(self.skeleton, str):

@@ -9,7 +9,7 @@ import math
 import os
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -158,9 +158,9 @@ class TensorStore:
 
     @cached_property
     def main_dtype(self) -> str:
-        """The dtype (safetensors' word) that most entries have: a few fp32 norms do not make a bf16 model fp32."""
+        """The dtype (safetensors' word) that most entries of its floats have: a few fp32 norms do not make a bf16 model fp32."""
         entries: Counter[str] = Counter()
-        for name in self.names:
+        for name in (name for name in self.names if self.dtype(name) in FLOATS):
             entries[self.dtype(name)] += torch.Size(self.shape(name)).numel()
         return entries.most_common(1)[0][0] if entries else "F32"
 
@@ -224,7 +224,9 @@ def open_model(folder: Path) -> TensorStore:
             "Delete the one that is left over from an earlier run."
         )
     if single.is_file():
-        return TensorStore(folder, [single])
+        store = TensorStore(folder, [single])
+        raise_if_any(hollow(folder, store.names, store))
+        return store
     if index.is_file():
         shards = read_json(index).get("weight_map")
         if not isinstance(shards, dict) or not shards:
@@ -232,6 +234,7 @@ def open_model(folder: Path) -> TensorStore:
         store = TensorStore(folder, [folder / shard for shard in sorted(set(shards.values()))])
         if absent := sorted(set(shards) - set(store.names)):
             raise PaftError(f"{index}: names {some(absent)}, which no shard holds. Download the model again.")
+        raise_if_any(hollow(folder, store.names, store))
         return store
     raise PaftError(_no_weights(folder, MODEL_FILE))
 
@@ -243,6 +246,19 @@ def open_adapter_weights(folder: Path) -> TensorStore:
     if not file.is_file():
         raise PaftError(_no_weights(folder, ADAPTER_FILE))
     return TensorStore(folder, [file])
+
+
+def hollow(folder: Path, names: Sequence[str], store: TensorStore) -> list[str]:
+    """A problem if some of these tensors have no entries."""
+    floats = [name for name in names if store.dtype(name) in FLOATS]
+    empty = [name for name in floats if 0 in store.shape(name)]
+    if not empty:
+        return []
+    return [
+        f"{folder}: {len(empty)} of its {len(floats)} tensors are empty ({some(empty)}), as DeepSpeed ZeRO-3 saves them where it "
+        "does not gather them. Set stage3_gather_16bit_weights_on_model_save: true in its config and train again, or collect "
+        "the last checkpoint with the zero_to_fp32.py that lies in it."
+    ]
 
 
 def tied_names(store: TensorStore) -> tuple[str, str] | None:

@@ -245,13 +245,6 @@ def test_a_grown_vocabulary_is_a_problem_with_its_rows(base: Path, adapter: Path
     assert "lm_head.weight by 3 rows" in problem
 
 
-def test_a_quantised_base_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
-    quantised = Path(shutil.copytree(base, tmp_path / "quantised"))
-    tensors = {name: torch.zeros(tensor.shape, dtype=torch.uint8) for name, tensor in weights(base).items()}
-    save_file(tensors, quantised / "model.safetensors")
-    assert "stored as U8 (quantised)" in check_belongs(quantised, adapter)[0]
-
-
 def test_nan_is_found_by_tensor(adapter: Path) -> None:
     file = adapter / "adapter_model.safetensors"
     tensors = load_file(file)

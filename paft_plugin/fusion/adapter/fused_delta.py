@@ -15,8 +15,9 @@ from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
 from mergekit.plan import MergePlanner
 from torch import Tensor
 
-from paft_plugin.deltas.adapter import FACTOR, PREFIX, Adapter, open_adapter
-from paft_plugin.deltas.fit import VOCABULARY
+from paft_plugin.deltas.adapter import Adapter, open_adapter
+from paft_plugin.deltas.changes import FullCopy, LowRank, TokenRows
+from paft_plugin.deltas.fit import VOCABULARY, Fit, fit_adapter
 from paft_plugin.deltas.store import TensorStore
 from paft_plugin.errors import PaftError, some
 from paft_plugin.fusion.adapter.peft_model import Live, Slot, open_live
@@ -51,6 +52,18 @@ class FusedDelta:
             for reference, loader in self.fusion.loaders.items()
             if isinstance(loader, AdapterLoader) and loader.store is self.store
         }
+
+    @cached_property
+    def fits(self) -> dict[ModelReference, Fit]:
+        """How each of them lies on the base."""
+        return {reference: fit_adapter(self.store, adapter) for reference, adapter in self.adapters.items()}
+
+    def factors(self, reference: ModelReference, name: str) -> tuple[float, Tensor, Tensor]:
+        """Scale, B and A of an adapter's change of a tensor, as its file holds them."""
+        adapter, changes = self.adapters[reference], self.fits[reference].changes[name]
+        module = next(change.module for change in changes if isinstance(change, LowRank))
+        found = adapter.factors[module]
+        return adapter.scale(module), adapter.store.tensor(found.B), adapter.store.tensor(found.A)
 
     def merges(self) -> list[ExecuteMergeMethodTask]:
         """The merge of each tensor, in mergekit's order; the loaders must be in place."""
@@ -94,7 +107,19 @@ class FusedDelta:
             return True
         if any(loader.store is not self.store for loader in self.fusion.loaders.values()) and name.endswith(VOCABULARY):
             return True
-        return any(not has_only_factors(adapter, slot, self.store, name) for adapter in self.adapters.values())
+        return any(self._has_copy(reference, name) for reference in self.adapters)
+
+    def _has_copy(self, reference: ModelReference, name: str) -> bool:
+        """Whether an adapter changes a tensor by a trained copy of it, or of rows.
+
+        PEFT saves an embedding with factors along with the layer below them, which is the base's: that is no change.
+        """
+        own = self.adapters[reference].store
+        return any(
+            isinstance(change, TokenRows)
+            or (isinstance(change, FullCopy) and not _equal(own, change.key, self.store, name))
+            for change in self.fits[reference].changes.get(name, [])
+        )
 
     def factorable(self, merge: ExecuteMergeMethodTask, name: str) -> dict[ModelReference, float] | None:
         """Coefficients of the adapters that change a tensor, if its merge is linear in their deltas and nothing else goes in."""
@@ -124,16 +149,6 @@ def open_fused_delta(fusion: Fusion) -> FusedDelta:
     store = next(loader.store for reference, loader in fusion.loaders.items() if reference.model == base.model)
     config = fusion.config.model_copy(update={"dtype": "float32", "out_dtype": "float32"})
     return FusedDelta(replace(fusion, config=config), base, store, open_live(store))
-
-
-def has_only_factors(adapter: Adapter, slot: Slot, base: TensorStore, name: str) -> bool:
-    """Whether an adapter changes a module's weight by LoRA factors at most, and not by trained copies or rows of it.
-
-    PEFT saves an embedding with factors along with the layer below them, which is the base's: that is no change.
-    """
-    own = [key for key in adapter.store.names if key.startswith(f"{PREFIX}{slot.module}.")]
-    copies = [key for key in own if not FACTOR.fullmatch(key.removeprefix(PREFIX)) and not key.endswith(".bias")]
-    return all(_equal(adapter.store, key, base, name) for key in copies)
 
 
 def changes(loader: ModelLoader, name: str, base: TensorStore) -> bool:

@@ -97,10 +97,8 @@ def _sum_of_adapters(
         return
     parts = []
     for model, coefficient in adapters.items():
-        adapter = fused.adapters[model]
-        factors = adapter.factors[slot.module]
-        A, B = adapter.store.tensor(factors.A), adapter.store.tensor(factors.B)
-        parts.append((coefficient * adapter.scale(slot.module), B, A))
+        scale, B, A = fused.factors(model, name)
+        parts.append((coefficient * scale, B, A))
     product = side_by_side(parts)
     yield Adapted(slot, truncate_product(product, rank or product.rank))
 

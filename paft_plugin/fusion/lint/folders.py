@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from paft_plugin.deltas.adapter import open_adapter
-from paft_plugin.deltas.belongs import check_belongs, check_finite
+from paft_plugin.deltas.belongs import check_branch, check_finite
 from paft_plugin.deltas.delta import open_delta
-from paft_plugin.deltas.fit import quantised
 from paft_plugin.deltas.proof import why_unproven
+from paft_plugin.deltas.quantised import quantised
 from paft_plugin.deltas.store import FLOATS, is_adapter, open_model
 from paft_plugin.deltas.tokenizer import same_tokenizer
 from paft_plugin.errors import PaftError, raise_if_any, some
@@ -53,6 +53,9 @@ VOCABULARY_GREW = Rule.error(
     309, "vocabulary-grew", "Training added tokens, so the branch's embedding no longer has the base's shape."
 )
 DOES_NOT_FIT = Rule.error(310, "does-not-fit", "The branch's tensors are not those of the base model.")
+READ_AS = Rule.warning(
+    330, "read-as", "An adapter's tensors or base bear other names than usual, and fit in one way: so they are read."
+)
 TWO_BASES = Rule.warning(
     311, "two-bases", "An adapter stands on another model than base_model: its delta holds their difference, too."
 )
@@ -91,7 +94,7 @@ def readable(recipe: SoundRecipe) -> Iterator[Finding]:
         folder = Path(reference.model.path)
         if folder.is_dir() and not is_adapter(folder):
             try:
-                open_model(folder)
+                raise_if_any(quantised(open_model(folder)))
             except PaftError as error:
                 yield recipe.finding(UNREADABLE, keys, *halves(error.problems[0]))
 
@@ -222,8 +225,10 @@ def _path(recipe: SoundRecipe, keys: Keys, path: str, as_adapter: bool) -> Itera
 
 
 def _belongs(recipe: SoundRecipe, entry: MergeInput, base: Path) -> Iterator[Finding]:
-    problems = check_belongs(base, entry.folder)
-    if not problems:
+    found = check_branch(base, entry.folder)
+    for warning in found.warnings:
+        yield recipe.finding(READ_AS, entry.keys, *halves(warning))
+    if not found.problems:
         return
     try:
         delta = open_delta(base, entry.folder)
@@ -232,7 +237,7 @@ def _belongs(recipe: SoundRecipe, entry: MergeInput, base: Path) -> Iterator[Fin
         rule = DOES_NOT_FIT if _opens(base) and _opens(entry.folder) else UNREADABLE
     else:
         rule = VOCABULARY_GREW if delta.grown else OTHER_BASE
-    for problem in problems:
+    for problem in found.problems:
         yield recipe.finding(rule, entry.keys, *halves(problem))
 
 

@@ -13,9 +13,9 @@ from mergekit.config import MergeConfiguration, OutputSliceDefinition
 from mergekit.merge_methods import MergeMethod, registered_methods
 from mergekit.merge_methods.base import BasePolicy, MergeMethodSpec
 
-from paft_plugin.deltas.belongs import branch_problems
+from paft_plugin.deltas.belongs import branch_findings
 from paft_plugin.deltas.delta import Delta, delta_of
-from paft_plugin.deltas.fit import quantised
+from paft_plugin.deltas.quantised import quantised
 from paft_plugin.deltas.store import TensorStore, is_adapter, open_model
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.lint.document import Document
@@ -126,9 +126,9 @@ class SoundRecipe:
         """The open base model; None where there is none here, or no delta can be taken from it."""
         try:
             store = open_model(self.pretrained) if self.pretrained is not None else None
+            return None if store is None or quantised(store) else store
         except PaftError:
             return None
-        return None if store is None or quantised(store) else store
 
     @cached_property
     def deltas(self) -> dict[int, Delta]:
@@ -142,7 +142,7 @@ class SoundRecipe:
                 continue
             if lora and not same_folder(Path(entry.reference.model.path), self.base.folder):
                 continue
-            if not branch_problems(self.base, folder):
+            if not branch_findings(self.base, folder).problems:
                 found[index] = delta_of(self.base, folder)
         return found
 

@@ -15,9 +15,10 @@ from mergekit.io import ShardedTensorIndex
 from torch import Tensor
 
 from paft_plugin.deltas.adapter import open_adapter
-from paft_plugin.deltas.belongs import branch_problems, check_finite
+from paft_plugin.deltas.belongs import branch_findings, check_finite
 from paft_plugin.deltas.delta import Delta, delta_of
-from paft_plugin.deltas.fit import BUFFERS, quantised
+from paft_plugin.deltas.fit import BUFFERS
+from paft_plugin.deltas.quantised import quantised
 from paft_plugin.deltas.store import FLOATS, TensorStore, open_model, tied_names
 from paft_plugin.errors import PaftError, collecting, first_line, raise_if_any
 from paft_plugin.files import ADAPTER_CONFIG, ADAPTER_FILE
@@ -169,5 +170,5 @@ def _open(reference: ModelReference, stores: dict[Path, TensorStore]) -> ModelLo
     adapter = folder_of(reference.lora, ADAPTER_PATTERNS)
     if not (adapter / ADAPTER_CONFIG).is_file():
         raise PaftError(f"{adapter}: no {ADAPTER_CONFIG}, so no adapter. Name a whole model as a model, without `+`.")
-    raise_if_any(branch_problems(store, adapter) or check_finite(adapter))
+    raise_if_any(branch_findings(store, adapter).problems or check_finite(adapter))
     return AdapterLoader(delta_of(store, adapter))

@@ -68,9 +68,11 @@ def different_trainings(setup: Setup) -> list[Branch]:
 
 def check_base(setup: Setup) -> Findings:
     """The base's weights: headers only."""
+    from paft_plugin.deltas.quantised import quantised
+
     findings = Findings()
     with collecting(findings.problems):
-        open_model(setup.base)
+        findings.problem(*quantised(open_model(setup.base)))
     return findings
 
 
@@ -168,13 +170,13 @@ def _no_checkpoint(content: Mapping[str, Any]) -> str | None:
 
 def check_trained(setup: Setup, branch: Branch) -> Findings:
     """A branch that is done already: does it fit the base, and was it penalised? Reads headers only."""
-    from paft_plugin.deltas.belongs import branch_problems
+    from paft_plugin.deltas.belongs import branch_findings
     from paft_plugin.deltas.proof import why_unproven
 
     findings = Findings()
     assert branch.trained is not None
     with collecting(findings.problems):
-        findings.problem(*branch_problems(open_model(setup.base), branch.trained))
+        findings.take(branch_findings(open_model(setup.base), branch.trained))
     if branch.name == setup.sft and (reason := why_unproven(branch.trained)):
         findings.warn(reason)
     return findings

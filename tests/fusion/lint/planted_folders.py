@@ -246,3 +246,20 @@ def _cut_off(bench: Bench) -> str:
 def _written_narrow(bench: Bench) -> str:
     file, _ = _merged(bench, dtype="bfloat16")
     return file.read_text()
+
+
+@plant("read-as")
+def _compiled(bench: Bench) -> tuple[Recipe, str]:
+    copy = Path(shutil.copytree(bench.adapters / "preference", bench.own / "compiled"))
+    file = copy / "adapter_model.safetensors"
+    save_file({f"_orig_mod.{name}": tensor for name, tensor in load_file(file).items()}, file)
+    return _with_adapter(bench, copy)
+
+
+@plant("unreadable")
+def _quantised_model_without_a_base(bench: Bench) -> Recipe:
+    copy = Path(shutil.copytree(bench.sparse / "preference", bench.own / "quantised"))
+    tensors = load_file(copy / "model.safetensors")
+    name = next(name for name in tensors if "q_proj" in name)
+    save_file(tensors | {name: tensors[name].to(torch.float8_e4m3fn)}, copy / "model.safetensors")
+    return without(spoilt("models.1.model", str(copy), method="linear")(bench), "base_model")
