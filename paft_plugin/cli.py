@@ -22,7 +22,7 @@ from paft_plugin.commands.report import report
 from paft_plugin.commands.run import run
 from paft_plugin.commands.search import search
 from paft_plugin.commands.status import status
-from paft_plugin.errors import BAD_INPUT, INTERRUPTED, EndedBySignal, PaftError, ended_by_signals
+from paft_plugin.errors import BAD_INPUT, INTERRUPTED, EndedBySignal, PaftError, ended_by_signals, printable
 
 
 class PaftGroup(click.Group):
@@ -40,7 +40,9 @@ class PaftGroup(click.Group):
             self._explain(ctx, error.problems)
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
-            self._explain(ctx, [f"{error.strerror or error}{where}"])
+            self._explain(ctx, [printable(f"{error.strerror or error}{where}")])
+        except MemoryError:
+            self._explain(ctx, ["No memory is left. Free some, or give smaller files."])
 
     def _explain(self, ctx: click.Context, problems: list[str]) -> None:
         if ctx.params.get("debug"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 import signal
 import threading
 import warnings
@@ -59,6 +60,14 @@ def ended_by_signals() -> Iterator[None]:
         yield
 
 
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """`text` with what a terminal would obey, or could not print, as an escape: names come out of the files of others."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
 class PaftError(ValueError):
     """One or more mistakes that the user can mend; each says what is wrong, where, and what to do.
 
@@ -66,7 +75,7 @@ class PaftError(ValueError):
     """
 
     def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        self.problems = [printable(text) for text in ([problems] if isinstance(problems, str) else problems)]
         super().__init__("\n".join(self.problems))
 
 
@@ -135,11 +144,11 @@ class Findings:
 
     def problem(self, *texts: str) -> None:
         """Add what is wrong."""
-        self.problems += [text for text in dict.fromkeys(texts) if text not in self.problems]
+        self.problems += [text for text in dict.fromkeys(map(printable, texts)) if text not in self.problems]
 
     def warn(self, *texts: str) -> None:
         """Add what surprises, and does not keep anything from going on."""
-        self.warnings += [text for text in dict.fromkeys(texts) if text not in self.warnings]
+        self.warnings += [text for text in dict.fromkeys(map(printable, texts)) if text not in self.warnings]
 
     def take(self, others: Findings, start: str = "") -> None:
         """Add those of somebody else, each behind `start`."""

@@ -15,7 +15,8 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from paft_plugin.errors import PaftError
+from paft_plugin.errors import PaftError, one_line, printable
+from paft_plugin.reading import MissingFileError, UnreadableError, read_json_file
 
 PROOF_FILE = "paft.json"
 """Beside a branch that the penalty shaped: what ran (`deltas/proof.py`)."""
@@ -76,13 +77,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     again = "or repeat the run that writes it."
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        content = read_json_file(path, hint=f"Download it again, {again}")
+    except MissingFileError:
         raise PaftError(f"{path}: missing. Copy or download it again, {again}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PaftError(f"{path}: no valid JSON ({error}). Download it again, {again}") from None
     if not isinstance(content, dict):
-        raise PaftError(f"{path}: not a JSON object. Download it again, {again}")
+        raise UnreadableError(path, "not a JSON object", hint=f"Download it again, {again}")
     return content
 
 
@@ -94,6 +93,18 @@ def read_json_or_nothing(path: Path) -> dict[str, Any]:
         return {}
 
 
+def resolved(path: Path) -> Path:
+    """The absolute path that is meant: `~` is the home, links are followed.
+
+    Raises:
+        PaftError: There is no such path: a loop of links, an unknown user, a NUL.
+    """
+    try:
+        return path.expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise PaftError(f"{path}: no path ({one_line(error)}). Check it.") from None
+
+
 def is_hub_name(text: str, path: Path | None = None) -> bool:
     """Whether `text` reads as `owner/name`, and nothing lies at `path`, which is what it would be as a path here."""
     return bool(_HUB_NAME.fullmatch(text)) and not (path or Path(text)).exists()
@@ -102,6 +113,15 @@ def is_hub_name(text: str, path: Path | None = None) -> bool:
 def looks_local(text: str) -> bool:
     """Whether a text can only be a path: `org/name` and `name` may also be on the hub."""
     return text.startswith(("/", ".", "~")) or text.count("/") > 1 or "\\" in text
+
+
+def shown(content: Any) -> Any:
+    """`content` of a JSON file that we show, with no text in it that a terminal would obey."""
+    if isinstance(content, str):
+        return printable(content)
+    if isinstance(content, dict):
+        return {printable(key): shown(value) for key, value in content.items()}
+    return [shown(value) for value in content] if isinstance(content, list) else content
 
 
 Stored = TypeVar("Stored", bound="JsonFile")
@@ -133,7 +153,7 @@ class JsonFile(BaseModel):
         Raises:
             PaftError: It is missing, damaged, or of a version that cannot be read.
         """
-        content = read_json(path)
+        content = shown(read_json(path))
         schema = content.pop("schema", None)
         try:
             return cls.model_validate(content if schema == cls.SCHEMA else cls.upgraded(content, schema, path))
@@ -141,6 +161,11 @@ class JsonFile(BaseModel):
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise PaftError(f"{path}: damaged ({where}: {first['msg']}). {cls.AGAIN}") from None
+        except PaftError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            # What `upgraded` and validators make of values that nothing of ours writes.
+            raise PaftError(f"{path}: damaged ({one_line(error, 200)}). {cls.AGAIN}") from None
 
     @classmethod
     def read_or_nothing(cls: type[Stored], path: Path) -> Stored | None:

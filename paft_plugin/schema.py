@@ -22,7 +22,9 @@ from pydantic import (
     ValidationInfo,
 )
 
-from paft_plugin.errors import PaftError, did_you_mean, one_line
+from paft_plugin.errors import PaftError, did_you_mean
+from paft_plugin.files import resolved
+from paft_plugin.reading import LimitedLoader, UnreadableError, read_yaml_file
 
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 Model = TypeVar("Model", bound=BaseModel)
@@ -48,7 +50,11 @@ def as_mapping(value: Any) -> Any:
 
 def in_folder(path: Path, info: ValidationInfo) -> Path:
     """A path is meant from the folder of the file that names it."""
-    return Path((info.context or {}).get("folder", Path()), path.expanduser()).resolve()
+    try:
+        path = path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}. Check the path.") from None
+    return resolved(Path((info.context or {}).get("folder", Path()), path))
 
 
 def _existing(path: Path) -> Path:
@@ -90,16 +96,9 @@ def read_yaml(file: Path, hint: str) -> dict[str, Any]:
     Raises:
         PaftError: No such file, no YAML, no mapping.
     """
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_NoDuplicates)  # noqa: S506 (a SafeLoader)
-    except FileNotFoundError:
-        raise PaftError(f"{file}: no such file. {hint}") from None
-    except OSError as error:
-        raise PaftError(f"{file}: cannot be read ({error.strerror}). {hint}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PaftError(f"{file}: no valid YAML: {one_line(error)}") from None
+    content = read_yaml_file(file, hint, _NoDuplicates)
     if not isinstance(content, dict):
-        raise PaftError(f"{file}: should hold keys and values. {hint}")
+        raise UnreadableError(file, "should hold keys and values", hint=hint)
     return content
 
 
@@ -116,7 +115,7 @@ def validate(model: type[Model], content: dict[str, Any], file: Path) -> Model:
         raise PaftError([f"{file}: {problem}" for problem in problems]) from None
 
 
-class _NoDuplicates(yaml.SafeLoader):
+class _NoDuplicates(LimitedLoader):
     """YAML in which the same key twice is an error: the first one would be skipped in silence."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

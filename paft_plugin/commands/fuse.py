@@ -12,6 +12,7 @@ from paft_plugin.commands import PATH
 from paft_plugin.commands.merge import linted, merge
 from paft_plugin.commands.recipe import recipe
 from paft_plugin.files import LINT_FILE, RECIPE_FILE, write_text
+from paft_plugin.reading import MOST_YAML_BYTES, read_text
 
 
 @click.command()
@@ -49,7 +50,7 @@ def fuse(
         if given is None:
             ctx.invoke(recipe, **options, seed=seed, output=file, merged=out, materialize=False)
         else:
-            write_text(file, given.read_text(encoding="utf-8"))
+            write_text(file, read_text(given, MOST_YAML_BYTES))
         findings = linted(file, out / LINT_FILE)
         fusion = open_fusion(file, seed, device)
         notes = fill_folder(fusion, folder, out.absolute().name, out_shard_size, findings, quiet)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
 import os
 import weakref
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.files import ADAPTER_CONFIG, ADAPTER_FILE, fingerprint, read_json
+from paft_plugin.reading import read_header
 
 MODEL_FILE = "model.safetensors"
 MODEL_INDEX = "model.safetensors.index.json"
@@ -138,13 +138,10 @@ class TensorStore:
         """Name → where its bytes begin and end in its file."""
         places = {}
         for file in set(self._files.values()):
-            with file.open("rb") as stream:
-                length = int.from_bytes(stream.read(8), "little")
-                header = json.loads(stream.read(length))
+            start, header = read_header(file)
             for name, each in header.items():
-                if name != "__metadata__":
-                    begin, end = each["data_offsets"]
-                    places[name] = (8 + length + begin, 8 + length + end)
+                begin, end = each["data_offsets"]
+                places[name] = (start + begin, start + end)
         return places
 
     def shape(self, name: str) -> tuple[int, ...]:

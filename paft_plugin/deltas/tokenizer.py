@@ -11,6 +11,7 @@ from typing import Any
 
 from paft_plugin.errors import Findings, PaftError, some
 from paft_plugin.files import read_json
+from paft_plugin.reading import read_bytes, read_text
 
 # How text becomes tokens, beside the vocabulary. `truncation` and `padding` are left out: whatever a training run used last.
 RULES = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
@@ -50,14 +51,14 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
 
 def _read(folder: Path) -> Tokenizer | None:
     main = folder / "tokenizer.json"
-    others = {name: (folder / name).read_bytes() for name in OTHER_VOCABULARIES if (folder / name).is_file()}
+    others = {name: read_bytes(folder / name) for name in OTHER_VOCABULARIES if (folder / name).is_file()}
     if not main.is_file() and not others:
         return None
     config_file, map_file = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
     config = read_json(config_file) if config_file.is_file() else {}
     special = (read_json(map_file) if map_file.is_file() else {}) | config
     template_file = folder / "chat_template.jinja"
-    template = template_file.read_text(encoding="utf-8") if template_file.is_file() else config.get("chat_template")
+    template = read_text(template_file) if template_file.is_file() else config.get("chat_template")
     named = {key: _content(special.get(key)) for key in SPECIAL}
     if not main.is_file():
         return Tokenizer(folder, {}, frozenset(), dict(others), named, template)
@@ -75,7 +76,7 @@ def same_tokenizer(one: Path, other: Path) -> bool:
         files = (folder / name for name in (*VOCABULARY_FILES, "chat_template.jinja"))
         config = folder / "tokenizer_config.json"
         template = read_json(config).get("chat_template") if config.is_file() else None  # older versions keep it here
-        return [*(file.read_bytes() if file.is_file() else None for file in files), template]
+        return [*(read_bytes(file) if file.is_file() else None for file in files), template]
 
     return content(one) == content(other)
 

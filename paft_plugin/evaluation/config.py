@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_validator
 
 from paft_plugin.errors import PaftError
+from paft_plugin.reading import LimitedLoader, read_json_file, read_yaml_file
 from paft_plugin.schema import STRICT, Folder, MappingOfNames, known, raise_lines, validate
 
 
@@ -94,13 +93,7 @@ def read_measures(file: Path) -> EvaluationConfig:
     Raises:
         PaftError: No such file, no JSON, or all that is wrong in it.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PaftError(f"{file}: cannot be read ({error.strerror}). It should hold `evaluation:` as JSON.") from None
-    except ValueError as error:
-        raise PaftError(f"{file}: no valid JSON ({error}). It should hold `evaluation:` as JSON.") from None
-    return validate(EvaluationConfig, content, file)
+    return validate(EvaluationConfig, read_json_file(file, "It should hold `evaluation:` as JSON."), file)
 
 
 def task_inputs(folder: Path) -> list[Path]:
@@ -108,8 +101,8 @@ def task_inputs(folder: Path) -> list[Path]:
     found = [folder]
     for file in sorted(folder.rglob("*.yaml")):
         try:
-            content = yaml.load(file.read_text(encoding="utf-8"), Loader=_AnyTag)  # noqa: S506 (a SafeLoader)
-        except (yaml.YAMLError, UnicodeDecodeError):
+            content = read_yaml_file(file, loader=_AnyTag)
+        except PaftError:
             continue  # whoever opens the tasks says so
         if isinstance(content, dict):
             kwargs = content.get("dataset_kwargs") or {}
@@ -118,7 +111,7 @@ def task_inputs(folder: Path) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-class _AnyTag(yaml.SafeLoader):
+class _AnyTag(LimitedLoader):
     """YAML with lm-eval's `!function`, which is of no interest here."""
 
 

@@ -12,7 +12,7 @@ import yaml
 from paft_plugin.args import is_plugin, names_plugin
 from paft_plugin.errors import PaftError, some
 from paft_plugin.evaluation.arms import Role
-from paft_plugin.files import ADAPTER_CONFIG
+from paft_plugin.files import ADAPTER_CONFIG, resolved
 from paft_plugin.pipeline.config import BranchSpec
 from paft_plugin.schema import read_yaml
 
@@ -174,12 +174,14 @@ def _absolute(key: str, value: Any, folders: list[Path]) -> Any:
         return {name: _absolute("path", each, folders) if name in _IN_DATA else each for name, each in value.items()}
     if not isinstance(value, str) or key not in (*_PATHS, *_DATA, *_IN_DATA, "base_model"):
         return value
-    places = (folder / Path(value).expanduser() for folder in folders)
-    return next((str(place.resolve()) for place in places if _exists(place)), value)
+    places = (_place(value, folder) for folder in folders)
+    return next((str(place) for place in places if place is not None), value)
 
 
-def _exists(path: Path) -> bool:
+def _place(value: str, folder: Path) -> Path | None:
+    """What `value` is the path of, if there is such a thing: a whole template is longer than any file's name."""
     try:
-        return path.exists()
-    except (OSError, ValueError):  # a whole template is longer than any file's name
-        return False
+        place = resolved(folder / Path(value).expanduser())
+        return place if place.exists() else None
+    except (OSError, RuntimeError, PaftError):
+        return None

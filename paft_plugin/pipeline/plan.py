@@ -17,6 +17,7 @@ from paft_plugin.fusion.recipe.render import adapter_recipe
 from paft_plugin.pipeline.arms import BRANCHES, MODELS, WHOLE, Setup
 from paft_plugin.pipeline.branches import Branch, config_text
 from paft_plugin.pipeline.estimate.memory import estimate_memory
+from paft_plugin.reading import MOST_YAML_BYTES, UnreadableError, read_text
 from paft_plugin.runner.stages import Resources, Stage
 
 CONFIGS = RUN_FILE.parent
@@ -201,9 +202,9 @@ def _filled(setup: Setup, arm: Arm, source: Path) -> str:
     """A recipe of the user's with the run's folders in it."""
     sft, preference = (str(setup.branch_folder(name)) for name in arm.branches)
     try:
-        return Template(source.read_text(encoding="utf-8")).substitute(base=setup.base, sft=sft, preference=preference)
-    except (OSError, UnicodeDecodeError) as error:
-        raise PaftError(f"{source}: cannot be read ({error}).") from None
+        return Template(read_text(source, MOST_YAML_BYTES)).substitute(base=setup.base, sft=sft, preference=preference)
+    except UnreadableError:
+        raise
     except (KeyError, ValueError) as error:
         raise PaftError(
             f"{source}: a $placeholder of it means nothing here ({error}). There are $base, $sft and $preference; "

@@ -10,7 +10,6 @@ The config needs nothing of ours.
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import zipfile
@@ -21,6 +20,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from paft_plugin.errors import BAD_INPUT, PaftError
+from paft_plugin.reading import read_json_file
 from paft_plugin.schema import read_yaml
 
 DEFAULT_SEED = 42  # what axolotl takes when a config names none (`set_default_seed` in its schema)
@@ -78,7 +78,7 @@ def drop_torn(output_dir: Path) -> list[Path]:
 def is_whole(checkpoint: Path) -> bool:
     """Whether a checkpoint can be resumed from: its state is there, and no file of it is cut short or garbled."""
     try:
-        json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+        read_json_file(checkpoint / _STATE)
         return all(_is_whole_file(path) for path in checkpoint.rglob("*") if path.is_file())
     except (OSError, ValueError):
         return False

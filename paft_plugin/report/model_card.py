@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from paft_plugin import __version__
@@ -18,6 +17,7 @@ from paft_plugin.evaluation.results import RESULTS, ArmResult, Results, read_res
 from paft_plugin.files import ADAPTER_CONFIG, PROOF_FILE, is_hub_name, read_json_or_nothing, write_bytes, write_text
 from paft_plugin.inspection.inspected import INSPECTION_FILE, read_inspection
 from paft_plugin.inspection.plots import sparsity_by_layer
+from paft_plugin.reading import parse_yaml, read_text, read_yaml_file
 from paft_plugin.report.arm_tables import arm_table
 from paft_plugin.report.choice import Choice, choose
 from paft_plugin.tables import as_markdown
@@ -78,9 +78,9 @@ def _hub_name(path: str, config: Mapping[str, Any]) -> str | None:
 def _card_metadata(file: Path) -> Mapping[str, Any]:
     """The block at the head of a model card; empty if there is none that can be read."""
     try:
-        block = _METADATA.match(file.read_text(encoding="utf-8"))
-        content = yaml.safe_load(block[1]) if block else None
-    except (OSError, ValueError, yaml.YAMLError):
+        block = _METADATA.match(read_text(file))
+        content = parse_yaml(block[1], file) if block else None
+    except PaftError:
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -90,9 +90,9 @@ def read_data(run: Path) -> list[Data]:
     found = []
     for file in sorted(run.glob("configs/*.yml"), key=lambda config: config.stem):
         try:
-            config = yaml.safe_load(file.read_text(encoding="utf-8"))
+            config = read_yaml_file(file)
             paths = [str(entry["path"]) for entry in config.get("datasets") or []]
-        except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError):
+        except (PaftError, AttributeError, KeyError, TypeError):
             continue
         if paths and (run / "branches" / file.stem).is_dir():
             found.append(Data(file.stem, tuple(dict.fromkeys(paths))))
@@ -136,7 +136,7 @@ def write_model_card(run: Path, arm: str) -> Path:
 def card_text(run: Path, results: Results, arm: ArmResult, picture: Plot | str) -> str:
     """The card of a fused arm as Markdown; `picture` is the plot of the branches' sparsity, or why there is none."""
     folder = run / arm.model
-    recipe = (folder / RECIPE).read_text(encoding="utf-8").strip()
+    recipe = read_text(folder / RECIPE).strip()
     method, base, data = *_recipe_says(recipe), read_data(run)
     choice = choose(results)
     table = arm_table(results, choice)
@@ -170,8 +170,8 @@ def _seen_from(run: Path, text: str) -> str:
 def _recipe_says(recipe: str) -> tuple[str, Base]:
     """Merge method and base model of a mergekit recipe."""
     try:
-        content = yaml.safe_load(recipe)
-    except yaml.YAMLError:
+        content = parse_yaml(recipe, RECIPE)
+    except PaftError:
         content = None
     content = content if isinstance(content, dict) else {}
     header = _HEADER_BASE.search(recipe)  # some methods, such as linear, must not name the base anywhere else
@@ -238,7 +238,7 @@ def _picture(run: Path) -> Plot | str:
 def _provenance(folder: Path) -> str:
     """What the merge wrote of its inputs; it alone knows their fingerprints."""
     card = folder / CARD
-    kept = _PROVENANCE.search(card.read_text(encoding="utf-8")) if card.is_file() else None
+    kept = _PROVENANCE.search(read_text(card)) if card.is_file() else None
     if kept:
         return kept[0].strip()
     record = read_json_or_nothing(folder / PROOF_FILE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -13,7 +12,7 @@ from markupsafe import Markup
 
 from paft_plugin.drawing import Missing, joined
 from paft_plugin.errors import PaftError
-from paft_plugin.files import LINT_FILE, fused_files
+from paft_plugin.files import LINT_FILE, fused_files, read_json
 from paft_plugin.formats import measured, number
 from paft_plugin.fusion.lint.findings import Finding, LintFile
 from paft_plugin.inspection.diagnosis.text import evidence_table
@@ -102,8 +101,8 @@ def search_part(run: Path) -> SearchPart | Missing | None:
     if not file.is_file():
         return None
     try:
-        return _part(run, json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return _part(run, read_json(file))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         return Missing("search", "Search of merge settings", f"{file.relative_to(run)} is damaged.")
 
 

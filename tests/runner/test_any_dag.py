@@ -70,7 +70,7 @@ def test_only_what_changed_runs_again_and_no_other_room_is_imported(program: Pro
     assert first["state"] == "finished"
     assert (program.run_dir / "both" / "x").read_text() == "1\n2\n3\n"
     others = {name for name in first["modules"] if not name.startswith("paft_plugin.runner")}
-    assert others == {"paft_plugin", "paft_plugin.errors", "paft_plugin.files"}
+    assert others == {"paft_plugin", "paft_plugin.errors", "paft_plugin.files", "paft_plugin.reading"}
     assert set(program.run()["statuses"].values()) == {"skipped"}
     (program.run_dir / "input").write_text("9\n8\n")
     assert program.run()["statuses"] == {"numbers": "done", "slow": "skipped", "both": "done"}

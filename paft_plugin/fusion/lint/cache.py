@@ -10,12 +10,12 @@ from mergekit.common import ModelReference
 from paft_plugin.deltas.delta import Delta, delta_of
 from paft_plugin.deltas.store import FLOATS, TensorStore, is_adapter, open_model
 from paft_plugin.errors import PaftError
+from paft_plugin.fusion.lint.document import CACHE, DTYPE
 from paft_plugin.fusion.lint.findings import Finding, Rule
 from paft_plugin.fusion.lint.recipe import SoundRecipe, recipe_check, weight_check
 from paft_plugin.fusion.mergekit_internals import name_in_cache
 from paft_plugin.schema import Keys
 
-CACHE, DTYPE = "--lora-merge-cache", "--lora-merge-dtype"
 TENSORS = 4
 """How many adapted tensors of a cached model are compared with the adapter: retraining changes all of them."""
 TOLERANCE = {"F32": 0.01, "F64": 0.01}
@@ -37,10 +37,11 @@ def flags(recipe: SoundRecipe) -> Iterator[Finding]:
     if not adapters:
         return
     fix = f"Run `mergekit-yaml RECIPE OUT {CACHE} NEW_FOLDER {DTYPE} float32`, or `axolotl paft merge`, which needs neither."
-    if recipe.document.option(CACHE) is None:
-        has = "the header's command has none" if recipe.document.command else "the recipe names no command that has it"
+    header = recipe.document.header
+    if header is None or header.cache is None:
+        has = "the header's command has none" if header else "the recipe names no command that has it"
         yield recipe.finding(ADAPTER_FLAGS, adapters[0][0], f"An adapter needs {CACHE}, and {has}.", fix)
-    elif recipe.document.option(DTYPE) not in ("float32", "float64"):
+    elif header.dtype not in ("float32", "float64"):
         yield recipe.finding(ADAPTER_ROUNDED, (), f"The header's command has no {DTYPE} float32.", fix)
 
 
@@ -90,10 +91,10 @@ def contents(recipe: SoundRecipe) -> Iterator[Finding]:
 
 
 def _models_in_cache(recipe: SoundRecipe) -> Iterator[tuple[Keys, Path, ModelReference]]:
-    cache = recipe.document.option(CACHE)
-    for keys, reference in recipe.references if cache else ():
-        if reference.lora and cache:
-            folder = Path(cache) / name_in_cache(reference)
+    header = recipe.document.header
+    for keys, reference in recipe.references:
+        if reference.lora and header and header.cache:
+            folder = header.cache / name_in_cache(reference)
             if folder.exists():
                 yield keys, folder, reference
 

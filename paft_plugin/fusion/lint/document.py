@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +10,45 @@ from typing import Any
 
 import yaml
 
-from paft_plugin.errors import PaftError
 from paft_plugin.fusion.lint.findings import Finding, Rule
-from paft_plugin.fusion.run import header_command
+from paft_plugin.reading import MOST_YAML_BYTES, UnreadableError, compose_yaml, parse_yaml, read_text
 from paft_plugin.schema import Keys
+
+PREFIX = "# mergekit-yaml "
+CACHE, DTYPE, RANDOM_SEED = "--lora-merge-cache", "--lora-merge-dtype", "--random-seed"
+"""The flags that `axolotl paft recipe` writes into a header, each with a value."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is understood of the `mergekit-yaml …` in a recipe's header. Nothing runs it: recipes are downloaded things."""
+
+    paths: tuple[str, ...] = ()
+    """Of the recipe and the output."""
+    cache: Path | None = None
+    """Where mergekit writes adapters as whole models."""
+    dtype: str | None = None
+    """In what it writes them."""
+
+
+def read_header(text: str) -> Header | None:
+    """The header's command, of a recipe's text; None without one. Flags that are not known mean nothing."""
+    line = next((line for line in text.splitlines() if line.startswith(PREFIX)), None)
+    try:
+        words = None if line is None else iter(shlex.split(line.removeprefix(PREFIX)))
+    except ValueError:  # a quote that is not closed
+        return None
+    if words is None:
+        return None
+    paths, values = [], {}
+    for word in words:
+        flag, _, value = word.partition("=")
+        if flag in (CACHE, DTYPE, RANDOM_SEED):
+            values[flag] = value or next(words, "")
+        elif not word.startswith("-"):
+            paths.append(word)
+    cache = values.get(CACHE)
+    return Header(tuple(paths[:2]), Path(cache) if cache else None, values.get(DTYPE))
 
 
 @dataclass(frozen=True)
@@ -25,8 +61,8 @@ class Document:
     """Keys → line of the key (or of the list's item), from 1."""
     duplicates: tuple[Keys, ...] = ()
     """Keys that stand more than once in their mapping."""
-    command: tuple[str, ...] | None = None
-    """The `mergekit-yaml …` of the header, as `axolotl paft recipe` writes it; None without one."""
+    header: Header | None = None
+    """The `mergekit-yaml …` above it, as `axolotl paft recipe` writes it; None without one."""
 
     def line(self, keys: Keys) -> int | None:
         """The line of a value, or of the nearest thing around it that has one."""
@@ -35,12 +71,6 @@ class Document:
     def finding(self, rule: Rule, keys: Keys, message: str, fix: str) -> Finding:
         """A finding at a place in this document."""
         return rule.found(self.file, self.line(keys), keys, message, fix)
-
-    def option(self, name: str) -> str | None:
-        """The value of an option in the header's command; None if it is not there."""
-        if self.command is None or name not in self.command[:-1]:
-            return None
-        return self.command[self.command.index(name) + 1]
 
 
 NOT_YAML = Rule.error(
@@ -52,31 +82,15 @@ def read(file: Path) -> Document | Finding:
     """Read a recipe; a finding if it can't be."""
     fix = "Give a mergekit recipe: `axolotl paft recipe` writes one."
     try:
-        text = file.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except OSError as error:
-        return NOT_YAML.found(file, None, (), f"{error.strerror or error}.", fix)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        return NOT_YAML.found(file, mark.line + 1 if mark else None, (), f"No valid YAML: {problem}.", fix)
+        text = read_text(file, MOST_YAML_BYTES)
+        content, node = parse_yaml(text, file), compose_yaml(text, file)
+    except UnreadableError as error:
+        return NOT_YAML.found(file, error.line, (), f"{error.what[0].upper()}{error.what[1:]}.", fix)
     if not isinstance(content, dict) or node is None:
         kind = "is empty" if content is None else f"holds a {type(content).__name__}, not keys with values"
         return NOT_YAML.found(file, None, (), f"The file {kind}.", fix)
     lines: dict[Keys, int] = {}
-    try:
-        duplicates = tuple(_places(node, (), lines))
-    except RecursionError:
-        return NOT_YAML.found(file, None, (), "An anchor (&) in it holds itself, so it has no end.", fix)
-    return Document(file, content, lines, duplicates, _command(file))
-
-
-def _command(file: Path) -> tuple[str, ...] | None:
-    try:
-        return tuple(header_command(file))
-    except (PaftError, ValueError):
-        return None
+    return Document(file, content, lines, tuple(_places(node, (), lines)), read_header(text))
 
 
 def _places(node: yaml.Node, keys: Keys, lines: dict[Keys, int]) -> Iterator[Keys]:

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from paft_plugin.errors import PaftError, did_you_mean, raise_if_any
+from paft_plugin.errors import PaftError, did_you_mean, printable, raise_if_any
 from paft_plugin.files import JsonFile
 from paft_plugin.schema import Keys, dotted
 
@@ -88,9 +88,9 @@ class Rule:
             severity=self.severity,
             file=file,
             line=line,
-            where=dotted(keys),
-            message=message,
-            fix=fix,
+            where=printable(dotted(keys)),
+            message=printable(message),
+            fix=printable(fix),
             plain_only=self.plain_only,
         )
 

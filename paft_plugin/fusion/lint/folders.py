@@ -41,8 +41,7 @@ def paths(recipe: SoundRecipe) -> Iterator[Finding]:
             if (path, as_adapter) not in told:
                 told.add((path, as_adapter))
                 yield from _path(recipe, keys, path, as_adapter)
-    command = recipe.document.command or ()
-    for path in command[1:3] if len(command) > 2 else ():
+    for path in recipe.document.header.paths if recipe.document.header else ():
         if not Path(path).is_absolute():
             message = f"The header's command names {path}, which is another place in every folder it is run from."
             yield recipe.finding(RELATIVE_PATH, (), message, "Write absolute paths there.")

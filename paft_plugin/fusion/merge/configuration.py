@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from mergekit.common import ModelPath, ModelReference
 from mergekit.config import MergeConfiguration
 from pydantic import BaseModel, ValidationError
 
-from paft_plugin.errors import PaftError, one_line, raise_if_any
-from paft_plugin.files import looks_local
+from paft_plugin.errors import PaftError, raise_if_any
+from paft_plugin.files import looks_local, resolved
+from paft_plugin.reading import parse_yaml, read_text
 
 _DICT_FORM = "Write it as `model: {model: {path: …}, lora: {path: …}}`: there a path may hold any character."
 
@@ -26,23 +26,13 @@ def read_recipe(recipe: Path) -> tuple[MergeConfiguration, str]:
     Raises:
         PaftError: No such file, no valid YAML, not what mergekit understands, or a model that is nowhere.
     """
-    try:
-        text = recipe.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise PaftError(f"{recipe}: no such recipe. Check the path, or write one with `axolotl paft recipe`.") from None
-    except IsADirectoryError:
-        raise PaftError(f"{recipe}: a folder, where a recipe (a mergekit YAML file) is wanted.") from None
-    except UnicodeDecodeError as error:
-        raise PaftError(f"{recipe}: no text in UTF-8 ({error.reason}). Give a mergekit YAML file.") from None
+    text = read_text(recipe, hint="Give a recipe (a mergekit YAML file), or write one with `axolotl paft recipe`.")
     return parse_recipe(text, recipe), text
 
 
 def parse_recipe(text: str, recipe: Path) -> MergeConfiguration:
     """`read_recipe` of a text; `recipe` names it in messages."""
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise PaftError(f"{recipe}: no valid YAML: {one_line(error)}") from None
+    content = parse_yaml(text, recipe)
     if not isinstance(content, dict):
         raise PaftError(
             f"{recipe}: not a recipe: a mergekit YAML file starts with keys such as merge_method and models."
@@ -114,9 +104,9 @@ def _with_absolute_paths(reference: ModelReference, recipe: Path, problems: list
 def _absolute_path(path: ModelPath, recipe: Path, problems: list[str]) -> ModelPath:
     # `base@x` as a string: mergekit takes what follows `@` for a revision, even of a folder.
     meant = [path.path, f"{path.path}@{path.revision}"] if path.revision else [path.path]
-    for candidate in (Path(text).expanduser() for text in meant):
+    for candidate in (resolved(Path(text)) for text in meant):
         if candidate.exists():
-            return ModelPath(path=str(candidate.resolve()))
+            return ModelPath(path=str(candidate))
     if (recipe.parent / path.path).exists():
         problems.append(
             f"{recipe}: {path.path}: no such folder from here, but there is one beside the recipe. "

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from paft_plugin.deltas.proof import Proof
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.arms import Arm, arm_named, read_run
@@ -18,6 +16,7 @@ from paft_plugin.files import PROOF_FILE, RECIPE_FILE, fused_files
 from paft_plugin.inspection.inspected import INSPECTION_FILE, InspectedPair, Inspection, read_inspection
 from paft_plugin.inspection.measures import Measures
 from paft_plugin.inspection.training_log import Curve, read_curve, shown
+from paft_plugin.reading import read_yaml_file
 
 BRANCH_INSPECTION = Path("inspection") / "branches"
 THRESHOLD = 1e-5
@@ -137,8 +136,8 @@ def _numbers(content: Any) -> dict[str, float]:
 def _recipe(file: Path, branches: Collection[str]) -> dict[str, Fused]:
     """Of a mergekit recipe, the models in folders that are named like branches."""
     try:
-        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+        recipe = read_yaml_file(file)
+    except PaftError:
         return {}
     fused = {}
     for model in _objects(recipe.get("models") if isinstance(recipe, dict) else None):

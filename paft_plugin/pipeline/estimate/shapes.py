@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from paft_plugin.files import read_json_or_nothing
+from paft_plugin.reading import read_header
 
 Shapes = Mapping[str, tuple[int, ...]]
-_LENGTH = 8  # bytes before a safetensors header, its length (github.com/huggingface/safetensors, "Format")
-_MOST = 100_000_000  # bytes: what the format allows a header
 
 
 def read_config(base: Path) -> dict[str, Any]:
@@ -47,13 +45,8 @@ def is_embedding(name: str) -> bool:
 
 
 def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    with file.open("rb") as content:
-        length = int.from_bytes(content.read(_LENGTH), "little")
-        if length > _MOST:
-            raise ValueError(f"{file} is no safetensors file")
-        for name, tensor in json.loads(content.read(length)).items():
-            if name != "__metadata__":
-                yield name, tuple(tensor["shape"])
+    for name, tensor in read_header(file)[1].items():
+        yield name, tuple(tensor["shape"])
 
 
 def _expected(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

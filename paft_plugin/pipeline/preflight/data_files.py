@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ from paft_plugin.errors import Findings, PaftError, collecting
 from paft_plugin.files import looks_local
 from paft_plugin.pipeline.branches import Branch, entries
 from paft_plugin.pipeline.hub import access, offline
+from paft_plugin.reading import parse_json
 
 FIRST, LAST = 64, 16
 """Rows that are looked at, at either end of a file."""
@@ -139,10 +139,7 @@ def _array(file: Path) -> Iterator[DataRow]:
 
 
 def _parsed(place: str, content: bytes, remedy: str) -> Any:
-    try:
-        return json.loads(content)
-    except ValueError as error:  # of the bytes, too
-        raise PaftError(f"{place}: no valid JSON ({error}). {remedy}") from None
+    return parse_json(content, place, remedy)
 
 
 def _csv(file: Path) -> Iterator[DataRow]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from paft_plugin.deltas.tokenizer import read_tokenizer
 from paft_plugin.errors import PaftError, one_line
-from paft_plugin.files import read_json
+from paft_plugin.files import read_json, resolved
 from paft_plugin.pipeline.estimate.shapes import count, weight_shapes
 from paft_plugin.pipeline.hub import cached_folder
 
@@ -47,8 +47,8 @@ def look_at(base: str) -> BaseModel:
     Raises:
         PaftError: Neither a folder with a model nor a hub name.
     """
-    path = Path(base).expanduser()
-    folder = path.resolve() if path.is_dir() else cached_folder(base)
+    path = resolved(Path(base))
+    folder = path if path.is_dir() else cached_folder(base)
     if folder is None:
         if path.exists() or base.count("/") != 1 or base.startswith((".", "~")):
             raise PaftError(f"{base} is neither a folder nor a hub name like org/model. Check the path.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paft_plugin.errors import PaftError
+from paft_plugin.files import resolved
 from paft_plugin.pipeline.preflight.data_files import SUFFIXES, Sample, local_files, read_sample
 from paft_plugin.pipeline.preflight.row_types import is_conversation, preference_entry, sft_advice, sft_entry
 
@@ -122,7 +123,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def _place(data: str) -> dict[str, Any]:
-    path = Path(data).expanduser().resolve()
+    path = resolved(Path(data))
     kind = {".parquet": "parquet", ".csv": "csv", ".arrow": "arrow"}.get(path.suffix, "json")
     return {"path": str(path), **({"ds_type": kind} if path.is_file() else {}), "split": "train"}
 
@@ -133,8 +134,8 @@ def _sample(data: str, option: str) -> Sample | None:
     Raises:
         PaftError: They cannot be read.
     """
-    path = Path(data).expanduser()
-    entry = {"path": str(path.resolve())}
+    path = resolved(Path(data))
+    entry = {"path": str(path)}
     files = local_files(entry)
     if not files:
         if path.exists():

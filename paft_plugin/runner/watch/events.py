@@ -19,6 +19,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from paft_plugin.files import shown
+from paft_plugin.reading import MissingFileError, parse_json, read_bytes
 from paft_plugin.runner.executor import StageResult, Watcher
 from paft_plugin.runner.logs import NO_READER, Figures, LogReader
 from paft_plugin.runner.stages import Stage
@@ -138,15 +140,15 @@ _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="e
 def read_events(run_dir: Path) -> list[Event]:
     """All events of all runs in `run_dir`, in order; none without the file. Lines that are torn or not ours are passed over."""
     try:
-        content = (run_dir / FILE).read_bytes()
-    except FileNotFoundError:
+        content = read_bytes(run_dir / FILE)
+    except MissingFileError:
         return []
     events = []
     for line in content.decode("utf-8", errors="replace").split("\n"):
         try:
-            event = json.loads(line)
+            event = parse_json(line, FILE)
             if event["schema"] == SCHEMA:
-                events.append(_EVENT.validate_python(event))
+                events.append(_EVENT.validate_python(shown(event)))
         except (ValidationError, ValueError, TypeError, KeyError):
             continue
     return events
