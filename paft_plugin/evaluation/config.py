@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_validator
 
-from paft_plugin.errors import PaftError
-from paft_plugin.reading import LimitedLoader, read_json_file, read_yaml_file
+from paft_plugin.reading import read_json_file
 from paft_plugin.schema import STRICT, Folder, MappingOfNames, known, raise_lines, validate
 
 
@@ -59,6 +56,9 @@ class EvaluationConfig(BaseModel):
     tasks: Folder | None = Field(
         default=None, description="Folder of lm-eval task files. Left out: lm-eval's own tasks."
     )
+    trust_task_code: bool = Field(
+        default=False, description="Whether task files of that folder may run code (!function); read it first."
+    )
     measures: MeasuresByTask = Field(
         min_length=1, description="lm-eval tasks or groups, as a list or with which number of each counts."
     )
@@ -94,37 +94,3 @@ def read_measures(file: Path) -> EvaluationConfig:
         PaftError: No such file, no JSON, or all that is wrong in it.
     """
     return validate(EvaluationConfig, read_json_file(file, "It should hold `evaluation:` as JSON."), file)
-
-
-def task_inputs(folder: Path) -> list[Path]:
-    """A folder of lm-eval task files, and every local file of items that they name: a score is out of date when one changes."""
-    found = [folder]
-    for file in sorted(folder.rglob("*.yaml")):
-        try:
-            content = read_yaml_file(file, loader=_AnyTag)
-        except PaftError:
-            continue  # whoever opens the tasks says so
-        if isinstance(content, dict):
-            kwargs = content.get("dataset_kwargs") or {}
-            found += _files_named(kwargs.get("data_files") if isinstance(kwargs, dict) else None)
-            found += _files_named(content.get("dataset_path"))
-    return list(dict.fromkeys(found))
-
-
-class _AnyTag(LimitedLoader):
-    """YAML with lm-eval's `!function`, which is of no interest here."""
-
-
-_AnyTag.add_multi_constructor("", lambda _loader, _tag, _node: None)
-
-
-def _files_named(named: Any) -> Iterator[Path]:
-    """The files that a path, a pattern, or a list or mapping of them comes to."""
-    if isinstance(named, str) and Path(named).is_absolute():
-        yield from (Path(path) for path in sorted(glob.glob(named)))  # noqa: PTH207 - Path.glob refuses absolute patterns
-    elif isinstance(named, dict):
-        for value in named.values():
-            yield from _files_named(value)
-    elif isinstance(named, list):
-        for value in named:
-            yield from _files_named(value)

@@ -48,7 +48,7 @@ def score(
     with collecting(problems):
         device = usable_device(config.device, "evaluation.device")
     with collecting(problems):
-        measures, tasks = open_measures(config.measures, config.tasks)
+        measures, tasks = open_measures(config.measures, config.tasks, trusted=config.trust_task_code)
     raise_if_any(problems)
 
     config = config.model_copy(update={"device": device})

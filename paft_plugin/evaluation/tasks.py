@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from paft_plugin.errors import PaftError, collecting, did_you_mean, one_line, raise_if_any, some
 from paft_plugin.evaluation.config import MeasureConfig
 from paft_plugin.evaluation.results import Measure
+from paft_plugin.evaluation.task_code import check_tasks, fill_templates_in_sandbox
 
 if TYPE_CHECKING:
     from lm_eval.api.group import ConfigurableGroup
@@ -58,13 +59,18 @@ def _parts(tree: Mapping[Any, Any]) -> dict[str, Task]:
 class Catalogue:
     """The tasks that there are in a folder; None: lm-eval's own.
 
+    `trusted` is `trust_task_code` of the section `where`: whether files of the folder may run code.
+
     Raises:
-        PaftError: A file in the folder is no YAML.
+        PaftError: A file in the folder is no YAML, or would run code.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, where: str = "evaluation", trusted: bool = False) -> None:
         from lm_eval.tasks import TaskManager
 
+        fill_templates_in_sandbox()
+        if folder is not None:
+            check_tasks(folder, where, trusted)
         self._place = f"in {folder}" if folder else "of lm-eval"
         # lm-eval's own tasks are thousands of files to look through.
         try:
@@ -151,6 +157,7 @@ def open_measures(
     measures: Mapping[str, MeasureConfig],
     folder: Path | None,
     where: str = "evaluation.measures",
+    trusted: bool = False,
     open_one: Callable[[Catalogue, str, str], OpenTask] = Catalogue.open,
 ) -> tuple[list[Measure], dict[str, OpenTask]]:
     """Open the tasks of all measures, from a folder or lm-eval's own; returns the measures in order, and the tasks by name.
@@ -161,7 +168,7 @@ def open_measures(
     Raises:
         PaftError: All that is wrong: an unknown task, metric or filter, items that cannot be read, overlapping groups.
     """
-    catalogue = Catalogue(folder)
+    catalogue = Catalogue(folder, where.partition(".")[0], trusted)
     settled: list[Measure] = []
     tasks: dict[str, OpenTask] = {}
     problems: list[str] = []

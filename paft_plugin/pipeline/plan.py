@@ -11,7 +11,7 @@ from string import Template
 from paft_plugin import __version__
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.arms import RUN_FILE, Arm, RunFile, Step
-from paft_plugin.evaluation.config import task_inputs
+from paft_plugin.evaluation.task_code import task_inputs
 from paft_plugin.files import json_text, read_json_or_nothing, write_text
 from paft_plugin.fusion.recipe.render import adapter_recipe
 from paft_plugin.pipeline.arms import BRANCHES, MODELS, WHOLE, Setup

@@ -41,6 +41,9 @@ class SearchConfig(BaseModel):
     tasks: Folder | None = Field(
         default=None, description="Folder of lm-eval task files. Left out: lm-eval's own tasks."
     )
+    trust_task_code: bool = Field(
+        default=False, description="Whether task files of these folders may run code (!function); read it first."
+    )
     test_tasks: Folder | None = Field(
         default=None,
         description="Folder of the task files that will judge the result: an item of theirs is never searched on.",

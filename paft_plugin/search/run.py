@@ -80,7 +80,7 @@ def _search(request: SearchRequest, console: Console) -> Outcome:
     search = request.search
     device = usable_device(search.device, "search.device")
     inputs = _branch_inputs(request)
-    goals, tasks = open_goals(search.objectives, search.tasks, search.test_tasks)
+    goals, tasks = open_goals(search.objectives, search.tasks, search.test_tasks, search.trust_task_code)
     folder = request.folder
     with locked(folder):
         console.print(f"Loading {request.base} …", highlight=False, markup=False)

@@ -25,7 +25,10 @@ WHY = "A search that chose by test items could not be judged by them any more"
 
 
 def open_goals(
-    objectives: Mapping[str, MeasureConfig], folder: Path | None, test_folder: Path | None = None
+    objectives: Mapping[str, MeasureConfig],
+    folder: Path | None,
+    test_folder: Path | None = None,
+    trusted: bool = False,
 ) -> tuple[list[Measure], dict[str, OpenTask]]:
     """Open the tasks of all objectives on their validation items; returns the objectives in order, and the tasks by name.
 
@@ -34,9 +37,9 @@ def open_goals(
     Raises:
         PaftError: All that is wrong: an unknown task, metric or filter; a task without validation items; test items.
     """
-    goals, tasks = open_measures(objectives, folder, "search.objectives", _open_validation)
+    goals, tasks = open_measures(objectives, folder, "search.objectives", trusted, _open_validation)
     if test_folder is not None:
-        raise_if_any(_shared_items(tasks, test_folder))
+        raise_if_any(_shared_items(tasks, test_folder, trusted))
     return goals, tasks
 
 
@@ -80,10 +83,10 @@ def _named_like_test(file: Path) -> bool:
     return bool(TEST_FOLDER.fullmatch(file.parent.name))
 
 
-def _shared_items(tasks: Mapping[str, OpenTask], test_folder: Path) -> list[str]:
+def _shared_items(tasks: Mapping[str, OpenTask], test_folder: Path, trusted: bool) -> list[str]:
     """A problem for each task of which an item is among those of the test tasks."""
     tested: dict[str, str] = {}
-    judging = Catalogue(test_folder)
+    judging = Catalogue(test_folder, "search", trusted)
     for name in judging.single_tasks:
         (test,) = judging.open(name, f"search.test_tasks: {name}").parts.values()
         tested |= dict.fromkeys(map(_identity, test.eval_docs), name)

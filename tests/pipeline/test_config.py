@@ -104,7 +104,7 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
     assert said.startswith("no such file")
     assert "axolotl paft init" in said
     (said,) = problems(tmp_path)
-    assert "cannot be read" in said
+    assert "a folder, where a file is wanted" in said
     file = tmp_path / "paft.yml"
     write_yaml(file, {})
     assert {problem.partition(":")[0] for problem in problems(file)} == {"base", "sft", "preference", "output_dir"}

@@ -101,7 +101,7 @@ def check_evaluation(setup: Setup) -> Findings:
     from paft_plugin.evaluation.tasks import open_measures
 
     with collecting(findings.problems), quiet():
-        open_measures(evaluation.measures, evaluation.tasks)
+        open_measures(evaluation.measures, evaluation.tasks, trusted=evaluation.trust_task_code)
     return findings
 
 
