@@ -19,6 +19,7 @@ from paft_plugin.demo import world
 from paft_plugin.demo.data import MOST_ITEMS, write_data, write_tasks
 from paft_plugin.demo.pretrain import build_tokenizer
 from paft_plugin.errors import PaftError
+from tests.offered import NEW_LINE
 
 MEASURES = ("skill", "retained", "style", "preference")
 FILES = ("sft", "preference", *(f"{split}/{measure}" for split in ("validation", "test") for measure in MEASURES))
@@ -191,7 +192,8 @@ def test_axolotl_reads_the_pairs_as_the_chat_template_writes_them(full: Path, al
             "chat_template.default", config(type="chat_template.default", field_messages="question"), dataset_idx=0
         )
     else:
-        transform = load_orpo("chat_template.argilla", config(type="chat_template.argilla"), dataset_idx=0)
+        loaded = load_orpo("chat_template.argilla", config(type="chat_template.argilla"), dataset_idx=0)
+        transform = loaded[0] if NEW_LINE else loaded  # since 0.20 with what `map` is given beside it, as for DPO
     for row in rows(full, "preference")[:200]:
         read = transform(row, tokenizer=tokenizer)
         prompt = prompt_of(row)

@@ -31,7 +31,7 @@ def seeded_train(config: Path) -> subprocess.CompletedProcess[str]:
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600, check=False)
 
 
 def succeed(run: Any) -> None:

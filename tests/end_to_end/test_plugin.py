@@ -50,12 +50,15 @@ def test_more_strength_more_sparsity(config: Config, tmp_path: Path) -> None:
     assert norm[0] > norm[1] > norm[2]
 
 
-def test_merge_lora_takes_the_same_config(config: Config, tmp_path: Path) -> None:
+def test_the_other_commands_take_the_same_config(config: Config, tmp_path: Path) -> None:
     """`lora_model_dir` is refused in training, but it is how axolotl's other commands find the adapter."""
     path = config("penalised", paft_l1_lambda=1e-3, num_epochs=1, **PLUGIN, **LORA)
     succeed(axolotl_train(path))
     succeed(axolotl("merge-lora", str(path), f"--lora-model-dir={tmp_path / 'penalised'}"))
     assert (tmp_path / "penalised" / "merged" / "model.safetensors").exists()
+    asked = axolotl("inference", str(path), f"--lora-model-dir={tmp_path / 'penalised'}", *LOCAL)
+    succeed(asked)  # it waits for instructions, and there are none
+    assert "Give me an instruction" in asked.stdout
     if NEW_LINE:
         # It converts with llama.cpp's script; this one stands in for that, which a machine need not have.
         (tmp_path / "convert_hf_to_gguf.py").write_text("import pathlib, sys; pathlib.Path(sys.argv[3]).touch()")
