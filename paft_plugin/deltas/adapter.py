@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from paft_plugin.deltas.store import TensorStore, hollow, open_adapter_weights
@@ -39,6 +40,7 @@ _MERGE = (
     "or retrain with plain LoRA."
 )
 _RETRAIN = "Retrain with plain LoRA."
+_NO_SCALE = "has the value {!r:.40}, which is no finite number, so its delta would not be finite either. Correct it."
 # Config keys that make a change which is not s·BA on base weights, and the way out.
 REFUSED_KEYS = {
     "use_dora": f"DoRA also rescales each row. {_MERGE}",
@@ -262,9 +264,23 @@ def unsupported(folder: Path, config: dict[str, Any]) -> list[str]:
             f"{where}: init_lora_weights is {initial!r}, which changes the base that the adapter starts from. "
             "Convert it (PEFT: save_pretrained(…, path_initial_model_for_weight_conversion=…)), or retrain with the default."
         )
-    if not isinstance(config.get("lora_alpha"), (int, float)):
+    if config.get("lora_alpha") is None:
         problems.append(f"{where}: lora_alpha is missing, so its scale is unknown. Repeat the run that writes it.")
+    elif not _is_scale(config["lora_alpha"]):
+        problems.append(f"{where}: lora_alpha {_NO_SCALE.format(config['lora_alpha'])}")
+    ranks = [config["r"]] if "r" in config else []
+    ranks += config["rank_pattern"].values() if isinstance(config.get("rank_pattern"), dict) else []
+    problems += [
+        f"{where}: r or rank_pattern has the value {rank!r}, which is no rank: those are whole numbers from 1 up. Correct it."
+        for rank in ranks
+        if type(rank) is not int or rank < 1
+    ]
     return problems + [f"{where}: {problem}" for problem in _pattern_problems(config.get("alpha_pattern") or {})]
+
+
+def _is_scale(alpha: object) -> bool:
+    """Whether a value of the config is a number that fp32 can hold, in which deltas are computed; JSON's NaN is none."""
+    return type(alpha) in (int, float) and abs(alpha) <= torch.finfo(torch.float32).max  # type: ignore[arg-type]
 
 
 def _pattern_problems(patterns: Any) -> list[str]:
@@ -272,8 +288,8 @@ def _pattern_problems(patterns: Any) -> list[str]:
         return ["alpha_pattern is no table of patterns. Repeat the run that writes it."]
     problems = []
     for pattern, alpha in patterns.items():
-        if not isinstance(alpha, (int, float)):
-            problems.append(f"alpha_pattern: {pattern!r} has the value {alpha!r}, which is no number. Correct it.")
+        if not _is_scale(alpha):
+            problems.append(f"alpha_pattern: {pattern!r} {_NO_SCALE.format(alpha)}")
         try:
             re.compile(rf"(.*\.)?({pattern})$")
         except re.error as error:

@@ -84,13 +84,14 @@ def branch_findings(base: TensorStore, branch: Path) -> Findings:
 def check_finite(branch: Path) -> list[str]:
     """Tensors of a branch that hold NaN or infinity, as one problem, read one at a time; `PaftError` if it cannot be opened."""
     store = open_adapter(branch).store if is_adapter(branch) else open_model(branch)
-    broken = [name for name in store.names if not _is_finite(store.tensor(name))]
+    broken = [name for name in store.names if not is_finite(store.tensor(name))]
     if not broken:
         return []
     return [f"{branch}: NaN or infinity in {some(broken)}: its training diverged. Retrain with a lower learning rate."]
 
 
-def _is_finite(tensor: torch.Tensor) -> bool:
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     # Both propagate NaN, and unlike isfinite() need no second tensor.

@@ -80,8 +80,13 @@ class TensorStore:
         """One tensor, in its own shape and dtype, on the CPU."""
         # A handle of its own, whose memory map goes with the tensor: the pages of a file that stays mapped count as this
         # process's memory once they were read, in the end as much as the whole model.
-        with safe_open(self._files[name], framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
+        try:
+            with safe_open(self._files[name], framework="pt") as file:
+                tensor: Tensor = file.get_tensor(name)
+        except SafetensorError as error:
+            raise PaftError(
+                f"{self._files[name]}: changed while it was read ({error}). Repeat this once nothing writes it any more."
+            ) from None
         return tensor
 
     def slices(self, name: str) -> Slices:

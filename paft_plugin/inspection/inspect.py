@@ -214,28 +214,34 @@ class _Everything:
             for pair in (itertools.combinations(deltas, 2) if settings.pairs else ())
         }
         self._diverged: dict[str, list[str]] = {}
+        self._broken: dict[str, None] = {}
+        """Tensors of the base that are not finite themselves."""
 
     def add(self, result: TensorResult) -> None:
         """Take in the next tensor, in the order of layers."""
         for which, tally in result.tallies.items():
-            if not tally.is_finite:
+            if not math.isfinite(tally.base_squares):
+                self._broken[result.name] = None
+            elif not tally.is_finite:
                 self._diverged.setdefault(which, []).append(result.name)
             elif tally.entries:
                 self._of_deltas[which].add(result.name, result.shape, tally, tally.measures(result.ranks[which]))
         for pair, sums in result.pairs.items():
-            if sums.entries and not self._diverged:
+            if sums.entries and not (self._diverged or self._broken):
                 figures = sums.interference(result.subspaces[pair])
                 self._of_pairs[pair].add(result.name, result.shape, sums, figures)
 
     def inspection(self, base: Path) -> Inspection:
-        """All figures; raises `PaftError` if a delta is not finite."""
-        raise_if_any(
-            [
-                f"{self._deltas[which].branch}: NaN or infinity in its delta of {some(names)}: its training diverged. "
-                "Retrain with a lower learning rate."
-                for which, names in self._diverged.items()
-            ]
+        """All figures; raises `PaftError` if a delta or the base is not finite."""
+        of_base = (
+            f"{base}: NaN or infinity in {some(list(self._broken))}: nothing can be measured there. Download it again."
         )
+        of_deltas = [
+            f"{self._deltas[which].branch}: NaN or infinity in its delta of {some(names)}: its training diverged. "
+            "Retrain with a lower learning rate."
+            for which, names in self._diverged.items()
+        ]
+        raise_if_any([*([of_base] if self._broken else []), *of_deltas])
         return Inspection(
             base=str(base.absolute()),
             base_fingerprint=None,

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from paft_plugin.deltas.belongs import check_belongs
+from paft_plugin.deltas.belongs import check_belongs, check_finite
 from paft_plugin.deltas.delta import open_delta
 from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.evaluation.candidates import Candidate, load
@@ -29,6 +29,7 @@ from paft_plugin.evaluation.scorer import Scorer, quiet, tokenise_once
 from paft_plugin.files import fingerprint
 from paft_plugin.formats import number
 from paft_plugin.fusion.merge import open_fusion
+from paft_plugin.fusion.merge.fusion import NotFiniteError
 from paft_plugin.fusion.recipe.write import write_recipe
 from paft_plugin.machine import usable_device
 from paft_plugin.search.config import SearchRequest, too_few
@@ -88,13 +89,19 @@ def _search(request: SearchRequest, console: Console) -> Outcome:
         with quiet():
             scorer = Scorer(model.lm, tasks, search.limit)
         spaces = make_spaces(search.methods)
-        inputs |= _scoring_inputs(request, goals, scorer, spaces)
+        branches = inputs
+        inputs = branches | _scoring_inputs(request, goals, scorer, spaces)
         with open_study(folder, [goal.direction for goal in goals], inputs, spaces, search.seed) as study:
             bench = _Bench(request, goals, model, scorer, folder / ".trial.yml")
             try:
                 stopped = _try_all(study, bench, console)
             finally:
                 bench.recipe.unlink(missing_ok=True)
+            if changed := [name for name, content in _branch_inputs(request).items() if content != branches[name]]:
+                raise PaftError(
+                    f"{folder}: {' and '.join(changed)} changed during the search, so its trials are of different models. "
+                    "Delete the folder and search anew once nothing writes them any more."
+                )
             items = {goal.task: scorer.items(goal.task) for goal in goals}
             versions = {name: version(name) for name in LIBRARIES}
             outcome = Outcome(request, device, goals, study.finished(), inputs, versions, items)
@@ -117,7 +124,10 @@ class _Bench:
     def score(self, proposal: Proposal) -> tuple[list[float] | None, list[float | None]]:
         """The scores of some settings, None if one is no finite number; and their standard errors where there are any."""
         write_recipe(recipe_request(self.request, proposal.method, proposal.options, self.recipe))
-        self.model.become(self.recipe, self.request.search.seed)
+        try:
+            self.model.become(self.recipe, self.request.search.seed)
+        except NotFiniteError:
+            return None, [None for _ in self.goals]
         with quiet():
             found = score_model(self.scorer, self.goals, "search.objectives")
         values = [found.scores[goal.name] for goal in self.goals if goal.name in found.scores]
@@ -207,7 +217,9 @@ def _progress(console: Console, total: int, done: int) -> Iterator[Callable[[], 
 def _branch_inputs(request: SearchRequest) -> dict[str, str]:
     """Fingerprints of the base and the branches; everything that keeps them from belonging together is said here."""
     problems = [
-        problem for branch in (request.sft, request.preference) for problem in check_belongs(request.base, branch)
+        problem
+        for branch in (request.sft, request.preference)
+        for problem in check_belongs(request.base, branch) or check_finite(branch)
     ]
     raise_if_any(list(dict.fromkeys(problems)))
     sft, preference = (open_delta(request.base, branch) for branch in (request.sft, request.preference))

@@ -107,7 +107,7 @@ def test_values_at_the_edge_scale_as_peft_loads_them(models: Path, tmp_path: Pat
     ("changes", "says"),
     [
         ({"alpha_pattern": {"q_proj(": 1}}, "'q_proj(' is no regular expression"),
-        ({"alpha_pattern": {"q_proj": "8"}}, "has the value '8', which is no number"),
+        ({"alpha_pattern": {"q_proj": "8"}}, "has the value '8', which is no finite number"),
         ({"alpha_pattern": ["q_proj"]}, "alpha_pattern is no table"),
         ({"lora_alpha": None}, "lora_alpha is missing"),
     ],

@@ -35,6 +35,15 @@ class Product:
         """R."""
         return self.A.shape[0]
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether B·A holds neither NaN nor infinity in fp32; it is formed only where its factors do not rule that out."""
+        bound = float(self.B.abs().amax(dim=0).double() @ self.A.abs().amax(dim=1).double())
+        if bound <= torch.finfo(torch.float32).max:
+            return True
+        rows = max(1, BLOCK // self.A.shape[1])
+        return all(bool((B @ self.A).isfinite().all()) for B in self.B.split(rows))
+
 
 @dataclass(frozen=True)
 class Truncation:

@@ -5,16 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from mergekit.common import ModelReference
 from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
 from torch import Tensor
 
+from paft_plugin.deltas.belongs import is_finite
 from paft_plugin.errors import PaftError
-from paft_plugin.fusion.adapter.factors import Truncation, least_errors, side_by_side, truncate_dense, truncate_product
+from paft_plugin.fusion.adapter.factors import (
+    Product,
+    Truncation,
+    least_errors,
+    side_by_side,
+    truncate_dense,
+    truncate_product,
+)
 from paft_plugin.fusion.adapter.fused_delta import WITHOUT, FusedDelta, changes, check_planned
 from paft_plugin.fusion.adapter.peft_model import Slot
+from paft_plugin.fusion.merge.fusion import NotFiniteError
 
+Held = TypeVar("Held", Tensor, Product)
 # Up to this size the errors of all ranks are cheap to work out: half a second.
 SMALL = 1024
 # What equal tensors may differ by after an average of them, relative to the greatest: their rounding in fp32.
@@ -93,13 +104,13 @@ def _sum_of_adapters(
         whole = base.float()
         for model, coefficient in adapters.items():
             whole = whole + coefficient * fused.delta(model, name)
-        yield Saved(slot, whole.to(base.dtype))
+        yield Saved(slot, _checked(fused, name, whole.to(base.dtype)))
         return
     parts = []
     for model, coefficient in adapters.items():
         scale, B, A = fused.factors(model, name)
         parts.append((coefficient * scale, B, A))
-    product = side_by_side(parts)
+    product = _checked(fused, name, side_by_side(parts))
     yield Adapted(slot, truncate_product(product, rank or product.rank))
 
 
@@ -119,14 +130,14 @@ def _change_by_merge(
             "resize a vocabulary. Resize the base first, or merge without --adapter."
         )
     base = stored.float()
-    delta = merged.float() - base
+    delta = _checked(fused, name, merged.float() - base)
     touched = any(changes(fused.fusion.loaders[model], name, fused.store) for model in merge.model_order)
     if not touched and float(delta.abs().max()) <= DUST * float(base.abs().max()):
         return
     slot = fused.slot_of(name)
     if fused.is_whole(name, slot):
         if delta.any():
-            yield Saved(slot, merged.to(stored.dtype))
+            yield Saved(slot, _checked(fused, name, merged.to(stored.dtype)))
         return
     matrix = (delta.T if slot.transposed else delta).to(fused.fusion.options.device)
     truncation, kind = truncate_dense(matrix, rank), kind_of(slot.module)
@@ -134,3 +145,13 @@ def _change_by_merge(
         sampled.add(kind)
         truncation = replace(truncation, tail=least_errors(matrix))
     yield Adapted(slot, truncation)
+
+
+def _checked(fused: FusedDelta, name: str, held: Held) -> Held:
+    """What an adapter is to hold of a tensor's change, unless NaN or infinity comes of it."""
+    if held.is_finite if isinstance(held, Product) else is_finite(held):
+        return held
+    raise NotFiniteError(
+        f"{fused.fusion.recipe}: the fused delta of {name} would hold NaN or infinity. A weight, lambda, an adapter's lora_alpha "
+        "or its factors are too large, or the base itself holds them there. Correct that, or merge without --adapter."
+    )

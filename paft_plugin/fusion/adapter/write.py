@@ -22,6 +22,8 @@ from paft_plugin.fusion.merge.fusion import Fusion
 from paft_plugin.fusion.merge.write import (
     GENERATION_CONFIG,
     check_chat_template,
+    check_unchanged,
+    fingerprints,
     provenance_record,
     provenance_text,
     write_tokenizer,
@@ -143,13 +145,15 @@ def write_adapter(
     check_chat_template(fusion)
     fused = open_fused_delta(fusion)
     with whole_folder(out) as folder:
+        before = fingerprints(fusion)
         contents = _write_adapter_file(fused, folder, rank, max_error, quiet)
         errors = contents.errors
         _refuse_above(errors, max_error)
+        check_unchanged(fusion, before)
         # The tokenizer of a recipe that builds one is known only now, and to the fusion that ran.
-        warnings = write_tokenizer(fused.fusion, folder)
+        warnings = [*fused.fusion.notes, *write_tokenizer(fused.fusion, folder)]
         (folder / GENERATION_CONFIG).unlink(missing_ok=True)
-        record = provenance_record(fusion, findings)
+        record = provenance_record(fusion, before, [*findings, *fused.fusion.notes])
         record |= {"kind": "fused adapter", "adapter": contents.as_json(rank, max_error)}
         write_json(folder / PROOF_FILE, record)
         write_text(folder / "mergekit_config.yml", fusion.text)

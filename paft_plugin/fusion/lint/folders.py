@@ -146,8 +146,9 @@ def finite(recipe: SoundRecipe) -> Iterator[Finding]:
 
 
 def not_finite(recipe: SoundRecipe, entry: MergeInput, tensors: list[str]) -> Finding:
-    """The finding for a whole model with NaN or infinity in these tensors."""
-    message = f"{entry.folder}: NaN or infinity in {some(tensors)}."
+    """The finding for a model or an adapter's delta with NaN or infinity in these tensors."""
+    kind = "its delta of " if entry.reference.lora else ""
+    message = f"{entry.folder}: NaN or infinity in {kind}{some(tensors)}."
     return recipe.finding(NOT_FINITE, entry.keys, message, "Retrain it with a lower learning rate.")
 
 

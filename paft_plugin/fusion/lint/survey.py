@@ -77,6 +77,11 @@ def survey(recipe: SoundRecipe) -> Iterator[TensorFacts]:
         yield _look_at(recipe, name, shared, own)
 
 
+def _finite_where(base: Tensor, change: Tensor) -> bool:
+    """Whether a change is finite wherever the base is."""
+    return bool((change.isfinite() | ~base.isfinite()).all())
+
+
 def _look_at(recipe: SoundRecipe, name: str, shared: dict[str, Any], own: dict[int, dict[str, Any]]) -> TensorFacts:
     assert recipe.base is not None
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
@@ -92,7 +97,7 @@ def _look_at(recipe: SoundRecipe, name: str, shared: dict[str, Any], own: dict[i
     for index, delta in recipe.deltas.items():
         change = delta.one(name).flatten() if name in delta.names else torch.zeros(entries)
         # A sum is a third of the work, and finite only if all of it is.
-        finite = bool(torch.isfinite(change.sum())) or bool(torch.isfinite(change).all())
+        finite = bool(torch.isfinite(change.sum())) or _finite_where(recipe.base.tensor(name).flatten(), change)
         sample = change if chosen is None else change[chosen]
         sample = torch.nan_to_num(sample, nan=0.0, posinf=0.0, neginf=0.0)
         samples[index] = sample

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from mergekit.merge_methods.generalized_task_arithmetic import GeneralizedTaskArithmeticMerge
 from mergekit.sparsify import SparsificationMethod
 
+from paft_plugin.deltas.belongs import check_finite
 from paft_plugin.fusion.lint.findings import Finding, Rule
 from paft_plugin.fusion.lint.folders import not_finite
 from paft_plugin.fusion.lint.recipe import MergeInput, SoundRecipe
@@ -42,7 +43,7 @@ ZERO_DELTA = Rule.warning(410, "zero-delta", "A branch equals the base: it adds 
 def zero(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
     """A branch that equals the base."""
     for index, entry in branches(recipe):
-        if all(fact.looks[index].absolute == 0 for fact in facts):
+        if all(fact.looks[index].absolute == 0 and fact.looks[index].finite for fact in facts):
             message = f"{entry.folder.name} equals the base model: its delta is 0."
             fix = "Check that it was trained, and that it is the folder you mean."
             yield recipe.finding(ZERO_DELTA, entry.keys, message, fix)
@@ -50,10 +51,10 @@ def zero(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
 
 @delta_check
 def finite(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
-    """NaN or infinity in a whole model (an adapter's file is looked at without the base)."""
+    """NaN or infinity in a whole model, or in the product of an adapter's factors (its file is looked at without the base)."""
     for index, entry in branches(recipe):
         broken = [fact.name for fact in facts if not fact.looks[index].finite]
-        if broken and not entry.reference.lora:
+        if broken and not (entry.reference.lora and check_finite(entry.folder)):
             yield not_finite(recipe, entry, broken)
 
 

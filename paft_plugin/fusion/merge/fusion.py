@@ -19,6 +19,7 @@ from peft import PeftConfig, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from paft_plugin.deltas.belongs import is_finite
 from paft_plugin.deltas.skeleton import build_model
 from paft_plugin.errors import PaftError, one_line
 from paft_plugin.fusion.merge.configuration import read_recipe, references, without_adapters
@@ -31,6 +32,10 @@ from paft_plugin.machine import usable_device
 
 OLD_BUFFERS = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 """Tensors of old checkpoints which mergekit lists, and which transformers no longer saves."""
+
+
+class NotFiniteError(PaftError):
+    """A fused tensor that would hold NaN or infinity where the base has none."""
 
 
 @dataclass
@@ -49,6 +54,8 @@ class Fusion:
     """Of the merged model."""
     tokenizer: PreTrainedTokenizerBase | None = field(default=None, init=False)
     """The one that `tokenizer:` in the recipe asks for, once all tensors came."""
+    notes: list[str] = field(default_factory=list, init=False)
+    """What is to be said of the tensors that came."""
 
     def tensors(self, quiet: bool = True) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, fused tensor in the recipe's `out_dtype`, on the CPU) in mergekit's order, each computed when asked for.
@@ -57,6 +64,7 @@ class Fusion:
         end (or `close()`), mergekit's global cache of open models holds this recipe's.
 
         Raises:
+            NotFiniteError: A fused tensor would hold NaN or infinity where the base has none.
             PaftError: A parameter that the method does not take, or tensors that don't fit one another.
         """
         with self.planned() as plan:
@@ -75,6 +83,7 @@ class Fusion:
         random = draws(method_called(self.config.merge_method))
         stream = Stream(self.seed, self.loaders, self.options.device) if random else None
         items = plan.run(quiet)
+        self.notes.clear()
         while True:
             with stream.flowing() if stream else nullcontext():
                 item = next(items, None)
@@ -83,7 +92,25 @@ class Fusion:
             if isinstance(item, TokenizerInfo):
                 self.tokenizer = item.tokenizer
             else:
+                if not is_finite(item[1]):
+                    self._refuse_unless_before(plan, *item)
                 yield item
+
+    def _refuse_unless_before(self, plan: MergePlan, name: str, tensor: Tensor) -> None:
+        """Let NaN and infinity pass where the base has them, too, and note that."""
+        spots = ~tensor.isfinite()
+        befores = plan.before(name)
+        if befores and not any(one.shape != tensor.shape or bool((spots & one.isfinite()).any()) for one in befores):
+            self.notes.append(
+                f"{name}: NaN or infinity in {int(spots.sum())} entries, as in the base model. They stay."
+            )
+            return
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        raise NotFiniteError(
+            f"{self.recipe}: {name} would be NaN or infinite in {int(spots.sum())} of its {tensor.numel()} entries, where the "
+            f"base is not. A weight, lambda, an adapter's lora_alpha or its factors are too large for {dtype}, or a model is "
+            "broken. Correct that, or merge with a wider dtype and out_dtype."
+        )
 
     @contextmanager
     def _mistakes(self) -> Iterator[None]:

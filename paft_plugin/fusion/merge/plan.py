@@ -48,6 +48,7 @@ class MergePlan:
         saves = [task for task in targets if isinstance(task, SaveTensor)]
         self.names = [save.tensor_name for save in saves]
         """Names of the merged tensors; optional ones may still not come."""
+        self._merges = {save.tensor_name: save.tensor_task for save in saves}
         raise_if_any(_misfits(saves, loaders))
         self._graph = Graph(targets, self._device, self._received)
         merges = [(merge, save) for save in saves if (merge := _plain_merge(save))]
@@ -66,6 +67,16 @@ class MergePlan:
                         yield task.tensor_name, tensor
                 elif isinstance(value, TokenizerInfo):
                     yield value
+
+    def before(self, name: str) -> list[Tensor]:
+        """What the base has in the place of a merged tensor, as stored; without a base, what each input has there."""
+        merge = self._merges[name]
+        # With a tokenizer the inputs are permuted on their way.
+        gather = getattr(merge.gather_tensors, "gather_tensors", merge.gather_tensors)
+        loads = {load.model: load for load in gather.arguments().values()}
+        wanted = [merge.base_model] if merge.base_model in loads else list(loads)
+        names = {model: stored_name(loads[model], self._loaders[model]) for model in wanted}
+        return [self._loaders[model].store.tensor(stored) for model, stored in names.items() if stored]
 
     def _one(self, merge: ExecuteMergeMethodTask, save: SaveTensor) -> Tensor | None:
         inputs = self._ahead.take(merge)

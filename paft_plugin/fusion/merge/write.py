@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +14,9 @@ from typing import Any
 from mergekit.card import generate_card
 from mergekit.common import ModelPath, ModelReference
 
-from paft_plugin.errors import PaftError
+from paft_plugin.deltas.adapter import open_adapter
+from paft_plugin.deltas.store import open_model
+from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.files import PROOF_FILE, write_json, write_text
 from paft_plugin.fusion.merge.configuration import references, without_adapters
 from paft_plugin.fusion.merge.fusion import Fusion
@@ -68,6 +70,7 @@ def fill_folder(
     """`write_fusion` into a folder that is there; its card calls the model by this name."""
     most = shard_bytes(shard_size)
     check_chat_template(fusion)
+    before = fingerprints(fusion)
     with fusion.planned() as plan:
         writer = ShardedWriter(folder, plan.names, most)
         # One tensor is written while the next is merged.
@@ -80,9 +83,10 @@ def fill_folder(
             if under_way is not None:
                 under_way.result()
             writer.finish()
-    warnings = write_tokenizer(fusion, folder)
+    check_unchanged(fusion, before)
+    warnings = [*fusion.notes, *write_tokenizer(fusion, folder)]
     fusion.model_config.save_pretrained(folder)
-    record = provenance_record(fusion, findings)
+    record = provenance_record(fusion, before, [*findings, *fusion.notes])
     write_json(folder / PROOF_FILE, record)
     write_text(folder / "mergekit_config.yml", fusion.text)
     card = generate_card(fusion.config.model_copy(deep=True), fusion.text, name=name)
@@ -137,13 +141,35 @@ def write_tokenizer(fusion: Fusion, folder: Path) -> list[str]:
     return warnings
 
 
-def provenance_record(fusion: Fusion, findings: Sequence[str]) -> dict[str, Any]:
-    """What a merge is made of and by, as `paft.json` beside its result holds it."""
+def fingerprints(fusion: Fusion) -> dict[Path, str]:
+    """Folder of each model and adapter that is merged → fingerprint of what it holds now."""
+    loaders = fusion.loaders.values()
+    models = {loader.store.folder for loader in loaders}
+    adapters = {loader.delta.branch for loader in loaders if isinstance(loader, AdapterLoader)}
+    found = {folder: open_model(folder).fingerprint for folder in models}
+    return found | {folder: open_adapter(folder).fingerprint for folder in adapters}
+
+
+def check_unchanged(fusion: Fusion, before: Mapping[Path, str]) -> None:
+    """Refuse a merge of what was written meanwhile: it may be of the old tensors, the new ones, or some of each.
+
+    Raises:
+        PaftError: A folder does not hold what it held `before` any more.
+    """
+    after = fingerprints(fusion)
+    changed = [str(folder) for folder in before if after[folder] != before[folder]]
+    raise_if_any(
+        [f"{name}: changed while it was merged. Merge again once nothing writes it any more." for name in changed]
+    )
+
+
+def provenance_record(fusion: Fusion, contents: Mapping[Path, str], findings: Sequence[str]) -> dict[str, Any]:
+    """What a merge is made of (its `fingerprints`) and by, as `paft.json` beside its result holds it."""
     models = []
     for reference, loader in fusion.loaders.items():
-        model: dict[str, Any] = {"path": str(reference.model), "fingerprint": loader.store.fingerprint}
+        model: dict[str, Any] = {"path": str(reference.model), "fingerprint": contents[loader.store.folder]}
         if isinstance(loader, AdapterLoader):
-            adapter = {"path": str(reference.lora), "fingerprint": loader.delta.branch_fingerprint()}
+            adapter = {"path": str(reference.lora), "fingerprint": contents[loader.delta.branch]}
             model = {**model, "adapter": adapter}
         models.append({**model, "is_base": reference == fusion.config.base_model})
     return {

@@ -11,13 +11,14 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from paft_plugin.deltas.delta import Delta, delta_of
 from paft_plugin.deltas.store import open_model
 from paft_plugin.errors import PaftError
-from paft_plugin.files import PROOF_FILE, RECIPE_FILE, write_text
+from paft_plugin.files import PROOF_FILE, RECIPE_FILE, read_json, write_text
 from paft_plugin.fusion.merge import Fusion, open_fusion
 from paft_plugin.fusion.merge.loaders import AdapterLoader
 from paft_plugin.fusion.merge.plan import MergePlan
@@ -68,9 +69,18 @@ def write_whole_model(delta: Delta, target: Path) -> None:
         fusion = open_fusion(recipe, device="cpu", kind=FoldedAdapter)
         recipe.unlink()
         fill_folder(fusion, folder, target.name)
+        _check_named(delta, read_json(folder / PROOF_FILE)["models"][0])
         (folder / PROOF_FILE).unlink()  # the merge's own: to a linter the branch is what was trained
         if (delta.branch / PROOF_FILE).is_file():
             shutil.copyfile(delta.branch / PROOF_FILE, folder / PROOF_FILE)
+
+
+def _check_named(delta: Delta, model: Mapping[str, Any]) -> None:
+    """The folder bears the fingerprint of what was there when it got its name: that must be what was merged."""
+    if [delta.base.fingerprint, delta.branch_fingerprint()] != [model["fingerprint"], model["adapter"]["fingerprint"]]:
+        raise PaftError(
+            f"{delta.base.folder} or {delta.branch}: changed meanwhile. Run the same command again once nothing writes it."
+        )
 
 
 def whole_model_size(delta: Delta) -> int:

@@ -203,6 +203,17 @@ def _diverged_adapter(bench: Bench) -> tuple[Recipe, str]:
     return _with_adapter(bench, copy)
 
 
+@plant("not-finite")
+def _overflowing_adapter(bench: Bench) -> tuple[Recipe, str]:
+    """Each factor is finite, their product is not."""
+    copy = Path(shutil.copytree(bench.adapters / "preference", bench.own / "overflowing"))
+    tensors = {
+        name: torch.full_like(tensor, 1e30) for name, tensor in load_file(copy / "adapter_model.safetensors").items()
+    }
+    save_file(tensors, copy / "adapter_model.safetensors")
+    return _with_adapter(bench, copy)
+
+
 @plant("zero-delta")
 def _untrained(bench: Bench) -> Recipe:
     copy = make_branch(bench.sparse / "base", bench.own / "untrained", share=0.0, seed=1)

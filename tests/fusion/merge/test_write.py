@@ -24,7 +24,7 @@ from paft_plugin.errors import PaftError
 from paft_plugin.fusion.merge import open_fusion, write_fusion
 from paft_plugin.fusion.merge.write import shard_bytes
 from paft_plugin.fusion.merge.writer import ShardedWriter, whole_folder
-from tests.deltas.builders import TEMPLATE, make_adapter, make_base, make_model
+from tests.deltas.builders import TEMPLATE, edit_config, make_adapter, make_base, make_model
 from tests.fusion.merge.tools import assert_same, branch, by_mergekit, content, load_all, ours, reference, save
 from tests.fusion.mergekit_runs import run_mergekit
 from tests.fusion.world import World
@@ -355,6 +355,35 @@ def test_killed_in_the_middle_there_is_no_folder_and_the_next_merge_cleans_up(re
     assert merge(recipe, out).exit_code == 0
     assert not (tmp_path / ".out.partial").exists()
     assert_same(load_all(out), ours(recipe))
+
+
+@pytest.mark.parametrize("which", ["base", "dpo"])
+@pytest.mark.parametrize("command", ["merge", "merge --adapter", "recipe --materialize"])
+def test_what_is_overwritten_while_it_is_merged_is_said_and_nothing_written(
+    command: str, which: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old tensors under the new content's fingerprint would prove what never was."""
+    for name in ("base", "dpo"):
+        shutil.copytree(world[name], tmp_path / name)
+    base, adapter = tmp_path / "base", tmp_path / "dpo"
+    edit_config(adapter, base_model_name_or_path=str(base))
+    (file,) = (tmp_path / which).glob("*.safetensors")
+    add = ShardedWriter.add
+
+    def overwriting(*arguments: Any) -> None:
+        other = {name: tensor * 1.01 for name, tensor in load_file(file).items()}
+        save_file(other, file, metadata={"format": "pt"})
+        add(*arguments)
+
+    monkeypatch.setattr(ShardedWriter, "add", overwriting)
+    recipe = save(content("task_arithmetic", base, reference(base, adapter)), tmp_path / "r.yml")
+    branches = [f"--base={base}", f"--sft={world['sft-full']}", f"--preference={adapter}", "--method=ties"]
+    writing = {"recipe --materialize": [f"--output={tmp_path / 'made.yml'}", *branches]}
+    result = CliRunner().invoke(paft, [*command.split(), *writing.get(command, [str(recipe), str(tmp_path / "out")])])
+    assert result.exit_code == 2, result.output
+    assert f"{tmp_path / which}: changed" in result.stderr
+    assert not list(tmp_path.glob("*out*"))
+    assert not [path for path in tmp_path.rglob("model.safetensors") if path.parent != base]
 
 
 def test_a_nan_in_an_adapter_is_passed_on_only_knowingly(world: World, tmp_path: Path) -> None:
