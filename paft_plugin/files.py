@@ -29,9 +29,36 @@ _PLACES_BEFORE = {RECIPE_FILE: "recipes/*/*.yml", LINT_FILE: "lint/*/lint.json"}
 """Where runs kept them until one stage did the whole fusion of an arm."""
 
 
+def inside(folder: Path, place: Path | str) -> Path:
+    """`folder / place`, where a file of somebody else names `place`, or what lies there may be a link.
+
+    Raises:
+        PaftError: It is absolute, has `..` in it, or a link leads out of `folder`.
+    """
+    path = folder / place
+    try:
+        leads_out = ".." in Path(place).parts or not path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a NUL
+        leads_out = True
+    if leads_out:
+        raise PaftError(
+            f"{folder}: {place} leads out of the folder. Correct the file that names it, or put the link's target there."
+        )
+    return path
+
+
+def below(folder: Path, pattern: str) -> list[Path]:
+    """What of `pattern` lies in `folder`, sorted.
+
+    Raises:
+        PaftError: One of them is a link that leads out of it.
+    """
+    return [inside(folder, path.relative_to(folder)) for path in sorted(folder.glob(pattern))]
+
+
 def fused_files(run_dir: Path, name: str) -> dict[str, Path]:
     """Fused arm of the run in `run_dir` → its `RECIPE_FILE` or `LINT_FILE`, in runs of older versions, too."""
-    found = [*sorted(run_dir.glob(_PLACES_BEFORE[name])), *sorted(run_dir.glob(f"models/*/{name}"))]
+    found = [*below(run_dir, _PLACES_BEFORE[name]), *below(run_dir, f"models/*/{name}")]
     return {file.parent.name: file for file in found}
 
 

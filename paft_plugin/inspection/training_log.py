@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from paft_plugin.deltas.proof import Proof
-from paft_plugin.files import PROOF_FILE, read_json_or_nothing
+from paft_plugin.files import PROOF_FILE, inside, read_json_or_nothing
 from paft_plugin.formats import threshold_key
+from paft_plugin.reading import UnreadableError, read_bytes
 
 Point = dict[str, float]
 """What was logged at one step: the logger's name of a metric → value."""
@@ -167,11 +168,11 @@ def read_curve(run_dir: Path, branch: str, folder: Path | None = None) -> Curve 
 
     A file that is missing or cannot be read adds nothing: a curve is something to look at, not something to fail for.
     """
-    folder = folder or run_dir / "branches" / branch
+    folder = folder or inside(run_dir, Path("branches") / branch)
     points: dict[int, Point] = {}
     sources: list[str] = []
     # The least exact first, so that the others overwrite it.
-    log, proof = run_dir / "logs" / f"{branch}.log", folder / PROOF_FILE
+    log, proof = inside(run_dir, Path("logs") / f"{branch}.log"), folder / PROOF_FILE
     states = {state: _points(read_json_or_nothing(state).get("log_history")) for state in _last_state(folder)}
     for source, found in {log: _from_log(log), proof: _from_proof(proof), **states}.items():
         if found:
@@ -208,8 +209,8 @@ def _curve(branch: str, sources: tuple[str, ...], points: Mapping[int, Point]) -
 def _from_log(file: Path) -> dict[int, Point]:
     """The metrics of a stage's log, at the step that the bar before them says; without bars they are counted."""
     try:
-        text = file.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        text = read_bytes(file).decode("utf-8", errors="replace")
+    except UnreadableError:
         return {}
     points: dict[int, Point] = {}
     step = printed = 0

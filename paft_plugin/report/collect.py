@@ -10,7 +10,7 @@ from pathlib import Path
 
 from paft_plugin.evaluation.arms import RunFile, read_run
 from paft_plugin.evaluation.results import RESULTS, ArmResult, Results, gather, read_scores
-from paft_plugin.files import write_text
+from paft_plugin.files import inside, write_text
 from paft_plugin.formats import number, threshold_key
 from paft_plugin.inspection.inspected import INSPECTION_FILE, InspectedDelta, read_inspection
 from paft_plugin.report.arm_tables import arm_table
@@ -32,8 +32,8 @@ def write_results(run_dir: Path) -> None:
     if run is None:
         return
     results = collect(run_dir, run)
-    results.write(run_dir / RESULTS)
-    write_text(run_dir / "README.md", readme(run, results, run_dir.resolve().name))
+    results.write(inside(run_dir, RESULTS))
+    write_text(inside(run_dir, "README.md"), readme(run, results, run_dir.resolve().name))
 
 
 def collect(run_dir: Path, run: RunFile) -> Results:
@@ -41,7 +41,7 @@ def collect(run_dir: Path, run: RunFile) -> Results:
 
     Of a fused model the other tensors are left out: they are the base's, and would make any delta look sparse.
     """
-    files = (run_dir / "scores" / arm.name / "scores.json" for arm in run.arms)
+    files = (inside(run_dir, Path("scores") / arm.name / "scores.json") for arm in run.arms)
     measures, scores = read_scores(file for file in files if file.is_file())
     sparsities = _sparsities(run_dir, run)
     arms = [
@@ -65,7 +65,7 @@ def readme(run: RunFile, results: Results, name: str) -> str:
 
 def _sparsities(run_dir: Path, run: RunFile) -> dict[str, dict[str, float]]:
     """Arm → threshold → share of entries with |δ| ≤ threshold; the base model's delta is zero."""
-    folders = [run_dir / place for place in INSPECTIONS if (run_dir / place / INSPECTION_FILE).is_file()]
+    folders = [inside(run_dir, place) for place in INSPECTIONS if (run_dir / place / INSPECTION_FILE).is_file()]
     inspections = list(map(read_inspection, folders))
     if not inspections:
         return {}

@@ -14,7 +14,16 @@ from paft_plugin import __version__
 from paft_plugin.drawing import Plot, as_png, joined
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.results import RESULTS, ArmResult, Results, read_results
-from paft_plugin.files import ADAPTER_CONFIG, PROOF_FILE, is_hub_name, read_json_or_nothing, write_bytes, write_text
+from paft_plugin.files import (
+    ADAPTER_CONFIG,
+    PROOF_FILE,
+    below,
+    inside,
+    is_hub_name,
+    read_json_or_nothing,
+    write_bytes,
+    write_text,
+)
 from paft_plugin.inspection.inspected import INSPECTION_FILE, read_inspection
 from paft_plugin.inspection.plots import sparsity_by_layer
 from paft_plugin.reading import parse_yaml, read_text, read_yaml_file
@@ -88,7 +97,7 @@ def _card_metadata(file: Path) -> Mapping[str, Any]:
 def read_data(run: Path) -> list[Data]:
     """The data sets of each branch, from the axolotl configs of the run."""
     found = []
-    for file in sorted(run.glob("configs/*.yml"), key=lambda config: config.stem):
+    for file in sorted(below(run, "configs/*.yml"), key=lambda config: config.stem):
         try:
             config = read_yaml_file(file)
             paths = [str(entry["path"]) for entry in config.get("datasets") or []]
@@ -107,7 +116,7 @@ _PROVENANCE = re.compile(r"^## Provenance\n.*?(?=^## |\Z)", re.MULTILINE | re.DO
 def write_model_cards(run: Path) -> list[Path]:
     """`write_model_card` for every fused model that the run kept; returns the cards."""
     results = read_results(run)
-    arms = [] if results is None else [arm.name for arm in results.arms if (run / arm.model / RECIPE).is_file()]
+    arms = [] if results is None else [arm.name for arm in results.arms if _is_own(run, arm)]
     return [write_model_card(run, arm) for arm in arms]
 
 
@@ -124,7 +133,7 @@ def write_model_card(run: Path, arm: str) -> Path:
     if results is None or found is None:
         raise PaftError(f"{run / RESULTS}: no arm {arm!r}. Give the name of a fused arm of a run that has ended.")
     folder = run / found.model
-    if not found.model or not (folder / RECIPE).is_file():
+    if not _is_own(run, found):
         raise PaftError(f"{folder}: no {RECIPE}, so this is no fused model. Give the name of a fused arm.")
     picture = _picture(run)
     if isinstance(picture, Plot):
@@ -133,10 +142,15 @@ def write_model_card(run: Path, arm: str) -> Path:
     return folder / CARD
 
 
+def _is_own(run: Path, arm: ArmResult) -> bool:
+    """Whether the run merged this arm: what was there before, such as a base that is a merge itself, lies elsewhere."""
+    return bool(arm.model) and not Path(arm.model).is_absolute() and (inside(run, arm.model) / RECIPE).is_file()
+
+
 def card_text(run: Path, results: Results, arm: ArmResult, picture: Plot | str) -> str:
     """The card of a fused arm as Markdown; `picture` is the plot of the branches' sparsity, or why there is none."""
-    folder = run / arm.model
-    recipe = read_text(folder / RECIPE).strip()
+    folder = inside(run, arm.model)
+    recipe = read_text(inside(folder, RECIPE)).strip()
     method, base, data = *_recipe_says(recipe), read_data(run)
     choice = choose(results)
     table = arm_table(results, choice)
@@ -228,7 +242,7 @@ def _said(choice: Choice, arm: ArmResult) -> str:
 
 
 def _picture(run: Path) -> Plot | str:
-    folder = run / "inspection" / "branches"
+    folder = inside(run, "inspection/branches")
     if not (folder / INSPECTION_FILE).is_file():
         return "The branches were not inspected, so there is no plot of their sparsity."
     plot = sparsity_by_layer(read_inspection(folder))
@@ -237,7 +251,7 @@ def _picture(run: Path) -> Plot | str:
 
 def _provenance(folder: Path) -> str:
     """What the merge wrote of its inputs; it alone knows their fingerprints."""
-    card = folder / CARD
+    card = inside(folder, CARD)
     kept = _PROVENANCE.search(read_text(card)) if card.is_file() else None
     if kept:
         return kept[0].strip()

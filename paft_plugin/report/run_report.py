@@ -11,12 +11,13 @@ from paft_plugin.deltas.proof import Proof
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.arms import Arm, Step, arm_named, read_run
 from paft_plugin.evaluation.results import RESULTS, ArmResult, Results, read_results, standard_error
-from paft_plugin.files import PROOF_FILE, read_json_or_nothing, write_text
+from paft_plugin.files import PROOF_FILE, below, inside, read_json_or_nothing, write_text
 from paft_plugin.formats import number, threshold_key
 from paft_plugin.inspection.diagnosis import diagnose
 from paft_plugin.inspection.inspected import INSPECTION_FILE, Inspection, read_inspection
 from paft_plugin.inspection.training_log import Curve, read_curve
 from paft_plugin.penalty.strength import missed_target
+from paft_plugin.reading import read_bytes
 from paft_plugin.report.arm_tables import arm_table, comparison_table
 from paft_plugin.report.choice import RULE, Choice, choose
 from paft_plugin.report.differences import Difference, difference
@@ -55,12 +56,12 @@ def write_report(folder: Path) -> Path:
     if results is None:
         for place in INSPECTIONS:
             if (folder / place / INSPECTION_FILE).is_file():
-                return write_inspection_page(folder / place)
+                return write_inspection_page(inside(folder, place))
         raise PaftError(
             f"{folder}: neither {RESULTS} nor {INSPECTION_FILE} is there, so there is nothing to report on. Give the "
             "output_dir of a run that has ended, or a folder that `axolotl paft inspect` wrote."
         )
-    page = folder / REPORT
+    page = inside(folder, REPORT)
     write_text(page, report_html(folder, results))
     return page
 
@@ -103,7 +104,7 @@ def report_html(run: Path, results: Results) -> str:
 
 
 def _inspection(run: Path) -> Inspection | None:
-    folder = run / INSPECTIONS[0]
+    folder = inside(run, INSPECTIONS[0])
     return read_inspection(folder) if (folder / INSPECTION_FILE).is_file() else None
 
 
@@ -118,7 +119,7 @@ def _diagnosis(run: Path) -> tuple[list[Remark] | None, str]:
 def _curves(run: Path, arms: Sequence[Arm]) -> list[Curve]:
     """Of every branch of which anything was logged, the SFT branches first."""
     names = sorted(
-        (folder.name for folder in run.glob("branches/*") if folder.is_dir()),
+        (folder.name for folder in below(run, "branches/*") if folder.is_dir()),
         key=lambda name: (not arm_named(name, arms).is_sft, name),
     )
     return [curve for name in names if (curve := read_curve(run, name)) is not None]
@@ -136,7 +137,7 @@ def _targets(run: Path, curves: Sequence[Curve]) -> dict[str, tuple[str, float]]
 
 def missed_targets(run: Path) -> list[str]:
     """What to say of each branch that ended far from its `paft_target_sparsity`."""
-    proofs = {file.parent.name: Proof.read_or_nothing(file) for file in sorted(run.glob(f"branches/*/{PROOF_FILE}"))}
+    proofs = {file.parent.name: Proof.read_or_nothing(file) for file in below(run, f"branches/*/{PROOF_FILE}")}
     return [f"{branch}: {missed}" for branch, proof in proofs.items() if proof and (missed := missed_target(proof))]
 
 
@@ -203,7 +204,7 @@ def how_to_repeat(run: Path) -> Repeat:
         PaftError: Its `run.json` is damaged or of another version.
     """
     planned = read_run(run)
-    records = sorted([*run.glob(f"branches/*/{PROOF_FILE}"), *run.glob(f"models/*/{PROOF_FILE}")])
+    records = sorted([*below(run, f"branches/*/{PROOF_FILE}"), *below(run, f"models/*/{PROOF_FILE}")])
     versions: dict[str, str] = {}
     seeds: dict[str, str] = {}
     for file in records:
@@ -212,8 +213,8 @@ def how_to_repeat(run: Path) -> Repeat:
             versions.setdefault(str(package).replace("_", "-"), str(version))
         if record.get("seed") is not None:
             seeds[f"{file.parent.parent.name}/{file.parent.name}"] = str(record["seed"])
-    for file in sorted(run.glob("configs/*.yml")):
-        if found := SEED.search(file.read_text(encoding="utf-8", errors="replace")):
+    for file in below(run, "configs/*.yml"):
+        if found := SEED.search(read_bytes(file).decode("utf-8", errors="replace")):
             seeds[f"configs/{file.name}"] = found[1]
     return Repeat(
         planned.stages if planned else (),

@@ -12,11 +12,12 @@ from markupsafe import Markup
 
 from paft_plugin.drawing import Missing, joined
 from paft_plugin.errors import PaftError
-from paft_plugin.files import LINT_FILE, fused_files, read_json
+from paft_plugin.files import LINT_FILE, fused_files, inside, read_json
 from paft_plugin.formats import measured, number
 from paft_plugin.fusion.lint.findings import Finding, LintFile
 from paft_plugin.inspection.diagnosis.text import evidence_table
 from paft_plugin.inspection.diagnosis.verdict import Check, Diagnosis
+from paft_plugin.reading import read_bytes
 from paft_plugin.report.page import Shown
 from paft_plugin.tables import Cell, Column, Row, Table, number_cell
 
@@ -97,7 +98,7 @@ class SearchPart:
 
 def search_part(run: Path) -> SearchPart | Missing | None:
     """The search in `run`; None without one."""
-    file = run / "search" / "trials.json"
+    file = inside(run, "search/trials.json")
     if not file.is_file():
         return None
     try:
@@ -140,10 +141,10 @@ def _part(run: Path, content: dict[str, Any]) -> SearchPart:
 
 def _plot(run: Path, goals: list[str], front: list[dict[str, Any]], start: int | None) -> Shown | Missing:
     name, title = "front", "The Pareto front of the search" if len(goals) > 1 else "The course of the search"
-    file = run / "search" / "front.png"
+    file = inside(run, "search/front.png")
     if not file.is_file():
         return Missing(name, title, f"{file.relative_to(run)} is not there.")
-    content = file.read_bytes()
+    content = read_bytes(file)
     if len(content) > MOST_BYTES:
         return Missing(name, title, f"{file.relative_to(run)} is too large for this page: look at it there.")
     alt = f"Scatter charts of the trials by {', '.join(goals)}." if len(goals) > 1 else f"Chart of {goals[0]} by trial."

@@ -12,7 +12,8 @@ from paft_plugin.errors import PaftError, raise_if_any
 
 MARKERS, LOGS = ".stages", "logs"
 """Folders of the run directory that belong to the runner itself."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""What a stage may be called: its log and its marker bear the name."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def needing(name: str, needs: Mapping[str, Sequence[str]]) -> list[str]:
 def _name_problems(stages: Sequence[Stage]) -> Iterable[str]:
     seen: set[str] = set()
     for stage in stages:
-        if not _NAME.fullmatch(stage.name):
+        if not STAGE_NAME.fullmatch(stage.name):
             yield f"Stage name {stage.name!r} cannot name a file: use letters, digits, '.', '_' and '-'."
         if stage.name.lower() in seen:  # in lower case, because a marker's file system may not tell case apart
             yield f"Stage name {stage.name!r} is used twice."

@@ -12,7 +12,7 @@ from paft_plugin.deltas.proof import Proof
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.arms import Arm, arm_named, read_run
 from paft_plugin.evaluation.results import RESULTS, Results
-from paft_plugin.files import PROOF_FILE, RECIPE_FILE, fused_files
+from paft_plugin.files import PROOF_FILE, RECIPE_FILE, below, fused_files
 from paft_plugin.inspection.inspected import INSPECTION_FILE, InspectedPair, Inspection, read_inspection
 from paft_plugin.inspection.measures import Measures
 from paft_plugin.inspection.training_log import Curve, read_curve, shown
@@ -100,7 +100,7 @@ def read_facts(folder: Path) -> Facts:
     inspection = read_inspection(file.parent) if file is not None else None
     # The inspection remembers where a delta lay; a run that was moved since has it where runs have it.
     inspected = {delta.name: Path(delta.folder) for delta in (inspection.deltas if inspection is not None else ())}
-    here = {path.name: path for path in sorted(folder.glob("branches/*")) if path.is_dir()}
+    here = {path.name: path for path in below(folder, "branches/*") if path.is_dir()}
     folders = {**here, **{name: path for name, path in inspected.items() if name not in here}}
     curves = {name: read_curve(folder, name, path) for name, path in folders.items()}
     proofs = {name: Proof.read_or_nothing(path / PROOF_FILE) for name, path in folders.items()}

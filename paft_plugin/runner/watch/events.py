@@ -23,7 +23,7 @@ from paft_plugin.files import shown
 from paft_plugin.reading import MissingFileError, parse_json, read_bytes
 from paft_plugin.runner.executor import StageResult, Watcher
 from paft_plugin.runner.logs import NO_READER, Figures, LogReader
-from paft_plugin.runner.stages import Stage
+from paft_plugin.runner.stages import STAGE_NAME, Stage
 
 FILE = "events.jsonl"
 SCHEMA = 1
@@ -56,10 +56,14 @@ class RunStarted(_Line):
     """Of the program that called the runner."""
 
 
+StageName = Annotated[str, Field(pattern=rf"^{STAGE_NAME.pattern}$")]
+"""It becomes a path, and the file may be somebody else's."""
+
+
 class PlannedStage(BaseModel):
     """A stage of a run."""
 
-    name: str
+    name: StageName
     title: str
     needs: tuple[str, ...]
     reason: str

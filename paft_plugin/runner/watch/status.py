@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from paft_plugin.errors import PaftError
-from paft_plugin.files import JsonFile
+from paft_plugin.files import JsonFile, inside
 from paft_plugin.runner import logs
 from paft_plugin.runner.lock import alive, look
 from paft_plugin.runner.logs import NO_READER, Figures, LogReader, StageProgress
@@ -147,7 +147,8 @@ class StatusReader:
         now: datetime,
         going: bool,
     ) -> StageStatus:
-        name, log = planned.name, log_path(self.run_dir, planned.name)
+        name = planned.name
+        log = inside(self.run_dir, log_path(self.run_dir, name).relative_to(self.run_dir))
         state = _stage_state(last, going, marked=read_marker(self.run_dir, name) is not None)
         reason = last.reason if isinstance(last, StageFailed) else why if state == "waiting" else ""
         progress = StageProgress() if state in ("waiting", "gone") else self._how_far(name, log)
