@@ -5,11 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from paft_plugin.errors import Findings, one_line
+from paft_plugin.errors import Findings, one_line, some
 from paft_plugin.pipeline.preflight.data_files import DataRow
-from paft_plugin.pipeline.preflight.row_types import is_conversation, preference_advice, sft_advice
+from paft_plugin.pipeline.preflight.row_texts import RowText, is_conversation, is_missing, left_out, letters
+from paft_plugin.pipeline.preflight.row_types import (
+    KNOWN,
+    SIDES,
+    in_columns,
+    preference_advice,
+    sft_advice,
+)
 
 IGNORED = -100
 MOST_MESSAGES = 2
@@ -75,7 +83,37 @@ def _sft(cfg: Any, tokenizer: Any, index: int, rows: Sequence[DataRow], what: st
             f"looked at). Is there an answer, and is its role among roles_to_train? {sft_advice(untrained[0].content)}".rstrip()
         )
     _lengths(cfg, [len(tokens["input_ids"]) for tokens in tokenised], what, shape)
+    whole = [
+        (row, str(tokenizer.decode(tokens["input_ids"])))
+        for row, tokens in zip(rows, tokenised, strict=False)
+        if len(tokens["input_ids"]) < cfg.sequence_len  # longer ones were cut, which is said elsewhere
+    ]
+    read = [str(entry.field_messages or "messages")] if "chat_template" in str(entry.type) else []
+    found = [(row, _as_decoded(tokenizer, left_out(row.content, read, text), text)) for row, text in whole]
+    if entry.drop_system_message:
+        found = [(row, [text for text in texts if "system" not in text.place]) for row, texts in found]
+    _say_left_out(found, what, sft_advice, shape)
+    if read:
+        _speakers(entry, read[0], rows, what, shape)
     return shape
+
+
+def _as_decoded(tokenizer: Any, texts: list[RowText], made: str) -> list[RowText]:
+    """Those that are missing as the tokenizer gives them back, too: it may not know every letter."""
+    held = letters(made)
+    return [text for text in texts if is_missing(str(tokenizer.decode(tokenizer.encode(text.text))), held)]
+
+
+def _speakers(entry: Any, messages: str, rows: Sequence[DataRow], what: str, shape: Shape) -> None:
+    """Those whom axolotl does not know get their own markers, and nothing of theirs is trained."""
+    key = (entry.message_property_mappings or {}).get("role", "role")
+    known = {name for names in (entry.roles or {}).values() for name in names} or KNOWN
+    said = {str(each.get(key)) for row in rows for each in row.content.get(messages) or [] if isinstance(each, Mapping)}
+    if unknown := sorted(said - known - set(entry.roles_to_train or [])):
+        shape.warn(
+            f"{what}: messages by {some(unknown)}: axolotl does not know who that is, writes it into the chat template as it is, "
+            "and trains nothing of it. Say it under `roles`, such as {assistant: [gpt, function_call], tool: [observation]}."
+        )
 
 
 def _tokenised(cfg: Any, tokenizer: Any, entry: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -120,6 +158,16 @@ def _preference(cfg: Any, tokenizer: Any, index: int, rows: Sequence[DataRow], w
         texts = [[result["prompt"] + result[key] for key in answers] for _, result in made]
         lengths = [max(map(len, tokenizer(sides, add_special_tokens=False)["input_ids"])) for sides in texts]
         _lengths(cfg, lengths, what, shape)
+        entry = cfg.datasets[index]
+        named = {str(entry.get(key)) for key in ("field_messages", "field_chosen", "field_rejected") if entry.get(key)}
+        read = named | {
+            *SIDES,
+            *(("messages",) if entry.type == "chat_template.default" and not entry.field_messages else ()),
+        }
+        missing = [
+            (row, left_out(row.content, read, "\n".join(side))) for (row, _), side in zip(made, texts, strict=True)
+        ]
+        _say_left_out(missing, what, partial(preference_advice, rl=rl), shape)
     return shape
 
 
@@ -209,6 +257,25 @@ def _filled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """`datasets` gives every row every column."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     return [{name: row.get(name) for name in names} for row in rows]
+
+
+def _say_left_out(
+    found: list[tuple[DataRow, list[RowText]]], what: str, advice: Callable[[dict[str, Any]], str], shape: Shape
+) -> None:
+    """What of the rows is in no prompt and no answer: of what is meant each column, of the rest all in a line."""
+    others = [text for _, texts in found for text in texts if not text.meant]
+    if others:
+        names = [f"{place} ({text!r})" for place, text in in_columns(others)]
+        shape.warn(f"{what}: left out of what is trained on: {some(names)}.")
+    lost = [(row, [text for text in texts if text.meant]) for row, texts in found]
+    lost = [(row, texts) for row, texts in lost if texts]
+    for place, shown in list(in_columns([text for _, texts in lost for text in texts]))[:MOST_MESSAGES]:
+        row = next(row for row, texts in lost if any(text.place == place for text in texts))
+        count = sum(any(text.place == place for text in texts) for _, texts in lost)
+        shape.problem(
+            f"{what}: {row.place}: {place} ({shown!r}) is neither in the prompt nor in an answer as axolotl reads this row "
+            f"({count} of {len(found)} rows looked at). {advice(row.content)} If it is to be left out, remove it from the data."
+        )
 
 
 def _lengths(cfg: Any, lengths: list[int], what: str, shape: Shape) -> None:

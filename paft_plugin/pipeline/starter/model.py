@@ -13,6 +13,7 @@ from paft_plugin.errors import PaftError, one_line
 from paft_plugin.files import read_json, resolved
 from paft_plugin.pipeline.estimate.shapes import count, weight_shapes
 from paft_plugin.pipeline.hub import cached_folder
+from paft_plugin.pipeline.preflight.row_types import CHATML_TYPES
 
 SHORTEST, USUAL = 64, 2048
 MARKERS = 12
@@ -31,14 +32,23 @@ class BaseModel:
     longest: int | None
     """Tokens that it was made for."""
     parameters: int | None
-    has_template: bool
+    template: str | None
+    """Its chat template, empty if it has none; None if it could not be looked at."""
     pad_token: str | None
     """A token of its vocabulary to pad with, if its tokenizer names none."""
+
+    @property
+    def has_template(self) -> bool:
+        """Whether it brings a chat template."""
+        return bool(self.template)
 
     @property
     def large(self) -> bool:
         """Whether the learning rates of large models are meant for it; in doubt, yes."""
         return self.parameters is None or self.parameters > 2e9
+
+
+UNKNOWN = BaseModel("the base", None, None, None, None, None)
 
 
 def look_at(base: str) -> BaseModel:
@@ -52,7 +62,7 @@ def look_at(base: str) -> BaseModel:
     if folder is None:
         if path.exists() or base.count("/") != 1 or base.startswith((".", "~")):
             raise PaftError(f"{base} is neither a folder nor a hub name like org/model. Check the path.")
-        return BaseModel(base, None, None, None, False, None)
+        return BaseModel(base, None, None, None, None, None)
     config = read_json(folder / "config.json")
     if not config:
         raise PaftError(f"{folder} has no config.json. Give the folder of a model for transformers.")
@@ -65,7 +75,7 @@ def look_at(base: str) -> BaseModel:
         folder=folder,
         longest=inner.get("max_position_embeddings"),
         parameters=count(weight_shapes(folder)) or None,
-        has_template=bool(tokenizer and tokenizer.template),
+        template=str(tokenizer.template or "") if tokenizer else None,
         pad_token=None if pad else next((token for token in PADS if token in known), None),
     )
 
@@ -81,6 +91,64 @@ def sequence_length(base: BaseModel, texts: Sequence[Sequence[str]]) -> tuple[in
     if base.longest and wanted > base.longest:
         return base.longest, f"all that the base was made for; the longest of the rows looked at has about {counts[-1]}"
     return wanted, f"the longest of {len(counts)} rows looked at has about {counts[-1]} tokens, with the template's"
+
+
+CHATML = "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+ALPACA_PROMPT = "{system}\n\n### Instruction:\n{prompt}\n\n### Response:\n"
+
+
+def with_system(base: BaseModel, alpaca: bool, fields: dict[str, str]) -> dict[str, Any]:
+    """The entry of a preference data set with a system prompt in a column: one of axolotl's ChatML types, or formats.
+
+    `fields`: `field_system` and `field_prompt`; `alpaca`: the texts are to have that template's markers.
+
+    Raises:
+        PaftError: The base is not on this disk, or its chat template has no system prompts.
+    """
+    if base.folder is None:
+        raise PaftError(
+            f"--preference-data: its rows have a column {fields['field_system']}, and how that is written depends on the chat "
+            f"template of {base.name}, which is not on this disk. Fetch it with `hf download {base.name}`."
+        )
+    tokenizer: Any = _tokenizer(base.folder)
+    if alpaca or not base.template:
+        prompt, chosen = ALPACA_PROMPT, f"{{chosen}}{tokenizer.eos_token}"
+    else:
+        prompt, chosen = _formats(tokenizer)
+    usual = CHATML_TYPES.get(fields["field_prompt"])
+    if usual and (prompt, chosen) == (CHATML, "{chosen}<|im_end|>") and fields["field_system"] == "system":
+        return {"type": usual}
+    formats = {
+        "prompt_format": prompt,
+        "chosen_format": chosen,
+        "rejected_format": chosen.replace("{chosen}", "{rejected}"),
+    }
+    return {"type": {**fields, **formats}}
+
+
+def _formats(tokenizer: Any) -> tuple[str, str]:
+    """The chat template around a system prompt with a question, and around an answer, as formats."""
+    asked = [{"role": "system", "content": "SYSTEM-TEXT"}, {"role": "user", "content": "PROMPT-TEXT"}]
+    answer = {"role": "assistant", "content": "ANSWER-TEXT"}
+    try:
+        prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template([*asked, answer], tokenize=False)
+    except Exception as error:  # templates raise what they like
+        raise PaftError(
+            f"--preference-data: the base's chat template takes no system prompt: {one_line(error)}"
+        ) from None
+    begin = str(tokenizer.bos_token or "")
+    texts = [prompt.removeprefix(begin), whole[whole.index("ANSWER-TEXT") :].rstrip()]
+    for name in ("system", "prompt"):
+        if f"{name.upper()}-TEXT" not in prompt:
+            raise PaftError(
+                f"--preference-data: the base's chat template leaves the {name} out. Put it into the prompt."
+            )
+    escaped = [text.replace("{", "{{").replace("}", "}}") for text in texts]
+    words = (("SYSTEM-TEXT", "{system}"), ("PROMPT-TEXT", "{prompt}"), ("ANSWER-TEXT", "{chosen}"))
+    for word, place in words:
+        escaped = [text.replace(word, place) for text in escaped]
+    return escaped[0], escaped[1]
 
 
 def _tokenizer(folder: Path) -> Any:

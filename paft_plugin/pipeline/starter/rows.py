@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paft_plugin.errors import PaftError
+from paft_plugin.errors import PaftError, some
 from paft_plugin.files import resolved
 from paft_plugin.pipeline.preflight.data_files import SUFFIXES, Sample, local_files, read_sample
-from paft_plugin.pipeline.preflight.row_types import is_conversation, preference_entry, sft_advice, sft_entry
+from paft_plugin.pipeline.preflight.row_types import (
+    Way,
+    best_way,
+    in_columns,
+    preference_remedy,
+    preference_ways,
+    sft_advice,
+    sft_ways,
+    unknown_speakers,
+)
 
 ALPACA = (
     "Below is an instruction that describes a task, paired with an input that provides further context. Write a response "
@@ -33,57 +42,67 @@ class Reading:
     """Rows; None if they were not looked at."""
 
 
-def read_sft(data: str) -> Reading:
-    """How to read SFT data: a local path, or a hub name.
+def read_sft(data: str, template: str | None) -> Reading:
+    """How to read SFT data, a local path or a hub name, for a base with this chat template (None: not known).
 
     Raises:
-        PaftError: The data cannot be read, or have none of the known shapes.
+        PaftError: The data cannot be read, have none of the known shapes, or would lose something that matters.
     """
     sample = _sample(data, "--sft-data")
     if sample is None:
         return _unseen(data, {"type": "chat_template", "field_messages": "messages"})
-    row = sample.rows[0].content
-    entry = sft_entry(row)
-    if entry.get("type") == "alpaca":
-        fields = ("instruction", "input", "output")
-        texts = [[ALPACA, *(str(row.content.get(key) or "") for key in fields)] for row in sample.rows]
-        return Reading(_place(data) | entry, {"type": "rows have instruction and output"}, True, texts, sample.count)
-    if entry.get("type") != "chat_template":
+    rows = [row.content for row in sample.rows]
+    ways = [way for way in sft_ways(rows, template is None or "tool" in template) if way.entry["type"] != "completion"]
+    where = f"--sft-data: {data}"
+    if not ways:
         raise PaftError(
-            f"--sft-data: {data}: its rows have the fields {', '.join(row)}. `axolotl paft init` knows a list of messages, "
-            f"and instruction with output. {sft_advice(row)} Bring them into one of these shapes, or write the config by hand."
+            f"{where}: its rows have the fields {', '.join(rows[0])}. `axolotl paft init` knows a list of messages, and an "
+            f"instruction or prompt with its output. {sft_advice(rows[0])} Bring them into one of these shapes, or write the "
+            "config by hand."
         )
-    name, names = entry["field_messages"], entry.get("message_property_mappings", {})
+    way = _chosen_way(ways, sample, where, _SFT_REMEDY)
+    entry, out = way.entry, _left_out(way, rows)
+    texts = [way.read(row) or [] for row in rows]
+    if entry["type"] != "chat_template":
+        said = f"rows have {' and '.join(way.columns)}{out}"
+        return Reading(_place(data) | entry, {"type": said}, True, [[ALPACA, *each] for each in texts], sample.count)
+    if unknown := unknown_speakers(way, rows):
+        raise PaftError(
+            f"{where}: {way.columns[0]} has messages by {some(unknown)}, and nobody knows who that is. Call the speakers "
+            "user, assistant, system and tool."
+        )
     why = {
-        "type": f"rows have a list of messages in {name}",
+        "type": f"rows have a list of messages in {way.columns[0]}{out}",
         "message_property_mappings": "as the messages call them",
+        "roles": "who the speakers are; what an assistant calls, it learns to call",
         "train_on_eos": "every answer learns to end",
     }
-    entry |= {"roles_to_train": ["assistant"], "train_on_eos": "turn"}
-    content = names.get("content", "content")
-    texts = [[str(turn.get(content) or "") for turn in row.content.get(name) or []] for row in sample.rows]
+    entry = entry | {"roles_to_train": ["assistant"], "train_on_eos": "turn"}
     return Reading(_place(data) | entry, why, False, texts, sample.count)
 
 
-def read_preference(data: str, rl: str) -> Reading:
-    """How to read pairs under `rl`: a local path, or a hub name.
+def read_preference(data: str, rl: str, with_system: Callable[[dict[str, Any]], dict[str, Any]]) -> Reading:
+    """How to read pairs under `rl`: a local path, or a hub name; `with_system` completes a type that writes a system prompt.
 
     Raises:
-        PaftError: The data cannot be read, or have none of the shapes that axolotl's strategies read.
+        PaftError: The data cannot be read, have none of the shapes that axolotl's strategies read, or would lose something.
     """
     sample = _sample(data, "--preference-data")
     if sample is None:
-        return _unseen(data, preference_entry({"prompt": "", "chosen": _PAIR, "rejected": _PAIR}, rl))
-    row = sample.rows[0].content
-    entry = preference_entry(row, rl) if {"chosen", "rejected"} <= row.keys() else {}
-    if not entry:
-        raise PaftError(f"--preference-data: {data}: {_no_pairs(row, rl)}")
-    why = _WHY.get(entry["type"]) or f"the prompt is in {entry['field_messages']}"
+        return _unseen(data, preference_ways({"prompt": "", "chosen": _PAIR, "rejected": _PAIR}, rl)[0].entry)
+    rows = [row.content for row in sample.rows]
+    where = f"--preference-data: {data}"
+    if not (ways := [way for way in preference_ways(rows[0], rl) if way.read(rows[0]) is not None]):
+        raise PaftError(f"{where}: {_no_pairs(rows[0], rl)}")
+    way = _chosen_way(ways, sample, where, preference_remedy(rl))
+    entry = way.entry if isinstance(way.entry["type"], str) else with_system(way.entry["type"])
+    why = _WHY.get(str(entry["type"]), f"the prompt is in {' and '.join(way.columns[:-2])}")
     place = _place(data)
     if rl != "orpo":
         place.pop("ds_type", None)  # axolotl drops it for these strategies, and sees by the name what a file is
-    texts = [_longest(row.content, entry.get("field_messages")) for row in sample.rows]
-    return Reading(place | entry, {"type": why}, False, texts, sample.count)
+    read = [way.read(row) or ["", ""] for row in rows]
+    texts = [[*each[:-2], max(each[-2:], key=len)] for each in read]
+    return Reading(place | entry, {"type": f"{why}{_left_out(way, rows)}"}, False, texts, sample.count)
 
 
 _PAIR = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
@@ -91,6 +110,39 @@ _WHY = {
     "chat_template.argilla": "chosen and rejected hold whole conversations",
     "chat_template.argilla_chat": "chosen and rejected hold whole conversations, and the prompt in them",
 }
+_SFT_REMEDY = (
+    "Write each row as messages, a list of {role: …, content: …}, everything in it that the answers depend on; tools and their "
+    "calls need a base whose chat template writes them."
+)
+
+
+def _chosen_way(ways: Sequence[Way], sample: Sample, where: str, remedy: str) -> Way:
+    """The way that loses nothing.
+
+    Raises:
+        PaftError: There is none; says what the best one would lose.
+    """
+    way = best_way(ways, [row.content for row in sample.rows])
+    if way is None:
+        row = next((row for row in sample.rows if ways[0].read(row.content) is None), sample.rows[0])
+        raise PaftError(f"{where}: {row.place}: is not of the shape of the first row. {remedy}")
+    lost = {
+        row.place: texts for row in sample.rows if (texts := [text for text in way.loses(row.content) if text.meant])
+    }
+    if lost:
+        place, texts = next(iter(lost.items()))
+        named = some([f"{column} ({shown!r})" for column, shown in in_columns(texts)])
+        raise PaftError(
+            f"{where}: {place}: nothing of axolotl's reads {named} beside the rest, so that it would be left out of "
+            f"{len(lost)} of {len(sample.rows)} rows looked at. {remedy} If it is to be left out, remove it from the data."
+        )
+    return way
+
+
+def _left_out(way: Way, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The columns that are not read, for a comment."""
+    names = [place for place, _ in in_columns([text for row in rows for text in way.loses(row)])]
+    return f"; left out: {some(names, 5)}" if names else ""
 
 
 def _unseen(data: str, entry: dict[str, Any]) -> Reading:
@@ -106,20 +158,9 @@ def _no_pairs(row: Mapping[str, Any], rl: str) -> str:
     if rl == "orpo":
         return (
             "for ORPO axolotl wants whole conversations in chosen and rejected, a list of the user's and the assistant's "
-            "messages each. Write them so, or take --rl dpo."
+            "messages in turn. Write them so, the system prompt in a column `system`, or take --rl dpo."
         )
-    return f"{fields}; none of them is the prompt. Name it prompt."
-
-
-def _longest(row: Mapping[str, Any], prompt: str | None) -> list[str]:
-    """The texts of a row with the longer of its two answers."""
-    sides = [_texts(row["chosen"]), _texts(row["rejected"])]
-    longer = max(sides, key=lambda texts: sum(map(len, texts)))
-    return [*_texts(row.get(prompt)), longer[-1]] if prompt and longer else longer
-
-
-def _texts(value: Any) -> list[str]:
-    return [str(turn.get("content") or "") for turn in value] if is_conversation(value) else [str(value or "")]
+    return f"{fields}; axolotl's types read no prompt from them. {preference_remedy(rl)}"
 
 
 def _place(data: str) -> dict[str, Any]:

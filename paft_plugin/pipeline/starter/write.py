@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from paft_plugin.errors import PaftError, collecting
 from paft_plugin.files import write_text
 from paft_plugin.penalty.strength import ENOUGH_STEPS
 from paft_plugin.pipeline.branches import PLUGIN
-from paft_plugin.pipeline.starter.model import BaseModel, look_at, sequence_length
+from paft_plugin.pipeline.starter.model import UNKNOWN, BaseModel, look_at, sequence_length, with_system
 from paft_plugin.pipeline.starter.rows import Reading, read_preference, read_sft
 from paft_plugin.templates import render
 
@@ -58,9 +59,11 @@ def write_starter(wish: Wish, gpu: bool, force: bool = False) -> list[Path]:
     with collecting(problems):
         base = look_at(wish.base)
     with collecting(problems):
-        sft = read_sft(wish.sft_data)
+        sft = read_sft(wish.sft_data, base.template if base else None)
     with collecting(problems):
-        preference = read_preference(wish.preference_data, wish.rl)
+        alpaca = sft is not None and sft.alpaca
+        complete = partial(with_system, base or UNKNOWN, alpaca)
+        preference = read_preference(wish.preference_data, wish.rl, complete)
     if problems or base is None or sft is None or preference is None:
         raise PaftError(problems)
     wish.output.mkdir(parents=True, exist_ok=True)
