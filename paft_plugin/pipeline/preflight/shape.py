@@ -263,7 +263,8 @@ def _say_left_out(
     found: list[tuple[DataRow, list[RowText]]], what: str, advice: Callable[[dict[str, Any]], str], shape: Shape
 ) -> None:
     """What of the rows is in no prompt and no answer: of what is meant each column, of the rest all in a line."""
-    others = [text for _, texts in found for text in texts if not text.meant]
+    # A single word is an id, a source, the name of a model.
+    others = [text for _, texts in found for text in texts if not text.meant and " " in text.text.strip()]
     if others:
         names = [f"{place} ({text!r})" for place, text in in_columns(others)]
         shape.warn(f"{what}: left out of what is trained on: {some(names)}.")
