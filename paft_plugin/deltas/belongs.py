@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 
 from paft_plugin.deltas.adapter import Adapter, open_adapter
+from paft_plugin.deltas.containment import APART, inside, of_adapters
+from paft_plugin.deltas.delta import delta_of
 from paft_plugin.deltas.fit import fit_adapter, fit_model
 from paft_plugin.deltas.proof import why_unproven
 from paft_plugin.deltas.quantised import quantised, without_twin
@@ -31,6 +33,8 @@ def examine(base: Path, sft: Path, preference: Path) -> Findings:
         findings.take(found)
         if not found.problems:
             findings.problem(*check_finite(branch))
+    if not findings.problems:
+        findings.warn(*continued(open_model(base), sft, preference))
     tokenizers = [_tokenizer(findings, folder) for folder in (base, sft, preference)]
     for tokenizer in tokenizers[1:]:
         findings.take(compare(tokenizers[0], tokenizer))
@@ -79,6 +83,17 @@ def branch_findings(base: TensorStore, branch: Path) -> Findings:
     findings = _other_base(base, adapter)
     findings.warn(*adapter.notes, *fit.notes)
     return findings
+
+
+def continued(base: TensorStore, one: Path, other: Path) -> list[str]:
+    """A warning if of two adapters that belong to a base one holds the other's delta; of whole models the linter says it."""
+    if not (is_adapter(one) and is_adapter(other)):
+        return []
+    found = inside(of_adapters(delta_of(base, one), delta_of(base, other)))
+    if found is None:
+        return []
+    inner, outer = map(str, (one, other) if found[0] else (other, one))
+    return [f"{found[1].sentence(inner, outer)} Use {outer} alone. {APART.format(outer, inner)}"]
 
 
 def check_finite(branch: Path) -> list[str]:

@@ -49,7 +49,7 @@ def test_the_text_says_what_by_which_numbers_and_what_to_do(tmp_path: Path) -> N
     ):
         assert part in text
     assert "not found: excessive L1 · sft" in text
-    assert "1 found, 2 not found, 0 that cannot be told" in text
+    assert "1 found, 3 not found, 0 that cannot be told" in text
 
 
 def test_the_file_for_machines_holds_every_check(tmp_path: Path) -> None:
@@ -61,6 +61,7 @@ def test_the_file_for_machines_holds_every_check(tmp_path: Path) -> None:
     assert content["healthy"] is False
     assert [(check["signature"], check["state"]) for check in content["checks"]] == [
         ("excessive L1", "clear"),
+        ("continued branch", "clear"),
         ("dominance", "clear"),
         ("dense-sparse mismatch", "found"),
     ]

@@ -75,6 +75,18 @@ def planted() -> dict[str, tuple[PlantedRun, set[tuple[str, str]]]]:
             replace(both_dense, deltas={"sft": dense(1), "dpo": 10 * dense(3)}),
             {("dominance", "dpo")},
         ),
+        "preference that continued the SFT": (
+            replace(both_dense, deltas={"sft": dense(1), "dpo": dense(1) + 0.5 * dense(3)}),
+            {("continued branch", "dpo")},
+        ),
+        "preference that moved far on from the SFT": (
+            replace(both_dense, deltas={"sft": dense(1), "dpo": dense(1) + 2.5 * dense(3)}),
+            {("continued branch", "dpo")},
+        ),
+        "two that learnt the same in part": (
+            replace(both_dense, deltas={"sft": dense(1), "dpo": 0.6 * dense(1) + dense(3)}),
+            set(),
+        ),
         "preference ten times a sparse SFT": (
             replace(well, deltas={**well.deltas, "dpo": 10 * dense(3)}),
             {("dominance", "dpo")},
@@ -278,7 +290,7 @@ def test_a_signature_that_is_added_as_a_file_is_looked_for(tmp_path: Path, monke
         checks = diagnose(folder).checks
     finally:
         del BRANCH_CHECKS[1:], sys.modules[f"{signatures.__name__}.added"]
-    assert before == ["excessive L1", "dominance", "dense-sparse mismatch"]
+    assert before == ["excessive L1", "continued branch", "dominance", "dense-sparse mismatch"]
     assert [check.signature for check in checks] == ["excessive L1", "too few entries", *before[1:]]
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
 
 from mergekit.merge_methods.generalized_task_arithmetic import GeneralizedTaskArithmeticMerge
 from mergekit.sparsify import SparsificationMethod
 
 from paft_plugin.deltas.belongs import check_finite
+from paft_plugin.deltas.containment import APART, inside
 from paft_plugin.fusion.lint.findings import Finding, Rule
 from paft_plugin.fusion.lint.folders import not_finite
 from paft_plugin.fusion.lint.recipe import MergeInput, SoundRecipe
@@ -56,6 +58,27 @@ def finite(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
         broken = [fact.name for fact in facts if not fact.looks[index].finite]
         if broken and not (entry.reference.lora and check_finite(entry.folder)):
             yield not_finite(recipe, entry, broken)
+
+
+CONTINUED = Rule.warning(
+    430,
+    "continued-branch",
+    "One branch continued another one's training: its delta holds that one's, which counts twice.",
+)
+
+
+@delta_check
+def continued(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
+    """A branch whose delta holds another one's."""
+    entries = dict(branches(recipe))
+    for one, other in combinations(entries, 2):
+        looks = [(fact.dots[one, other], fact.looks[one].square, fact.looks[other].square) for fact in facts]
+        # The same folder given twice is another mistake.
+        if entries[one].folder != entries[other].folder and (found := inside(looks)):
+            inner, outer = (entries[index] for index in ((one, other) if found[0] else (other, one)))
+            message = found[1].sentence(inner.folder.name, outer.folder.name)
+            fix = f"Use {outer.folder.name} alone. {APART.format(outer.folder.name, inner.folder.name)}"
+            yield recipe.finding(CONTINUED, outer.keys, message, fix)
 
 
 DTYPE_ROUNDS = Rule.warning(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from paft_plugin.deltas.quantised import without_twin
 from paft_plugin.deltas.tokenizer import Tokenizer, compare, conflicts, read_tokenizer
 from paft_plugin.errors import Findings, PaftError, collecting, some
 from paft_plugin.pipeline.arms import Setup
@@ -20,6 +21,12 @@ def same_base(setup: Setup, branch: Branch) -> Findings:
     findings = Findings()
     said = branch.content.get("base_model")
     if said is not None and not _is_base(setup, str(said)):
+        if _is_base(setup, without_twin(str(said))):
+            findings.warn(
+                f"{branch.where}: base_model: {said} is a quantised copy of the run's base, {setup.config.base}, which the "
+                "run trains on. Set load_in_4bit: true with adapter: qlora if it is to take as little memory."
+            )
+            return findings
         findings.problem(
             f"{branch.where}: base_model: {said} is not the base of {setup.file}, {setup.config.base}. Both branches start "
             "from that one: remove the key here, or correct `base:` there."
@@ -36,27 +43,17 @@ def same_base(setup: Setup, branch: Branch) -> Findings:
 
 def _is_base(setup: Setup, said: str) -> bool:
     """The same folder, the same content, or the same hub name."""
-    from paft_plugin.deltas.store import open_model, read_json, same_content
+    from paft_plugin.deltas.belongs import is_model
+    from paft_plugin.deltas.store import open_model
 
     if said == setup.config.base:
         return True
-    there = Path(said)
-    if there.is_dir():
-        if there.resolve() == setup.base.resolve():
-            return True
-        try:
-            return same_content(open_model(setup.base), open_model(there))
-        except PaftError:
-            return False
-    if setup.config.base_is_remote:
+    if setup.config.base_is_remote and not Path(said).is_dir():
         return said.lower() == setup.config.base.lower()
-    # A folder that was downloaded from the hub: it is called so, lies in the hub's cache, or says so itself.
     try:
-        own = str(read_json(setup.base / "config.json").get("_name_or_path") or "")
+        return is_model(open_model(setup.base), said)
     except PaftError:
-        own = ""
-    names = {setup.base.name, Path(own).name, *(part.rpartition("--")[2] for part in setup.base.parts)}
-    return Path(said).name.lower() in {name.lower() for name in names}
+        return False
 
 
 def agree(setup: Setup, answers: Mapping[str, Answer], tokenizers: Path) -> Findings:

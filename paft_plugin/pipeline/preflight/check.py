@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from paft_plugin.args import names_plugin
 from paft_plugin.deltas.store import open_model
-from paft_plugin.errors import Findings, collecting, some
+from paft_plugin.errors import Findings, PaftError, collecting, some
 from paft_plugin.pipeline.arms import Setup
 from paft_plugin.pipeline.branches import PLUGIN, Branch
 from paft_plugin.pipeline.estimate.disk import check_disk
@@ -44,6 +45,7 @@ def _without_axolotl(setup: Setup, wanted: list[Branch], configured: list[Branch
         yield same_base(setup, branch)
         yield check_penalty(setup, branch)
         yield check_resume(branch)
+        yield check_start(setup, branch)
         yield remote_data(branch)
     for branch in (*setup.trainings, *(setup.branches[setup.preference] for _ in setup.of_kind("sequential"))):
         yield check_launcher(setup, branch)
@@ -51,6 +53,7 @@ def _without_axolotl(setup: Setup, wanted: list[Branch], configured: list[Branch
     for branch in wanted:
         if branch.trained is not None:
             yield check_trained(setup, branch)
+    yield check_apart(setup)
 
 
 def different_trainings(setup: Setup) -> list[Branch]:
@@ -137,6 +140,50 @@ def check_penalty(setup: Setup, branch: Branch) -> Findings:
         findings.problem(
             f"{branch.where}: rl: {branch.strategy}: the SFT branch is trained by SFT. Give it under `preference:` instead."
         )
+    return findings
+
+
+IGNORE_START = ("dpo", "ipo", "kto")
+"""Trainings for which axolotl 0.19 to 0.21 gives TRL the base and the config of a new adapter, whatever `lora_model_dir` says."""
+
+
+def check_start(setup: Setup, branch: Branch) -> Findings:
+    """A training that is to continue another adapter, and whether axolotl does."""
+    findings, start = Findings(), branch.content.get("lora_model_dir")
+    if not start:
+        return findings
+    said = f"{branch.where}: lora_model_dir: {start}"
+    if not branch.content.get("adapter") or branch.strategy in IGNORE_START:
+        why = f"under rl: {branch.strategy}" if branch.content.get("adapter") else "without an adapter"
+        findings.warn(
+            f"{said}: axolotl ignores it {why}: the branch starts from the base, as a fusion wants it. Remove the key."
+        )
+    elif PLUGIN in (branch.content.get("plugins") or []):
+        findings.problem(
+            f"{said}: a training that continues an adapter does not start from δ = 0. Remove it, or the plugin."
+        )
+    else:
+        sft = setup.branches[setup.sft].trained
+        same = sft is not None and Path(str(start)).is_dir() and sft.resolve() == Path(str(start)).resolve()
+        which = (
+            "That is the SFT branch, so the" if same else "If that is the SFT branch, or was made from its data, the"
+        )
+        findings.warn(
+            f"{said}: the branch continues that adapter (axolotl does so under rl: {branch.strategy}), and its delta holds it. "
+            f"{which} fusion counts it twice. Use {branch.name} alone, unfused, or remove the key to train it from the base."
+        )
+    return findings
+
+
+def check_apart(setup: Setup) -> Findings:
+    """Two adapters that are done already: whether one continued the other."""
+    from paft_plugin.deltas.belongs import continued
+
+    findings, folders = Findings(), [setup.branches[name].trained for name in (setup.sft, setup.preference)]
+    one, other = folders
+    if one is not None and other is not None:
+        with contextlib.suppress(PaftError):  # what does not fit is said of each
+            findings.warn(*continued(open_model(setup.base), one, other))
     return findings
 
 

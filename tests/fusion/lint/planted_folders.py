@@ -274,3 +274,11 @@ def _quantised_model_without_a_base(bench: Bench) -> Recipe:
     name = next(name for name in tensors if "q_proj" in name)
     save_file(tensors | {name: tensors[name].to(torch.float8_e4m3fn)}, copy / "model.safetensors")
     return without(spoilt("models.1.model", str(copy), method="linear")(bench), "base_model")
+
+
+@plant("continued-branch")
+def _continued(bench: Bench) -> Recipe:
+    base, sft, other = (load_file(bench.dense / name / "model.safetensors") for name in ("base", "sft", "preference"))
+    copy = Path(shutil.copytree(bench.dense / "preference", bench.own / "continued"))
+    save_file({name: sft[name] + (other[name] - base[name]) for name in base}, copy / "model.safetensors")
+    return spoilt("models.1.model", str(copy), pair="dense")(bench)

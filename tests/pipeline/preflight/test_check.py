@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from paft_plugin.demo.data import write_tasks
-from paft_plugin.pipeline.preflight.check import check_evaluation, check_launcher, different_trainings
+from paft_plugin.pipeline.preflight.check import check_evaluation, check_launcher, check_start, different_trainings
 from tests.pipeline.room import Room
 
 
@@ -41,3 +43,37 @@ def test_ray_within_ray_is_refused(room: Room) -> None:
             problems = check_launcher(setup, branch).problems
             assert len(problems) == expected
             assert all("use_ray: true cannot go together" in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("rl", "honoured"), [("dpo", False), ("ipo", False), ("kto", False), ("orpo", True), ("simpo", True)]
+)
+def test_a_branch_that_is_to_continue_an_adapter_is_told_what_axolotl_makes_of_it(
+    room: Room, rl: str, honoured: bool
+) -> None:
+    setup = room.setup(preference={"rl": rl, "adapter": "lora", "lora_model_dir": "/some/adapter"})
+    (warning,) = check_start(setup, setup.branches[rl]).warnings
+    assert ("ignores it" not in warning) == honoured
+    assert ("counts it twice" in warning) == honoured
+    assert not check_start(setup, setup.branches[setup.sft]).warnings
+
+
+def test_the_sft_branch_that_is_continued_is_known_for_it(room: Room, tmp_path: Path) -> None:
+    (tmp_path / "done").mkdir()
+    continued = {"rl": "orpo", "adapter": "lora", "lora_model_dir": str(tmp_path / "done")}
+    setup = room.setup(preference=continued)
+    sft = setup.branches[setup.sft]
+    done = replace(sft, spec=sft.spec.model_copy(update={"trained": tmp_path / "done"}))
+    setup = replace(setup, branches={**setup.branches, setup.sft: done})
+    assert (
+        "That is the SFT branch, so the fusion counts it twice"
+        in check_start(setup, setup.branches["orpo"]).warnings[0]
+    )
+
+
+def test_without_an_adapter_axolotl_ignores_it_and_beside_the_plugin_it_is_a_problem(room: Room) -> None:
+    start = {"lora_model_dir": "/some/adapter"}
+    whole = room.setup(preference={"rl": "orpo", "adapter": None, **start})
+    assert "ignores it without an adapter" in check_start(whole, whole.branches["orpo"]).warnings[0]
+    sparse = room.setup(sft={"adapter": "lora", **start})
+    assert "does not start from δ = 0" in check_start(sparse, sparse.branches[sparse.sft]).problems[0]
