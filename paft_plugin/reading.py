@@ -29,6 +29,8 @@ MOST_NODES = 50_000
 """Values of a YAML file, with every alias (`*name`) counted as what it stands for."""
 MOST_DIGITS = 100
 """Characters of a number."""
+SEVERAL = "several YAML documents"
+"""What is said of a file with more than one."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 
 
@@ -221,6 +223,9 @@ def _yaml(load: Callable[[], Any], text: str, source: Path | str, hint: str) -> 
         return load()
     except (yaml.YAMLError, RecursionError, MemoryError) as error:
         mark = getattr(error, "problem_mark", None)
+        if mark and "another document" in str(error):
+            what = f"{SEVERAL} (another begins in line {mark.line + 1}), where one is wanted"
+            raise UnreadableError(source, what, mark.line + 1, hint) from None
         what = one_line(error, 300) if mark is None else f"{error.problem}, line {mark.line + 1}"  # type: ignore[union-attr]
         raise UnreadableError(source, f"no valid YAML: {what}", mark.line + 1 if mark else None, hint) from None
 

@@ -149,6 +149,15 @@ def fit_model(base: TensorStore, branch: TensorStore) -> Fit:
     return fit
 
 
+def has_other_vocabulary(base: TensorStore, branch: TensorStore) -> bool:
+    """Whether a model differs from a base in the rows of its vocabulary, and in no other name or shape."""
+    if any(not name.endswith(OUTPUT_HEADS) for name in {*base.names} ^ {*branch.names}):
+        return False
+    other = [name for name in base.names if name in branch and base.shape(name) != branch.shape(name)]
+    rest = all(name.endswith(VOCABULARY) and base.shape(name)[1:] == branch.shape(name)[1:] for name in other)
+    return bool(other) and rest and not quantised(base) + quantised(branch)
+
+
 def _sources_by_place(
     base: TensorStore, branch: TensorStore, names: set[str], others: set[str]
 ) -> tuple[set[str], set[str], dict[str, tuple[str, ParameterPlace]]] | None:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from paft_plugin.fusion.lint.findings import Finding, Rule
-from paft_plugin.reading import MOST_YAML_BYTES, UnreadableError, compose_yaml, parse_yaml, read_text
+from paft_plugin.reading import MOST_YAML_BYTES, SEVERAL, UnreadableError, compose_yaml, parse_yaml, read_text
 from paft_plugin.schema import Keys
 
 PREFIX = "# mergekit-yaml "
@@ -85,6 +85,11 @@ def read(file: Path) -> Document | Finding:
         text = read_text(file, MOST_YAML_BYTES)
         content, node = parse_yaml(text, file), compose_yaml(text, file)
     except UnreadableError as error:
+        if SEVERAL in error.what:
+            fix = (
+                "Such files are for mergekit-multi: give each merge a file of its own, merge those with a `name` first, "
+                "and write their folders in the place of their names."
+            )
         return NOT_YAML.found(file, error.line, (), f"{error.what[0].upper()}{error.what[1:]}.", fix)
     if not isinstance(content, dict) or node is None:
         kind = "is empty" if content is None else f"holds a {type(content).__name__}, not keys with values"

@@ -10,6 +10,7 @@ import torch
 from paft_plugin.deltas.adapter import open_adapter
 from paft_plugin.deltas.belongs import check_branch, check_finite
 from paft_plugin.deltas.delta import open_delta
+from paft_plugin.deltas.fit import has_other_vocabulary
 from paft_plugin.deltas.proof import why_unproven
 from paft_plugin.deltas.quantised import quantised
 from paft_plugin.deltas.store import FLOATS, is_adapter, open_model
@@ -166,13 +167,15 @@ def tokenizers(recipe: SoundRecipe) -> Iterator[Finding]:
     config = recipe.config
     keys: Keys = ("tokenizer",) if config.tokenizer else ("tokenizer_source",)
     source = config.tokenizer.source if config.tokenizer else config.tokenizer_source
+    here = [Path(reference.model.path) for _, reference in recipe.references]
+    differ = any(one.is_dir() and here[0].is_dir() and not same_tokenizer(one, here[0]) for one in here)
     if source == "union":
         default = "" if config.tokenizer_source else " (the default of `tokenizer:`)"
         message = f"A union of tokenizers{default} gives tokens new numbers and drops the vocabulary's padding rows."
         fix = "Branches of one base share its tokenizer: delete this, or name the base as the source."
+        if differ:
+            fix = "`source: base` would keep the base's tokens and their numbers."
         yield recipe.finding(TOKENIZER_UNION, keys, message, fix)
-    here = [Path(reference.model.path) for _, reference in recipe.references]
-    differ = any(one.is_dir() and here[0].is_dir() and not same_tokenizer(one, here[0]) for one in here)
     if config.base_model is None and source in (None, "base") and differ:
         message = "The models' tokenizers differ, and without base_model mergekit takes any one of them."
         fix = "Add `tokenizer: {source: {model: {path: …}}}` with the base's folder."
@@ -230,6 +233,14 @@ def _belongs(recipe: SoundRecipe, entry: MergeInput, base: Path) -> Iterator[Fin
         yield recipe.finding(READ_AS, entry.keys, *halves(warning))
     if not found.problems:
         return
+    whole = not entry.reference.lora and _opens(base) and _opens(entry.folder)
+    if whole and has_other_vocabulary(open_model(base), open_model(entry.folder)):
+        if not (recipe.config.tokenizer or recipe.config.tokenizer_source):
+            fix = (
+                "Add `tokenizer: {source: union}`, which aligns the vocabularies, or `base` to keep the base's tokens."
+            )
+            yield recipe.finding(DOES_NOT_FIT, entry.keys, halves(found.problems[0])[0], fix)
+        return  # mergekit takes its rows by the tokenizers
     try:
         delta = open_delta(base, entry.folder)
     except PaftError:

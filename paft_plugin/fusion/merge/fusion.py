@@ -121,6 +121,13 @@ class Fusion:
             raise
         except (RuntimeError, ValueError) as error:
             raise PaftError(f"{self.recipe}: {one_line(error)}") from error
+        except (LookupError, AssertionError) as error:
+            if not (self.config.tokenizer or self.config.tokenizer_source):
+                raise
+            raise PaftError(
+                f"{self.recipe}: mergekit cannot align the vocabularies ({type(error).__name__}: {one_line(error)}). A token "
+                "that the recipe or a tokenizer names has no row in its model. Correct that, or take `source: base`."
+            ) from error
 
 
 def open_fusion(recipe: Path, seed: int = 0, device: str = "auto", kind: type[Fusion] = Fusion) -> Fusion:

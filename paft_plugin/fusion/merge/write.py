@@ -15,8 +15,8 @@ from mergekit.card import generate_card
 from mergekit.common import ModelPath, ModelReference
 
 from paft_plugin.deltas.adapter import open_adapter
-from paft_plugin.deltas.store import open_model
-from paft_plugin.errors import PaftError, raise_if_any
+from paft_plugin.deltas.store import INPUT_EMBEDDINGS, open_model
+from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.files import PROOF_FILE, write_json, write_text
 from paft_plugin.fusion.merge.configuration import references, without_adapters
 from paft_plugin.fusion.merge.fusion import Fusion
@@ -128,6 +128,7 @@ def write_tokenizer(fusion: Fusion, folder: Path) -> list[str]:
     if fusion.tokenizer is not None:
         padding = config.tokenizer.pad_to_multiple_of if config.tokenizer else None
         update_config_vocab(fusion.model_config, fusion.architecture, fusion.tokenizer, padding)
+        warnings += _cut_vocabularies(fusion, padding)
         set_chat_template(fusion.tokenizer, config)
         fusion.tokenizer.save_pretrained(folder)
     else:
@@ -139,6 +140,22 @@ def write_tokenizer(fusion: Fusion, folder: Path) -> list[str]:
     if (donor / GENERATION_CONFIG).is_file():
         shutil.copy(donor / GENERATION_CONFIG, folder)
     return warnings
+
+
+def _cut_vocabularies(fusion: Fusion, padding: int | None) -> list[str]:
+    """A warning if the tokenizer that was built has fewer tokens than a model has rows for them."""
+    rows = len(fusion.tokenizer.get_vocab()) if fusion.tokenizer else 0
+    rows += -rows % (padding or 1)
+    stores = {loader.store.folder: loader.store for loader in fusion.loaders.values()}
+    named = [(store, name) for store in stores.values() for name in store.names if name.endswith(INPUT_EMBEDDINGS)]
+    found = {store.folder: store.shape(name)[0] for store, name in named}
+    longer = [f"{folder} ({count})" for folder, count in found.items() if count > rows]
+    said = (
+        f"the merged vocabulary has {rows} rows, fewer than {some(longer)}: as in mergekit it is that of the recipe's "
+        "tokenizer, without padding or other models' tokens. Branches of one base need no `tokenizer` in the recipe; "
+        "`pad_to_multiple_of` under it pads."
+    )
+    return [said] if longer else []
 
 
 def fingerprints(fusion: Fusion) -> dict[Path, str]:
