@@ -24,6 +24,9 @@ from paft_plugin.commands.search import search
 from paft_plugin.commands.status import status
 from paft_plugin.errors import BAD_INPUT, INTERRUPTED, EndedBySignal, PaftError, ended_by_signals, printable
 
+MOST_ERRORS = 10
+"""Lines of errors, the last of which says how many more there are."""
+
 
 class PaftGroup(click.Group):
     """A group whose commands turn a user's mistake or a signal into one clear message and an exit code, without a traceback."""
@@ -47,8 +50,11 @@ class PaftGroup(click.Group):
     def _explain(self, ctx: click.Context, problems: list[str]) -> None:
         if ctx.params.get("debug"):
             traceback.print_exc()
-        for problem in problems:
+        shown = problems if len(problems) <= MOST_ERRORS else problems[: MOST_ERRORS - 1]
+        for problem in shown:
             click.echo(f"Error: {problem}", err=True)
+        if len(problems) > len(shown):
+            click.echo(f"Error: and {len(problems) - len(shown)} more. Mend these first.", err=True)
         ctx.exit(BAD_INPUT)
 
 

@@ -125,6 +125,14 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.parametrize(("count", "more"), [(10, None), (11, 2), (224, 215)])
+def test_many_errors_are_ten_lines(group: Callable[[BaseException], click.Group], count: int, more: int | None) -> None:
+    result = CliRunner().invoke(group(PaftError([f"mistake {number}" for number in range(count)])), ["fail"])
+    lines = result.output.strip().splitlines()
+    assert len(lines) == 10
+    assert lines[-1] == (f"Error: and {more} more. Mend these first." if more else "Error: mistake 9")
+
+
 def test_debug_shows_the_traceback(group: Callable[[BaseException], click.Group]) -> None:
     result = CliRunner().invoke(group(PaftError("a mistake")), ["--debug", "fail"])
     assert result.exit_code == 2

@@ -148,8 +148,8 @@ def open_adapter(folder: Path) -> Adapter:
     problems += [f"{folder}: {problem}" for problem in _factor_problems(adapter) + _token_problems(adapter)]
     if odd := [key for key, name in plain.items() if name not in (key, key.removeprefix(PREFIX))]:
         adapter.notes.append(
-            f"{folder}: {some(odd, most=1)} is read as {PREFIX}{plain[odd[0]]}. PEFT, and with it plain mergekit-yaml, leaves "
-            "tensors of such names out: merge it with `axolotl paft merge`, or materialize it."
+            f"{folder}: {len(odd)} of its tensors have names like {odd[0]}, read as {PREFIX}{plain[odd[0]]}. PEFT, so plain "
+            "mergekit-yaml, leaves such tensors out: merge it with `axolotl paft merge`, or materialize it."
         )
     if config.get("bias") == "lora_only" and not any(name.endswith(".bias") for name in adapter.copies):
         problems.append(

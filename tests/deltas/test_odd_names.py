@@ -73,7 +73,7 @@ def test_names_that_can_mean_one_thing_are_read_so_and_said(models: Path, tmp_pa
     findings = check_branch(models / "base", adapter)
     assert findings.problems == []
     (warning,) = findings.warnings
-    assert "is read as base_model.model." in warning
+    assert "read as base_model.model." in warning
     expected = dict(open_delta(models / "base", models / "adapter").tensors())
     found = dict(open_delta(models / "base", adapter).tensors())
     assert found.keys() == expected.keys()

@@ -99,6 +99,51 @@ def readable(recipe: SoundRecipe) -> Iterator[Finding]:
                 yield recipe.finding(UNREADABLE, keys, *halves(error.problems[0]))
 
 
+LAYER_RANGE = Rule.error(
+    331,
+    "layer-range",
+    "A layer_range takes no layers, layers that the model does not have, or not as many as its neighbours.",
+)
+
+
+@recipe_check
+def layer_ranges(recipe: SoundRecipe) -> Iterator[Finding]:
+    """Slices of layers that are not there; mergekit would look for their tensors, or write a model without layers."""
+    for index, piece in enumerate(recipe.config.slices or []):
+        for place, source in enumerate(piece.sources):
+            keys: Keys = ("slices", index, "sources", place, "layer_range")
+            (start, stop), layers = source.layer_range, _layers(Path(source.model.model.path))
+            first = piece.sources[0].layer_range
+            if start < 0 or stop <= start:
+                message = f"[{start}, {stop}] takes no layer: the second number is the first layer that is left out."
+            elif layers is not None and stop > layers:
+                message = f"[{start}, {stop}] goes beyond {source.model.model.path}, which has {layers} layers."
+            elif stop - start != first[1] - first[0]:
+                message = (
+                    f"[{start}, {stop}] takes {stop - start} layers, the first of this slice {first[1] - first[0]}."
+                )
+            else:
+                continue
+            fix = (
+                f"Write at most [0, {layers}], of the same length for all of a slice."
+                if layers
+                else "Correct the range."
+            )
+            yield recipe.finding(LAYER_RANGE, keys, message, fix)
+
+
+def _layers(folder: Path) -> int | None:
+    """How many layers a model has, as its config says; None if it is not here, or says nothing."""
+    try:
+        config = read_json(folder / "config.json")
+    except PaftError:
+        return None
+    text = config.get("text_config")
+    places = (config, text if isinstance(text, dict) else {})
+    said = (place.get(key) for place in places for key in ("num_hidden_layers", "num_layers", "n_layer", "n_layers"))
+    return next((count for count in said if isinstance(count, int)), None)
+
+
 UNPROVEN = Rule.warning(312, "unproven", "No branch has a paft.json that proves that the L1 penalty shaped it.")
 
 

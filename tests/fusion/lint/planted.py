@@ -122,5 +122,6 @@ ALSO = {
     "unknown-key": {"unreachable"},
     # Weights are looked at for `models:` alone, and this is about `slices:`.
     "without-effect": {"not-checked"},
+    "layer-range": {"not-checked"},
 }
 """What a planted fault cannot but bring along."""

@@ -282,3 +282,25 @@ def _continued(bench: Bench) -> Recipe:
     copy = Path(shutil.copytree(bench.dense / "preference", bench.own / "continued"))
     save_file({name: sft[name] + (other[name] - base[name]) for name in base}, copy / "model.safetensors")
     return spoilt("models.1.model", str(copy), pair="dense")(bench)
+
+
+def _sliced(bench: Bench, base: list[int], sft: list[int], preference: list[int]) -> Recipe:
+    healthy = bench.recipe()
+    models = [healthy["base_model"], *(model["model"] for model in healthy["models"])]
+    sources = [{"model": model, "layer_range": one} for model, one in zip(models, (base, sft, preference), strict=True)]
+    return without(healthy, "models") | {"slices": [{"sources": sources}], "parameters": {"weight": 0.5}}
+
+
+@plant("layer-range")
+def _beyond_the_model(bench: Bench) -> Recipe:
+    return _sliced(bench, [0, 2], [0, 2], [0, 5])
+
+
+@plant("layer-range")
+def _no_layer(bench: Bench) -> Recipe:
+    return _sliced(bench, [2, 0], [2, 0], [2, 0])
+
+
+@plant("layer-range")
+def _of_two_lengths(bench: Bench) -> Recipe:
+    return _sliced(bench, [0, 1], [0, 1], [0, 2])
