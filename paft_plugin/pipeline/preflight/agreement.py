@@ -13,6 +13,7 @@ from paft_plugin.deltas.tokenizer import Tokenizer, compare, conflicts, read_tok
 from paft_plugin.errors import Findings, PaftError, collecting, some
 from paft_plugin.pipeline.arms import Setup
 from paft_plugin.pipeline.branches import Branch
+from paft_plugin.pipeline.estimate.shapes import read_config
 from paft_plugin.pipeline.preflight.ask import Answer
 
 
@@ -101,8 +102,14 @@ def _compare_tokenizers(setup: Setup, answers: Mapping[str, Answer], folder: Pat
     saved = [name for name, answer in answers.items() if answer.tokenizer_saved]
     read = {setup.branches[name].where: _tokenizer(folder / name, findings) for name in saved}
     present = [(where, tokenizer) for where, tokenizer in read.items() if tokenizer is not None]
+    rows = read_config(setup.base).get("vocab_size")
     for where, tokenizer in present:
         _against_base(base, tokenizer, where, findings)
+    for name in saved:
+        branch = setup.branches[name]
+        tokens = read[branch.where]
+        if tokens is not None and tokens.tokens.keys() <= base.tokens.keys() and isinstance(rows, int):
+            findings.problem(*_resized(branch, len(tokens.tokens), rows))
     for (first, one), (second, other) in itertools.combinations(present, 2):
         _against_each_other(base, one, other, first, second, findings)
 
@@ -129,6 +136,25 @@ def _against_base(base: Tokenizer, branch: Tokenizer, where: str, findings: Find
             f"{where}: it learns to end with {ends[0]!r}, the base's EOS token is {ends[1]!r}. It matters: a fused model "
             "gets the base's tokenizer, and may not stop."
         )
+
+
+def _resized(branch: Branch, tokens: int, rows: int) -> list[str]:
+    """Why axolotl would give a branch another number of embeddings than the base's `rows`, as it does on loading the model."""
+    keys = [key for key in ("resize_token_embeddings_to_32x", "shrink_embeddings") if branch.content.get(key)]
+    wanted = -(-tokens // 32) * 32 if "resize_token_embeddings_to_32x" in keys else tokens
+    if wanted == rows or (wanted < rows and "shrink_embeddings" not in keys):
+        return []
+    if keys:
+        return [
+            f"{branch.where}: {' and '.join(keys)}: the {rows} embeddings of the base become {wanted}, so that what is trained "
+            "no longer fits the base and cannot be fused. Remove it here; for another size, resize the base itself first, and "
+            "give that as `base:`."
+        ]
+    return [
+        f"{branch.where}: the tokenizer has {tokens} tokens, the base only {rows} embeddings, so that axolotl resizes them and "
+        "what is trained no longer fits the base. Resize the base itself first (`model.resize_token_embeddings` of "
+        "transformers, then `save_pretrained`), and give that as `base:`."
+    ]
 
 
 def _against_each_other(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from axolotl.cli.config import gpu_capabilities, prepare_plugins
 from axolotl.integrations.base import load_plugin
 from axolotl.integrations.config import merge_input_args
-from axolotl.loaders import load_tokenizer
+from axolotl.loaders import load_processor, load_tokenizer
 from axolotl.prompt_strategies.dpo import load as load_dpo
 from axolotl.prompt_strategies.kto import load as load_kto
 from axolotl.prompt_strategies.orpo import load as load_orpo
@@ -32,6 +32,7 @@ __all__ = [
     "load_kto",
     "load_orpo",
     "load_plugin",
+    "load_processor",
     "load_tokenizer",
     "merge_input_args",
     "normalize_cfg_datasets",

@@ -48,6 +48,7 @@ def view(content: dict[str, Any], where: str, tokenizer_folder: Path, here: bool
         return answer
     tokenizer.save_pretrained(tokenizer_folder)
     answer.tokenizer_saved = True
+    _processor(cfg, tokenizer, where, answer)
     answer.rendered = _rendered(cfg, tokenizer, where, answer)
     prompts: list[str] = []
     for index, sample in samples.items():
@@ -130,6 +131,22 @@ def _tokenizer(cfg: Any, where: str, answer: Answer) -> Any:
     except Exception as error:
         answer.problem(f"{where}: axolotl cannot load the tokenizer: {one_line(error)}")
     return None
+
+
+def _processor(cfg: Any, tokenizer: Any, where: str, answer: Answer) -> None:
+    """Of a multimodal base axolotl loads the processor, too, even if it is trained on texts alone."""
+    from paft_plugin.pipeline.preflight.axolotl_internals import load_processor
+
+    if not cfg.is_multimodal:
+        return
+    try:
+        load_processor(cfg, copy.deepcopy(tokenizer))
+    except Exception as error:  # transformers raises all kinds
+        answer.problem(
+            f"{where}: the base is multimodal, and axolotl cannot load its processor ({one_line(error, 200)}). Put the files "
+            "that belong to it (preprocessor_config.json, processor_config.json …) beside its config.json, from where the model "
+            "is from."
+        )
 
 
 def _rendered(cfg: Any, tokenizer: Any, where: str, answer: Answer) -> str | None:

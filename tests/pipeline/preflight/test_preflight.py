@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
@@ -73,6 +74,39 @@ def test_new_tokens(check: Preflight) -> None:
     one(check(preference=new).problems, "preference.yml", "'<new>'", "embeddings are resized")
     found = check(sft={"special_tokens": {"pad_token": "<padding>"}})
     one(found.problems, "sft.yml", "'<padding>'")
+
+
+@pytest.mark.parametrize(
+    ("padded", "keys", "words"),
+    [
+        (0, {"resize_token_embeddings_to_32x": True}, "embeddings of the base become"),
+        (64, {"shrink_embeddings": True}, "shrink_embeddings"),
+        (64, {"shrink_embeddings": True, "resize_token_embeddings_to_32x": True}, " and shrink_embeddings"),
+        (-5, {}, "embeddings, so that axolotl resizes them"),
+        (64, {}, ""),
+        (64, {"resize_token_embeddings_to_32x": True}, ""),
+    ],
+)
+def test_resized_embeddings(room: Room, check: Preflight, tmp_path: Path, padded: int, keys: Any, words: str) -> None:
+    """The base has so many embeddings more than its tokenizer has tokens."""
+    base = shutil.copytree(room.demo / "base", tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + padded}))
+    problems = check(sft={"base_model": None}, preference={"base_model": None, **keys}, base=str(base)).problems
+    mine = [problem for problem in problems if "preference.yml" in problem]
+    assert len(mine) == bool(words), problems
+    assert all(words in problem for problem in mine)
+
+
+def test_a_multimodal_base_without_its_processor(check: Preflight, room: Room, tmp_path: Path) -> None:
+    base = shutil.copytree(room.demo / "base", tmp_path / "base")
+    text = json.loads((base / "config.json").read_text())
+    vision = {"model_type": "clip_vision_model", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    content = {"model_type": "llava", "text_config": text, "vision_config": vision}
+    (base / "config.json").write_text(json.dumps(content))
+    problems = check(sft={"base_model": None}, preference={"base_model": None}, base=str(base)).problems
+    for name in ("sft.yml", "preference.yml"):
+        one([problem for problem in problems if name in problem], "multimodal", "processor_config.json")
 
 
 def test_other_special_tokens(check: Preflight, demo: Path) -> None:
