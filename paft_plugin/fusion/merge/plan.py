@@ -59,11 +59,14 @@ class MergePlan:
 
     def run(self, quiet: bool) -> Iterator[tuple[str, Tensor] | TokenizerInfo]:
         """Yield (name, tensor in its final dtype), and the tokenizer where the recipe builds one."""
+        given = set()
         with self._ahead:
             for task, value in self._graph.run(quiet):
                 if isinstance(task, SaveTensor):
                     tensor = self._received.take()
-                    if tensor is not None:
+                    # mergekit's definition of Qwen2.5-VL lists some tensors twice, and it merges them as often.
+                    if tensor is not None and task.tensor_name not in given:
+                        given.add(task.tensor_name)
                         yield task.tensor_name, tensor
                 elif isinstance(value, TokenizerInfo):
                     yield value

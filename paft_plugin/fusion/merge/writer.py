@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -18,7 +19,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from paft_plugin.errors import PaftError
+from paft_plugin.deltas.store import TensorStore
+from paft_plugin.errors import PaftError, some
 from paft_plugin.files import lock_file, write_json
 from paft_plugin.fusion.merge.loaders import TORCH_DTYPES
 
@@ -26,6 +28,11 @@ DTYPES = {torch_dtype: name for name, torch_dtype in TORCH_DTYPES.items()}
 # Bytes of a tensor's entry in the header beside its name: dtype, offsets and a shape of up to eight axes.
 ENTRY = 256
 METADATA = {"__metadata__": {"format": "pt"}}
+# Of a tensor that is read back, every so many-th byte is compared, and its first and last ones.
+SAMPLED = 4096
+
+Told = tuple[str, tuple[int, ...], int]
+"""What a tensor is known again by: its dtype as safetensors calls it, its shape, and a checksum of some of its bytes."""
 
 
 @contextmanager
@@ -119,7 +126,8 @@ def _sync_entry(path: Path) -> None:
 class ShardedWriter:
     """Writes a model's tensors as they come, in files of at most `shard_size` bytes (a greater tensor has its own).
 
-    `names` are those of all tensors that may come. Nothing in the folder is overwritten.
+    `names` are those of all tensors that may come. Nothing in the folder is overwritten, and no name written twice; in the
+    end the files are opened again and compared with what came.
     """
 
     def __init__(self, folder: Path, names: Iterable[str], shard_size: int) -> None:
@@ -129,12 +137,22 @@ class ShardedWriter:
         self._room = (bound + 7) // 8 * 8  # aligned to 8 bytes
         self._file: BinaryIO | None = None
         self._entries: list[dict[str, dict[str, object]]] = []
+        self._told: dict[str, Told] = {}
         self._written = 0
         self._total = 0
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor."""
+        """Write one tensor.
+
+        Raises:
+            PaftError: One of this name was written already.
+        """
+        if name in self._told:
+            raise PaftError(
+                f"{name}: merged twice, and a file can hold it once. Report this with the model's config.json."
+            )
         content = tensor.detach().cpu().contiguous()
+        self._told[name] = _told(content)
         size = content.numel() * content.element_size()
         if self._file is None or (self._written and self._written + size > self._shard_size):
             self._close_shard()
@@ -150,8 +168,13 @@ class ShardedWriter:
         self._total += size
 
     def finish(self) -> None:
-        """Close the last file, and name the files as transformers expects them, with an index if there are several."""
+        """Close the last file, and name the files as transformers expects them, with an index if there are several.
+
+        Raises:
+            PaftError: What can be read from the files is not what was written to them.
+        """
         self._close_shard()
+        check_held(self._folder, [_shard(self._folder, index) for index in range(len(self._entries))], self._told)
         count = len(self._entries)
         if count == 1:
             _shard(self._folder, 0).rename(self._folder / "model.safetensors")
@@ -186,6 +209,29 @@ class ShardedWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         self._file = None
+
+
+def check_held(folder: Path, files: list[Path], told: Mapping[str, Told]) -> None:
+    """Open files that were just written, as any reader would, and refuse them if they hold anything else than was meant.
+
+    Raises:
+        PaftError: A file cannot be opened, or names, shapes, dtypes or sampled values differ.
+    """
+    store = TensorStore(folder, files)
+    wrong = sorted(set(store.names) ^ set(told)) or [name for name in told if _told(store.tensor(name)) != told[name]]
+    if wrong:
+        raise PaftError(
+            f"{some(wrong)}: not in the file as written. The disk or its file system may be failing. Merge again elsewhere."
+        )
+
+
+def _told(tensor: Tensor) -> Told:
+    content = tensor.flatten().view(torch.uint8)
+    # An odd step, so that not only one of the bytes of each number is looked at.
+    step = content.numel() // SAMPLED | 1
+    some_bytes = (content[:SAMPLED], content[::step], content[-SAMPLED:])
+    checksum = zlib.crc32(torch.cat(some_bytes).numpy().data)
+    return DTYPES[tensor.dtype], tuple(tensor.shape), checksum
 
 
 def _shard(folder: Path, index: int) -> Path:
