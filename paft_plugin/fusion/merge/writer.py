@@ -45,8 +45,8 @@ def whole_folder(place: Path, beside: Collection[str] = ()) -> Iterator[Path]:
     Raises:
         PaftError: `place` is taken, cannot be written, or another process writes for it at the moment.
     """
-    place = place.absolute()
     check_free(place, beside)
+    place = place.resolve()  # a link to an empty folder stays one, and two names of one place have one lock
     with _alone(place):
         partial = place.with_name(f".{place.name}.partial")
         if os.path.lexists(partial):

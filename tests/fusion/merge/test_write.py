@@ -290,6 +290,18 @@ def test_two_merges_into_one_place_do_not_mix(tmp_path: Path, monkeypatch: pytes
         pytest.fail("over the first")
 
 
+def test_a_place_is_the_same_by_another_name(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    (tmp_path / "out").mkdir()
+    link.symlink_to(tmp_path / "out")
+    with whole_folder(link) as folder:
+        (folder / "file").write_text("first")
+        with pytest.raises(PaftError, match="another merge"), whole_folder(tmp_path / "out"):
+            pytest.fail("beside the first")
+    assert link.is_symlink()
+    assert (tmp_path / "out" / "file").read_text() == "first"
+
+
 def test_what_lay_at_the_place_already_is_kept_when_the_folder_cannot_get_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
