@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 BLANK = "–"
 """Where there is no number."""
@@ -49,3 +50,11 @@ def share(value: float | None, decimals: int = 1) -> str:
 def measured(value: float | None, digits: int = 3) -> str:
     """A norm, a time or anything else that may be of any size, in so many significant digits."""
     return BLANK if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
+
+
+PASSWORD_IN_URL = re.compile(r"(?<=://)[^/@\s:]*:[^/@\s]+(?=@)")
+
+
+def without_password(url: str) -> str:
+    """A URL to be shown or written where others read it."""
+    return PASSWORD_IN_URL.sub("***", url)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from paft_plugin import __version__
 
 
 def render(room: str, template: str, **context: Any) -> str:
-    """The template filled with `context` and with `version`, ours; in HTML all text is escaped.
+    """The template filled with `context` and with `version`, ours; in HTML and Markdown no text becomes markup.
 
     Args:
         room: The package that has it in its folder `templates/`, such as `paft_plugin.report`.
@@ -25,4 +26,14 @@ def render(room: str, template: str, **context: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(template).render(version=__version__, **context)
+    text = environment.get_template(template).render(version=__version__, **context)
+    return without_html(text) if template.endswith(".md") else text
+
+
+_CODE = re.compile(r"(\A---\n.*?^---$|^```.*?^```$|`[^`\n]*`)", re.DOTALL | re.MULTILINE)
+
+
+def without_html(markdown: str) -> str:
+    """Markdown whose text, which holds names out of the files of others, cannot begin a tag; code and metadata stay."""
+    parts = _CODE.split(markdown)
+    return "".join(part if index % 2 else part.replace("<", "&lt;") for index, part in enumerate(parts))

@@ -14,6 +14,7 @@ from paft_plugin.errors import PaftError, some
 from paft_plugin.evaluation.arms import Role
 from paft_plugin.files import ADAPTER_CONFIG, resolved
 from paft_plugin.pipeline.config import BranchSpec
+from paft_plugin.pipeline.secrets import handed_over
 from paft_plugin.schema import read_yaml
 
 PLUGIN = "paft_plugin.PAFTPlugin"
@@ -39,6 +40,8 @@ class Branch:
     """The axolotl config with absolute paths, without what the run sets."""
     notes: tuple[str, ...] = ()
     """What the run replaces of the user's config, a sentence each."""
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Variable → value: what the user typed into the config, and the run hands over in the environment instead."""
 
     @property
     def trained(self) -> Path | None:
@@ -108,8 +111,10 @@ def read_branch(name: str, spec: BranchSpec, folder: Path) -> Branch:
     content = {key: value for key, value in content.items() if value is not None}
     replaced = [key for key in OURS if key in content]
     notes = (f"{source or name}: {some(replaced)} of the config is replaced by the run's own.",) if replaced else ()
-    content = {key: _absolute(key, value, folders) for key, value in content.items() if key not in OURS}
-    return Branch(name, spec, source, content, notes)
+    handed = handed_over(content)
+    secrets = {variable: str(content[key]) for key, variable in handed.items()}
+    content = {key: _absolute(key, value, folders) for key, value in content.items() if key not in (*OURS, *handed)}
+    return Branch(name, spec, source, content, notes, secrets)
 
 
 def without_penalty(branch: Branch, name: str) -> Branch:
@@ -117,7 +122,8 @@ def without_penalty(branch: Branch, name: str) -> Branch:
     content = {key: value for key, value in branch.content.items() if not key.startswith("paft_")}
     others = [plugin for plugin in content.get("plugins") or [] if not is_plugin(plugin)]
     content.pop("plugins", None)
-    return Branch(name, branch.spec, branch.source, {**content, **({"plugins": others} if others else {})})
+    content |= {"plugins": others} if others else {}
+    return Branch(name, branch.spec, branch.source, content, secrets=branch.secrets)
 
 
 def preference_name(branch: Branch) -> str:

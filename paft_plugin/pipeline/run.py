@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich import box
@@ -20,6 +21,7 @@ from paft_plugin.pipeline.config import ExecutorConfig
 from paft_plugin.pipeline.estimate.disk import free_bytes, needed_bytes
 from paft_plugin.pipeline.plan import Plan, make_plan, readable
 from paft_plugin.pipeline.preflight import preflight
+from paft_plugin.pipeline.secrets import find_secrets
 from paft_plugin.pipeline.stage_logs import STAGE_LOGS
 from paft_plugin.runner.devices import choose_devices, find_devices
 from paft_plugin.runner.executor import Executor
@@ -49,7 +51,7 @@ def run_pipeline(file: Path, console: Console, *, arms: Sequence[str] = (), sequ
         setup.run_dir,
         executor,
         [Display(setup.run_dir, console, STAGE_LOGS), EventLog(setup.run_dir, __version__, STAGE_LOGS)],
-        prepare=plan.write_files,
+        prepare=partial(write_files, setup, plan),
         variables=variables(setup),
         reader=STAGE_LOGS,
     )
@@ -64,8 +66,16 @@ def prepare(file: Path, arms: Sequence[str] = (), sequential: bool = False) -> S
         PaftError: All that is wrong with the file and what it names.
     """
     setup = open_setup(file, arms, sequential)
-    make_plan(setup).write_files()
+    write_files(setup, make_plan(setup))
     return setup
+
+
+def write_files(setup: Setup, plan: Plan) -> None:
+    """Write what the stages are given; where a config holds a secret, into a folder that is for its owner alone."""
+    if any(branch.secrets or any(find_secrets(branch.content)) for branch in setup.trainings):
+        setup.run_dir.mkdir(parents=True, exist_ok=True)
+        setup.run_dir.chmod(0o700)
+    plan.write_files()
 
 
 def show_plan(file: Path, console: Console, *, arms: Sequence[str] = (), sequential: bool = False) -> None:
@@ -152,8 +162,12 @@ def make_executor(config: ExecutorConfig) -> Executor:
 
 
 def variables(setup: Setup) -> dict[str, str]:
-    """For every command: no telemetry, and no network unless the config names something remote; what a user has set stays."""
+    """For every command: no telemetry, and no network unless the config names something remote; what a user has set stays.
+
+    And the secrets of the branches' configs, as axolotl would take them: before what is set.
+    """
     wanted = {"TOKENIZERS_PARALLELISM": "false", "AXOLOTL_DO_NOT_TRACK": "1"}
     if not setup.remote:
         wanted["HF_HUB_OFFLINE"] = "1"
-    return {name: value for name, value in wanted.items() if name not in os.environ}
+    secrets = {name: value for branch in setup.needed for name, value in branch.secrets.items()}
+    return {name: value for name, value in wanted.items() if name not in os.environ} | secrets

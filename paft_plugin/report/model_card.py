@@ -24,6 +24,7 @@ from paft_plugin.files import (
     write_bytes,
     write_text,
 )
+from paft_plugin.formats import without_password
 from paft_plugin.inspection.inspected import INSPECTION_FILE, read_inspection
 from paft_plugin.inspection.plots import sparsity_by_layer
 from paft_plugin.reading import parse_yaml, read_text, read_yaml_file
@@ -100,7 +101,7 @@ def read_data(run: Path) -> list[Data]:
     for file in sorted(below(run, "configs/*.yml"), key=lambda config: config.stem):
         try:
             config = read_yaml_file(file)
-            paths = [str(entry["path"]) for entry in config.get("datasets") or []]
+            paths = [without_password(str(entry["path"])) for entry in config.get("datasets") or []]
         except (PaftError, AttributeError, KeyError, TypeError):
             continue
         if paths and (run / "branches" / file.stem).is_dir():

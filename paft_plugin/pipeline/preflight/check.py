@@ -16,6 +16,7 @@ from paft_plugin.pipeline.branches import PLUGIN, Branch
 from paft_plugin.pipeline.estimate.disk import check_disk
 from paft_plugin.pipeline.preflight.ask import asked
 from paft_plugin.pipeline.preflight.data_files import remote_data
+from paft_plugin.pipeline.secrets import find_secrets
 
 
 def preflight(setup: Setup) -> Findings:
@@ -45,6 +46,7 @@ def _without_axolotl(setup: Setup, wanted: list[Branch], configured: list[Branch
         yield same_base(setup, branch)
         yield check_penalty(setup, branch)
         yield check_resume(branch)
+        yield check_secrets(branch)
         yield check_start(setup, branch)
         yield remote_data(branch)
     for branch in (*setup.trainings, *(setup.branches[setup.preference] for _ in setup.of_kind("sequential"))):
@@ -213,6 +215,23 @@ def _no_checkpoint(content: Mapping[str, Any]) -> str | None:
     if not steps and not content.get("saves_per_epoch") and isinstance(epochs, (int, float)) and epochs <= 1:
         return "checkpoints are written once an epoch, and there is one epoch"
     return None
+
+
+def check_secrets(branch: Branch) -> Findings:
+    """Secrets in a config, which axolotl copies into the README of its output, its log and trackers."""
+    findings = Findings()
+    for variable in branch.secrets:
+        findings.warn(
+            f"{branch.where}: holds a secret, which axolotl would copy into its output and its logs. The run takes it out and "
+            f"hands it over as the variable {variable}: better set that yourself, and remove the key here."
+        )
+    for place in find_secrets(branch.content):
+        findings.warn(
+            f"{branch.where}: {place}: a secret, which axolotl needs there, and copies into its output and its logs. Only you "
+            "will be able to read the run's folder; share nothing of it. Better give a local file, or credentials by the "
+            "environment, such as HF_TOKEN, AWS_SECRET_ACCESS_KEY or a ~/.netrc."
+        )
+    return findings
 
 
 def check_trained(setup: Setup, branch: Branch) -> Findings:

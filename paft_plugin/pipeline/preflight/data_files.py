@@ -12,6 +12,7 @@ from typing import Any
 
 from paft_plugin.errors import Findings, PaftError, collecting
 from paft_plugin.files import looks_local
+from paft_plugin.formats import without_password
 from paft_plugin.pipeline.branches import Branch, entries
 from paft_plugin.pipeline.hub import access, offline
 from paft_plugin.reading import parse_json
@@ -253,7 +254,7 @@ def remote_data(branch: Branch) -> Findings:
         if local_files(entry):
             continue
         if "://" in path:
-            findings.warn(f"{where}: {path} is not looked at before training.")
+            findings.warn(f"{where}: {without_password(path)} is not looked at before training.")
         elif Path(path).exists():
             findings.problem(f"{where}: {path} has no files that can be read ({', '.join(SUFFIXES)}). Check the path.")
         elif not path or looks_local(path) or Path(path).suffix in SUFFIXES:
