@@ -31,9 +31,10 @@ def render(room: str, template: str, **context: Any) -> str:
 
 
 _CODE = re.compile(r"(\A---\n.*?^---$|^```.*?^```$|`[^`\n]*`)", re.DOTALL | re.MULTILINE)
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")
 
 
 def without_html(markdown: str) -> str:
     """Markdown whose text, which holds names out of the files of others, cannot begin a tag; code and metadata stay."""
     parts = _CODE.split(markdown)
-    return "".join(part if index % 2 else part.replace("<", "&lt;") for index, part in enumerate(parts))
+    return "".join(part if index % 2 else _TAG.sub("&lt;", part) for index, part in enumerate(parts))
