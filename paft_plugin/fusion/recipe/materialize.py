@@ -55,14 +55,16 @@ def materialize(recipe: Recipe) -> Recipe:
     targets = {name: folder / f"{name}-{delta.fingerprint()}" for name, delta in deltas.items()}
     missing = {name: delta for name, delta in deltas.items() if not targets[name].exists()}
     _check_space(recipe.file.parent, missing)
-    for name, delta in missing.items():
-        write_whole_model(delta, targets[name])
+    notes = [note for name, delta in missing.items() for note in write_whole_model(delta, targets[name])]
     wholes = {name: replace(branch, whole=targets.get(name)) for name, branch in named.items()}
-    return replace(recipe, **wholes)  # type: ignore[arg-type]
+    return replace(recipe, warnings=tuple(dict.fromkeys([*recipe.warnings, *notes])), **wholes)  # type: ignore[arg-type]
 
 
-def write_whole_model(delta: Delta, target: Path) -> None:
-    """Write a base with an adapter on it as a model's folder, whole or not at all, with the proof of the adapter's training."""
+def write_whole_model(delta: Delta, target: Path) -> list[str]:
+    """Write a base with an adapter on it as a model's folder, whole or not at all, with the proof of the adapter's training.
+
+    Returns what is to be said of its tensors.
+    """
     with whole_folder(target) as folder:
         recipe = folder / RECIPE_FILE
         write_text(recipe, adapter_recipe(delta.base.folder, delta.branch, MERGE_DTYPE))
@@ -73,6 +75,7 @@ def write_whole_model(delta: Delta, target: Path) -> None:
         (folder / PROOF_FILE).unlink()  # the merge's own: to a linter the branch is what was trained
         if (delta.branch / PROOF_FILE).is_file():
             shutil.copyfile(delta.branch / PROOF_FILE, folder / PROOF_FILE)
+    return fusion.notes
 
 
 def _check_named(delta: Delta, model: Mapping[str, Any]) -> None:

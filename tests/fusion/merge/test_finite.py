@@ -155,6 +155,12 @@ def test_what_the_base_holds_stays_in_its_place_and_is_said(kind: str, tmp_path:
     assert any(
         "as in the base" in said for said in json.loads((tmp_path / "out" / "paft.json").read_text())["findings"]
     )
+    if kind == "adapters":
+        sides = [f"--{name}={adapter}" for name, adapter in zip(("sft", "preference"), adapters, strict=True)]
+        made = [f"--base={base}", *sides, "--method=ties", f"--output={tmp_path / 'made.yml'}", "--materialize"]
+        result = CliRunner().invoke(paft, ["recipe", *made])
+        assert result.exit_code == 0, result.output
+        assert f"{WEIGHT}: NaN or infinity in 2 entries, as in the base model" in result.stderr
     assert_same({WEIGHT: merged.nan_to_num()}, {WEIGHT: ours(recipe)[WEIGHT].nan_to_num()})
 
 
