@@ -94,6 +94,18 @@ def collecting(problems: list[str]) -> Iterator[None]:
         problems += error.problems
 
 
+@contextmanager
+def as_written(what: object, remedy: str) -> Iterator[None]:
+    """Make a `PaftError` that names `what` of whatever a file with values of wrong kinds makes of the block, which reads it."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        if isinstance(error, PaftError):
+            raise
+        said = f"{type(error).__name__}: {one_line(error, 200)}"
+        raise PaftError(f"{what}: something in it is of a wrong kind ({said}). {remedy}") from None
+
+
 def some(names: Sequence[str], most: int = 3) -> str:
     """The first few of many names, and how many more there are."""
     shown = ", ".join(names[:most])

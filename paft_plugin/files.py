@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from paft_plugin.errors import PaftError, one_line, printable
+from paft_plugin.errors import PaftError, as_written, one_line, printable
 from paft_plugin.reading import MissingFileError, UnreadableError, read_json_file
 
 PROOF_FILE = "paft.json"
@@ -182,17 +182,13 @@ class JsonFile(BaseModel):
         """
         content = shown(read_json(path))
         schema = content.pop("schema", None)
-        try:
-            return cls.model_validate(content if schema == cls.SCHEMA else cls.upgraded(content, schema, path))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise PaftError(f"{path}: damaged ({where}: {first['msg']}). {cls.AGAIN}") from None
-        except PaftError:
-            raise
-        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-            # What `upgraded` and validators make of values that nothing of ours writes.
-            raise PaftError(f"{path}: damaged ({one_line(error, 200)}). {cls.AGAIN}") from None
+        with as_written(path, cls.AGAIN):  # for `upgraded` and validators
+            try:
+                return cls.model_validate(content if schema == cls.SCHEMA else cls.upgraded(content, schema, path))
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(map(str, first["loc"]))
+                raise PaftError(f"{path}: damaged ({where}: {first['msg']}). {cls.AGAIN}") from None
 
     @classmethod
     def read_or_nothing(cls: type[Stored], path: Path) -> Stored | None:

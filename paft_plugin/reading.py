@@ -27,6 +27,8 @@ MOST_DEPTH = 64
 """Of lists and mappings in each other."""
 MOST_NODES = 50_000
 """Values of a YAML file, with every alias (`*name`) counted as what it stands for."""
+PATIENCE = 0.05
+"""Seconds of processor time for one match of a regular expression."""
 MOST_DIGITS = 100
 """Characters of a number."""
 SEVERAL = "several YAML documents"
@@ -238,6 +240,22 @@ def read_yaml_file(file: Path, hint: str = "", loader: type[LimitedLoader] = Lim
 def read_json_file(file: Path, hint: str = "") -> Any:
     """`read_bytes` and `parse_json` in one."""
     return parse_json(read_bytes(file, hint=hint), file, hint)
+
+
+def matches(pattern: str, text: str) -> bool:
+    """Whether the regular expression of somebody else matches the whole of `text`.
+
+    Raises:
+        PaftError: It is none, or has not come to an end soon: `(a+)+$` never does.
+    """
+    import regex
+
+    try:
+        return regex.fullmatch(pattern, text, timeout=PATIENCE) is not None
+    except TimeoutError:
+        raise PaftError(f"The regular expression {pattern!r} comes to no end on {text!r}. Correct it.") from None
+    except regex.error as error:
+        raise PaftError(f"{pattern!r} is no regular expression ({error}). Correct it.") from None
 
 
 def read_header(file: Path) -> tuple[int, dict[str, Any]]:

@@ -17,6 +17,7 @@ from paft_plugin.reading import (
     MOST_DEPTH,
     LimitedLoader,
     UnreadableError,
+    matches,
     parse_json,
     parse_yaml,
     read_json_file,
@@ -195,3 +196,17 @@ def test_a_header_is_read_as_known_flags_and_nothing_else(line: str, header: Hea
 def test_nothing_of_a_recipe_is_run() -> None:
     package = Path(__file__).parent.parent / "paft_plugin" / "fusion"
     assert not [file for file in package.rglob("*.py") if "subprocess" in file.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(a|aa)+$", "(.*)*x", "(a*)*b", "([a-z]+)*[0-9]", "("])
+def test_a_regular_expression_without_end_is_refused(pattern: str) -> None:
+    text = "a" * 60 + "!"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+    with contextlib.suppress(PaftError):  # some of them `regex` answers at once
+        assert not matches(rf"(.*\.)?({pattern})", text)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_utime - before < 5
+
+
+def test_a_regular_expression_matches_the_whole_text() -> None:
+    assert matches(r"(.*\.)?(q_proj)", "model.layers.0.self_attn.q_proj")
+    assert not matches(r"(.*\.)?(q_proj)", "model.q_proj_2")

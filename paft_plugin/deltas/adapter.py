@@ -12,14 +12,16 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from paft_plugin.deltas.store import TensorStore, hollow, open_adapter_weights
-from paft_plugin.errors import raise_if_any, some
+from paft_plugin.errors import as_written, raise_if_any, some
 from paft_plugin.files import ADAPTER_CONFIG, fingerprint, read_json
+from paft_plugin.reading import matches
 
 PREFIX = "base_model.model."
 # Layers that PEFT wraps around a module: below them is what the base calls by the same name.
@@ -60,6 +62,16 @@ DECISIVE_KEYS = (
     *("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "fan_in_fan_out"),
     *("target_parameters", "trainable_token_indices"),
 )
+
+
+KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("base_model_name_or_path", "bias"), (str, NoneType)),
+    **dict.fromkeys(("use_rslora", "fan_in_fan_out"), (bool, NoneType)),
+    **dict.fromkeys(("alpha_pattern", "rank_pattern"), (dict, NoneType)),
+    **dict.fromkeys(("target_modules", "modules_to_save", "target_parameters"), (str, list, NoneType)),
+    "trainable_token_indices": (dict, list, NoneType),
+}
+"""Of the config's values that are read here."""
 
 
 @dataclass
@@ -113,7 +125,7 @@ class Adapter:
     def scale_of(self, key: str, rank: int) -> float:
         """s of what PEFT's patterns know as `key` (a module, or a parameter with its module) and has this rank."""
         patterns = self.config.get("alpha_pattern") or {}
-        matching = (pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", key))
+        matching = (pattern for pattern in patterns if matches(rf"(.*\.)?({pattern})", key))
         alpha = float(patterns.get(next(matching, key), self.config["lora_alpha"]))
         return alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
 
@@ -145,7 +157,8 @@ def open_adapter(folder: Path) -> Adapter:
     names = set(plain.values())
     unknown = [key for key, name in plain.items() if not _file_under(adapter, key, name, names)]
     problems = [f"{folder}: tensor {some(unknown)} is of no kind known here. {_RETRAIN}"] if unknown else []
-    problems += [f"{folder}: {problem}" for problem in _factor_problems(adapter) + _token_problems(adapter)]
+    with as_written(folder / ADAPTER_CONFIG, "Repeat the run that writes it."):
+        problems += [f"{folder}: {problem}" for problem in _factor_problems(adapter) + _token_problems(adapter)]
     if odd := [key for key, name in plain.items() if name not in (key, key.removeprefix(PREFIX))]:
         adapter.notes.append(
             f"{folder}: {len(odd)} of its tensors have names like {odd[0]}, read as {PREFIX}{plain[odd[0]]}. PEFT, so plain "
@@ -257,6 +270,13 @@ def unsupported(folder: Path, config: dict[str, Any]) -> list[str]:
     kind = str(config.get("peft_type", "missing")).upper()
     if kind != "LORA":
         return [f"{where}: peft_type is {kind}, and only LORA is supported. {_MERGE}"]
+    problems = [
+        f"{where}: {key} has the value {str(config[key])[:60]}, which is of a wrong kind. Repeat the run that writes it."
+        for key, kinds in KINDS.items()
+        if key in config and not isinstance(config[key], kinds)
+    ]
+    if problems:
+        return problems
     problems = [f"{where}: {key} is set: {way_out}" for key, way_out in REFUSED_KEYS.items() if config.get(key)]
     initial = config.get("init_lora_weights", True)
     if (initial.lower() if isinstance(initial, str) else initial) not in KEEP_BASE:

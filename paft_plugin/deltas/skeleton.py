@@ -19,10 +19,15 @@ import torch
 from torch import Tensor
 
 from paft_plugin.deltas.store import TensorStore
+from paft_plugin.errors import PaftError, quietly
+from paft_plugin.files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+COUNTS = re.compile(r"layer|expert|block|depth|stage|group")
+"""Keys of a config that say how many modules there are; the largest models have some hundreds."""
+MOST_MODULES = 100_000
 # Chains of transformers' operations that can be taken back: experts stacked, and also gate and up side by side in each.
 STACKED = ["MergeModulelist(dim=0)"]
 STACKED_SIDE_BY_SIDE = ["MergeModulelist(dim=0)", "Concatenate(dim=1)"]
@@ -106,11 +111,26 @@ def build_model(folder: Path) -> PreTrainedModel:
     import transformers
     from transformers.initialization import no_init_weights
 
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if endless := too_many(read_json(folder / "config.json")):
+        raise PaftError(f"{folder / 'config.json'}: {endless}, more than {MOST_MODULES}. Correct it.")
+    with quietly():  # transformers' warnings would show what the config says, as it is
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     named = [getattr(transformers, name, None) for name in config.architectures or []]
     kinds = [kind for kind in named if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)]
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), no_init_weights():
+    with quietly(), torch.random.fork_rng(devices=[]), torch.device("meta"), no_init_weights():
         return kinds[0](config) if kinds else transformers.AutoModelForCausalLM.from_config(config)
+
+
+def too_many(config: object) -> str:
+    """A number in a config that would have transformers build modules for ever; empty if there is none."""
+    if isinstance(config, list):
+        return next(filter(None, map(too_many, config)), "")
+    if not isinstance(config, dict):
+        return ""
+    for key, value in config.items():
+        if COUNTS.search(key) and isinstance(value, (int, float)) and value > MOST_MODULES:
+            return f"{key} is {value}"
+    return too_many(list(config.values()))
 
 
 def skeleton_of(model: PreTrainedModel, base: TensorStore) -> Skeleton:

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from paft_plugin.errors import PaftError, raise_if_any, some
+from paft_plugin.errors import PaftError, printable, raise_if_any, some
 from paft_plugin.files import ADAPTER_CONFIG, ADAPTER_FILE, fingerprint, read_json
 from paft_plugin.reading import read_header
 
@@ -56,6 +56,8 @@ class TensorStore:
         problems = []
         for file in files:
             try:
+                if file.exists() and not file.is_file():  # opening a FIFO would wait for ever
+                    raise SafetensorError("no regular file")
                 handle = safe_open(file, framework="pt")
             except FileNotFoundError:
                 problems.append(f"{file}: missing. Copy or download it again, or repeat the run that writes it.")
@@ -233,6 +235,13 @@ def open_model(folder: Path) -> TensorStore:
         shards = read_json(index).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             raise PaftError(f"{index}: no weight_map in it. Download it again, or repeat the run that writes it.")
+        names = [
+            shard
+            for shard in shards.values()
+            if isinstance(shard, str) and shard and Path(shard).name == printable(shard)
+        ]
+        if odd := [repr(shard) for shard in shards.values() if shard not in names]:
+            raise PaftError(f"{index}: {some(odd)} is no file's name. Download it again.")
         store = TensorStore(folder, [folder / shard for shard in sorted(set(shards.values()))])
         if absent := sorted(set(shards) - set(store.names)):
             raise PaftError(f"{index}: names {some(absent)}, which no shard holds. Download the model again.")

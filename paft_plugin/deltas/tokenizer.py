@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paft_plugin.errors import Findings, PaftError, some
+from paft_plugin.errors import Findings, as_written, some
 from paft_plugin.files import read_json
 from paft_plugin.reading import read_bytes, read_text
 
@@ -39,14 +39,8 @@ class Tokenizer:
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
     """The tokenizer in a folder; None if there is none, `PaftError` if one of its files is broken."""
-    try:
+    with as_written(f"{folder}: a file of its tokenizer", "Copy or save them again."):
         return _read(folder)
-    except PaftError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise PaftError(
-            f"{folder}: its tokenizer's files are not as transformers writes them ({error!r}). Copy or save them again."
-        ) from None
 
 
 def _read(folder: Path) -> Tokenizer | None:

@@ -20,6 +20,7 @@ from paft_plugin.runner.stages import MARKERS
 
 LOCK = ".lock"
 _HOLD = ".hold"
+_LONGEST_PID = 10  # digits
 _AGAIN = 0.1  # seconds between two tries
 _GLANCE = 0.3  # seconds: somebody who only looks (`look`) holds the lock for less
 
@@ -81,7 +82,7 @@ def _holder(run_dir: Path) -> tuple[int | None, str]:
     except FileNotFoundError:
         written = []
     pid, machine = (*written, "", "")[:2]
-    return int(pid) if pid.isdecimal() else None, machine
+    return int(pid) if pid.isdecimal() and len(pid) < _LONGEST_PID else None, machine
 
 
 def alive(pid: int) -> bool:

@@ -25,15 +25,24 @@ those of SFT branches on a GPU, where it has not been run yet.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from paft_plugin.errors import one_line
 from paft_plugin.pipeline.branches import STRATEGIES
-from paft_plugin.pipeline.estimate.shapes import Shapes, count, is_embedding, is_linear, read_config, weight_shapes
+from paft_plugin.pipeline.estimate.shapes import (
+    MOST_LAYERS,
+    Shapes,
+    count,
+    is_embedding,
+    is_linear,
+    read_config,
+    weight_shapes,
+)
+from paft_plugin.reading import matches
 
 ADDED = 0.15
 """Share that is added to what the formula gives."""
@@ -78,6 +87,15 @@ def estimate_memory(config: Mapping[str, Any], base: Path, *, cpu: bool = False)
     model, shapes = read_config(base), weight_shapes(base)
     if unknown := _unknown(config, base, model, shapes):
         return Memory(unknown=unknown)
+    try:
+        found = _estimated(config, model, shapes, cpu)
+        return found if found.total > 0 else Memory(unknown="a setting is below 0")
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # axolotl says what it does not take; here there is only nothing to calculate with.
+        return Memory(unknown=f"a setting is of a wrong kind ({one_line(error, 100)})")
+
+
+def _estimated(config: Mapping[str, Any], model: Mapping[str, Any], shapes: Shapes, cpu: bool) -> Memory:
     width = dtype_bytes(config)
     trains = trained_shapes(config, shapes)
     adapted = bool(config.get("adapter"))
@@ -98,8 +116,10 @@ def estimate_memory(config: Mapping[str, Any], base: Path, *, cpu: bool = False)
 
 def _unknown(config: Mapping[str, Any], base: Path, model: Mapping[str, Any], shapes: Shapes) -> str:
     wanted = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    if not shapes or any(not isinstance(model.get(key), int) for key in wanted):
+    if not shapes or any(type(model.get(key)) is not int or model[key] < 1 for key in wanted):
         return f"{base} holds no config.json and weights of a decoder that is known here"
+    if model["num_hidden_layers"] > MOST_LAYERS:
+        return f"{base} has {model['num_hidden_layers']} layers, says its config.json"
     if any(len(shape) == 3 for shape in shapes.values()) or any(".experts." in name for name in shapes):
         return "mixtures of experts are not estimated"
     for key in ("fsdp", "fsdp_config", "deepspeed", "tensor_parallel_size", "context_parallel_size"):
@@ -139,7 +159,7 @@ def _is_target(config: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> 
     if config.get("lora_target_linear") or targets == "all-linear":
         return is_linear(name, shape)
     if isinstance(targets, str):  # PEFT reads a string as a regular expression
-        return re.fullmatch(targets, module) is not None
+        return matches(targets, module)
     return any(module == target or module.endswith(f".{target}") for target in targets)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from paft_plugin.files import read_json_or_nothing
 from paft_plugin.reading import read_header
 
+MOST_LAYERS = 10_000
+"""The deepest models have some hundreds."""
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -25,7 +27,7 @@ def weight_shapes(base: Path) -> Shapes:
     files = sorted(base.glob("*.safetensors"))
     try:
         return {name: shape for file in files for name, shape in _header(file)} or _expected(read_config(base))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError):
         return {}
 
 
@@ -53,6 +55,8 @@ def _expected(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """As a Llama-like decoder has them: Llama, Mistral, Qwen2, Gemma … differ by biases and norms alone."""
     if not config:
         return {}
+    if config["num_hidden_layers"] > MOST_LAYERS:
+        raise ValueError(f"{config['num_hidden_layers']} layers")
     hidden, inner, vocabulary = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     head = config.get("head_dim") or hidden // config["num_attention_heads"]
     queries = config["num_attention_heads"] * head

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paft_plugin.deltas.tokenizer import read_tokenizer
-from paft_plugin.errors import PaftError, one_line
+from paft_plugin.errors import PaftError, one_line, quietly
 from paft_plugin.files import read_json, resolved
 from paft_plugin.pipeline.estimate.shapes import count, weight_shapes
 from paft_plugin.pipeline.hub import cached_folder
@@ -155,6 +155,7 @@ def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        with quietly():  # its warnings would show what the files say, as it is
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers raises all kinds
         raise PaftError(f"{folder}: transformers cannot load its tokenizer: {one_line(error)}") from None

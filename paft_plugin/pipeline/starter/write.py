@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from paft_plugin.errors import PaftError, collecting
+from paft_plugin.errors import PaftError, as_written, collecting
 from paft_plugin.files import write_text
 from paft_plugin.penalty.strength import ENOUGH_STEPS
 from paft_plugin.pipeline.branches import PLUGIN
@@ -46,6 +46,9 @@ class Wish:
     rl: Strategy = "dpo"
 
 
+ROWS_ALIKE = "Write all of its rows alike, a message as {role: …, content: …}."
+
+
 def write_starter(wish: Wish, gpu: bool, force: bool = False) -> list[Path]:
     """Write the three files, for a machine with a GPU or without, and name them; `force`: over files that are there.
 
@@ -56,11 +59,11 @@ def write_starter(wish: Wish, gpu: bool, force: bool = False) -> list[Path]:
     problems = [f"{file} is there already. Choose another --output, or --force." for file in files if file.exists()]
     problems = [] if force else problems
     base = sft = preference = None
-    with collecting(problems):
+    with collecting(problems), as_written(wish.base, "Download it again."):
         base = look_at(wish.base)
-    with collecting(problems):
+    with collecting(problems), as_written(wish.sft_data, ROWS_ALIKE):
         sft = read_sft(wish.sft_data, base.template if base else None)
-    with collecting(problems):
+    with collecting(problems), as_written(wish.preference_data, ROWS_ALIKE):
         alpaca = sft is not None and sft.alpaca
         complete = partial(with_system, base or UNKNOWN, alpaca)
         preference = read_preference(wish.preference_data, wish.rl, complete)

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from paft_plugin.files import shown
 from paft_plugin.reading import MissingFileError, parse_json, read_bytes
@@ -39,6 +39,13 @@ class _Line(BaseModel):
     """UTC, ISO 8601."""
     run: str
     """An id of its own for each call of `run_stages`."""
+
+    @field_validator("time")
+    @classmethod
+    def _is_a_time(cls, time: str) -> str:
+        if datetime.fromisoformat(time).tzinfo is None:
+            raise ValueError("no time zone")
+        return time
 
     @property
     def moment(self) -> datetime:
