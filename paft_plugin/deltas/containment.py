@@ -58,10 +58,15 @@ def containment(tensors: Sequence[Products]) -> Containment | None:
 
 
 def inside(tensors: Sequence[Products]) -> tuple[bool, Containment] | None:
-    """Whether the smaller of two deltas is within the larger: (whether that is the first one, how far); None if not."""
-    first = sum(own for _, own, _ in tensors) <= sum(other for *_, other in tensors)
-    found = containment(tensors if first else [(dot, other, own) for dot, own, other in tensors])
-    return (first, found) if found is not None and found.holds else None
+    """Whether one of two deltas is within the other: (whether that is the first one, how far); None if neither is.
+
+    Two that are all but equal hold each other: then the first is taken to have been there before.
+    """
+    turned = [(dot, other, own) for dot, own, other in tensors]
+    for first, products in ((True, tensors), (False, turned)):
+        if (found := containment(products)) is not None and found.holds:
+            return first, found
+    return None
 
 
 def of_adapters(one: Delta, other: Delta) -> list[Products]:

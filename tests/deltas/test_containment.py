@@ -56,8 +56,15 @@ def test_a_branch_that_continued_another_is_told_from_one_that_did_not(models: P
     assert (first, round(how.projection, 1)) == (True, 1.0)
     assert how.cosine > 0.9
     turned = inside(products(models, "continued", "sft"))
-    assert turned is not None
-    assert turned[0] is False
+    assert turned is not None, "in whichever order they are given"
+
+
+def test_what_is_within_the_other_is_told_by_size_and_of_two_equals_the_first_came_first() -> None:
+    small, large = [(1.0, 1.0, 3.0), (2.0, 2.0, 6.0)], [(1.0, 3.0, 1.0), (2.0, 6.0, 2.0)]
+    for tensors, first in ((small, True), (large, False), ([(1.0, 1.05, 1.0)], True), ([(1.0, 1.0, 1.05)], True)):
+        found = inside(tensors)
+        assert found is not None
+        assert found[0] is first
 
 
 def test_the_recipe_says_it_with_numbers_and_the_way_out(models: Path) -> None:

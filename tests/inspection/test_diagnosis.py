@@ -83,6 +83,10 @@ def planted() -> dict[str, tuple[PlantedRun, set[tuple[str, str]]]]:
             replace(both_dense, deltas={"sft": dense(1), "dpo": dense(1) + 2.5 * dense(3)}),
             {("continued branch", "dpo")},
         ),
+        "preference that hardly moved from the SFT, and shrank": (
+            replace(both_dense, deltas={"sft": dense(1), "dpo": 0.98 * dense(1) + 0.01 * dense(3)}),
+            {("continued branch", "dpo")},
+        ),
         "two that learnt the same in part": (
             replace(both_dense, deltas={"sft": dense(1), "dpo": 0.6 * dense(1) + dense(3)}),
             set(),

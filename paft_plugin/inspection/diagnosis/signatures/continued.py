@@ -16,7 +16,7 @@ SIGNATURE = "continued branch"
 def continued(facts: Facts, sft: str, preference: str, _excuse: str | None) -> Check:
     """Look for a branch that continued the other's training instead of starting from the base.
 
-    Decided by three at once: how many times the larger delta holds the smaller, how much that differs from tensor to tensor, and
+    Decided by three at once: how many times one delta holds the other, how much that differs from tensor to tensor, and
     the cosine. Branches that learnt the same apart from each other have one or two of them.
     """
     branches, pair = (sft, preference), facts.pair(sft, preference)
@@ -25,10 +25,12 @@ def continued(facts: Facts, sft: str, preference: str, _excuse: str | None) -> C
         where = f"{facts.inspection_file}: the pair of {sft} and {preference} (axolotl paft inspect)"
         return unknown(SIGNATURE, branches, "The two were not inspected as a pair.", [where])
     sizes = {name: measures.l2 for name in branches if (measures := facts.measures(name)) is not None}
-    inner, outer = sorted(branches, key=lambda name: sizes.get(name, 0.0))
-    found = _found(pair, inner, sizes)
-    if found is None:
+    both = {inner: found for inner in branches if (found := _found(pair, inner, sizes)) is not None}
+    if not both:
         return unknown(SIGNATURE, branches, "One of the two deltas is zero: it holds nothing.")
+    # Two that are all but equal hold each other, and SFT comes first.
+    inner = next((name for name, found in both.items() if found.holds), min(both, key=lambda name: sizes[name]))
+    outer, found = next(name for name in branches if name != inner), both[inner]
     source = facts.inspection_file
     times = f"How far from 1 times {outer} holds {inner}, ⟨δ, δ′⟩/‖δ‖² = {found.projection:.3g}"
     evidence = [
