@@ -19,7 +19,6 @@ from paft_plugin.demo import world
 from paft_plugin.demo.data import MOST_ITEMS, write_data, write_tasks
 from paft_plugin.demo.pretrain import build_tokenizer
 from paft_plugin.errors import PaftError
-from tests.offered import NEW_LINE
 
 MEASURES = ("skill", "retained", "style", "preference")
 FILES = ("sft", "preference", *(f"{split}/{measure}" for split in ("validation", "test") for measure in MEASURES))
@@ -193,7 +192,9 @@ def test_axolotl_reads_the_pairs_as_the_chat_template_writes_them(full: Path, al
         )
     else:
         loaded = load_orpo("chat_template.argilla", config(type="chat_template.argilla"), dataset_idx=0)
-        transform = loaded[0] if NEW_LINE else loaded  # since 0.20 with what `map` is given beside it, as for DPO
+        transform = (
+            loaded[0] if isinstance(loaded, tuple) else loaded
+        )  # 0.21 gives options for `map` with it, as for DPO
     for row in rows(full, "preference")[:200]:
         read = transform(row, tokenizer=tokenizer)
         prompt = prompt_of(row)
