@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from mergekit import sparsify
 from mergekit.architecture import ModelArchitecture
 from mergekit.architecture.auto import infer_architecture_info
+from mergekit.architecture.conversion import _expanded_target_keys as expanded_target_keys
 from mergekit.architecture.json_definitions import JsonModuleArchitecture
 from mergekit.common import ModelReference
 from mergekit.graph import ExecutionSchedule, Executor, Task, TaskHandle, TaskUniverse
@@ -23,6 +24,7 @@ from mergekit.merge import _model_out_config as model_out_config
 from mergekit.merge import _set_chat_template as set_chat_template
 from mergekit.merge import _update_config_vocab as update_config_vocab
 from mergekit.options import MergeOptions
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 __all__ = ["copy_tagalong_files", "copy_tokenizer", "model_out_config", "set_chat_template", "update_config_vocab"]
 
@@ -37,6 +39,7 @@ USED = {
     "mergekit.io.tasks.LoadTensor._resolve_name": "which of a tensor's names a model has",
     "mergekit.io.tasks.LoaderCache.loaders": "the open models of the process, in whose place ours are put",
     "mergekit.architecture.auto.infer_architecture_info.cache_clear": "architectures, remembered by a path alone",
+    "mergekit.architecture.conversion._expanded_target_keys": "what transformers makes of a checkpoint's tensor",
     "mergekit.graph.TaskUniverse.get_handle": "the graph, in which a merge and the loading of its inputs become one task",
     "mergekit.graph.TaskHandle.arguments": "the graph's edges",
     "mergekit.graph.ExecutionSchedule": "the order of tasks, without those that are no longer needed",
@@ -65,6 +68,18 @@ def stored_name(load: LoadTensor, loader: Any) -> str | None:
     """Which of a tensor's names (its own, aliases, tied ones) a model has; None if it has none of them."""
     name: str | None = load._resolve_name(loader)
     return name
+
+
+def converted_names(model_type: str, name: str) -> list[str]:
+    """The tensors of the loaded model that transformers 5 makes of one in a checkpoint, alone or with others."""
+    names, found = [name], []
+    for transform in get_checkpoint_conversion_mapping(model_type) or ():
+        for one in list(names):
+            renamed, pattern = transform.rename_source_key(one)
+            if pattern is not None:
+                names.append(renamed)
+                found += sorted(expanded_target_keys(renamed, transform.target_patterns))
+    return found
 
 
 def forget_architectures() -> None:

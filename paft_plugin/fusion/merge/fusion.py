@@ -21,11 +21,12 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from paft_plugin.deltas.belongs import is_finite
 from paft_plugin.deltas.skeleton import build_model
-from paft_plugin.errors import PaftError, one_line
+from paft_plugin.errors import PaftError, one_line, raise_if_any, some
 from paft_plugin.fusion.merge.configuration import read_recipe, references, without_adapters
 from paft_plugin.fusion.merge.loaders import AdapterLoader, ModelLoader, open_loaders
 from paft_plugin.fusion.merge.plan import MergePlan
 from paft_plugin.fusion.merge.selection import fast_selection
+from paft_plugin.fusion.merge.unlisted import is_float, left_out, places, problems_of, with_unlisted
 from paft_plugin.fusion.merge.untouched import draws
 from paft_plugin.fusion.mergekit_internals import forget_architectures, model_out_config, open_models, with_optional
 from paft_plugin.machine import usable_device
@@ -50,8 +51,13 @@ class Fusion:
     options: MergeOptions
     seed: int
     architecture: ModelArchitecture
+    """With the tensors of the base that mergekit's definition does not list."""
     model_config: PreTrainedConfig
     """Of the merged model."""
+    places: dict[str, str]
+    """What each tensor of the base's files is called in the merged model."""
+    unlisted: list[str]
+    """Those of them that mergekit's definition does not list."""
     tokenizer: PreTrainedTokenizerBase | None = field(default=None, init=False)
     """The one that `tokenizer:` in the recipe asks for, once all tensors came."""
     notes: list[str] = field(default_factory=list, init=False)
@@ -70,6 +76,16 @@ class Fusion:
         with self.planned() as plan:
             yield from self.run(plan, quiet)
 
+    @property
+    def base(self) -> ModelLoader:
+        """Of the model whose tensors the merged one has."""
+        return self.loaders[self.config.base_model or references(self.config)[0]]
+
+    @property
+    def whole_numbers(self) -> list[str]:
+        """Unlisted tensors that hold no floats, in which all models agree: they are copied."""
+        return [name for name in self.unlisted if not is_float(self.base, name)]
+
     @contextmanager
     def planned(self) -> Iterator[MergePlan]:
         """For the time of the context: mergekit's plan, for `run` to carry out once, with our models in its cache."""
@@ -83,18 +99,29 @@ class Fusion:
         random = draws(method_called(self.config.merge_method))
         stream = Stream(self.seed, self.loaders, self.options.device) if random else None
         items = plan.run(quiet)
-        self.notes.clear()
+        self.notes[:] = self._notes_on_unlisted()
         while True:
             with stream.flowing() if stream else nullcontext():
                 item = next(items, None)
             if item is None:
-                return
+                break
             if isinstance(item, TokenizerInfo):
                 self.tokenizer = item.tokenizer
             else:
                 if not is_finite(item[1]):
                     self._refuse_unless_before(plan, *item)
                 yield item
+        for name in self.whole_numbers:
+            yield name, self.base.store.tensor(name)
+
+    def _notes_on_unlisted(self) -> list[str]:
+        notes = left_out(self.base, self.loaders.values())
+        if self.unlisted:
+            notes.append(
+                f"mergekit's definition of this architecture lacks {some(self.unlisted)}, without which mergekit-yaml would "
+                "write the model. They are merged here under the names of the files; what no branch changes stays as it is."
+            )
+        return notes
 
     def _refuse_unless_before(self, plan: MergePlan, name: str, tensor: Tensor) -> None:
         """Let NaN and infinity pass where the base has them, too, and note that."""
@@ -148,12 +175,18 @@ def open_fusion(recipe: Path, seed: int = 0, device: str = "auto", kind: type[Fu
     loaders = open_loaders(references(config))
     bare = without_adapters(config)
     forget_architectures()
+    first = config.base_model or references(config)[0]
     try:
         architecture = with_optional(get_architecture_info(bare, options), OLD_BUFFERS)
         model_config = model_out_config(bare, architecture)
+        found = places(architecture, (bare.base_model or references(bare)[0]).config(), loaders[first])
     except (RuntimeError, ValueError) as error:
         raise PaftError(f"{recipe}: {one_line(error)}") from error
-    return kind(recipe, text, config, loaders, options, seed, architecture, model_config)
+    unlisted = [name for name, place in found.items() if place is None]
+    raise_if_any([f"{recipe}: {problem}" for problem in problems_of(config, unlisted, loaders.values())])
+    architecture = with_unlisted(architecture, [name for name in unlisted if is_float(loaders[first], name)])
+    names = {name: place or name for name, place in found.items()}
+    return kind(recipe, text, config, loaders, options, seed, architecture, model_config, names, unlisted)
 
 
 class Stream:

@@ -72,7 +72,7 @@ def fill_folder(
     check_chat_template(fusion)
     before = fingerprints(fusion)
     with fusion.planned() as plan:
-        writer = ShardedWriter(folder, plan.names, most)
+        writer = ShardedWriter(folder, [*plan.names, *fusion.whole_numbers], most)
         # One tensor is written while the next is merged.
         with closing(writer), ThreadPoolExecutor(1) as pool:
             under_way: Future[None] | None = None
@@ -83,6 +83,7 @@ def fill_folder(
             if under_way is not None:
                 under_way.result()
             writer.finish()
+    check_whole(fusion, writer.names)
     check_unchanged(fusion, before)
     warnings = [*fusion.notes, *write_tokenizer(fusion, folder)]
     fusion.model_config.save_pretrained(folder)
@@ -134,7 +135,7 @@ def write_tokenizer(fusion: Fusion, folder: Path) -> list[str]:
     else:
         try:
             copy_tokenizer(config, str(folder), fusion.options)
-        except (OSError, ValueError, ImportError):
+        except (OSError, ValueError, ImportError, TypeError):  # the last from classes that open a file without a name
             warnings.append(f"{donor} has no tokenizer, so the merged model has none either. Copy one into its folder.")
     copy_tagalong_files(config, str(folder), fusion.architecture.tagalong_files or [], fusion.options)
     if (donor / GENERATION_CONFIG).is_file():
@@ -165,6 +166,19 @@ def fingerprints(fusion: Fusion) -> dict[Path, str]:
     adapters = {loader.delta.branch for loader in loaders if isinstance(loader, AdapterLoader)}
     found = {folder: open_model(folder).fingerprint for folder in models}
     return found | {folder: open_adapter(folder).fingerprint for folder in adapters}
+
+
+def check_whole(fusion: Fusion, written: set[str]) -> None:
+    """Refuse a merged model that lacks tensors of its base: it would load, and transformers would make them up.
+
+    Raises:
+        PaftError: Some are lacking.
+    """
+    lost = [name for name, place in fusion.places.items() if place not in written]
+    if lost and fusion.config.models is not None:
+        raise PaftError(
+            f"{fusion.recipe}: the merged model would lack {some(lost)} of its base. mergekit does not give them."
+        )
 
 
 def check_unchanged(fusion: Fusion, before: Mapping[Path, str]) -> None:

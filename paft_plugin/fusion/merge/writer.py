@@ -141,6 +141,11 @@ class ShardedWriter:
         self._written = 0
         self._total = 0
 
+    @property
+    def names(self) -> set[str]:
+        """Of the tensors that were written."""
+        return set(self._told)
+
     def add(self, name: str, tensor: Tensor) -> None:
         """Write one tensor.
 

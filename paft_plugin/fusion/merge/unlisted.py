@@ -1,0 +1,147 @@
+"""Tensors of a base model that mergekit's definition of its architecture does not list: without more they would be lost.
+
+mergekit writes what its definition lists, and Llama's lacks the biases of `attention_bias`, DeepSeek's the experts behind
+`first_k_dense_replace`, LLaVA's the language model (mergekit 0.1.5). Here such tensors join the definition under the names that
+the base's files give them, in a module of their own: the same planner, executor and method merge them. (Where there are any, a
+random method draws other masks than ``mergekit-yaml`` with the same seed, whose model lacks them.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from mergekit.architecture import ModelArchitecture, ModuleArchitecture, ModuleDefinition, WeightInfo
+from mergekit.config import MergeConfiguration
+from transformers import PreTrainedConfig
+
+from paft_plugin.deltas.fit import BUFFERS
+from paft_plugin.deltas.store import INPUT_EMBEDDINGS, OUTPUT_HEADS
+from paft_plugin.errors import some
+from paft_plugin.fusion.merge.loaders import ModelLoader
+from paft_plugin.fusion.mergekit_internals import converted_names
+
+MODULE = "paft_unlisted"
+
+
+def places(architecture: ModelArchitecture, config: PreTrainedConfig, base: ModelLoader) -> dict[str, str | None]:
+    """What each tensor of the base's files is called in the merged model; None where mergekit does not list it.
+
+    Buffers of old checkpoints, which transformers no longer saves, are left out.
+    """
+    stored = set(base.store.names)
+    found: dict[str, str] = {}
+    absent: set[str] = set()
+    for weight in architecture.all_weights(config):
+        own = next((name for name in (weight.name, *(weight.aliases or ())) if name in stored), None)
+        if own is not None:
+            found.setdefault(own, weight.name)
+        elif (
+            not weight.optional
+        ):  # mergekit skips an optional one that no file has under its name, whatever it is made of
+            absent.add(weight.name)
+    names = (name for name in base.store.names if not name.endswith(BUFFERS))
+    return {name: found.get(name) or _converted(config, name, absent) for name in names}
+
+
+def _converted(config: PreTrainedConfig, name: str, absent: Collection[str]) -> str | None:
+    """The listed tensor that transformers makes of this one in loading, as of one expert of many."""
+    return next((target for target in converted_names(config.model_type, name) if target in absent), None)
+
+
+def problems_of(config: MergeConfiguration, unlisted: list[str], loaders: Collection[ModelLoader]) -> list[str]:
+    """Why tensors that mergekit does not list cannot be merged under their own names in this recipe."""
+    if not unlisted:
+        return []
+    said = f"mergekit's definition of this architecture lacks {some(unlisted)}"
+    if config.models is None:
+        return [f"{said}, which cannot go along in slices or modules. Give whole models, as `models:`."]
+    problems = []
+    changed = [name for name in unlisted if _is_changed(name, loaders)]
+    if changed and any(map(_has_gradient, (config.parameters, *(model.parameters for model in config.models)))):
+        problems.append(f"{said}, and a branch changes them, so no parameter can vary by layer. Give one number each.")
+    vocabulary = [name for name in unlisted if name.endswith((*INPUT_EMBEDDINGS, *OUTPUT_HEADS))]
+    if vocabulary and (config.tokenizer or config.tokenizer_source):
+        problems.append(f"{said}, so no tokenizer can be built for {some(vocabulary)}. Remove it from the recipe.")
+    for name in changed:
+        if not _is_float(name, loaders):
+            problems.append(f"{name}: holds whole numbers, and the models differ there, so it cannot be merged.")
+    return problems
+
+
+def with_unlisted(architecture: ModelArchitecture, unlisted: list[str]) -> ModelArchitecture:
+    """The architecture with these tensors in a module of their own."""
+    if not unlisted:
+        return architecture
+    module = ModuleDefinition(architecture=RawNames(unlisted))
+    return architecture.model_copy(update={"modules": {**architecture.modules, MODULE: module}})
+
+
+class RawNames(ModuleArchitecture):
+    """Tensors by the names of the files, in no layer."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._weights = [WeightInfo(name=name) for name in names]
+
+    def pre_weights(self, config: PreTrainedConfig) -> list[WeightInfo]:
+        """None."""
+        return []
+
+    def layer_weights(self, index: int, config: PreTrainedConfig) -> list[WeightInfo]:
+        """None."""
+        return []
+
+    def post_weights(self, config: PreTrainedConfig) -> list[WeightInfo]:
+        """All of them."""
+        return self._weights
+
+    def num_layers(self, config: PreTrainedConfig) -> int:
+        """None."""
+        return 0
+
+
+def left_out(base: ModelLoader, loaders: Collection[ModelLoader]) -> list[str]:
+    """A sentence for each whole model that holds tensors which the base has not."""
+    known = set(base.store.names)
+    ignored = (*BUFFERS, *OUTPUT_HEADS)  # a tied head is in some files and not in others
+    stores = {loader.store.folder: loader.store for loader in loaders}
+    more = {
+        folder: [name for name in store.names if name not in known and not name.endswith(ignored)]
+        for folder, store in stores.items()
+    }
+    return [
+        f"{folder}: {some(names)}: the base model has no such tensors. Left out."
+        for folder, names in more.items()
+        if names
+    ]
+
+
+def is_float(loader: ModelLoader, name: str) -> bool:
+    """Whether a tensor can be merged at all."""
+    return loader.stored_dtype(name).is_floating_point
+
+
+def _is_float(name: str, loaders: Collection[ModelLoader]) -> bool:
+    return all(is_float(loader, name) for loader in loaders if name in loader.store)
+
+
+def _is_changed(name: str, loaders: Collection[ModelLoader]) -> bool:
+    """Whether an adapter changes it, or whole models hold other values; one that lacks it is told of by the plan."""
+    holding = [loader for loader in loaders if name in loader.store]
+    if any(loader.changes(name) for loader in holding):
+        return True
+    stores = list({loader.store.folder: loader.store for loader in holding}.values())
+    first = stores[0].tensor(name)
+    return any(not torch.equal(first, store.tensor(name)) for store in stores[1:])
+
+
+def _has_gradient(parameters: Mapping[str, Any] | None) -> bool:
+    """Whether a parameter is a list of numbers, which mergekit spreads over the layers."""
+    return any(_varies(value) for value in (parameters or {}).values())
+
+
+def _varies(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(isinstance(one, int | float) or _varies(getattr(one, "value", None)) for one in value)
+    return False
