@@ -129,7 +129,7 @@ def resolved(path: Path) -> Path:
     try:
         return path.expanduser().resolve()
     except (OSError, RuntimeError, ValueError) as error:
-        raise PaftError(f"{path}: no path ({one_line(error)}). Check it.") from None
+        raise PaftError(f"{path}: no path ({one_line(error).rstrip('.')}). Check it.") from None
 
 
 def is_hub_name(text: str, path: Path | None = None) -> bool:
@@ -234,7 +234,7 @@ def lock_file(path: Path) -> int:
 def is_locked(path: Path) -> bool:
     """Whether somebody has locked `path`. Writes nothing; meanwhile, for an instant, `lock_file` finds it locked, too."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would be waited for
     except FileNotFoundError:
         return False
     try:

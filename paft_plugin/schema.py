@@ -53,7 +53,7 @@ def in_folder(path: Path, info: ValidationInfo) -> Path:
     try:
         path = path.expanduser()
     except RuntimeError as error:
-        raise ValueError(f"{path}: {error}. Check the path.") from None
+        raise ValueError(f"{path}: {str(error).rstrip('.')}. Check the path.") from None
     return resolved(Path((info.context or {}).get("folder", Path()), path))
 
 

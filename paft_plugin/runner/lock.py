@@ -16,6 +16,7 @@ from pathlib import Path
 
 from paft_plugin.errors import PaftError
 from paft_plugin.files import is_locked, lock_file
+from paft_plugin.reading import MissingFileError, read_bytes
 from paft_plugin.runner.stages import MARKERS
 
 LOCK = ".lock"
@@ -78,8 +79,8 @@ def look(run_dir: Path) -> tuple[bool, int | None]:
 def _holder(run_dir: Path) -> tuple[int | None, str]:
     """The process that locked the directory last, and its machine; None and nothing while it is about to write them."""
     try:
-        written = (run_dir / LOCK).read_text(errors="replace").splitlines()
-    except FileNotFoundError:
+        written = read_bytes(run_dir / LOCK).decode("utf-8", errors="replace").splitlines()
+    except MissingFileError:
         written = []
     pid, machine = (*written, "", "")[:2]
     return int(pid) if pid.isdecimal() and len(pid) < _LONGEST_PID else None, machine

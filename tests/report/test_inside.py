@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.arms import RUN_FILE
 from paft_plugin.evaluation.results import RESULTS
 from paft_plugin.files import below, inside
+from paft_plugin.runner.lock import LOCK, look
 
 MakeRun = Callable[..., Path]
 HIDDEN = "what nobody may see"
@@ -103,6 +105,21 @@ def test_events_name_no_file_elsewhere(name: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(paft, ["status", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert HIDDEN not in result.output
+
+
+@pytest.mark.parametrize("name", ["events.jsonl", "lock", "both"])
+def test_a_fifo_in_a_run_s_folder_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    (tmp_path / LOCK).parent.mkdir(exist_ok=True)
+    for file in {"events.jsonl": ["events.jsonl"], "lock": [LOCK]}.get(name, ["events.jsonl", LOCK]):
+        os.mkfifo(tmp_path / file)
+    assert CliRunner().invoke(paft, ["status", str(tmp_path)]).exit_code == 2
+
+
+@pytest.mark.parametrize("pid", ["9" * 5000, "99999999999999999999", "-1", "x", "\udcff"])
+def test_no_process_id_in_a_lock_is_too_odd(pid: str, tmp_path: Path) -> None:
+    (tmp_path / LOCK).parent.mkdir(exist_ok=True)
+    (tmp_path / LOCK).write_bytes(pid.encode(errors="replace") + b"\nhost\n")
+    assert look(tmp_path)[1] is None
 
 
 def test_what_lies_inside_is_a_path_as_any_other(tmp_path: Path) -> None:
