@@ -224,3 +224,10 @@ def test_ctrl_c_ends_after_the_running_trial_and_a_timeout_after_its_time(
     monkeypatch.setattr(FusedModel, "become", become)
     outcome = run_search(search_request(paft_yml()), quiet(), timeout=1e-9)
     assert len(outcome.trials) == 1
+
+
+def test_a_model_that_changes_during_a_search_is_said(paft_yml: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, looks = running._branch_inputs, iter("12")
+    monkeypatch.setattr(running, "_branch_inputs", lambda request: {**inputs(request), "the base model": next(looks)})
+    with pytest.raises(PaftError, match="the base model changed during the search"):
+        run_search(search_request(paft_yml()), quiet(), timeout=1e-9)

@@ -19,6 +19,7 @@ from torch import Tensor
 from paft_plugin.cli import paft
 from paft_plugin.deltas.adapter import open_adapter
 from paft_plugin.errors import PaftError
+from paft_plugin.fusion.adapter import write_adapter
 from paft_plugin.fusion.merge import open_fusion, write_fusion
 from paft_plugin.fusion.merge.fusion import NotFiniteError
 from tests.deltas.builders import edit_config, make_adapter, make_base
@@ -175,6 +176,15 @@ def test_a_branch_that_holds_it_where_the_base_does_not_is_refused(world: World,
     recipe = {"merge_method": "linear", "slices": [{"sources": sources}], "parameters": {"weight": 0.5}}
     with pytest.raises(NotFiniteError, match=r"1 of its \d+ entries"):
         write_fusion(open_fusion(save({**recipe, "dtype": "float32"}, tmp_path / "r.yml")), tmp_path / "out")
+
+
+def test_an_adapter_whose_product_would_overflow_is_not_written(world: World, tmp_path: Path) -> None:
+    """The factors themselves are finite; the linter looks at them first, and this is the writer's own check."""
+    adapter = changed(world["dpo"], tmp_path / "adapter", overflowing)
+    recipe = content("task_arithmetic", world["base"], branch(world, "sft"), reference(world["base"], adapter))
+    with pytest.raises(NotFiniteError, match="up_proj"):
+        write_adapter(open_fusion(save(recipe, tmp_path / "r.yml")), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_search_goes_on_after_settings_that_overflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
