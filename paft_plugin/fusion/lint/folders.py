@@ -19,6 +19,7 @@ from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.files import PROOF_FILE, looks_local, read_json
 from paft_plugin.fusion.lint.findings import Finding, Rule
 from paft_plugin.fusion.lint.recipe import MergeInput, SoundRecipe, exists, recipe_check, same_folder, weight_check
+from paft_plugin.fusion.merge.fusion import UnlistedError, open_fusion
 from paft_plugin.schema import Keys
 
 FOLDER_MISSING = Rule.error(301, "folder-missing", "A model's or an adapter's folder is not there.")
@@ -196,6 +197,35 @@ def not_finite(recipe: SoundRecipe, entry: MergeInput, tensors: list[str]) -> Fi
     kind = "its delta of " if entry.reference.lora else ""
     message = f"{entry.folder}: NaN or infinity in {kind}{some(tensors)}."
     return recipe.finding(NOT_FINITE, entry.keys, message, "Retrain it with a lower learning rate.")
+
+
+UNLISTED_REFUSED = Rule.error(
+    340,
+    "unlisted-refused",
+    "mergekit's definition of the architecture lacks tensors of the base, and this recipe cannot merge them by their names.",
+)
+UNLISTED = Rule.warning(
+    341,
+    "unlisted",
+    "mergekit's definition of the architecture lacks tensors of the base: mergekit-yaml loses them, `axolotl paft merge` not.",
+)
+
+
+@weight_check
+def unlisted(recipe: SoundRecipe) -> Iterator[Finding]:
+    """Tensors of the base that plain `mergekit-yaml` would lose without a word."""
+    try:
+        fusion = open_fusion(recipe.document.file, device="cpu")
+    except UnlistedError as error:
+        for problem in error.problems:
+            yield recipe.finding(UNLISTED_REFUSED, (), *halves(problem.removeprefix(f"{recipe.document.file}: ")))
+        return
+    except PaftError:
+        return  # other checks say why it cannot be opened
+    if fusion.unlisted:
+        message = f"mergekit's definition of this architecture lacks {some(fusion.unlisted)}."
+        fix = "Merge with `axolotl paft merge`, which keeps them: mergekit-yaml would write the model without."
+        yield recipe.finding(UNLISTED, (), message, fix)
 
 
 TOKENIZER_UNION = Rule.warning(

@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from paft_plugin.deltas.belongs import is_finite
 from paft_plugin.deltas.skeleton import build_model
-from paft_plugin.errors import PaftError, one_line, raise_if_any, some
+from paft_plugin.errors import PaftError, one_line, some
 from paft_plugin.fusion.merge.configuration import read_recipe, references, without_adapters
 from paft_plugin.fusion.merge.loaders import AdapterLoader, ModelLoader, open_loaders
 from paft_plugin.fusion.merge.plan import MergePlan
@@ -37,6 +37,10 @@ OLD_BUFFERS = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_fre
 
 class NotFiniteError(PaftError):
     """A fused tensor that would hold NaN or infinity where the base has none."""
+
+
+class UnlistedError(PaftError):
+    """Tensors of the base that mergekit's definition lacks, and that cannot be merged under their own names."""
 
 
 @dataclass
@@ -183,7 +187,8 @@ def open_fusion(recipe: Path, seed: int = 0, device: str = "auto", kind: type[Fu
     except (RuntimeError, ValueError) as error:
         raise PaftError(f"{recipe}: {one_line(error)}") from error
     unlisted = [name for name, place in found.items() if place is None]
-    raise_if_any([f"{recipe}: {problem}" for problem in problems_of(config, unlisted, loaders.values())])
+    if problems := problems_of(config, unlisted, loaders.values()):
+        raise UnlistedError([f"{recipe}: {problem}" for problem in problems])
     architecture = with_unlisted(architecture, [name for name in unlisted if is_float(loaders[first], name)])
     names = {name: place or name for name, place in found.items()}
     return kind(recipe, text, config, loaders, options, seed, architecture, model_config, names, unlisted)

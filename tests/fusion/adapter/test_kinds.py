@@ -22,9 +22,21 @@ from transformers import (
 
 from paft_plugin.deltas.store import open_model
 from paft_plugin.errors import PaftError
+from paft_plugin.fusion.adapter import write_adapter
 from paft_plugin.fusion.adapter.peft_model import Slot, open_live
-from tests.deltas.builders import VOCABULARY, make_adapter, make_base, make_gpt2, make_model, make_tokenizer
+from paft_plugin.fusion.merge import open_fusion
+from tests.deltas.builders import (
+    VOCABULARY,
+    make_adapter,
+    make_base,
+    make_gpt2,
+    make_model,
+    make_tokenizer,
+    merged_by_peft,
+    weights,
+)
 from tests.fusion.adapter.branches import Branches, Write, assert_same, fused_model, through_peft
+from tests.fusion.merge.tools import content, reference, save
 
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "num_attention_heads": 2}
@@ -197,3 +209,19 @@ def test_an_embedding_tied_to_the_head_changes_both(tmp_path: Path, write: Write
     base = open_model(branches["base"]).tensor("model.embed_tokens.weight")
     assert not torch.equal(merged["model.embed_tokens.weight"], base)
     assert torch.equal(merged["lm_head.weight"], merged["model.embed_tokens.weight"])
+
+
+def test_tensors_that_mergekits_definition_lacks_go_into_the_adapter(tmp_path: Path) -> None:
+    """Its definition of Llama knows no biases: what the branches train of them is in the adapter as copies."""
+    base = make_base(tmp_path / "base", attention_bias=True, mlp_bias=True)
+    branches = [make_adapter(base, tmp_path / str(seed), seed=seed, bias="all") for seed in (1, 2)]
+    recipe = save(content("task_arithmetic", base, *(reference(base, one) for one in branches)), tmp_path / "r.yml")
+    write_adapter(open_fusion(recipe, device="cpu"), tmp_path / "out")
+    merged, (one, other) = merged_by_peft(base, tmp_path / "out"), (merged_by_peft(base, one) for one in branches)
+    changed = set()
+    for name, tensor in weights(base).items():
+        expected = tensor + 0.6 * (one[name] - tensor + other[name] - tensor)
+        torch.testing.assert_close(merged[name], expected, rtol=0, atol=1e-6, msg=name)
+        if not torch.equal(merged[name], tensor):
+            changed.add(name)
+    assert any(name.endswith("bias") for name in changed)

@@ -115,6 +115,8 @@ def without(recipe: Recipe, *keys: str) -> Recipe:
 
 
 ALSO = {
+    "unlisted": {"adapter-flags"},
+    "unlisted-refused": {"adapter-flags"},
     # These recipes name no command for their adapters.
     "dtype-rounds": {"adapter-flags"},
     "wrong-folder": {"adapter-flags"},

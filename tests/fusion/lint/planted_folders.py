@@ -304,3 +304,35 @@ def _no_layer(bench: Bench) -> Recipe:
 @plant("layer-range")
 def _of_two_lengths(bench: Bench) -> Recipe:
     return _sliced(bench, [0, 1], [0, 1], [0, 2])
+
+
+def _with_biases(bench: Bench) -> Recipe:
+    """A Llama with biases, of which mergekit's definition knows nothing, and an adapter as both branches' folders hold one."""
+    recipe = bench.recipe(pair="adapters")
+    base = make_base(bench.own / "biased", dtype=torch.bfloat16, attention_bias=True)
+    make_tokenizer(base)
+    for seed, one in enumerate(recipe["models"], start=1):
+        adapter = make_adapter(base, bench.own / f"branch-{seed}", seed=seed)
+        proof = Path(one["model"]["lora"]["path"], "paft.json")
+        if proof.is_file():
+            shutil.copy(proof, adapter)
+        one["model"] = {"model": {"path": str(base)}, "lora": {"path": str(adapter)}}
+    return recipe | {"base_model": {"model": {"path": str(base)}}}
+
+
+@plant("unlisted")
+def _biases(bench: Bench) -> Recipe:
+    return _with_biases(bench)
+
+
+@plant("unlisted-refused")
+def _biases_and_a_gradient(bench: Bench) -> Recipe:
+    recipe = _with_biases(bench)
+    for seed, one in enumerate(recipe["models"], start=3):
+        adapter = make_adapter(bench.own / "biased", bench.own / f"branch-{seed}", seed=seed, bias="all")
+        proof = Path(one["model"]["lora"]["path"], "paft.json")
+        if proof.is_file():
+            shutil.copy(proof, adapter)
+        one["model"] = one["model"] | {"lora": {"path": str(adapter)}}
+        one["parameters"] = {"weight": [0.5, 1.0]}
+    return recipe
