@@ -139,6 +139,12 @@ class ArmResult(BaseModel):
     def _name_alone(self, arm: Arm) -> str:
         return arm.name
 
+    @field_validator("sparsity")
+    @classmethod
+    def _by_threshold(cls, sparsity: dict[str, float]) -> dict[str, float]:
+        sorted(sparsity, key=float)  # as whoever compares arms does: a key that is no number is a ValueError here
+        return sparsity
+
     @field_serializer("sparsity")
     def _null_for_none(self, sparsity: dict[str, float]) -> dict[str, float] | None:
         return sparsity or None

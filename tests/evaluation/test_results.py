@@ -55,6 +55,7 @@ def test_no_file_is_no_results(tmp_path: Path) -> None:
     ("spoil", "says"),
     [
         (lambda _: "{", "no valid JSON"),
+        (lambda content: content | {"arms": [content["arms"][0] | {"sparsity": {"added": 1.0}}]}, "sparsity: "),
         (lambda _: [], "not a JSON object"),
         (lambda content: content | {"schema": 1}, "schema 1, and this version reads 2"),
         (
