@@ -11,10 +11,8 @@ from importlib import resources
 from typing import Any, TypeVar
 
 from mergekit import sparsify
-from mergekit.architecture import ModelArchitecture
 from mergekit.architecture.auto import infer_architecture_info
 from mergekit.architecture.conversion import _expanded_target_keys as expanded_target_keys
-from mergekit.architecture.json_definitions import JsonModuleArchitecture
 from mergekit.common import ModelReference
 from mergekit.graph import ExecutionSchedule, Executor, Task, TaskHandle, TaskUniverse
 from mergekit.io.tasks import LoaderCache, LoadTensor, TensorWriterTask
@@ -113,24 +111,6 @@ def trimming_by(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
     finally:
         for name, function in before.items():
             setattr(sparsify, name, function)
-
-
-def with_optional(architecture: ModelArchitecture, endings: tuple[str, ...]) -> ModelArchitecture:
-    """The architecture with layers' tensors of such names merged where they are, and not missed where they aren't."""
-    modules = {}
-    for name, module in architecture.modules.items():
-        inside = module.architecture
-        if isinstance(inside, JsonModuleArchitecture):
-            templates = inside.definition.layer_templates
-            weights = [
-                weight.model_copy(update={"optional": True}) if weight.name.endswith(endings) else weight
-                for weight in templates.weights
-            ]
-            templates = templates.model_copy(update={"weights": weights})
-            definition = inside.definition.model_copy(update={"layer_templates": templates})
-            module = module.model_copy(update={"architecture": inside.model_copy(update={"definition": definition})})
-        modules[name] = module
-    return architecture.model_copy(update={"modules": modules})
 
 
 class Graph:

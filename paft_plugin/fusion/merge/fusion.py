@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -26,13 +27,17 @@ from paft_plugin.fusion.merge.configuration import read_recipe, references, with
 from paft_plugin.fusion.merge.loaders import AdapterLoader, ModelLoader, open_loaders
 from paft_plugin.fusion.merge.plan import MergePlan
 from paft_plugin.fusion.merge.selection import fast_selection
-from paft_plugin.fusion.merge.unlisted import is_float, left_out, places, problems_of, with_unlisted
+from paft_plugin.fusion.merge.unlisted import is_float, left_out, places, problems_of, with_unlisted, without_absent
 from paft_plugin.fusion.merge.untouched import draws
-from paft_plugin.fusion.mergekit_internals import forget_architectures, model_out_config, open_models, with_optional
+from paft_plugin.fusion.mergekit_internals import forget_architectures, model_out_config, open_models
 from paft_plugin.machine import usable_device
 
-OLD_BUFFERS = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
-"""Tensors of old checkpoints which mergekit lists, and which transformers no longer saves."""
+# mergekit prints the whole config in which it misses a key.
+WHOLE_CONFIG = (
+    r"Config .* has no attribute (\w+)",
+    r"mergekit's definition of this architecture looks for \1 in its config, where this version of transformers has it "
+    "elsewhere: it cannot be merged.",
+)
 
 
 class NotFiniteError(PaftError):
@@ -181,11 +186,13 @@ def open_fusion(recipe: Path, seed: int = 0, device: str = "auto", kind: type[Fu
     forget_architectures()
     first = config.base_model or references(config)[0]
     try:
-        architecture = with_optional(get_architecture_info(bare, options), OLD_BUFFERS)
+        architecture = get_architecture_info(bare, options)
         model_config = model_out_config(bare, architecture)
-        found = places(architecture, (bare.base_model or references(bare)[0]).config(), loaders[first])
+        base_config = (bare.base_model or references(bare)[0]).config()
+        architecture = without_absent(architecture, base_config, loaders.values())
+        found = places(architecture, base_config, loaders[first])
     except (RuntimeError, ValueError) as error:
-        raise PaftError(f"{recipe}: {one_line(error)}") from error
+        raise PaftError(f"{recipe}: {re.sub(*WHOLE_CONFIG, one_line(error))}") from error
     unlisted = [name for name, place in found.items() if place is None]
     if problems := problems_of(config, unlisted, loaders.values()):
         raise UnlistedError([f"{recipe}: {problem}" for problem in problems])

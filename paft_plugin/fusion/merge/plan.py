@@ -223,12 +223,7 @@ def _misfits(saves: list[SaveTensor], loaders: Loaders) -> list[str]:
                 shapes[loader] = loader.store.shape(found)
             elif not load.optional and not _converts(load, loader):
                 lacking.append(str(load.model))
-        if lacking and not shapes:
-            problems.append(
-                f"{name}: no model has it, but mergekit's definition of their architecture asks for it: "
-                "mergekit cannot merge checkpoints as this version of transformers saves them."
-            )
-        elif lacking:
+        if lacking:
             problems.append(f"{name}: {some(lacking)} has no such tensor. Give models that were trained from one base.")
         elif len(set(shapes.values())) > 1:
             said = ", ".join(f"{loader.store.folder} {shape}" for loader, shape in shapes.items())

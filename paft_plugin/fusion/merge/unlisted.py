@@ -1,4 +1,6 @@
-"""Tensors of a base model that mergekit's definition of its architecture does not list: without more they would be lost.
+"""Where mergekit's definition of an architecture and the tensors of a base model differ: in files and definitions of other years.
+
+What the definition lists and no file has, mergekit asks for in vain; what it does not list would be lost.
 
 mergekit writes what its definition lists, and Llama's lacks the biases of `attention_bias`, DeepSeek's the experts behind
 `first_k_dense_replace`, LLaVA's the language model (mergekit 0.1.5). Here such tensors join the definition under the names that
@@ -23,6 +25,8 @@ from paft_plugin.fusion.merge.loaders import ModelLoader
 from paft_plugin.fusion.mergekit_internals import converted_names
 
 MODULE = "paft_unlisted"
+OLD_BUFFERS = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
+"""Tensors of old checkpoints which mergekit lists, and which transformers no longer saves."""
 
 
 def places(architecture: ModelArchitecture, config: PreTrainedConfig, base: ModelLoader) -> dict[str, str | None]:
@@ -43,6 +47,21 @@ def places(architecture: ModelArchitecture, config: PreTrainedConfig, base: Mode
             absent.add(weight.name)
     names = (name for name in base.store.names if not name.endswith(BUFFERS))
     return {name: found.get(name) or _converted(config, name, absent) for name in names}
+
+
+def without_absent(
+    architecture: ModelArchitecture, config: PreTrainedConfig, loaders: Collection[ModelLoader]
+) -> ModelArchitecture:
+    """The architecture in which tensors that no model's files have, under any name, are not asked for."""
+    stored = {name for loader in loaders for name in loader.store.names}
+    made = {target for name in stored for target in converted_names(config.model_type, name)}
+    modules = {
+        name: module.model_copy(
+            update={"architecture": AskingLess(module.architecture, stored | made, module.weight_prefix)}
+        )
+        for name, module in architecture.modules.items()
+    }
+    return architecture.model_copy(update={"modules": modules})
 
 
 def _converted(config: PreTrainedConfig, name: str, absent: Collection[str]) -> str | None:
@@ -76,6 +95,42 @@ def with_unlisted(architecture: ModelArchitecture, unlisted: list[str]) -> Model
         return architecture
     module = ModuleDefinition(architecture=RawNames(unlisted))
     return architecture.model_copy(update={"modules": {**architecture.modules, MODULE: module}})
+
+
+class AskingLess(ModuleArchitecture):
+    """A module whose tensors are optional where they are old buffers, or none of these names is theirs."""
+
+    def __init__(self, module: ModuleArchitecture, names: Collection[str], prefix: str | None) -> None:
+        self._module, self._names, self._prefix = module, names, prefix or ""
+
+    def pre_weights(self, config: PreTrainedConfig) -> list[WeightInfo]:
+        """Before the first layer."""
+        return self._asked(self._module.pre_weights(config))
+
+    def layer_weights(self, index: int, config: PreTrainedConfig) -> list[WeightInfo]:
+        """Of one layer."""
+        return self._asked(self._module.layer_weights(index, config) or [])
+
+    def post_weights(self, config: PreTrainedConfig) -> list[WeightInfo]:
+        """After the last layer."""
+        return self._asked(self._module.post_weights(config))
+
+    def num_layers_config_key(self) -> str:
+        """The key of the config that has their number."""
+        return self._module.num_layers_config_key()
+
+    def num_layers(self, config: PreTrainedConfig) -> int:
+        """Their number."""
+        return self._module.num_layers(config)
+
+    def _asked(self, weights: list[WeightInfo]) -> list[WeightInfo]:
+        return [
+            weight if self._is_there(weight) else weight.model_copy(update={"optional": True}) for weight in weights
+        ]
+
+    def _is_there(self, weight: WeightInfo) -> bool:
+        names = (weight.name, *(weight.aliases or ()), *(weight.tied_names or ()))
+        return not weight.name.endswith(OLD_BUFFERS) and any(self._prefix + name in self._names for name in names)
 
 
 class RawNames(ModuleArchitecture):

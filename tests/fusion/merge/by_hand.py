@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -40,7 +41,7 @@ def summed(base: Path, branches: list[Path], weight: float) -> dict[str, Tensor]
     }
 
 
-def loaded(folder: Path) -> tuple[dict[str, Tensor], set[str]]:
+def loaded(folder: Path, reader: Any = AutoModelForCausalLM) -> tuple[dict[str, Tensor], set[str]]:
     """A model's state as transformers loads it, and what it did not find in the files."""
-    model, information = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    model, information = reader.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     return model.state_dict(), set(information["missing_keys"])

@@ -1,4 +1,4 @@
-"""Does a merge hold every tensor of a model, for every text model that transformers knows?
+"""Does a merge hold every tensor of a model, for every text model that transformers knows, and for models that see?
 
 `python -m tests.fusion.merge.every_architecture [TYPE…]`, 8 minutes on 2 cores. For each model type: a small random model, two
 branches that differ from it everywhere, their sum by `axolotl paft merge` and by hand, both loaded by transformers and compared.
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from paft_plugin.errors import PaftError, first_line
@@ -56,10 +56,77 @@ SIZES: dict[str, Any] = {
     },
 }  # fmt: skip
 
+TEXT = {
+    **{"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
+    **{"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "tie_word_embeddings": False},
+}
+ROTARY = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+SIGHT = {
+    **{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
+    **{"image_size": 28, "patch_size": 14},
+}
+QWEN_SIGHT = {
+    **{"depth": 4, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 32, "patch_size": 14},
+    **{
+        "deepstack_visual_indexes": [0, 1, 2],
+        "num_position_embeddings": 16,
+        "fullatt_block_indexes": [1],
+        "embed_dim": 32,
+    },
+}
+
+
+def seeing(text: str, vision: str, **more: Any) -> dict[str, Any]:
+    """The config of a model of two parts, each of a type of its own."""
+    return {
+        "text_config": {"model_type": text, **TEXT},
+        "vision_config": {"model_type": vision, **SIGHT},
+        "image_token_index": 5,
+        **more,
+    }
+
+
+VISION: dict[str, dict[str, Any]] = {
+    "llava": seeing("llama", "clip_vision_model"),
+    "llava_next": seeing("llama", "clip_vision_model"),
+    "vipllava": seeing("llama", "clip_vision_model"),
+    "llava_onevision": seeing("qwen2", "siglip_vision_model"),
+    "aya_vision": seeing("cohere2", "siglip_vision_model"),
+    "mistral3": seeing("mistral", "pixtral", vision_config={"model_type": "pixtral", **SIGHT, "head_dim": 8}),
+    "paligemma": seeing(
+        "gemma", "", vision_config={"model_type": "siglip_vision_model", **SIGHT, "projection_dim": 32}
+    ),
+    "internvl": {
+        "text_config": {"model_type": "qwen2", **TEXT},
+        "vision_config": {**SIGHT, "image_size": [28, 28], "patch_size": [14, 14]},
+    },
+    "idefics3": {"text_config": {"model_type": "llama", **TEXT}, "vision_config": SIGHT, "scale_factor": 2},
+    "smolvlm": {"text_config": {"model_type": "llama", **TEXT}, "vision_config": SIGHT, "scale_factor": 2},
+    "gemma3": {"text_config": TEXT, "vision_config": SIGHT, "mm_tokens_per_image": 4},
+    "llama4": {
+        "text_config": {**TEXT, "num_local_experts": 4, "intermediate_size_mlp": 48},
+        "vision_config": {
+            **SIGHT,
+            **dict.fromkeys(("vision_output_dim", "projector_input_dim", "projector_output_dim"), 32),
+        },
+    },
+    **{
+        kind: {"text_config": {**TEXT, **more, "rope_parameters": ROTARY}, "vision_config": QWEN_SIGHT}
+        for kind, more in {
+            "qwen2_vl": {},
+            "qwen2_5_vl": {},
+            "qwen3_vl": {},
+            "qwen3_vl_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+        }.items()
+    },
+}
+
 
 def small(kind: str) -> PreTrainedConfig:
     """A config with as many of the small sizes as the architecture takes together."""
     made = CONFIG_MAPPING[kind]
+    if kind in VISION:
+        return made(**VISION[kind])
     known = {*inspect.signature(made).parameters, *made().to_dict(), *made.attribute_map}
     sizes = {name: size for name, size in SIZES.items() if name in known}
     while True:
@@ -75,14 +142,15 @@ def small(kind: str) -> PreTrainedConfig:
 
 def verdict(kind: str, folder: Path) -> str:
     """What becomes of one model type."""
+    reader: Any = AutoModelForImageTextToText if kind in VISION else AutoModelForCausalLM
     try:
         config = small(kind)
         with torch.device("meta"):
-            count = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+            count = sum(parameter.numel() for parameter in reader.from_config(config).parameters())
         if count > LARGEST:
             return f"not small: {count} parameters"
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config)
+        model = reader.from_config(config)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += 0.02 * torch.randn_like(parameter)
@@ -97,7 +165,7 @@ def verdict(kind: str, folder: Path) -> str:
     except PaftError as error:
         return f"refused: {first_line(error)}"
     by_hand = with_tensors(base, folder / "by hand", summed(base, branches, METHODS["task_arithmetic"][0]["weight"]))
-    (expected, nothing), (got, missing) = loaded(by_hand), loaded(folder / "out")
+    (expected, nothing), (got, missing) = loaded(by_hand, reader), loaded(folder / "out", reader)
     same = missing == nothing and set(got) == set(expected)
     same = same and all(torch.allclose(got[name].float(), one.float(), atol=1e-6) for name, one in expected.items())
     return f"{'exact' if same else 'DIFFERENT'}; mergekit lacks {len(fusion.unlisted)} of {len(fusion.places)} tensors"
@@ -107,7 +175,7 @@ def main(kinds: list[str]) -> None:
     """Print a line for each model type."""
     transformers.logging.set_verbosity_error()
     logging.disable(logging.CRITICAL)
-    for kind in kinds or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+    for kind in kinds or sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *VISION}):
         with tempfile.TemporaryDirectory() as name:
             print(f"{kind:28}{verdict(kind, Path(name))}", flush=True)
 
