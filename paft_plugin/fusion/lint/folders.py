@@ -222,8 +222,8 @@ def unlisted(recipe: SoundRecipe) -> Iterator[Finding]:
         return
     except PaftError:
         return  # other checks say why it cannot be opened
-    if fusion.unlisted:
-        message = f"mergekit's definition of this architecture lacks {some(fusion.unlisted)}."
+    if lacking := fusion.lacking:
+        message = f"mergekit's definition of this architecture lacks {some(lacking)}."
         fix = "Merge with `axolotl paft merge`, which keeps them: mergekit-yaml would write the model without."
         yield recipe.finding(UNLISTED, (), message, fix)
 

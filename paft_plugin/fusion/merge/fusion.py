@@ -27,7 +27,15 @@ from paft_plugin.fusion.merge.configuration import read_recipe, references, with
 from paft_plugin.fusion.merge.loaders import AdapterLoader, ModelLoader, open_loaders
 from paft_plugin.fusion.merge.plan import MergePlan
 from paft_plugin.fusion.merge.selection import fast_selection
-from paft_plugin.fusion.merge.unlisted import is_float, left_out, places, problems_of, with_unlisted, without_absent
+from paft_plugin.fusion.merge.unlisted import (
+    is_float,
+    left_out,
+    lost,
+    places,
+    problems_of,
+    with_unlisted,
+    without_absent,
+)
 from paft_plugin.fusion.merge.untouched import draws
 from paft_plugin.fusion.mergekit_internals import forget_architectures, model_out_config, open_models
 from paft_plugin.machine import usable_device
@@ -67,6 +75,8 @@ class Fusion:
     """What each tensor of the base's files is called in the merged model."""
     unlisted: list[str]
     """Those of them that mergekit's definition does not list."""
+    lacking: list[str]
+    """Those of these of which mergekit makes no others either: it would lose them."""
     tokenizer: PreTrainedTokenizerBase | None = field(default=None, init=False)
     """The one that `tokenizer:` in the recipe asks for, once all tensors came."""
     notes: list[str] = field(default_factory=list, init=False)
@@ -125,9 +135,9 @@ class Fusion:
 
     def _notes_on_unlisted(self) -> list[str]:
         notes = left_out(self.base, self.loaders.values())
-        if self.unlisted:
+        if self.lacking:
             notes.append(
-                f"mergekit's definition of this architecture lacks {some(self.unlisted)}, without which mergekit-yaml would "
+                f"mergekit's definition of this architecture lacks {some(self.lacking)}, without which mergekit-yaml would "
                 "write the model. They are merged here under the names of the files; what no branch changes stays as it is."
             )
         return notes
@@ -184,21 +194,24 @@ def open_fusion(recipe: Path, seed: int = 0, device: str = "auto", kind: type[Fu
     loaders = open_loaders(references(config))
     bare = without_adapters(config)
     forget_architectures()
-    first = config.base_model or references(config)[0]
+    base = loaders[config.base_model or references(config)[0]]
     try:
-        architecture = get_architecture_info(bare, options)
-        model_config = model_out_config(bare, architecture)
+        listed = get_architecture_info(bare, options)
+        model_config = model_out_config(bare, listed)
         base_config = (bare.base_model or references(bare)[0]).config()
-        architecture = without_absent(architecture, base_config, loaders.values())
-        found = places(architecture, base_config, loaders[first])
+        architecture = without_absent(listed, config, base_config.model_type, loaders.values())
+        found = places(architecture, base_config, base)
+        unlisted = [name for name, place in found.items() if place is None]
+        lacking = lost(listed, base_config, unlisted)
     except (RuntimeError, ValueError) as error:
         raise PaftError(f"{recipe}: {re.sub(*WHOLE_CONFIG, one_line(error))}") from error
-    unlisted = [name for name, place in found.items() if place is None]
+    if config.models is None:  # slices and modules, where mergekit's way has to do
+        unlisted = lacking
     if problems := problems_of(config, unlisted, loaders.values()):
         raise UnlistedError([f"{recipe}: {problem}" for problem in problems])
-    architecture = with_unlisted(architecture, [name for name in unlisted if is_float(loaders[first], name)])
+    architecture = with_unlisted(architecture, [name for name in unlisted if is_float(base, name)])
     names = {name: place or name for name, place in found.items()}
-    return kind(recipe, text, config, loaders, options, seed, architecture, model_config, names, unlisted)
+    return kind(recipe, text, config, loaders, options, seed, architecture, model_config, names, unlisted, lacking)
 
 
 class Stream:

@@ -1,11 +1,10 @@
 """Where mergekit's definition of an architecture and the tensors of a base model differ: in files and definitions of other years.
 
-What the definition lists and no file has, mergekit asks for in vain; what it does not list would be lost.
-
-mergekit writes what its definition lists, and Llama's lacks the biases of `attention_bias`, DeepSeek's the experts behind
-`first_k_dense_replace`, LLaVA's the language model (mergekit 0.1.5). Here such tensors join the definition under the names that
-the base's files give them, in a module of their own: the same planner, executor and method merge them. (Where there are any, a
-random method draws other masks than ``mergekit-yaml`` with the same seed, whose model lacks them.)
+What the definition lists and no file has, mergekit asks for in vain; what it does not list would be lost. Llama's lacks the
+biases of `attention_bias`, DeepSeek's the experts behind `first_k_dense_replace`, LLaVA's the language model; Mixtral's lists the
+experts of a layer as one tensor, as transformers 5 has them in memory (mergekit 0.1.5). Here the tensors of the base's files join
+the definition under the names that they have there, in a module of their own: the same planner, executor and method merge them.
+Where there are any, random methods draw other masks than ``mergekit-yaml`` with the same seed, and TIES trims each expert alone.
 """
 
 from __future__ import annotations
@@ -34,39 +33,40 @@ def places(architecture: ModelArchitecture, config: PreTrainedConfig, base: Mode
 
     Buffers of old checkpoints, which transformers no longer saves, are left out.
     """
-    stored = set(base.store.names)
     found: dict[str, str] = {}
-    absent: set[str] = set()
     for weight in architecture.all_weights(config):
-        own = next((name for name in (weight.name, *(weight.aliases or ())) if name in stored), None)
+        own = next((name for name in (weight.name, *(weight.aliases or ())) if name in base.store), None)
         if own is not None:
             found.setdefault(own, weight.name)
-        elif (
-            not weight.optional
-        ):  # mergekit skips an optional one that no file has under its name, whatever it is made of
-            absent.add(weight.name)
-    names = (name for name in base.store.names if not name.endswith(BUFFERS))
-    return {name: found.get(name) or _converted(config, name, absent) for name in names}
+    return {name: found.get(name) for name in base.store.names if not name.endswith(BUFFERS)}
 
 
 def without_absent(
-    architecture: ModelArchitecture, config: PreTrainedConfig, loaders: Collection[ModelLoader]
+    architecture: ModelArchitecture, config: MergeConfiguration, kind: str, loaders: Collection[ModelLoader]
 ) -> ModelArchitecture:
-    """The architecture in which tensors that no model's files have, under any name, are not asked for."""
-    stored = {name for loader in loaders for name in loader.store.names}
-    made = {target for name in stored for target in converted_names(config.model_type, name)}
+    """The architecture in which tensors are not asked for that no model's files have; `kind` is the models' type.
+
+    Among them are those that transformers makes in loading, as of all experts of a layer: mergekit would merge and write these.
+    But whoever reads a model (vLLM, llama.cpp, an older transformers) expects the base's own tensors. In slices and modules it
+    stays with mergekit's way.
+    """
+    there = {name for loader in loaders for name in loader.store.names}
+    if config.models is None:
+        there |= {made for name in there for made in converted_names(kind, name)}
     modules = {
-        name: module.model_copy(
-            update={"architecture": AskingLess(module.architecture, stored | made, module.weight_prefix)}
-        )
+        name: module.model_copy(update={"architecture": AskingLess(module.architecture, there, module.weight_prefix)})
         for name, module in architecture.modules.items()
     }
     return architecture.model_copy(update={"modules": modules})
 
 
-def _converted(config: PreTrainedConfig, name: str, absent: Collection[str]) -> str | None:
-    """The listed tensor that transformers makes of this one in loading, as of one expert of many."""
-    return next((target for target in converted_names(config.model_type, name) if target in absent), None)
+def lost(architecture: ModelArchitecture, config: PreTrainedConfig, unlisted: list[str]) -> list[str]:
+    """Those of some unlisted tensors that mergekit would lose: of the others it makes what it lists.
+
+    It skips what is optional and has no name of its own in the files.
+    """
+    asked = {weight.name for weight in architecture.all_weights(config) if not weight.optional}
+    return [name for name in unlisted if asked.isdisjoint(converted_names(config.model_type, name))]
 
 
 def problems_of(config: MergeConfiguration, unlisted: list[str], loaders: Collection[ModelLoader]) -> list[str]:

@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from paft_plugin.errors import PaftError, first_line
 from paft_plugin.fusion.merge import open_fusion, write_fusion
 from tests.fusion.merge.by_hand import branch, loaded, summed, with_tensors
-from tests.fusion.merge.tools import METHODS, content, reference, save
+from tests.fusion.merge.tools import METHODS, content, load_all, reference, save
 
 LARGEST = 30_000_000  # parameters
 # The names that architectures have for the sizes that make them small.
@@ -166,9 +166,9 @@ def verdict(kind: str, folder: Path) -> str:
         return f"refused: {first_line(error)}"
     by_hand = with_tensors(base, folder / "by hand", summed(base, branches, METHODS["task_arithmetic"][0]["weight"]))
     (expected, nothing), (got, missing) = loaded(by_hand, reader), loaded(folder / "out", reader)
-    same = missing == nothing and set(got) == set(expected)
+    same = set(load_all(base)) == set(load_all(folder / "out")) and missing == nothing and set(got) == set(expected)
     same = same and all(torch.allclose(got[name].float(), one.float(), atol=1e-6) for name, one in expected.items())
-    return f"{'exact' if same else 'DIFFERENT'}; mergekit lacks {len(fusion.unlisted)} of {len(fusion.places)} tensors"
+    return f"{'exact' if same else 'DIFFERENT'}; mergekit lacks {len(fusion.lacking)} of {len(fusion.places)} tensors"
 
 
 def main(kinds: list[str]) -> None:
