@@ -108,7 +108,7 @@ def test_values_at_the_edge_scale_as_peft_loads_them(models: Path, tmp_path: Pat
     [
         ({"alpha_pattern": {"q_proj(": 1}}, "'q_proj(' is no regular expression"),
         ({"alpha_pattern": {"q_proj": "8"}}, "has the value '8', which is no finite number"),
-        ({"alpha_pattern": ["q_proj"]}, "alpha_pattern is no table"),
+        ({"alpha_pattern": ["q_proj"]}, "alpha_pattern has the value ['q_proj'], which is of a wrong kind"),
         ({"lora_alpha": None}, "lora_alpha is missing"),
     ],
 )

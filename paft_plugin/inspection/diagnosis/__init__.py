@@ -13,7 +13,7 @@ from pkgutil import iter_modules
 from paft_plugin.errors import PaftError
 from paft_plugin.inspection.diagnosis import signatures
 from paft_plugin.inspection.diagnosis.facts import Facts, read_facts
-from paft_plugin.inspection.diagnosis.verdict import BRANCH_CHECKS, PAIR_CHECKS, Diagnosis
+from paft_plugin.inspection.diagnosis.verdict import BRANCH_CHECKS, PAIR_CHECKS, Diagnosis, in_order
 
 
 def diagnose(
@@ -31,9 +31,9 @@ def diagnose(
         import_module(f"{signatures.__name__}.{module.name}")  # registers its check, the first time
     facts = read_facts(folder)
     sft, preferences, twin = _roles(facts, sft, preferences, twin)
-    checks = [check(facts, sft, twin) for check in BRANCH_CHECKS]
+    checks = [check(facts, sft, twin) for check in in_order(BRANCH_CHECKS)]
     excuse = next((check.signature for check in checks if check.found), None)
-    checks += [check(facts, sft, preference, excuse) for preference in preferences for check in PAIR_CHECKS]
+    checks += [check(facts, sft, preference, excuse) for preference in preferences for check in in_order(PAIR_CHECKS)]
     return Diagnosis(str(folder), sft, preferences, twin, tuple(checks))
 
 

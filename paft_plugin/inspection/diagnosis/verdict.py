@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
     from paft_plugin.inspection.diagnosis.facts import Facts
@@ -162,8 +162,14 @@ BranchCheck = Callable[["Facts", str, "str | None"], Check]
 PairCheck = Callable[["Facts", str, str, "str | None"], Check]
 """Looks for a signature in two branches that are fused: facts, SFT branch, preference branch, and the signature that was found in
 the SFT branch alone, if there was one: it may explain what is seen of the pair."""
+Signature = TypeVar("Signature", BranchCheck, PairCheck)
 BRANCH_CHECKS: list[BranchCheck] = []
 PAIR_CHECKS: list[PairCheck] = []
+
+
+def in_order(checks: list[Signature]) -> list[Signature]:
+    """The checks by the names of their files, whichever was imported first."""
+    return sorted(checks, key=lambda check: check.__module__)
 
 
 def of_branch(check: BranchCheck) -> BranchCheck:
