@@ -205,13 +205,13 @@ class Results(JsonFile):
 def gather(
     measures: Sequence[Measure], arms: Sequence[ArmResult], skill: str | None = None, preference: str | None = None
 ) -> Results:
-    """The results of all arms of a run, with the alignment tax of those that have one."""
-    taxed = next((measure for measure in measures if measure.name == skill), None)
-    tax = {} if taxed is None else alignment_tax(arms, taxed)
+    """The results of all arms of a run, with the alignment tax of those that have one; what was not measured is no goal."""
+    measured = {measure.name: measure for measure in measures}
+    tax = alignment_tax(arms, measured[skill]) if skill in measured else {}
     return Results(
         measures=tuple(measures),
-        skill=skill,
-        preference=preference,
+        skill=skill if skill in measured else None,
+        preference=preference if preference in measured else None,
         thresholds=tuple({threshold for arm in arms for threshold in arm.sparsity}),
         arms=tuple(arm.model_copy(update={"alignment_tax": tax.get(arm.name)}) for arm in arms),
     )

@@ -24,11 +24,21 @@ from .mutants import variants
 from .world import READERS, Outcome, make_world
 
 FAST, SLOW = 500, int(os.environ.get("PAFT_HOSTILE_INPUTS", "10000"))
-SHARES = {"plan": 20, "recipe": 12, "branches": 16, "init": 16, "diagnose": 6, "status": 16, "cards": 14}
+SHARES = {
+    "plan": 20,
+    "recipe": 12,
+    "branches": 16,
+    "init": 14,
+    "diagnose": 6,
+    "status": 12,
+    "cards": 12,
+    "marker": 4,
+    "merge": 4,
+}
 """Percent of the inputs that each reader is given."""
 PATIENCE = 10.0
 MOST_MEMORY = 500 << 10  # KiB, as getrusage counts on Linux
-WRITTEN = ("started", "diagnosis.json", "status.json", "run")
+WRITTEN = ("started", "diagnosis.json", "status.json", "run", "merged")
 """What the commands may write, in the folder of the models."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from paft_plugin.deltas.delta import delta_of
 from paft_plugin.deltas.skeleton import open_skeleton
 from paft_plugin.deltas.store import open_model
 from paft_plugin.errors import PaftError
+from paft_plugin.evaluation.arms import RUN_FILE
 from paft_plugin.evaluation.results import read_results
 from paft_plugin.pipeline.arms import open_setup
 from paft_plugin.pipeline.estimate.shapes import weight_shapes
@@ -22,8 +24,13 @@ from paft_plugin.pipeline.plan import make_plan
 from paft_plugin.pipeline.starter.model import look_at
 from paft_plugin.report.collect import write_results
 from paft_plugin.report.model_card import RECIPE, card_text
+from paft_plugin.runner.identity import identities
+from paft_plugin.runner.markers import marker_path, outdated, write_marker
+from paft_plugin.runner.stages import Stage
 from tests.deltas.builders import make_adapter, make_base, make_model, make_tokenizer
-from tests.report.runs import write_run
+from tests.report.runs import run_file, write_run
+
+STAGE = Stage("sft", "train SFT", ("axolotl", "train"), Path("branches/sft"))
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,8 @@ def make_world(root: Path) -> Path:
         "sft.yml": BRANCH,
         "dpo.yml": f"rl: dpo\n{BRANCH}",
         "recipe.yml": FUSION.format(root=root),
+        # mergekit draws a bar while it builds a tokenizer, whether it is to be quiet or not.
+        "merge.yml": FUSION.replace("tokenizer: {{source: base}}\n", "").format(root=root),
         "given.yml": "models: [$base, $sft, $preference]\n",
     }
     for name, text in texts.items():
@@ -142,7 +151,9 @@ def make_world(root: Path) -> Path:
     for name, row in (("sft.jsonl", SFT_ROW), ("preference.jsonl", PREFERENCE_ROW)):
         (root / name).write_text("".join(json.dumps(row) + "\n" for _ in range(3)))
     make_events(write_run(root / "run"))
+    run_file().write(root / "run" / RUN_FILE)
     write_results(root / "run")
+    write_marker(root / "run", STAGE.name, identities([STAGE], root / "run")[STAGE.name], 1.0)
     return root
 
 
@@ -197,6 +208,25 @@ def _init(root: Path) -> Outcome:
                    "--output", root / "started", "--force")  # fmt: skip
 
 
+def _merge(root: Path) -> Outcome:
+    """What is there afterwards can be read, and is finite."""
+    merged = root / "merged"
+    shutil.rmtree(merged, ignore_errors=True)
+    outcome = command("merge", root / "merge.yml", merged, "--quiet", "--device", "cpu")
+    assert merged.is_dir() == (outcome.code == 0)
+    if outcome.code == 0:
+        store = open_model(merged)
+        assert all(bool(store.tensor(name).isfinite().all()) for name in store.names)
+        shutil.rmtree(merged)
+    return outcome
+
+
+def _marker(root: Path) -> Outcome:
+    """A run says why a stage must run again, whatever its marker holds."""
+    run = root / "run"
+    return called(lambda: outdated([STAGE], run, identities([STAGE], run)))
+
+
 def _run_folder(root: Path) -> Outcome:
     return command("diagnose", root / "run", "--json", root / "diagnosis.json")
 
@@ -216,6 +246,7 @@ def _cards(root: Path) -> Outcome:
     return called(write)
 
 
+MARKER = f"run/{marker_path(Path(), STAGE.name)}"
 READERS: dict[str, tuple[Callable[[Path], Outcome], tuple[str, ...]]] = {
     "plan": (_plan, ("paft.yml", "sft.yml", "dpo.yml", "given.yml", "tasks/first.yaml", "base/config.json")),
     "recipe": (_lint, ("recipe.yml", "adapter/adapter_config.json", "model/model.safetensors.index.json")),
@@ -231,16 +262,35 @@ READERS: dict[str, tuple[Callable[[Path], Outcome], tuple[str, ...]]] = {
     "diagnose": (
         _run_folder,
         (
-            *("run/results.json", "run/inspection/branches/inspection.json", "run/branches/sft-l1/paft.json"),
+            *(
+                "run/results.json",
+                "run/configs/run.json",
+                "run/inspection/branches/inspection.json",
+                "run/branches/sft-l1/paft.json",
+            ),
             *("run/branches/sft/checkpoint-40/trainer_state.json", "run/lint/paft-ties/lint.json", "run/logs/sft.log"),
         ),
     ),
     "status": (_status, ("run/events.jsonl",)),
+    "marker": (_marker, (MARKER,)),
+    "merge": (
+        _merge,
+        (
+            *("merge.yml", "base/config.json", "base/model.safetensors", "base/generation_config.json"),
+            *("adapter/adapter_config.json", "adapter/adapter_model.safetensors", "model/model.safetensors.index.json"),
+        ),
+    ),
     "cards": (
         _cards,
         (
-            *("run/results.json", "run/models/paft-ties/mergekit_config.yml", "run/models/paft-ties/README.md"),
-            *("run/models/paft-ties/paft.json", "run/base/config.json", "run/base/README.md", "run/configs/sft.yml"),
+            *(
+                "run/results.json",
+                "run/configs/run.json",
+                "run/configs/sft.yml",
+                "run/base/config.json",
+                "run/base/README.md",
+            ),
+            *(f"run/models/paft-ties/{name}" for name in ("mergekit_config.yml", "README.md", "paft.json")),
         ),
     ),
 }

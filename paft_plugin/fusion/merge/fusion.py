@@ -196,15 +196,19 @@ def open_fusion(recipe: Path, seed: int = 0, device: str = "auto", kind: type[Fu
     forget_architectures()
     base = loaders[config.base_model or references(config)[0]]
     try:
-        listed = get_architecture_info(bare, options)
-        model_config = model_out_config(bare, listed)
+        architecture = get_architecture_info(bare, options)
+        model_config = model_out_config(bare, architecture)
         base_config = (bare.base_model or references(bare)[0]).config()
-        architecture = without_absent(listed, config, base_config.model_type, loaders.values())
-        found = places(architecture, base_config, base)
-        unlisted = [name for name, place in found.items() if place is None]
-        lacking = lost(listed, base_config, unlisted)
+        listed = architecture.all_weights(base_config)
     except (RuntimeError, ValueError) as error:
         raise PaftError(f"{recipe}: {re.sub(*WHOLE_CONFIG, one_line(error))}") from error
+    except Exception as error:  # transformers and mergekit raise anything at a config that is not as they think
+        said = f"mergekit cannot read the config.json of a model ({one_line(error, 200)}). Download it again."
+        raise PaftError(f"{recipe}: {said}") from error
+    found = places(listed, base)
+    unlisted = [name for name, place in found.items() if place is None]
+    lacking = lost(listed, base_config.model_type, unlisted)
+    architecture = without_absent(architecture, config, base_config.model_type, loaders.values())
     if config.models is None:  # slices and modules, where mergekit's way has to do
         unlisted = lacking
     if problems := problems_of(config, unlisted, loaders.values()):

@@ -28,13 +28,13 @@ OLD_BUFFERS = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_fre
 """Tensors of old checkpoints which mergekit lists, and which transformers no longer saves."""
 
 
-def places(architecture: ModelArchitecture, config: PreTrainedConfig, base: ModelLoader) -> dict[str, str | None]:
+def places(listed: list[WeightInfo], base: ModelLoader) -> dict[str, str | None]:
     """What each tensor of the base's files is called in the merged model; None where mergekit does not list it.
 
     Buffers of old checkpoints, which transformers no longer saves, are left out.
     """
     found: dict[str, str] = {}
-    for weight in architecture.all_weights(config):
+    for weight in listed:
         own = next((name for name in (weight.name, *(weight.aliases or ())) if name in base.store), None)
         if own is not None:
             found.setdefault(own, weight.name)
@@ -60,13 +60,13 @@ def without_absent(
     return architecture.model_copy(update={"modules": modules})
 
 
-def lost(architecture: ModelArchitecture, config: PreTrainedConfig, unlisted: list[str]) -> list[str]:
+def lost(listed: list[WeightInfo], kind: str, unlisted: list[str]) -> list[str]:
     """Those of some unlisted tensors that mergekit would lose: of the others it makes what it lists.
 
     It skips what is optional and has no name of its own in the files.
     """
-    asked = {weight.name for weight in architecture.all_weights(config) if not weight.optional}
-    return [name for name in unlisted if asked.isdisjoint(converted_names(config.model_type, name))]
+    asked = {weight.name for weight in listed if not weight.optional}
+    return [name for name in unlisted if asked.isdisjoint(converted_names(kind, name))]
 
 
 def problems_of(config: MergeConfiguration, unlisted: list[str], loaders: Collection[ModelLoader]) -> list[str]:
