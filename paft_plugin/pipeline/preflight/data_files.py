@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paft_plugin.errors import Findings, PaftError, collecting
+from paft_plugin.errors import Findings, PaftError, collecting, printable
 from paft_plugin.files import looks_local
 from paft_plugin.formats import without_password
 from paft_plugin.pipeline.branches import Branch, entries
@@ -140,7 +141,14 @@ def _array(file: Path) -> Iterator[DataRow]:
 
 
 def _parsed(place: str, content: bytes, remedy: str) -> Any:
-    return parse_json(content, place, remedy)
+    rows = parse_json(content, place, remedy)
+    if b"\\ud" in content.lower():
+        try:
+            json.dumps(rows, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            half = printable(error.object[error.start])
+            raise PaftError(f"{place}: half of a character ({half}), which no tokenizer takes. Remove it.") from None
+    return rows
 
 
 def _csv(file: Path) -> Iterator[DataRow]:

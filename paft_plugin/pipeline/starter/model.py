@@ -86,7 +86,11 @@ def sequence_length(base: BaseModel, texts: Sequence[Sequence[str]]) -> tuple[in
         length = min(USUAL, base.longest or USUAL)
         return length, "a usual length: the rows were not looked at with this base's tokenizer"
     tokenizer: Any = _tokenizer(base.folder)
-    counts = sorted(sum(len(tokenizer.encode(text)) + MARKERS for text in row) for row in texts)
+    try:
+        counts = sorted(sum(len(tokenizer.encode(text)) + MARKERS for text in row) for row in texts)
+    except Exception as error:  # tokenizers has no narrower one
+        said = f"its tokenizer cannot take the rows ({one_line(error, 200)})"
+        raise PaftError(f"{base.folder}: {said}. Copy or save its files again.") from error
     wanted = max(SHORTEST, 2 ** math.ceil(math.log2(max(1, counts[-1]))))
     if base.longest and wanted > base.longest:
         return base.longest, f"all that the base was made for; the longest of the rows looked at has about {counts[-1]}"

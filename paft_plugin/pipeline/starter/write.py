@@ -70,11 +70,12 @@ def write_starter(wish: Wish, gpu: bool, force: bool = False) -> list[Path]:
     if problems or base is None or sft is None or preference is None:
         raise PaftError(problems)
     wish.output.mkdir(parents=True, exist_ok=True)
-    texts = [
-        render(HERE, "paft.yml.jinja", key=_key, base=base, rl=wish.rl),
-        _branch(wish, base, sft, gpu, None, sft.alpaca),
-        _branch(wish, base, preference, gpu, wish.rl, sft.alpaca),
-    ]
+    with as_written(wish.base, "Download it again."):
+        texts = [
+            render(HERE, "paft.yml.jinja", key=_key, base=base, rl=wish.rl),
+            _branch(wish, base, sft, gpu, None, sft.alpaca),
+            _branch(wish, base, preference, gpu, wish.rl, sft.alpaca),
+        ]
     for file, text in zip(files, texts, strict=True):
         write_text(file, text)
     return files

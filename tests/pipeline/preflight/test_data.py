@@ -143,6 +143,7 @@ def test_rows_that_do_not_fit(check: Preflight, room: Room) -> None:
         ("a.jsonl", b"", "is empty"),
         ("a.jsonl", b"\n\n", "has no rows"),
         ("a.jsonl", b'{"a": 1}\n{"a": \n', "line 2: no valid JSON"),
+        ("a.jsonl", b'{"a": "x"}\n{"a": "\\ud800"}\n', "line 2: half of a character"),
         ("a.jsonl", b'{"a": 1}\n[1]\n', "line 2: is no JSON object"),
         ("a.jsonl", b'{"a": "x"}\n{"a": ["x"]}\n', "line 2: a is a list, but text in"),
         ("a.jsonl", b'{"a": "\xff"}\n', "line 1: no valid JSON"),
