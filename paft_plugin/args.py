@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validato
 from paft_plugin.errors import closest, raise_if_any
 from paft_plugin.penalty.support import why_not_optimizer, why_not_proximal
 
-DEFAULT_SEED = 42  # what axolotl takes when a config names none
+DEFAULT_SEED = 42  # what axolotl takes when a config names none (`set_default_seed` in its schema)
 DEFAULT_START = 1e-5  # λ where a controller starts; it soon moves it to where it matters
 PLUGIN_NAMES = {"paft_plugin.PAFTPlugin", "paft_plugin.plugin.PAFTPlugin"}
 """What `plugins` may call it by; axolotl takes a colon for the last dot as well."""

@@ -19,11 +19,11 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from paft_plugin.args import DEFAULT_SEED
 from paft_plugin.errors import BAD_INPUT, PaftError
 from paft_plugin.reading import read_json_file
 from paft_plugin.schema import read_yaml
 
-DEFAULT_SEED = 42  # what axolotl takes when a config names none (`set_default_seed` in its schema)
 _LARGEST_SEED = 2**32 - 1  # numpy's limit
 _STATE = "trainer_state.json"  # the Trainer writes it last
 

@@ -77,8 +77,11 @@ def problems_of(config: MergeConfiguration, unlisted: list[str], loaders: Collec
     if config.models is None:
         return [f"{said}, which cannot go along in slices or modules. Give whole models, as `models:`."]
     problems = []
-    changed = [name for name in unlisted if _is_changed(name, loaders)]
-    if changed and any(map(_has_gradient, (config.parameters, *(model.parameters for model in config.models)))):
+    varies = any(map(_has_gradient, (config.parameters, *(model.parameters for model in config.models))))
+    # Whole models are read for that: only where it matters, since experts are most of a model.
+    asked = [name for name in unlisted if varies or not _is_float(name, loaders)]
+    changed = [name for name in asked if _is_changed(name, loaders)]
+    if changed and varies:
         problems.append(f"{said}, and a branch changes them, so no parameter can vary by layer. Give one number each.")
     vocabulary = [name for name in unlisted if name.endswith((*INPUT_EMBEDDINGS, *OUTPUT_HEADS))]
     if vocabulary and (config.tokenizer or config.tokenizer_source):

@@ -11,7 +11,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from tests.deltas.builders import VOCABULARY
 from tests.fusion.merge.tools import load_all
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+"""Sizes of a small model, by the names that most architectures have for them."""
 
 
 def with_tensors(base: Path, folder: Path, tensors: dict[str, Tensor]) -> Path:

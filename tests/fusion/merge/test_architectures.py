@@ -9,24 +9,12 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from torch import Tensor
 
 from paft_plugin.fusion.merge import open_fusion, write_fusion
-from tests.deltas.builders import VOCABULARY, merged_by_peft, weights
-from tests.fusion.merge.by_hand import with_tensors
+from tests.deltas.builders import merged_by_peft, weights
+from tests.fusion.merge.by_hand import SHAPE, loaded, with_tensors
 from tests.fusion.merge.tools import METHODS, SEED, assert_same, by_mergekit, content, ours, reference, save
 
-SHAPE = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "Llama": {},
@@ -86,7 +74,7 @@ def test_adapters_on(name: str, method: str, tmp_path: Path) -> None:
             with_tensors(base, tmp_path / who, made)
             for who, made in (("we", merged), ("it", by_mergekit(file, tmp_path)))
         )
-        assert_same(*map(loaded, models))
+        assert_same(*(loaded(model)[0] for model in models))
 
 
 @pytest.mark.parametrize("name", ["Mixtral", "Qwen2Moe", "Qwen3Moe"])
@@ -97,7 +85,7 @@ def test_adapters_on_fused_experts_are_summed(name: str, tmp_path: Path) -> None
     branches = [adapter(base, tmp_path / str(seed), seed, [], **settings) for seed in (1, 2)]
     recipe = content("task_arithmetic", base, *(reference(base, branch) for branch in branches), out_dtype="float32")
     write_fusion(open_fusion(save(recipe, tmp_path / "recipe.yml"), SEED, "cpu"), tmp_path / "out")
-    merged, before = loaded(tmp_path / "out"), loaded(base)
+    (merged, _), (before, _) = loaded(tmp_path / "out"), loaded(base)
     one, other = (merged_by_peft(base, branch) for branch in branches)
     changed = 0
     for key, tensor in before.items():
@@ -105,11 +93,6 @@ def test_adapters_on_fused_experts_are_summed(name: str, tmp_path: Path) -> None
         torch.testing.assert_close(merged[key], expected, rtol=0, atol=1e-6, msg=key)
         changed += not torch.equal(merged[key], tensor)
     assert changed == 2 * 2  # of each layer, and no more
-
-
-def loaded(folder: Path) -> dict[str, Tensor]:
-    """A model's tensors by the names that it has in memory, where transformers fuses experts."""
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
 
 
 def make(name: str, folder: Path) -> Path:

@@ -16,21 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.merge import open_fusion, write_fusion
-from tests.deltas.builders import VOCABULARY, make_base
-from tests.fusion.merge.by_hand import branch, loaded, summed, with_tensors
+from tests.deltas.builders import make_base
+from tests.fusion.merge.by_hand import SHAPE, branch, loaded, summed, with_tensors
 from tests.fusion.merge.tools import content, load_all, ours, reference, save
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
 ATTENTION = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
 EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "first_k_dense_replace": 1}
 UNLISTED: dict[str, tuple[dict[str, Any], int]] = {
