@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from paft_plugin.errors import PaftError, as_written, one_line, printable
-from paft_plugin.reading import MissingFileError, UnreadableError, read_json_file
+from paft_plugin.reading import MissingFileError, UnreadableError, read_json_file, read_text
 
 PROOF_FILE = "paft.json"
 """Beside a branch that the penalty shaped: what ran (`deltas/proof.py`)."""
@@ -207,6 +207,38 @@ class JsonFile(BaseModel):
             ValidationError: It is damaged.
         """
         raise PaftError(f"{path}: schema {schema}, and this version reads {cls.SCHEMA}. {cls.AGAIN}")
+
+
+Line = TypeVar("Line", bound=BaseModel)
+MOST_LINES_BYTES = 1 << 30
+
+
+def write_json_lines(path: Path, lines: Iterable[BaseModel], schema: int) -> None:
+    """Write a JSON object a line, after a line with their schema; atomically."""
+    texts = (line.model_dump_json(exclude_none=True) for line in lines)
+    write_text(path, "\n".join([json.dumps({"schema": schema}), *texts]) + "\n")
+
+
+def read_json_lines(path: Path, kind: type[Line], schema: int, again: str) -> list[Line]:
+    """The lines of a file of `write_json_lines`, each of which must be of `kind`; `again`: what to do about another.
+
+    Raises:
+        PaftError: It is missing, damaged, of another kind or version; names the line.
+    """
+    first, *texts = read_text(path, MOST_LINES_BYTES, again).removesuffix("\n").split("\n")
+    lines: list[Line] = []
+    number = 1
+    try:
+        if json.loads(first) != {"schema": schema}:
+            raise UnreadableError(path, f"not of schema {schema}", number, again)
+        for text in texts:
+            number += 1
+            lines.append(kind.model_validate(shown(json.loads(text))))
+    except UnreadableError:
+        raise
+    except (ValueError, RecursionError):
+        raise UnreadableError(path, f"line {number} is damaged", number, again) from None
+    return lines
 
 
 def lock_file(path: Path) -> int:
