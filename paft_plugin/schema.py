@@ -63,6 +63,18 @@ def _existing(path: Path) -> Path:
     return path
 
 
+def given_file(path: Path, info: ValidationInfo) -> Path:
+    """The file that is meant by a path in another one; for validators.
+
+    Raises:
+        ValueError: There is none.
+    """
+    path = in_folder(path, info)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file. Check the path.")
+    return path
+
+
 def _no_file(path: Path) -> Path:
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file. Give a folder.")

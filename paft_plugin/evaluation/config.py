@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from paft_plugin.reading import read_json_file
-from paft_plugin.schema import STRICT, Folder, MappingOfNames, known, raise_lines, validate
+from paft_plugin.schema import STRICT, Folder, MappingOfNames, given_file, known, raise_lines, validate
+
+OF_ONE_ANSWER, OF_PAIRS, OF_ALL = ("nll", "match"), ("gained", "by_total", "by_token"), ("kl_to_base", "retained")
+"""What is measured on held-out rows: `<branch>_<one of these>`, `<branch>` itself (the gain of the margin), and of all."""
+
+
+def held_out_measures(branches: Collection[str]) -> list[str]:
+    """What the measures of held-out rows of these branches may be called, whatever the branches teach."""
+    of_one = [f"{name}_{what}" for name in branches for what in (*OF_ONE_ANSWER, *OF_PAIRS)]
+    return [*branches, *of_one, *OF_ALL]
 
 
 class MeasureConfig(BaseModel):
@@ -48,6 +58,35 @@ MeasuresByTask = Annotated[dict[str, MeasureConfig], MappingOfNames, AfterValida
 """lm-eval task or group → which number of it counts."""
 
 
+def _held_out(value: Any) -> Any:
+    """Said here in words: pydantic speaks of every part of a union."""
+    if value is None or value is False:
+        return {} if value is None else False
+    if not isinstance(value, dict):
+        raise ValueError("give a number or a share for each branch, such as {sft: 200, preference: 0.1}, or false.")
+    raise_lines([f"{name}: {_AMOUNT}, not {rows}." for name, rows in value.items() if not _is_amount(rows)])
+    return value
+
+
+_AMOUNT = "a number of rows, 0 for none, or a share below 1"
+
+
+def _is_amount(rows: Any) -> bool:
+    return (type(rows) is int and rows >= 0) or (isinstance(rows, float) and 0 < rows < 1)
+
+
+def _retained(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, str):
+        return given_file(Path(value), info)
+    if (
+        value is None
+        or isinstance(value, Path)
+        or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+    ):
+        return value or None
+    raise ValueError("give a file of rows, or a list of lm-eval tasks.")
+
+
 class EvaluationConfig(BaseModel):
     """What is under `evaluation:`."""
 
@@ -59,13 +98,34 @@ class EvaluationConfig(BaseModel):
     trust_task_code: bool = Field(
         default=False, description="Whether task files of that folder may run code (!function); read it first."
     )
+    held_out: Annotated[dict[str, int | float] | Literal[False], BeforeValidator(_held_out)] = Field(
+        default_factory=dict,
+        description="Branch → rows of its own data that are kept from training, to score every arm on: a number, or a share "
+        "below 1. [the smaller of 200 and 10 %]; false: none.",
+    )
+    retained: Annotated[Path | list[str] | None, BeforeValidator(_retained)] = Field(
+        default=None,
+        description="What no branch should change: a file of rows like those of SFT, or a list of lm-eval tasks. "
+        "[the base's own answers to prompts of the preference set]",
+    )
     measures: MeasuresByTask = Field(
-        min_length=1, description="lm-eval tasks or groups, as a list or with which number of each counts."
+        default_factory=dict,
+        description="lm-eval tasks or groups, as a list or with which number of each counts.",
     )
     skill: str | None = Field(
         default=None, description="The measure of what the SFT branch teaches: the alignment tax is paid in it."
     )
     preference: str | None = Field(default=None, description="The measure of what the preference branch teaches.")
+    margin: float = Field(
+        default=0.02,
+        gt=0,
+        lt=1,
+        description="The largest difference of a share that does not matter: 0.02 is 2 points.",
+    )
+    keep_texts: bool = Field(
+        default=False,
+        description="Whether scores/ARM/items.jsonl holds what a model answered, not only what it came to.",
+    )
     limit: int | None = Field(
         default=None, ge=1, description="Items of each task (of a group: of each of its tasks) at most."
     )
@@ -84,7 +144,17 @@ class EvaluationConfig(BaseModel):
     def _is_a_measure(cls, name: str | None, info: ValidationInfo) -> str | None:
         if name is None or "measures" not in info.data:  # the measures have a mistake of their own
             return name
+        if info.data.get("held_out") is not False:  # then it may be one of a branch, which `paft.yml` knows
+            return name
         return known("measure", name, measure_names(info.data["measures"]))
+
+    @model_validator(mode="after")
+    def _measures_something(self) -> EvaluationConfig:
+        if self.held_out is False and not self.measures:
+            raise ValueError(
+                "measures: missing, while held_out: false leaves nothing else to score on. Name lm-eval tasks."
+            )
+        return self
 
 
 def read_measures(file: Path) -> EvaluationConfig:

@@ -7,12 +7,22 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from paft_plugin.evaluation.config import EvaluationConfig
+from paft_plugin.evaluation.config import EvaluationConfig, held_out_measures, measure_names
 from paft_plugin.files import is_hub_name
 from paft_plugin.fusion.recipe.settings import MethodName, RecipeSettings, setting_problems
-from paft_plugin.schema import STRICT, MappingOfNames, OutputFolder, in_folder, raise_lines, read_yaml, validate
+from paft_plugin.schema import (
+    STRICT,
+    MappingOfNames,
+    OutputFolder,
+    given_file,
+    in_folder,
+    raise_lines,
+    read_yaml,
+    suggestion,
+    validate,
+)
 from paft_plugin.search.config import SearchConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -29,13 +39,6 @@ def _base(value: str, info: ValidationInfo) -> str:
     raise ValueError(f"{value} is neither a folder (there is no {folder}) nor a hub name like org/model.")
 
 
-def _file(path: Path, info: ValidationInfo) -> Path:
-    path = in_folder(path, info)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file. Check the path.")
-    return path
-
-
 def _branch(value: Any, info: ValidationInfo) -> Any:
     """A path alone is a config's file, or a trained branch's folder."""
     if not isinstance(value, str):
@@ -46,7 +49,7 @@ def _branch(value: Any, info: ValidationInfo) -> Any:
 
 def _config(value: Any, info: ValidationInfo) -> Any:
     """A config is its file's path, or the mapping itself."""
-    return _file(Path(value), info) if isinstance(value, str) else value
+    return given_file(Path(value), info) if isinstance(value, str) else value
 
 
 def _trained(path: Path, info: ValidationInfo) -> Path:
@@ -107,7 +110,7 @@ class FusionConfig(BaseModel):
         default_factory=lambda: {"ties": RecipeSettings(), "dare_ties": RecipeSettings()},
         description="Merge methods, as a list or with settings for each; each makes one recipe.",
     )
-    recipes: dict[str, Annotated[Path, AfterValidator(_file)]] = Field(
+    recipes: dict[str, Annotated[Path, AfterValidator(given_file)]] = Field(
         default_factory=dict,
         description="Name → a mergekit YAML of your own, in which $base, $sft and $preference stand for the folders.",
     )
@@ -132,6 +135,11 @@ class InspectionConfig(BaseModel):
     thresholds: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
         default=[1e-5], min_length=1, description="Sparsity is the share of entries with |δ| ≤ threshold."
     )
+
+
+def _evaluation(value: Any) -> Any:
+    """`false`: nothing is scored."""
+    return None if value is False else value
 
 
 def _executor(value: Any) -> Any:
@@ -195,11 +203,35 @@ class PaftConfig(BaseModel):
     inspection: InspectionConfig = Field(
         default_factory=lambda: InspectionConfig(), description="What is measured of the deltas."
     )
-    evaluation: EvaluationConfig | None = Field(default=None, description="What every arm is scored on, by lm-eval.")
+    evaluation: Annotated[EvaluationConfig | None, BeforeValidator(_evaluation)] = Field(
+        default=None,
+        description="What every arm is scored on: held-out rows, lm-eval's tasks; false: nothing is scored.",
+    )
     executor: Annotated[ExecutorConfig, BeforeValidator(_executor)] = Field(
         default_factory=lambda: ExecutorConfig(), description="Where it runs: local or ray."
     )
     search: SearchConfig | None = Field(default=None, description="For `axolotl paft search`.")
+
+    @field_validator("evaluation")
+    @classmethod
+    def _knows_the_branches(cls, evaluation: EvaluationConfig | None) -> EvaluationConfig | None:
+        if evaluation is None or evaluation.held_out is False:
+            return evaluation
+        branches = ["sft", "preference"]
+        measures = [*measure_names(evaluation.measures), *held_out_measures(branches)]
+        goals = {"skill": evaluation.skill, "preference": evaluation.preference}
+        wrong = [
+            f"held_out.{name}: no such branch. {suggestion(name, branches)}"
+            for name in evaluation.held_out
+            if name not in branches
+        ]
+        wrong += [
+            f"{key}: no such measure. {suggestion(name, measures)}"
+            for key, name in goals.items()
+            if name is not None and name not in measures
+        ]
+        raise_lines(wrong)
+        return evaluation
 
     @model_validator(mode="after")
     def _compared_names(self) -> PaftConfig:

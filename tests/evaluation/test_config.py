@@ -68,13 +68,18 @@ def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({}, "measures: missing. lm-eval tasks or groups"),
-        ({"measures": []}, "measures: "),
+        ({"held_out": False}, "measures: missing, while held_out: false leaves nothing else"),
+        ({"held_out": False, "measures": []}, "measures: missing"),
+        ({"held_out": True}, "held_out: give a number or a share for each branch"),
+        ({"held_out": {"sft": True}}, "held_out: sft: a number of rows, 0 for none, or a share below 1, not True."),
+        ({"held_out": {"sft": 1.5}}, "held_out: sft: a number of rows"),
+        ({"held_out": {"sft": -1}}, "held_out: sft: a number of rows"),
+        ({"retained": 3}, "retained: give a file of rows, or a list of lm-eval tasks."),
         ({"measures": ["a", "a"]}, "measures: a is there twice."),
         ({"measures": {"a": {"name": "b"}, "b": None}}, "measures: two are called b. Name them apart."),
-        ({"measures": ["gsm8k"], "skill": "gsm8"}, "skill: no such measure. Did you mean gsm8k?"),
+        ({"held_out": False, "measures": ["gsm8k"], "skill": "gsm8"}, "skill: no such measure. Did you mean gsm8k?"),
         (
-            {"measures": {"gsm8k": {"name": "sums"}}, "preference": "gsm8k"},
+            {"held_out": False, "measures": {"gsm8k": {"name": "sums"}}, "preference": "gsm8k"},
             "preference: no such measure. There are sums.",
         ),
     ],
@@ -87,7 +92,10 @@ def test_a_mistake_says_where_and_what_to_do(tmp_path: Path, content: dict[str, 
 def test_as_json_it_is_the_same_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tasks").mkdir()
     measures = {"gsm8k": {"name": "sums", "direction": "maximize"}, "mmlu": None}
-    config = read(tmp_path, measures=measures, tasks="tasks", skill="sums", limit=5, dtype="bfloat16")
+    (tmp_path / "kept.jsonl").touch()
+    config = read(
+        tmp_path, measures=measures, tasks="tasks", skill="sums", limit=5, dtype="bfloat16", retained="kept.jsonl"
+    )
     file = tmp_path / "elsewhere" / "measures.json"
     write_json(file, config.model_dump(mode="json"))
     monkeypatch.chdir("/")

@@ -47,6 +47,16 @@ def test_a_hub_name_is_a_base_too(tmp_path: Path) -> None:
     assert (config.base, config.base_is_remote) == ("org/model-7B", True)
 
 
+def test_nothing_may_be_scored(tmp_path: Path) -> None:
+    assert read_config(write_run(tmp_path, evaluation=False)).evaluation is None
+
+
+@pytest.mark.parametrize("skill", ["sft_match", "mine"])
+def test_a_goal_is_a_task_or_a_measure_of_held_out_rows(tmp_path: Path, skill: str) -> None:
+    evaluation = {"measures": ["mine"], "skill": skill, "preference": "preference"}
+    assert read_config(write_run(tmp_path, evaluation=evaluation)).evaluation is not None
+
+
 def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:
     file = write_run(
         tmp_path,
@@ -56,7 +66,7 @@ def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:
         outptu_dir="x",
         fusion={"methods": ["tiess"], "recipes": {"ties": "paft.yml", "a/b": "paft.yml"}},
         executor={"kind": "ray", "workers": 2},
-        evaluation={"measures": ["a"], "skill": "b"},
+        evaluation={"measures": ["a"], "skill": "b", "held_out": {"stf": 5}},
         arms=[],
     )
     said = problems(file)
@@ -67,7 +77,8 @@ def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:
         "outptu_dir: no such key. Did you mean output_dir?",
         "fusion.methods.tiess: no such method. Did you mean ties?",
         "executor: workers: is not for `kind: ray`",
-        "evaluation.skill: no such measure",
+        "evaluation: skill: no such measure",
+        "evaluation: held_out.stf: no such branch. Did you mean sft?",
         "arms: ",
     ):
         assert [problem for problem in said if problem.startswith(start)], (start, said)

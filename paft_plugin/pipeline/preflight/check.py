@@ -100,7 +100,7 @@ def check_launcher(setup: Setup, branch: Branch) -> Findings:
 def check_evaluation(setup: Setup) -> Findings:
     """The tasks are there, can be opened, and report the numbers that are asked for."""
     findings, evaluation = Findings(), setup.config.evaluation
-    if evaluation is None:
+    if evaluation is None or not evaluation.measures:
         return findings
     from paft_plugin.evaluation.scorer import quiet
     from paft_plugin.evaluation.tasks import open_measures
