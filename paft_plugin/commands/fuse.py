@@ -34,7 +34,7 @@ def fuse(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Fuse two branches: write a recipe, lint it, merge by it.
+    """Fuse branches of one base model: write a recipe, lint it, merge by it.
 
     As `axolotl paft recipe`, `lint` and `merge` in one go. The new folder OUT gets the merged model, with recipe.yml and
     lint.json beside it. Errors of the linter stop the merge.
@@ -62,7 +62,9 @@ def fuse(
 def _check_options(ctx: click.Context, given: Path | None) -> None:
     """Either a recipe is given, or what one is written from."""
     said = [option.opts[0] for option in _OF_RECIPE if ctx.params[str(option.name)] not in (None, ())]
-    missing = [option.opts[0] for option in _OF_RECIPE if option.required and option.opts[0] not in said]
+    branches = () if "--branch" in said else ("--sft", "--preference")
+    needed = [option.opts[0] for option in _OF_RECIPE if option.required or option.opts[0] in branches]
+    missing = [option for option in needed if option not in said]
     if given is None and missing:
         raise click.UsageError(f"Missing {', '.join(missing)} (or a --recipe).")
     if given is not None and said:

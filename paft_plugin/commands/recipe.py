@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import Any, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from paft_plugin.commands import PATH, Decorator
+from paft_plugin.errors import did_you_mean, raise_if_any
 from paft_plugin.fusion.recipe.methods import MEANINGS, METHODS, extra_names
-from paft_plugin.fusion.recipe.settings import RecipeSettings
+from paft_plugin.fusion.recipe.settings import ROLES, SETTINGS, RecipeSettings
+
+if TYPE_CHECKING:
+    from paft_plugin.fusion.recipe.render import RecipeBranch
+
+BY_BRANCH = [name for name, setting in SETTINGS.items() if setting.by_branch and name == setting.name]
+"""Settings of which a branch can have its own value."""
 
 
 def setting_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -24,6 +33,8 @@ def _of_setting(name: str) -> Decorator:
     field = RecipeSettings.model_fields[name]
     if name == "filter":
         return click.option("--filter", multiple=True, metavar="NAME:SETTING=VALUE", help=field.description)
+    if name in BY_BRANCH:
+        return click.option(f"--{name}", multiple=True, metavar="[NAME=]VALUE", help=field.description)
     (kind, _none) = get_args(field.annotation)
     return _option(name, kind, field.description or "")
 
@@ -41,10 +52,69 @@ def _option(name: str, kind: type, description: str) -> Decorator:
     return click.option(both, name, type=kind, default=None, help=description)
 
 
+def branch_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`--sft`, `--preference` and `--branch`."""
+    for option in (
+        click.option(
+            "--branch",
+            "branches",
+            multiple=True,
+            metavar=f"NAME=DIR[,role=ROLE]{''.join(f'[,{name}=…]' for name in BY_BRANCH)}",
+            help="A further branch, or instead of --sft and --preference each branch; may be repeated. [role: the name, "
+            "else sft]",
+        ),
+        click.option("--preference", type=PATH, help="The preference branch: adapter or model."),
+        click.option("--sft", type=PATH, help="The SFT branch: adapter or model."),
+    ):
+        command = option(command)
+    return command
+
+
+def read_branches(
+    sft: Path | None, preference: Path | None, texts: tuple[str, ...]
+) -> tuple[list[RecipeBranch], dict[str, list[str]], list[str]]:
+    """The branches in the order given, what is said of single ones (setting → texts like `math=0.5`), and what is wrong."""
+    from paft_plugin.fusion.recipe.render import RecipeBranch
+
+    pair = {"sft": sft, "preference": preference}
+    found = [RecipeBranch(role, role, folder) for role in ROLES if (folder := pair[role]) is not None]
+    problems = []
+    if len(found) == 1 and not texts:
+        (missing,) = set(ROLES) - {found[0].name}
+        problems.append(f"Missing --{missing}. Give it, or give each branch as --branch NAME=DIR.")
+    own: dict[str, list[str]] = {name: [] for name in BY_BRANCH}
+    for text in texts:
+        name, place, keys = _taken_apart(text)
+        strange = [key for key in keys if key not in ("role", *BY_BRANCH)]
+        role = keys.get("role", name if name in ROLES else "sft")
+        if not name or not place:
+            problems.append(f"--branch {text}: not of the form NAME=DIR. Write it like math=runs/math,role=sft.")
+        elif strange:
+            hint = did_you_mean(strange[0], ["role", *BY_BRANCH], f"It takes role, {', '.join(BY_BRANCH)}.")
+            problems.append(f"--branch {text}: a branch has no {strange[0]}. {hint}")
+        elif role not in ROLES:
+            hint = did_you_mean(role, ROLES, f"There are {' and '.join(ROLES)}.")
+            problems.append(f"--branch {text}: {role} is no role. {hint}")
+        else:
+            found.append(RecipeBranch(name, role, Path(place)))
+            for key in keys.keys() & own.keys():
+                own[key].append(f"{name}={keys[key]}")
+    return found, own, problems
+
+
+def _taken_apart(text: str) -> tuple[str, str, dict[str, str]]:
+    """`math=runs/math,weight=0.5` as name, folder and keys; a folder that is there may have such a name itself."""
+    name, _, rest = text.partition("=")
+    keys: dict[str, str] = {}
+    while not Path(rest).exists() and (found := re.fullmatch(r"(.*),\s*(\w+)=([^,/]*)", rest)):
+        rest, key, value = found.groups()
+        keys = {key: value.strip(), **keys}
+    return name.strip(), rest, keys
+
+
 @click.command()
 @click.option("--base", type=PATH, required=True, help="Folder of the base model.")
-@click.option("--sft", type=PATH, required=True, help="The SFT branch: adapter or model.")
-@click.option("--preference", type=PATH, required=True, help="The preference branch: adapter or model.")
+@branch_options
 @click.option("--method", required=True, metavar="METHOD", help=f"Merge method: {', '.join(METHODS)}.")
 @setting_options
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the methods that drop by chance.")
@@ -56,7 +126,7 @@ def _option(name: str, kind: type, description: str) -> Decorator:
     help="Write adapters as whole models beside the recipe, so that mergekit needs no flags for them.",
 )
 def recipe(**options: Any) -> None:
-    """Write a mergekit recipe that fuses two branches of one base model; its header holds the command that runs it."""
+    """Write a mergekit recipe that fuses branches of one base model; its header holds the command that runs it."""
     import shlex
 
     from paft_plugin.fusion.recipe.render import merge_command
@@ -64,8 +134,14 @@ def recipe(**options: Any) -> None:
 
     given = {name: options.pop(name) for name in RecipeSettings.model_fields if name != "extras"}
     extras = {name: value for name in extra_names() if (value := options.pop(name)) is not None}
+    pair = options.pop("sft"), options.pop("preference")
+    branches, own, problems = read_branches(*pair, options.pop("branches"))
+    if not branches:
+        raise_if_any(problems)
+    given |= {name: [*given[name], *values] for name, values in own.items()}
     settings, unread = RecipeSettings.read({**given, "extras": extras})
-    written = write_recipe(RecipeRequest(**options, settings=settings), unread)
+    request = RecipeRequest(**options, branches=tuple(branches), settings=settings)
+    written = write_recipe(request, [*problems, *unread])
     for warning in written.warnings:
         click.echo(f"Warning: {warning}", err=True)
     for folder in (branch.whole for branch in written.branches if branch.whole is not None):

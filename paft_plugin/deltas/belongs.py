@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import torch
 
 from paft_plugin.deltas.adapter import Adapter, open_adapter
 from paft_plugin.deltas.containment import APART, inside, of_adapters
-from paft_plugin.deltas.delta import delta_of
+from paft_plugin.deltas.delta import Delta, delta_of
 from paft_plugin.deltas.fit import fit_adapter, fit_model
-from paft_plugin.deltas.proof import why_unproven
 from paft_plugin.deltas.quantised import quantised, without_twin
 from paft_plugin.deltas.store import TensorStore, is_adapter, open_model, same_content
 from paft_plugin.deltas.tokenizer import Tokenizer, compare, conflicts, read_tokenizer
@@ -19,28 +20,28 @@ from paft_plugin.errors import Findings, PaftError, collecting, some
 from paft_plugin.files import ADAPTER_CONFIG, read_json
 
 
-def examine(base: Path, sft: Path, preference: Path) -> Findings:
-    """All that is to be said about two branches before they are fused on their base.
+def examine(base: Path, branches: Sequence[Path]) -> Findings:
+    """All that is to be said about branches before they are fused on their base.
 
-    Reads every tensor of both branches once, one at a time, since a NaN can be anywhere; of the base only headers, unless an
+    Reads every tensor of each branch once, one at a time, since a NaN can be anywhere; of the base only headers, unless an
     adapter names another folder as its base: then both are compared.
     """
-    findings = Findings()
-    if sft.exists() and preference.exists() and sft.samefile(preference):
-        findings.problem(f"{sft}: given as both branches. Give two that were trained apart from each other.")
-    for branch in (sft, preference):
+    findings, pairs = Findings(), list(combinations(branches, 2))
+    for one, other in pairs:
+        if one.exists() and other.exists() and one.samefile(other):
+            findings.problem(f"{one}: given as two branches. Give only such as were trained apart from each other.")
+    for branch in branches:
         found = check_branch(base, branch)
         findings.take(found)
         if not found.problems:
             findings.problem(*check_finite(branch))
     if not findings.problems:
-        findings.warn(*continued(open_model(base), sft, preference))
-    tokenizers = [_tokenizer(findings, folder) for folder in (base, sft, preference)]
-    for tokenizer in tokenizers[1:]:
-        findings.take(compare(tokenizers[0], tokenizer))
-    findings.problem(*conflicts(*tokenizers))
-    if reason := why_unproven(sft):
-        findings.warn(reason)
+        findings.warn(*continued(open_model(base), branches))
+    of_base, *tokenizers = [_tokenizer(findings, folder) for folder in (base, *branches)]
+    for tokenizer in tokenizers:
+        findings.take(compare(of_base, tokenizer))
+    for first, second in combinations(tokenizers, 2):
+        findings.problem(*conflicts(of_base, first, second))
     return findings
 
 
@@ -85,14 +86,17 @@ def branch_findings(base: TensorStore, branch: Path) -> Findings:
     return findings
 
 
-def continued(base: TensorStore, one: Path, other: Path) -> list[str]:
-    """A warning if of two adapters that belong to a base one holds the other's delta; of whole models the linter says it."""
-    if not (is_adapter(one) and is_adapter(other)):
-        return []
-    found = inside(of_adapters(delta_of(base, one), delta_of(base, other)))
+def continued(base: TensorStore, branches: Sequence[Path]) -> list[str]:
+    """A warning for every two adapters on a base of which one holds the other's delta; of whole models the linter says it."""
+    deltas = [delta_of(base, branch) for branch in branches if is_adapter(branch)]
+    return [warning for one, other in combinations(deltas, 2) for warning in _inside(one, other)]
+
+
+def _inside(one: Delta, other: Delta) -> list[str]:
+    found = inside(of_adapters(one, other))
     if found is None:
         return []
-    inner, outer = map(str, (one, other) if found[0] else (other, one))
+    inner, outer = (str(delta.branch) for delta in ((one, other) if found[0] else (other, one)))
     return [f"{found[1].sentence(inner, outer)} Use {outer} alone. {APART.format(outer, inner)}"]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from paft_plugin.evaluation.results import Measure
 from paft_plugin.files import write_json, write_text
 from paft_plugin.formats import number
+from paft_plugin.fusion.recipe.render import two_branches
 from paft_plugin.fusion.recipe.settings import RecipeSettings
 from paft_plugin.fusion.recipe.write import RecipeRequest, write_recipe
 from paft_plugin.search.config import SearchRequest
@@ -75,8 +76,7 @@ def recipe_request(request: SearchRequest, trial_method: str, options: dict[str,
     """The recipe of the settings that a trial chose."""
     return RecipeRequest(
         request.base,
-        request.sft,
-        request.preference,
+        two_branches(request.sft, request.preference),
         trial_method,
         file,
         RecipeSettings(**options),

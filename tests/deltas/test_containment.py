@@ -69,7 +69,7 @@ def test_what_is_within_the_other_is_told_by_size_and_of_two_equals_the_first_ca
 
 def test_the_recipe_says_it_with_numbers_and_the_way_out(models: Path) -> None:
     def warnings(preference: str) -> list[str]:
-        said = examine(models / "base", models / "sft", models / preference).warnings
+        said = examine(models / "base", [models / "sft", models / preference]).warnings
         return [warning for warning in said if "counts twice" in warning]
 
     assert warnings("apart") == []

@@ -38,7 +38,7 @@ def here(models: Path, tmp_path: Path) -> Path:
 
 
 def examined(here: Path) -> Findings:
-    return examine(here / "base", here / "sft", here / "preference")
+    return examine(here / "base", [here / "sft", here / "preference"])
 
 
 def test_branches_that_belong_together_need_no_word(here: Path) -> None:
@@ -47,7 +47,6 @@ def test_branches_that_belong_together_need_no_word(here: Path) -> None:
 
 
 def test_everything_wrong_is_said_at_once(here: Path) -> None:
-    (here / "sft" / "paft.json").unlink()
     edit_config(here / "sft", use_dora=True)
     first, second, *_ = sorted((here / "preference").glob("*.safetensors"))
     first.write_bytes(first.read_bytes()[:-5])
@@ -58,7 +57,6 @@ def test_everything_wrong_is_said_at_once(here: Path) -> None:
     for text, problem in zip(("use_dora", "truncated or corrupt", "missing"), findings.problems, strict=True):
         assert text in problem
     assert any("chat template of its own" in warning for warning in findings.warnings)
-    assert any("no paft.json" in warning for warning in findings.warnings)
 
 
 def test_a_fault_of_the_base_is_said_once(here: Path) -> None:
@@ -86,12 +84,12 @@ def test_one_entry_that_is_not_finite_is_found_in_either_kind(here: Path, value:
 
 
 def test_one_branch_given_twice_is_a_problem(here: Path) -> None:
-    problems = examine(here / "base", here / "sft", here / "sft").problems
-    assert problems == [f"{here / 'sft'}: given as both branches. Give two that were trained apart from each other."]
+    problems = examine(here / "base", [here / "sft", here / "sft"]).problems
+    assert problems == [f"{here / 'sft'}: given as two branches. Give only such as were trained apart from each other."]
 
 
 def test_missing_folders_are_all_named(here: Path) -> None:
-    problems = examine(here / "nowhere", here / "gone", here / "lost").problems
+    problems = examine(here / "nowhere", [here / "gone", here / "lost"]).problems
     assert len(problems) == 3
     assert all("no such folder" in problem for problem in problems)
 
@@ -103,12 +101,12 @@ def test_broken_tokenizer_files_are_a_problem(here: Path) -> None:
 
 def test_a_base_of_the_same_shape_and_name_but_other_content_is_refused(here: Path) -> None:
     other = make_base(here / "elsewhere" / "base", seed=9)
-    (problem,) = examine(other, here / "sft", here / "preference").problems
+    (problem,) = examine(other, [here / "sft", here / "preference"]).problems
     assert f"trained on {here / 'base'}, not on {other}" in problem
     # One bit is enough, and where it lies does not matter.
     file = Path(shutil.copytree(here / "base", here / "copy")) / "model.safetensors"
-    assert not examine(here / "copy", here / "sft", here / "preference").problems
+    assert not examine(here / "copy", [here / "sft", here / "preference"]).problems
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(bytes(content))
-    assert len(examine(here / "copy", here / "sft", here / "preference").problems) == 1
+    assert len(examine(here / "copy", [here / "sft", here / "preference"]).problems) == 1

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from paft_plugin.fusion.recipe.render import two_branches
 from paft_plugin.fusion.recipe.settings import RecipeSettings
 from paft_plugin.fusion.recipe.write import RecipeRequest
 from tests.deltas.builders import make_adapter, make_base, make_model, make_tokenizer
@@ -32,8 +33,10 @@ class World:
         seed: int = 0,
         **settings: Any,
     ) -> RecipeRequest:
-        branches = self["base"], self[sft], self[preference]
-        return RecipeRequest(*branches, method, output, RecipeSettings(**settings), seed, materialize=materialize)
+        branches = two_branches(self[sft], self[preference])
+        return RecipeRequest(
+            self["base"], branches, method, output, RecipeSettings(**settings), seed, materialize=materialize
+        )
 
 
 def make_world(folder: Path, dtype: torch.dtype) -> World:

@@ -183,7 +183,7 @@ def make_events(run: Path) -> None:
 def _branches(root: Path) -> Outcome:
     def read() -> None:
         base = open_model(root / "base")
-        found = examine(root / "base", root / "adapter", root / "model")
+        found = examine(root / "base", [root / "adapter", root / "model"])
         if not found.problems:
             for branch in ("adapter", "model"):
                 delta = delta_of(base, root / branch)

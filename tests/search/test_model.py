@@ -15,6 +15,7 @@ from paft_plugin.evaluation.candidates import Candidate, load
 from paft_plugin.evaluation.config import MeasureConfig
 from paft_plugin.evaluation.scorer import Scorer
 from paft_plugin.fusion.merge import open_fusion, write_fusion
+from paft_plugin.fusion.recipe.render import two_branches
 from paft_plugin.fusion.recipe.settings import RecipeSettings
 from paft_plugin.fusion.recipe.write import RecipeRequest, write_recipe
 from paft_plugin.search.run import FusedModel
@@ -40,8 +41,8 @@ def model(world: Path) -> FusedModel:
 def merged(world: Path, folder: Path, method: str, preference: str = "preference", **options: Any) -> Path:
     """The recipe `<folder>/r.yml`, merged to `<folder>/model`."""
     recipe = folder / "r.yml"
-    branches = world / "base", world / "sft", world / preference
-    write_recipe(RecipeRequest(*branches, method, recipe, RecipeSettings(**options)))
+    branches = two_branches(world / "sft", world / preference)
+    write_recipe(RecipeRequest(world / "base", branches, method, recipe, RecipeSettings(**options)))
     write_fusion(open_fusion(recipe, SEED, "cpu"), folder / "model")
     return folder / "model"
 

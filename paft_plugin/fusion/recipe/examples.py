@@ -11,15 +11,14 @@ from typing import Any
 
 from paft_plugin.files import write_text
 from paft_plugin.fusion.recipe.methods import METHODS
-from paft_plugin.fusion.recipe.render import render_recipe
+from paft_plugin.fusion.recipe.render import render_recipe, two_branches
 from paft_plugin.fusion.recipe.settings import RecipeSettings
 from paft_plugin.fusion.recipe.write import RecipeRequest, settle
 
 FOLDER = Path(__file__).parents[3] / "mergekit_recipes"
 ADAPTERS = RecipeRequest(
     base=Path("/models/Mistral-7B-v0.1"),
-    sft=Path("/runs/sft-l1"),
-    preference=Path("/runs/dpo"),
+    branches=two_branches(Path("/runs/sft-l1"), Path("/runs/dpo")),
     method="ties",
     output=Path("/runs/recipe.yml"),
 )
@@ -33,7 +32,7 @@ def examples() -> dict[str, str]:
     requests["paft-ties-weighted"] = _with(weight_sft=0.6, weight_preference=1.0)
     requests["paft-ties-filtered"] = _with(filter=["mlp:density-sft=0.1", "embed:density=0.05"])
     requests["paft-linear-scaled"] = replace(_with(scale=0.7), method="linear")
-    full = replace(ADAPTERS, sft=Path("/runs/sft-l1-full"), preference=Path("/runs/dpo-full"))
+    full = replace(ADAPTERS, branches=two_branches(Path("/runs/sft-l1-full"), Path("/runs/dpo-full")))
     requests["paft-ties-full"] = full
     return {f"{name}.yml": _render(name, request, adapters=request is not full) for name, request in requests.items()}
 
@@ -50,7 +49,8 @@ def _with(**settings: Any) -> RecipeRequest:
 
 def _render(name: str, request: RecipeRequest, adapters: bool) -> str:
     request = replace(request, output=request.output.with_name(f"{name}.yml"))
-    recipe = settle(request, sft_is_adapter=adapters, preference_is_adapter=adapters, dtype="bfloat16", cache=CACHE)
+    branches = tuple(replace(branch, is_adapter=adapters) for branch in request.branches)
+    recipe = settle(replace(request, branches=branches), dtype="bfloat16", cache=CACHE)
     return render_recipe(recipe)
 
 

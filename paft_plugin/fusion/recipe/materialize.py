@@ -44,20 +44,19 @@ def materialize(recipe: Recipe) -> Recipe:
     A folder is named after what base and adapter hold, and appears only when it is whole: one that is there is reused.
 
     Raises:
-        PaftError: Both branches are whole models already, or the disk is too small.
+        PaftError: All branches are whole models already, or the disk is too small.
     """
     if not any(branch.is_adapter for branch in recipe.branches):
-        raise PaftError("--materialize: both branches are whole models already. Leave it out.")
+        raise PaftError("--materialize: all branches are whole models already. Leave it out.")
     base = open_model(recipe.base)
     folder = recipe.file.parent / MATERIALIZED
-    named = {"sft": recipe.sft, "preference": recipe.preference}
-    deltas = {name: delta_of(base, branch.path) for name, branch in named.items() if branch.is_adapter}
+    deltas = {branch.name: delta_of(base, branch.path) for branch in recipe.branches if branch.is_adapter}
     targets = {name: folder / f"{name}-{delta.fingerprint()}" for name, delta in deltas.items()}
     missing = {name: delta for name, delta in deltas.items() if not targets[name].exists()}
     _check_space(recipe.file.parent, missing)
     notes = [note for name, delta in missing.items() for note in write_whole_model(delta, targets[name])]
-    wholes = {name: replace(branch, whole=targets.get(name)) for name, branch in named.items()}
-    return replace(recipe, warnings=tuple(dict.fromkeys([*recipe.warnings, *notes])), **wholes)  # type: ignore[arg-type]
+    wholes = tuple(replace(branch, whole=targets.get(branch.name)) for branch in recipe.branches)
+    return replace(recipe, warnings=tuple(dict.fromkeys([*recipe.warnings, *notes])), branches=wholes)
 
 
 def write_whole_model(delta: Delta, target: Path) -> list[str]:

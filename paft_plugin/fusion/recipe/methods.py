@@ -1,4 +1,4 @@
-"""The merge methods that a recipe can name: what each takes, and its defaults for the two deltas of PAFT.
+"""The merge methods that a recipe can name: what each takes, and its defaults for the deltas of PAFT.
 
 The defaults are this project's own choices (the PAFT paper states neither densities nor merge weights), except where a
 source is named. `tests/fusion/recipe/test_defaults.py` measures every reason that is a claim about sparse or small deltas.
@@ -56,8 +56,12 @@ class Method:
     weight: float | None = None
     """Default weight of each branch; None where mergekit takes no weights."""
     layout: Literal["deltas", "models", "pair"] = "deltas"
-    """What is mergekit's `base_model`. `deltas`: the base; `models`: nothing; `pair`: the SFT branch."""
+    """What is mergekit's `base_model`. `deltas`: the base; `models`: nothing; `pair`: the first branch."""
     layout_reason: str = ""
+    least: int = 1
+    """How many branches it takes at least."""
+    most: int | None = None
+    """How many it takes at most; None: any number."""
     density: float | None = None
     """Default share of a delta's entries that is kept; None where nothing is trimmed or dropped."""
     density_reason: str = ""
@@ -164,6 +168,8 @@ _ALL = (
         "slerp",
         "SLERP of the two whole models",
         layout="pair",
+        least=2,
+        most=2,
         layout_reason="SLERP goes from one model to another, and wants the first here; it never sees the base model",
         extras=(
             Extra(
@@ -178,13 +184,15 @@ _ALL = (
     Method(
         "nuslerp",
         "NuSLERP of the two deltas",
+        least=2,
+        most=2,
         weight=1.0,
         extras=(Extra("nuslerp_flatten", True, "one angle for a whole tensor; without it, one for each of its rows"),),
     ),
     Method("multislerp", "Multi-SLERP of the deltas", weight=0.5, scales="weights"),
     Method(
         "karcher",
-        "Karcher mean of the two whole models (arXiv 2603.04972)",
+        "Karcher mean of the {} whole models (arXiv 2603.04972)",
         layout="models",
         extras=(
             Extra("max_iter", 10, "mergekit's own; models this close need no second step", lowest=1),
@@ -207,6 +215,7 @@ _ALL = (
     Method(
         "model_stock",
         "Model Stock (arXiv 2403.19522)",
+        least=2,
         extras=(Extra("filter_wise", False, "one angle for a whole tensor; with it, one for each of its rows"),),
     ),
     Method("ram", "Reinforced Agent Merging (arXiv 2601.13572)", extras=(_RAM_EPSILON,)),
@@ -228,7 +237,7 @@ NOT_OFFERED = {
     "values, which where the second never moved are the base's",
     "passthrough": "it copies one model and merges nothing",
 }
-"""mergekit's other methods → why they make no sense for two branches of one base model."""
+"""mergekit's other methods → why they make no sense for branches of one base model."""
 
 
 def no_such_method(name: str) -> str:

@@ -12,24 +12,35 @@ from typing import Any
 import yaml
 
 from paft_plugin.fusion.recipe.methods import METHODS
-from paft_plugin.fusion.recipe.settings import Parameter
+from paft_plugin.fusion.recipe.settings import ROLES, BranchName, Parameter
 from paft_plugin.schema import Keys
 
 # Adapters are applied in this dtype, too: in the base's own, base + s·BA would be rounded before the delta is taken.
 MERGE_DTYPE = "float32"
 MATERIALIZED = "materialized"
 """Folder beside a recipe for its adapters as whole models, if it has them."""
+COUNTS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}
 
 
 @dataclass(frozen=True)
-class RecipeBranch:
+class RecipeBranch(BranchName):
     """A branch in a recipe."""
 
     path: Path
-    """What the user gave."""
-    is_adapter: bool
+    """What the user gave: an adapter's or a model's folder."""
+    is_adapter: bool = False
     whole: Path | None = None
     """The adapter on its base as a whole model, where it was asked for; mergekit then reads this."""
+
+    @property
+    def option(self) -> str:
+        """The option of `axolotl paft recipe` that gives it."""
+        return f"--{self.name}" if self.name in ROLES else f"--branch {self.name}"
+
+
+def two_branches(sft: Path, preference: Path) -> tuple[RecipeBranch, RecipeBranch]:
+    """An SFT branch and a preference branch, called by their roles."""
+    return RecipeBranch("sft", "sft", sft), RecipeBranch("preference", "preference", preference)
 
 
 @dataclass(frozen=True)
@@ -38,10 +49,9 @@ class Recipe:
 
     method: str
     base: Path
-    sft: RecipeBranch
-    preference: RecipeBranch
+    branches: tuple[RecipeBranch, ...]
     parameters: tuple[Parameter, ...]
-    idle: tuple[bool, bool]
+    idle: tuple[bool, ...]
     """For each branch, whether its density stands at 1 because the default would trim nothing of a delta so sparse."""
     out_dtype: str
     """torch's word for the base's dtype (`bfloat16`, `float16`, `float32`, `float64`)."""
@@ -54,11 +64,6 @@ class Recipe:
     """Where mergekit writes each adapter as a whole model; None where it reads no adapter."""
     warnings: tuple[str, ...] = ()
     """What is to be known about the branches: differing tokenizers, a penalty that nothing proves."""
-
-    @property
-    def branches(self) -> tuple[RecipeBranch, RecipeBranch]:
-        """SFT first, as in every table of this project."""
-        return self.sft, self.preference
 
 
 def merge_command(recipe: Recipe) -> list[str]:
@@ -124,12 +129,13 @@ def render_recipe(recipe: Recipe) -> str:
 
 
 def _header(recipe: Recipe) -> list[str]:
-    kinds = ["adapter" if branch.is_adapter else "model" for branch in recipe.branches]
+    count = COUNTS.get(len(recipe.branches), str(len(recipe.branches)))
+    branches = f"{count} branch{'es' if len(recipe.branches) > 1 else ''}"
+    width = max(len("base model:"), *(len(branch.name) + 1 for branch in recipe.branches))
     lines = [
-        f"PAFT fusion by {METHODS[recipe.method].title}: one base model, two branches trained from it in parallel.",
-        f"base model: {recipe.base}",
-        f"sft:        {recipe.sft.path} ({kinds[0]})",
-        f"preference: {recipe.preference.path} ({kinds[1]})",
+        f"PAFT fusion by {METHODS[recipe.method].title.format(count)}: one base model, {branches} trained from it in parallel.",
+        f"{'base model:':<{width}} {recipe.base}",
+        *(f"{f'{branch.name}:':<{width}} {branch.path} ({_kind(branch)})" for branch in recipe.branches),
         "Written by `axolotl paft recipe`. Run it with exactly these flags:",
         shlex.join(merge_command(recipe)),
     ]
@@ -148,6 +154,11 @@ def _header(recipe: Recipe) -> list[str]:
             "Where the base is no base_model mergekit may leave out generation_config.json: copy it from the base."
         )
     return [f"# {line}" for line in lines]
+
+
+def _kind(branch: RecipeBranch) -> str:
+    kind = "adapter" if branch.is_adapter else "model"
+    return kind if branch.name == branch.role else f"{kind}, {branch.role}"
 
 
 def _reasons(recipe: Recipe) -> dict[Keys, str]:

@@ -8,24 +8,42 @@ a `Setting`, and its parameter in `parameters`. What only few methods take is no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import Annotated, Any
+from itertools import chain, islice, product
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from paft_plugin.errors import did_you_mean
 from paft_plugin.fusion.recipe.methods import METHODS, Method, Value, extra_problems, no_such_method, takers
 from paft_plugin.schema import known
 
 Pair = tuple[float, float]
 MethodName = Annotated[str, AfterValidator(lambda name: known("method", name, list(METHODS)))]
 """A merge method in a file; another word is refused with the closest one."""
+Role = Literal["sft", "preference"]
+ROLES: tuple[Role, ...] = get_args(Role)
+OTHERS = "*"
+"""In a setting's values by branch: all branches that are not named."""
+
+
+@dataclass(frozen=True)
+class BranchName:
+    """A branch as settings speak of it."""
+
+    name: str
+    role: Role
+
+
+TWO = tuple(BranchName(role, role) for role in ROLES)
+"""The branches of the smallest case, each called by its role."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is to be known of a setting beside its fields' names and types. Fields for one branch alone share it."""
+    """What is to be known of a setting beside its fields' names and types. Fields for one role alone share it."""
 
     name: str
     default: Callable[[Method], Value | None]
@@ -38,12 +56,16 @@ class Setting:
     """How messages call it where several options are one thing."""
     way_out: Callable[[Method], str] = lambda _method: "Leave it out"
     """What to do instead, for a method that does not take it."""
+    by_branch: bool = False
+    """Whether branches can have values of their own."""
     by_tensor: bool = False
     """Whether `--filter` can give some tensors another value."""
     searched: Pair | None = None
     """Where `axolotl paft search` looks for its best value; None: it does not."""
     searched_at_random: Pair | None = None
     """The same for methods that drop entries by chance, if it is another."""
+    searched_by_role: bool = False
+    """Whether a value is searched for each role, rather than one for all branches."""
     by_ratio: bool = False
     """Whether it acts by its ratios (0.1 to 0.2 is as far as 0.2 to 0.4) rather than by its differences."""
     in_mean: bool | None = None
@@ -51,9 +73,9 @@ class Setting:
 
     @property
     def fields(self) -> list[str]:
-        """The fields that set it, without those that only refine another one."""
+        """The fields that a search sets, without those that only refine another one."""
         names = [name for name, setting in SETTINGS.items() if setting is self]
-        return [self.name] if self.name in names else names
+        return [name for name in names if (name == self.name) != self.searched_by_role]
 
     def range_for(self, method: Method) -> Pair:
         """Where it is searched for a method."""
@@ -84,6 +106,7 @@ DENSITY = Setting(
     default=lambda method: method.density,
     untaken="keeps every entry",
     fault=_density_fault,
+    by_branch=True,
     by_tensor=True,
     # Above a delta's share of non-zeros the density trims nothing; below, a dense branch becomes a sparse one. Drawn by
     # chance, what is kept grows by 1/density: of a sparse delta little may go before noise is all that is left.
@@ -98,8 +121,10 @@ WEIGHT = Setting(
     fault=_weight_fault,
     label="--weight-…",
     way_out=lambda method: "Give --t instead" if method.extra_called("t") else "Leave the weights out",
+    by_branch=True,
     by_tensor=True,
     searched=(0.1, 1.5),  # around 1, where a branch acts as it was trained
+    searched_by_role=True,
     in_mean=False,
 )
 SCALE = Setting(
@@ -125,7 +150,7 @@ class Filter:
     name: str
     """The word."""
     setting: str
-    """A field of `RecipeSettings`, with dashes: `density` for both branches, or that of one branch."""
+    """`density` or `weight` for all branches, or with a dash and a branch's name or a role for some."""
     value: float
 
     def __str__(self) -> str:
@@ -142,7 +167,6 @@ def parse_filter(text: Any) -> Any:
         return text
     name, colon, rest = text.partition(":")
     option, equals, number = (part.strip() for part in rest.partition("="))
-    option = option.replace("_", "-")
     try:
         value = float(number)
     except ValueError:
@@ -152,36 +176,66 @@ def parse_filter(text: Any) -> Any:
             f"--filter {text}: not of the form NAME:SETTING=VALUE. Write it like --filter NAME:SETTING=VALUE, such as "
             "--filter mlp:density-sft=0.1."
         )
-    by_tensor = [field.replace("_", "-") for field, setting in SETTINGS.items() if setting.by_tensor]
-    if option not in by_tensor:
+    by_tensor = [setting.name for setting in dict.fromkeys(SETTINGS.values()) if setting.by_tensor]
+    found = re.fullmatch(rf"({'|'.join(by_tensor)})(?:[-_](.+))?", option)
+    if found is None:
         raise ValueError(
-            f"--filter {text}: {option} cannot be set by tensor. It must be one of {', '.join(by_tensor)}."
+            f"--filter {text}: {option} cannot be set by tensor. It must be {' or '.join(by_tensor)}, perhaps with a role "
+            "or a branch behind it, such as density-sft."
         )
-    return Filter(name.strip(), option, value)
+    return Filter(name.strip(), "-".join(filter(None, found.groups())), value)
+
+
+def by_branch(given: Any) -> Any:
+    """What a file, or the command line as a list of texts, says of branches: one number, or branch → number.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if isinstance(given, (list, tuple)):
+        named = dict(_value_of_branch(str(text)) for text in given)
+        return named.get(OTHERS) if named.keys() <= {OTHERS} else named
+    values = given.values() if isinstance(given, Mapping) else [given]
+    if any(value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))) for value in values):
+        raise ValueError("must be a number, or a number for each of some branches, such as {math: 0.5, code: 1}.")
+    return given
+
+
+def _value_of_branch(text: str) -> tuple[str, float]:
+    """`math=0.5`, or `0.5` for all branches that are not named."""
+    name, equals, number = text.rpartition("=")
+    try:
+        return (name.strip() if equals else OTHERS), float(number)
+    except ValueError:
+        raise ValueError(f"{text}: not a number. Write it like 0.5, or for one branch like math=0.5.") from None
+
+
+ByBranch = Annotated[float | dict[str, float] | None, BeforeValidator(by_branch)]
 
 
 class RecipeSettings(BaseModel):
-    """How two branches are merged. What is left out is the method's own default; what it does not take must be left out.
+    """How branches are merged. What is left out is the method's own default; what it does not take must be left out.
 
+    Of a branch its own value counts, else that of its role, else the one for all branches.
     The descriptions are the help of `axolotl paft recipe`, in the order of its options.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    density: Annotated[float | None, DENSITY] = Field(
-        default=None, description="Share of each delta's entries to keep. [ties: 0.2, DARE: 0.5]"
+    density: Annotated[ByBranch, DENSITY] = Field(
+        default=None,
+        description="Share of each delta's entries to keep, for all branches or as NAME=VALUE for one. [ties: 0.2, DARE: 0.5]",
     )
-    density_sft: Annotated[float | None, DENSITY] = Field(
-        default=None, description="The same for the SFT branch alone."
-    )
+    density_sft: Annotated[float | None, DENSITY] = Field(default=None, description="The same for SFT branches alone.")
     density_preference: Annotated[float | None, DENSITY] = Field(
-        default=None, description="The same for the preference branch alone."
+        default=None, description="The same for preference branches alone."
     )
-    weight_sft: Annotated[float | None, WEIGHT] = Field(
-        default=None, description="Weight of the SFT branch. [1, linear: 0.5]"
+    weight: Annotated[ByBranch, WEIGHT] = Field(
+        default=None, description="Weight of the branches, for all or as NAME=VALUE for one. [1, linear: 0.5]"
     )
+    weight_sft: Annotated[float | None, WEIGHT] = Field(default=None, description="The same for SFT branches alone.")
     weight_preference: Annotated[float | None, WEIGHT] = Field(
-        default=None, description="Weight of the preference branch. [1, linear: 0.5]"
+        default=None, description="The same for preference branches alone."
     )
     filter: list[Annotated[Filter, BeforeValidator(parse_filter)]] = Field(
         default_factory=list,
@@ -201,14 +255,24 @@ class RecipeSettings(BaseModel):
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> tuple[RecipeSettings, list[str]]:
-        """Settings from options of a command line, without the filters that cannot be read, and a problem for each of those."""
-        filters, problems = [], []
-        for text in given.get("filter", ()):
-            try:
-                filters.append(parse_filter(text))
-            except ValueError as error:
-                problems.append(str(error))
-        return cls(**{**given, "filter": filters}), problems
+        """Settings from options of a command line without what cannot be read of them, and a problem for each of those."""
+        problems: list[str] = []
+
+        def readable(texts: Sequence[Any], read: Callable[[Any], Any], start: str = "") -> Iterator[Any]:
+            for text in texts:
+                try:
+                    read(text)
+                    yield text
+                except ValueError as error:
+                    problems.append(f"{start}{error}")
+
+        values = {**given, "filter": [*readable(given.get("filter", ()), parse_filter)]}
+        for name, setting in SETTINGS.items():
+            if setting.by_branch and name == setting.name:
+                texts = [*readable(given.get(name) or (), _value_of_branch, f"--{name} ")]
+                problems += _said_twice(name, texts)
+                values[name] = texts
+        return cls(**values), problems
 
     def options(self) -> list[str]:
         """The same settings as options of `axolotl paft recipe`."""
@@ -217,49 +281,128 @@ class RecipeSettings(BaseModel):
             option = name.replace("_", "-")
             if isinstance(value, bool):
                 words.append(f"--{option}" if value else f"--no-{option}")
+            elif isinstance(value, dict):
+                words += [
+                    word
+                    for branch, own in value.items()
+                    for word in (f"--{option}", str(own) if branch == OTHERS else f"{branch}={own}")
+                ]
             elif value is not None:
                 words += [f"--{option}", str(value)]
         return words + [word for one in self.filter for word in ("--filter", str(one))]
 
+    def only(self, branches: Sequence[BranchName]) -> RecipeSettings:
+        """The same settings without what is said of other branches."""
+        kept = {OTHERS, *(branch.name for branch in branches)}
+        change: dict[str, Any] = {}
+        for name, setting in SETTINGS.items():
+            value = getattr(self, name)
+            if isinstance(value, dict):
+                change[name] = {branch: own for branch, own in value.items() if branch in kept} or None
+            elif setting.by_branch and name != setting.name and not _with_role(name, branches):
+                change[name] = None
+        strange = [one for branch, one in self._filters_by_branch() if branch not in {*kept, *_roles(branches)}]
+        change["filter"] = [one for one in self.filter if one not in strange]
+        return self.model_copy(update=change)
+
     def given(self, setting: Setting) -> dict[str, Any]:
         """Option → value, of everything that was said about a setting."""
-        fields = {name.replace("_", "-"): getattr(self, name) for name, of in SETTINGS.items() if of is setting}
-        own = {f"--{option}": value for option, value in fields.items() if value is not None}
-        return own | {f"--filter {one.name}:{one.setting}": one.value for one in self.filter if one.setting in fields}
+        said: dict[str, Any] = {}
+        for name, of in SETTINGS.items():
+            value, option = getattr(self, name), f"--{name.replace('_', '-')}"
+            if of is not setting or value is None:
+                continue
+            by_name = value if isinstance(value, dict) else {OTHERS: value}
+            said |= {option if branch == OTHERS else f"{option} {branch}": own for branch, own in by_name.items()}
+        filters = (one for one in self.filter if one.setting.partition("-")[0] == setting.name)
+        return said | {f"--filter {one.name}:{one.setting}": one.value for one in filters}
 
-    def says_density(self, branch: str) -> bool:
-        """Whether anything was said about the density of a branch, `sft` or `preference`."""
-        own = self.density, getattr(self, f"density_{branch}")
-        return own != (None, None) or bool(self._conditions(DENSITY, branch))
+    def says_density(self, branch: BranchName) -> bool:
+        """Whether anything was said about the density of a branch."""
+        return self._chosen(DENSITY, branch) is not None or bool(self._conditions(DENSITY, branch))
 
-    def weights(self, method: Method) -> tuple[PerTensor, PerTensor] | None:
-        """The weights of SFT and preference branch; None for a method that takes none."""
+    def weights(self, method: Method, branches: Sequence[BranchName] = TWO) -> list[PerTensor] | None:
+        """The weight of each branch; None for a method that takes none."""
         default = method.weight
-        if default is None:
-            return None
-        return self._of_branch(WEIGHT, "sft", default), self._of_branch(WEIGHT, "preference", default)
+        return None if default is None else [self._of_branch(WEIGHT, branch, default) for branch in branches]
 
-    def densities(self, method: Method, idle: tuple[bool, bool] = (False, False)) -> tuple[PerTensor, PerTensor] | None:
-        """The densities of SFT and preference branch; None for a method that keeps every entry.
+    def densities(
+        self, method: Method, branches: Sequence[BranchName] = TWO, idle: Sequence[bool] = ()
+    ) -> list[PerTensor] | None:
+        """The density of each branch; None for a method that keeps every entry.
 
         Where nothing was said the method's default counts, or 1 for a branch of which that would trim nothing (`idle`).
         """
         default = method.density
         if default is None:
             return None
-        sft, preference = (1.0 if trims_nothing else default for trims_nothing in idle)
-        return self._of_branch(DENSITY, "sft", sft), self._of_branch(DENSITY, "preference", preference)
+        trims_nothing = idle or [False] * len(branches)
+        return [
+            self._of_branch(DENSITY, branch, 1.0 if keeps_all else default)
+            for branch, keeps_all in zip(branches, trims_nothing, strict=True)
+        ]
 
-    def _of_branch(self, setting: Setting, branch: str, default: float) -> PerTensor:
-        chosen = getattr(self, f"{setting.name}_{branch}")
-        if chosen is None:
-            chosen = getattr(self, setting.name, None)  # for both branches, where there is such a field
+    def unknown_branches(self, branches: Sequence[BranchName]) -> list[str]:
+        """What is said of branches or roles that are not there, a sentence each."""
+        names, problems = [branch.name for branch in branches], []
+        for name, setting in SETTINGS.items():
+            value, option = getattr(self, name), f"--{name.replace('_', '-')}"
+            for branch in value if isinstance(value, dict) else ():
+                if branch not in (OTHERS, *names):
+                    problems.append(f"{option} {branch}={value[branch]:g}: {_no_branch(branch, names)}")
+            if setting.by_branch and name != setting.name and value is not None and not _with_role(name, branches):
+                problems.append(
+                    f"{option}: no branch has the role {name.removeprefix(f'{setting.name}_')}. Leave it out."
+                )
+        for branch, one in self._filters_by_branch():
+            if branch not in {*names, *_roles(branches)}:
+                problems.append(f"--filter {one}: {_no_branch(branch, names)}")
+        return problems
+
+    def _of_branch(self, setting: Setting, branch: BranchName, default: float) -> PerTensor:
+        chosen = self._chosen(setting, branch)
         return PerTensor(default if chosen is None else chosen, self._conditions(setting, branch))
 
-    def _conditions(self, setting: Setting, branch: str) -> tuple[tuple[str, float], ...]:
+    def _chosen(self, setting: Setting, branch: BranchName) -> Any:
+        """What was said of a branch: of it alone, else of its role, else of all branches."""
+        said = getattr(self, setting.name)
+        by_name = said if isinstance(said, dict) else {OTHERS: said}
+        values = by_name.get(branch.name), getattr(self, f"{setting.name}_{branch.role}"), by_name.get(OTHERS)
+        return next((value for value in values if value is not None), None)
+
+    def _conditions(self, setting: Setting, branch: BranchName) -> tuple[tuple[str, float], ...]:
         """(filter, value) of a setting for one branch, in the order given."""
-        names = (setting.name, f"{setting.name}-{branch}")
+        names = (setting.name, f"{setting.name}-{branch.role}", f"{setting.name}-{branch.name}")
         return tuple((one.name, one.value) for one in self.filter if one.setting in names)
+
+    def _filters_by_branch(self) -> Iterator[tuple[str, Filter]]:
+        """The filters that are not for all branches, each with the branch or the role that it names."""
+        named = ((one.setting.partition("-")[2], one) for one in self.filter)
+        return ((branch, one) for branch, one in named if branch)
+
+
+def _said_twice(name: str, texts: Sequence[str]) -> list[str]:
+    """A problem for each branch that an option of the command line names more than once."""
+    named = [_value_of_branch(text)[0] for text in texts]
+    return [
+        f"--{name}{'' if branch == OTHERS else f' {branch}'}: given {named.count(branch)} times. Give one value."
+        for branch in dict.fromkeys(named)
+        if named.count(branch) > 1
+    ]
+
+
+def _roles(branches: Sequence[BranchName]) -> set[str]:
+    return {branch.role for branch in branches}
+
+
+def _with_role(field: str, branches: Sequence[BranchName]) -> bool:
+    """Whether a field for one role, such as `density_sft`, is about any of the branches."""
+    return any(field.endswith(f"_{role}") for role in _roles(branches))
+
+
+def _no_branch(name: str, names: Sequence[str]) -> str:
+    there = f"The branches are {', '.join(names)}."
+    return f"there is no branch {name}. {did_you_mean(name, names, otherwise=there)}"
 
 
 SETTINGS: dict[str, Setting] = {
@@ -291,23 +434,32 @@ class PerTensor:
         return [{"filter": name, "value": value} for name, value in self.by_filter] + [{"value": self.value}]
 
 
+MOST_SUMS = 10_000
+"""Combinations of weights by tensor whose sums are looked at."""
+ORDINALS = {2: "second", 3: "third", 4: "fourth", 5: "fifth"}
+
+
 # --- what is wrong with settings ----------------------------------------------------------------------------------------
 
 
-def setting_problems(name: str, settings: RecipeSettings) -> list[str]:
+def setting_problems(name: str, settings: RecipeSettings, branches: Sequence[BranchName] = TWO) -> list[str]:
     """Every mistake in the settings of a method, a sentence each, with what to do. They are named as the options."""
     method = METHODS.get(name)
     if method is None:
         return [no_such_method(name)]
     problems = {setting.name: _own_problems(setting, method, settings) for setting in dict.fromkeys(SETTINGS.values())}
     if not problems["density"]:
-        problems["density"] = _window_problems(method, settings)
-    if method.weight is not None:
-        problems["weight"] += _sum_problems(method, settings)
+        problems["density"] = _window_problems(method, settings, branches)
+    if method.weight is not None and branches:
+        problems["weight"] += _sum_problems(method, settings, branches)
     if not problems["scale"]:
-        problems["scale"] = _scale_beside_filters(method, settings)
-    extras = extra_problems(method, settings.extras)
-    return list(dict.fromkeys([*chain(*problems.values()), *extras, *_unreachable_filters(settings)]))
+        problems["scale"] = _scale_beside_filters(method, settings, branches)
+    more = [
+        *settings.unknown_branches(branches),
+        *extra_problems(method, settings.extras),
+        *_unreachable_filters(settings, branches),
+    ]
+    return list(dict.fromkeys([*chain(*problems.values()), *more]))
 
 
 def _own_problems(setting: Setting, method: Method, settings: RecipeSettings) -> list[str]:
@@ -323,9 +475,9 @@ def _own_problems(setting: Setting, method: Method, settings: RecipeSettings) ->
     ]
 
 
-def _window_problems(method: Method, settings: RecipeSettings) -> list[str]:
+def _window_problems(method: Method, settings: RecipeSettings, branches: Sequence[BranchName]) -> list[str]:
     """DELLA draws with chances from density − epsilon to density + epsilon; Breadcrumbs takes outliers below density 1."""
-    densities = settings.densities(method)
+    densities = settings.densities(method, branches)
     if densities is None:
         return []
     values = dict.fromkeys(value for density in densities for value in density.values)
@@ -345,29 +497,26 @@ def _window_problems(method: Method, settings: RecipeSettings) -> list[str]:
     ]
 
 
-def _sum_problems(method: Method, settings: RecipeSettings) -> list[str]:
+def _sum_problems(method: Method, settings: RecipeSettings, branches: Sequence[BranchName]) -> list[str]:
     """Weights that together leave nothing, or that are divided by a sum of 0."""
-    weights = settings.weights(method)
+    weights = settings.weights(method, branches)
     assert weights is not None
-    sft, preference = weights
-    if sft.value == 0 and preference.value == 0:
-        return [
-            "--weight-sft and --weight-preference are both 0: the merged model would be the base. Give one a weight."
-        ]
+    if not any(weight.value for weight in weights):
+        return ["--weight-…: every weight is 0: the merged model would be the base. Give one branch a weight."]
     if not (settings.normalize or method.normalizes is None):
         return []
+    together = islice(product(*(dict.fromkeys(weight.values) for weight in weights)), MOST_SUMS)
     return [
-        f"weights {first} and {second} add up to 0, and {method.name} divides by their sum. Change one."
-        for first in sft.values
-        for second in preference.values
-        if first + second == 0
+        f"weights {' and '.join(map(str, values))} add up to 0, and {method.name} divides by their sum. Change one."
+        for values in together
+        if sum(values) == 0
     ]
 
 
-def _scale_beside_filters(method: Method, settings: RecipeSettings) -> list[str]:
+def _scale_beside_filters(method: Method, settings: RecipeSettings, branches: Sequence[BranchName]) -> list[str]:
     if settings.scale in (None, 1) or method.scales == "lambda":
         return []
-    if not any(weight.by_filter for weight in settings.weights(method) or ()):
+    if not any(weight.by_filter for weight in settings.weights(method, branches) or ()):
         return []
     return [
         f"--scale and --filter …:weight-…: {method.name} writes a scale into the weights, which then cannot differ "
@@ -375,11 +524,11 @@ def _scale_beside_filters(method: Method, settings: RecipeSettings) -> list[str]
     ]
 
 
-def _unreachable_filters(settings: RecipeSettings) -> list[str]:
+def _unreachable_filters(settings: RecipeSettings, branches: Sequence[BranchName]) -> list[str]:
     """Filters behind another one that takes every tensor that they are for."""
     problems = []
     for setting in (DENSITY, WEIGHT):
-        for branch in ("sft", "preference"):
+        for branch in branches:
             names = [name for name, _ in settings._conditions(setting, branch)]
             problems += [
                 f"--filter {name}: never reached, since {earlier} comes first and takes the same tensors. "
@@ -402,18 +551,21 @@ class Parameter:
     value: Any
     reason: str = ""
     model: int | None = None
-    """For which model: 0 SFT branch, 1 preference branch, 2 the base as a third one; None: for the merge as a whole."""
+    """For which model: a branch by its place, or the base as one more behind them; None: for the merge as a whole."""
 
 
-def parameters(method: Method, settings: RecipeSettings, idle: tuple[bool, bool] = (False, False)) -> list[Parameter]:
+def parameters(
+    method: Method, settings: RecipeSettings, branches: Sequence[BranchName] = TWO, idle: Sequence[bool] = ()
+) -> list[Parameter]:
     """Everything that a recipe tells mergekit for settings without problems, in the order in which it is written.
 
     `idle` says for each branch whether nothing was said about its density and the method's would trim nothing of it.
     """
     scale = 1.0 if settings.scale is None else settings.scale
-    weights, densities = _weight_contents(method, settings, scale), settings.densities(method, idle)
+    idle = idle or [False] * len(branches)
+    weights, densities = _weight_contents(method, settings, branches, scale), settings.densities(method, branches, idle)
     found, extras = [], {extra: settings.extras.get(extra.name, extra.default) for extra in method.extras}
-    for place in (0, 1):
+    for place in range(len(branches)):
         if weights is not None:
             found.append(Parameter("weight", weights[place], model=place))
         if densities is not None:
@@ -424,9 +576,10 @@ def parameters(method: Method, settings: RecipeSettings, idle: tuple[bool, bool]
                 why = extra.reason if place == 0 else ""  # once is enough
                 found.append(Parameter(extra.name, value, why, place))
     if method.scales == "base" and scale != 1:
-        # Linear has no λ: the base as a third model takes the share that the deltas lose, 1 − S.
-        why = f"scale {scale}: the base as a third model, with the share that the deltas lose"
-        found.append(Parameter("weight", 1 - scale, why, 2))
+        # Linear has no λ: the base as one more model takes the share that the deltas lose, 1 − S.
+        more = ORDINALS.get(len(branches) + 1, "last")
+        why = f"scale {scale}: the base as a {more} model, with the share that the deltas lose"
+        found.append(Parameter("weight", 1 - scale, why, len(branches)))
     found += _normalizing(method, settings, scale)
     found += [Parameter(one.name, value, one.reason) for one, value in extras.items() if not one.per_branch]
     if method.scales == "lambda":
@@ -434,8 +587,10 @@ def parameters(method: Method, settings: RecipeSettings, idle: tuple[bool, bool]
     return found
 
 
-def _weight_contents(method: Method, settings: RecipeSettings, scale: float) -> list[Any] | None:
-    weights = settings.weights(method)
+def _weight_contents(
+    method: Method, settings: RecipeSettings, branches: Sequence[BranchName], scale: float
+) -> list[Any] | None:
+    weights = settings.weights(method, branches)
     if weights is None:
         return None
     if scale != 1 and method.scales in ("base", "weights"):
@@ -444,10 +599,10 @@ def _weight_contents(method: Method, settings: RecipeSettings, scale: float) -> 
     return [weight.content() for weight in weights]
 
 
-def _why_density(method: Method, idle: tuple[bool, bool], place: int) -> str:
+def _why_density(method: Method, idle: Sequence[bool], place: int) -> str:
     if idle[place]:
         return f"so sparse that the largest {method.density:.0%} of each tensor hold all of it: trimming would only cost time"
-    return method.density_reason if place == 0 or idle[0] else ""
+    return method.density_reason if all(idle[:place]) else ""
 
 
 def _normalizing(method: Method, settings: RecipeSettings, scale: float) -> list[Parameter]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,15 +14,18 @@ import torch
 from paft_plugin.deltas.adapter import open_adapter
 from paft_plugin.deltas.belongs import check_belongs, examine
 from paft_plugin.deltas.delta import Delta, delta_of
+from paft_plugin.deltas.proof import why_unproven
 from paft_plugin.deltas.store import FLOATS, TensorStore, is_adapter, open_model
 from paft_plugin.deltas.tokenizer import VOCABULARY_FILES, same_tokenizer
 from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.files import fingerprint, write_text
-from paft_plugin.fusion.recipe.methods import METHODS
+from paft_plugin.fusion.recipe.methods import METHODS, takers
 from paft_plugin.fusion.recipe.render import MATERIALIZED, MERGE_DTYPE, Recipe, RecipeBranch, render_recipe
-from paft_plugin.fusion.recipe.settings import RecipeSettings, parameters, setting_problems
+from paft_plugin.fusion.recipe.settings import ROLES, RecipeSettings, parameters, setting_problems
 
 SEEDS = 2**32  # numpy's range, which mergekit seeds too
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""What a branch may be called: part of a file's name."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,8 @@ class RecipeRequest:
 
     base: Path
     """Folder of the base model θ_pre."""
-    sft: Path
-    preference: Path
-    """Folders of the branches: an adapter or a whole model each."""
+    branches: tuple[RecipeBranch, ...]
+    """At least one."""
     method: str
     """A key of `METHODS`."""
     output: Path
@@ -54,7 +57,8 @@ class RecipeRequest:
     def absolute(self) -> RecipeRequest:
         """The same request with absolute paths."""
         paths = {name: value.resolve() for name, value in vars(self).items() if isinstance(value, Path)}
-        return replace(self, **paths)  # type: ignore[arg-type]
+        branches = tuple(replace(branch, path=branch.path.resolve()) for branch in self.branches)
+        return replace(self, branches=branches, **paths)  # type: ignore[arg-type]
 
 
 def write_recipe(request: RecipeRequest, problems: Sequence[str] = ()) -> Recipe:
@@ -85,22 +89,23 @@ def describe(request: RecipeRequest, problems: Sequence[str] = ()) -> Recipe:
         found.append(
             f"--output {request.output}: a folder. Give the recipe's file name, such as {request.output}/ties.yml."
         )
-    branches = (request.sft, request.preference)
+    folders = [branch.path for branch in request.branches]
     try:
         base = open_model(request.base)
     except PaftError:
         # The base's faults come once for each branch; shown once.
-        faults = [problem for branch in branches for problem in check_belongs(request.base, branch)]
+        faults = [problem for folder in folders for problem in check_belongs(request.base, folder)]
         raise PaftError(found + list(dict.fromkeys(faults))) from None
-    findings = examine(request.base, request.sft, request.preference)
+    findings = examine(request.base, list(dict.fromkeys(folders)))
+    findings.warn(*(why for branch in request.branches if branch.role == "sft" and (why := why_unproven(branch.path))))
     found += findings.problems + _filters_without_tensors(request, base)
     raise_if_any(list(dict.fromkeys(found)))
+    branches = tuple(replace(branch, is_adapter=is_adapter(branch.path)) for branch in request.branches)
+    request = replace(request, branches=branches)
     raise_if_any([problem for branch in branches for problem in _missing_tokenizer(request, branch)])
-    adapters = [open_adapter(branch).fingerprint for branch in branches if is_adapter(branch)]
+    adapters = [open_adapter(branch.path).fingerprint for branch in branches if branch.is_adapter]
     recipe = settle(
         request,
-        sft_is_adapter=is_adapter(request.sft),
-        preference_is_adapter=is_adapter(request.preference),
         dtype=FLOATS[base.main_dtype],
         tokenizer_named=_needs_tokenizer(request),
         cache=fingerprint([base.fingerprint, MERGE_DTYPE, *adapters]) if adapters and not request.materialize else "",
@@ -110,27 +115,19 @@ def describe(request: RecipeRequest, problems: Sequence[str] = ()) -> Recipe:
 
 
 def settle(
-    request: RecipeRequest,
-    *,
-    sft_is_adapter: bool,
-    preference_is_adapter: bool,
-    dtype: str,
-    cache: str,
-    tokenizer_named: bool = False,
-    idle: tuple[bool, bool] = (False, False),
+    request: RecipeRequest, *, dtype: str, cache: str, tokenizer_named: bool = False, idle: Sequence[bool] = ()
 ) -> Recipe:
     """Fill in every default of a request that has absolute paths and no `request_problems`; touches no disk.
 
     `dtype` is the base's own, `cache` a fingerprint of what base and adapters hold; the others are fields of `Recipe`.
     """
-    reads_adapter = (sft_is_adapter or preference_is_adapter) and not request.materialize
+    reads_adapter = any(branch.is_adapter for branch in request.branches) and not request.materialize
     return Recipe(
         method=request.method,
         base=request.base,
-        sft=RecipeBranch(request.sft, sft_is_adapter),
-        preference=RecipeBranch(request.preference, preference_is_adapter),
-        parameters=tuple(parameters(METHODS[request.method], request.settings, idle)),
-        idle=idle,
+        branches=request.branches,
+        parameters=tuple(parameters(METHODS[request.method], request.settings, request.branches, idle)),
+        idle=tuple(idle) or (False,) * len(request.branches),
         out_dtype=dtype,
         seed=request.seed,
         file=request.output,
@@ -142,12 +139,14 @@ def settle(
 
 def request_problems(request: RecipeRequest) -> list[str]:
     """Every mistake in a request that can be seen without a disk; one sentence each, with what to do."""
-    problems = setting_problems(request.method, request.settings)
+    problems = setting_problems(request.method, request.settings, request.branches)
     if request.method not in METHODS:
         return problems
+    problems += _branch_problems(request)
     if not 0 <= request.seed < SEEDS:
         problems.append(f"--seed {request.seed}: must be from 0 to {SEEDS - 1}.")
-    branches = {"--base": request.base, "--sft": request.sft, "--preference": request.preference}
+    # One for each name: a second branch of the same name is told of already.
+    branches = {"--base": request.base, **{branch.option: branch.path for branch in request.branches}}
     for option, path in {**branches, "--output": request.output}.items():
         # Such characters would break the header's command line, or YAML itself.
         if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in str(path)):
@@ -169,6 +168,33 @@ def request_problems(request: RecipeRequest) -> list[str]:
     ]
 
 
+def _branch_problems(request: RecipeRequest) -> list[str]:
+    """Too few or too many branches for the method, two of one name, or one that is called like a role that it has not."""
+    method, names = METHODS[request.method], [branch.name for branch in request.branches]
+    problems = [
+        f"--branch {name}: {names.count(name)} branches have this name. Give each its own."
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
+    problems += [
+        f"--branch {branch.name}: has the role {branch.role} and the name of the other. Name it otherwise."
+        for branch in request.branches
+        if branch.name in ROLES and branch.name != branch.role
+    ]
+    problems += [
+        f"--branch {name}: use letters, digits, '.', '_' and '-' for a name."
+        for name in dict.fromkeys(names)
+        if not NAME.fullmatch(name)
+    ]
+    if not names:
+        problems.append("No branch is given. Give --sft and --preference, or a --branch NAME=DIR for each.")
+    elif not method.least <= len(names) <= (method.most or len(names)):
+        many = takers(lambda other: other.most is None)
+        wants = f"takes {'exactly' if method.most else 'at least'} {method.least} branches"
+        problems.append(f"--method {method.name}: {wants}, not {len(names)}. Any number: {many}.")
+    return problems
+
+
 def _needs_tokenizer(request: RecipeRequest) -> bool:
     """Whether a recipe must name the base's tokenizer.
 
@@ -178,31 +204,29 @@ def _needs_tokenizer(request: RecipeRequest) -> bool:
     """
     if METHODS[request.method].on_deltas:
         return False
-    models = [branch for branch in (request.sft, request.preference) if not is_adapter(branch)]
-    return not all(same_tokenizer(model, request.base) for model in models)
+    return not all(same_tokenizer(branch.path, request.base) for branch in request.branches if not branch.is_adapter)
 
 
-def _missing_tokenizer(request: RecipeRequest, branch: Path) -> list[str]:
+def _missing_tokenizer(request: RecipeRequest, branch: RecipeBranch) -> list[str]:
     """A problem if the merge may look for a tokenizer in a model's folder that has none."""
-    looks_there = not METHODS[request.method].on_deltas and not is_adapter(branch)
-    if not looks_there or any((branch / file).is_file() for file in VOCABULARY_FILES):
+    looks_there = not METHODS[request.method].on_deltas and not branch.is_adapter
+    if not looks_there or any((branch.path / file).is_file() for file in VOCABULARY_FILES):
         return []
     return [
-        f"{branch}: no tokenizer, and {request.method} may take it from any model. Copy the base's tokenizer files there."
+        f"{branch.path}: no tokenizer, and {request.method} may take it from any model. Copy the base's tokenizer files there."
     ]
 
 
-def _idle(request: RecipeRequest, base: TensorStore) -> tuple[bool, bool]:
+def _idle(request: RecipeRequest, base: TensorStore) -> tuple[bool, ...]:
     """For each branch, whether nothing was said of its density, and the method's default would trim nothing of it."""
     method, settings = METHODS[request.method], request.settings
     # Breadcrumbs at density 1 would not take its outliers away either.
     if method.selects != "largest" or method.density is None or settings.extras.get("gamma"):
-        return False, False
-    sft, preference = (
-        not settings.says_density(name) and _trims_nothing(delta_of(base, branch), method.density)
-        for name, branch in (("sft", request.sft), ("preference", request.preference))
+        return (False,) * len(request.branches)
+    return tuple(
+        not settings.says_density(branch) and _trims_nothing(delta_of(base, branch.path), method.density)
+        for branch in request.branches
     )
-    return sft, preference
 
 
 def _trims_nothing(delta: Delta, density: float) -> bool:

@@ -185,7 +185,7 @@ def check_apart(setup: Setup) -> Findings:
     one, other = folders
     if one is not None and other is not None:
         with contextlib.suppress(PaftError):  # what does not fit is said of each
-            findings.warn(*continued(open_model(setup.base), one, other))
+            findings.warn(*continued(open_model(setup.base), (one, other)))
     return findings
 
 

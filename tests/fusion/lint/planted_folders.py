@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from paft_plugin.fusion.recipe.render import merge_command
+from paft_plugin.fusion.recipe.render import merge_command, two_branches
 from paft_plugin.fusion.recipe.write import RecipeRequest, write_recipe
 from tests.deltas.builders import make_adapter, make_base, make_model, make_tokenizer
 from tests.fusion.deltas import make_branch
@@ -229,7 +229,8 @@ def _merged(bench: Bench, dtype: str = "float32") -> tuple[Path, Path]:
     """A recipe with a cache that a merge by mergekit itself has filled, and the adapter that may change now."""
     adapter = Path(shutil.copytree(bench.adapters / "preference", bench.own / "adapter"))
     base = bench.adapters / "base"
-    request = RecipeRequest(base, bench.adapters / "sft", adapter, "task_arithmetic", bench.own / "recipe.yml")
+    branches = two_branches(bench.adapters / "sft", adapter)
+    request = RecipeRequest(base, branches, "task_arithmetic", bench.own / "recipe.yml")
     recipe = write_recipe(request)
     command = merge_command(recipe)
     command[command.index("float32")] = dtype

@@ -9,6 +9,7 @@ import pytest
 
 from paft_plugin.fusion.lint.linter import lint_recipe
 from paft_plugin.fusion.recipe.methods import METHODS
+from paft_plugin.fusion.recipe.render import two_branches
 from paft_plugin.fusion.recipe.settings import RecipeSettings
 from paft_plugin.fusion.recipe.write import RecipeRequest, write_recipe
 from tests.fusion.lint.bench import Bench
@@ -30,7 +31,9 @@ TRUE_WARNINGS = {
 @pytest.mark.parametrize("pair", ["sparse", "dense", "adapters"])
 def test_a_methods_own_recipe(bench: Bench, method: str, pair: str) -> None:
     folder: Path = getattr(bench, pair)
-    request = RecipeRequest(folder / "base", folder / "sft", folder / "preference", method, bench.own / "r.yml")
+    request = RecipeRequest(
+        folder / "base", two_branches(folder / "sft", folder / "preference"), method, bench.own / "r.yml"
+    )
     write_recipe(request)
     findings = lint_recipe(request.output)
     assert {finding.name for finding in findings} == TRUE_WARNINGS.get((method, pair), set()), findings
@@ -41,8 +44,8 @@ def test_adapters_beside_models_filters_and_scales(bench: Bench, materialize: bo
     folder = bench.adapters
     filters = ["mlp:density-sft=0.1", "self_attn:weight-preference=0.7"]
     settings = RecipeSettings(density=0.3, weight_sft=0.4, scale=0.8, filter=filters)
-    branches = folder / "base", folder / "sft", folder / "preference"
-    request = RecipeRequest(*branches, "ties", bench.own / "r.yml", settings, materialize=materialize)
+    branches = two_branches(folder / "sft", folder / "preference")
+    request = RecipeRequest(folder / "base", branches, "ties", bench.own / "r.yml", settings, materialize=materialize)
     write_recipe(request)
     assert lint_recipe(request.output) == []
 

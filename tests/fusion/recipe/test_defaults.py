@@ -16,7 +16,7 @@ from mergekit.sparsify import RescaleNorm, bernoulli, della_magprune, magnitude_
 from torch import Tensor
 
 from paft_plugin.fusion.recipe.methods import METHODS
-from paft_plugin.fusion.recipe.render import build_recipe
+from paft_plugin.fusion.recipe.render import build_recipe, two_branches
 from paft_plugin.fusion.recipe.settings import RecipeSettings
 from paft_plugin.fusion.recipe.write import RecipeRequest, describe, write_recipe
 from tests.deltas.builders import weights
@@ -122,8 +122,8 @@ def test_multislerps_scale_stands_in_its_weights() -> None:
 @pytest.mark.parametrize("method", ["ties", "breadcrumbs", "breadcrumbs_ties"])
 def test_a_sparse_delta_is_not_sorted_for_a_trim_that_would_change_nothing(tmp_path: Path, method: str) -> None:
     def recipe(name: str, density: float | None) -> RecipeRequest:
-        branches = pair / "base", pair / "sft", pair / "preference"
-        return RecipeRequest(*branches, method, tmp_path / f"{name}.yml", RecipeSettings(density=density))
+        branches = two_branches(pair / "sft", pair / "preference")
+        return RecipeRequest(pair / "base", branches, method, tmp_path / f"{name}.yml", RecipeSettings(density=density))
 
     pair = make_pair(tmp_path / "sparse", share=0.05)
     own, written = write_recipe(recipe("own", None)), write_recipe(recipe("written", 0.2))
@@ -138,5 +138,5 @@ def test_a_sparse_delta_is_not_sorted_for_a_trim_that_would_change_nothing(tmp_p
 
 def test_a_dense_delta_keeps_the_default_density(tmp_path: Path) -> None:
     pair = make_pair(tmp_path / "dense", share=1.0)
-    request = RecipeRequest(pair / "base", pair / "sft", pair / "preference", "ties", tmp_path / "r.yml")
+    request = RecipeRequest(pair / "base", two_branches(pair / "sft", pair / "preference"), "ties", tmp_path / "r.yml")
     assert describe(request).idle == (False, False)

@@ -82,13 +82,13 @@ def test_a_stored_head_moves_with_the_embedding_that_it_is_tied_to(tmp_path: Pat
 def test_a_folder_is_reused_for_the_same_content_and_never_for_another(world: World, tmp_path: Path) -> None:
     branch = make_adapter(world["base"], tmp_path / "branch", seed=7)
     request = world.request(tmp_path / "r.yml", "ties", preference=str(branch), materialize=True)
-    first = write_recipe(request).preference.whole
+    first = write_recipe(request).branches[1].whole
     assert first is not None
     stamp = (first / "model.safetensors").stat().st_mtime_ns
-    assert write_recipe(request).preference.whole == first
+    assert write_recipe(request).branches[1].whole == first
     assert (first / "model.safetensors").stat().st_mtime_ns == stamp
     make_adapter(world["base"], branch, seed=8)
-    assert write_recipe(request).preference.whole != first
+    assert write_recipe(request).branches[1].whole != first
 
 
 def test_a_write_that_is_cut_off_leaves_nothing(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

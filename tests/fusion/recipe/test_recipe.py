@@ -14,7 +14,7 @@ import yaml
 from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.fusion.recipe.examples import ADAPTERS, FOLDER, examples
 from paft_plugin.fusion.recipe.methods import METHODS
-from paft_plugin.fusion.recipe.render import Recipe, build_recipe, merge_command, render_recipe
+from paft_plugin.fusion.recipe.render import Recipe, build_recipe, merge_command, render_recipe, two_branches
 from paft_plugin.fusion.recipe.settings import RecipeSettings
 from paft_plugin.fusion.recipe.write import RecipeRequest, request_problems, settle
 
@@ -25,17 +25,13 @@ SCALED = [name for name, method in METHODS.items() if method.scales]
 def settled(adapters: bool = True, tokenizer_named: bool = False, **asked: Any) -> Recipe:
     """The recipe of settings (as the command line hands them over) and of what else is asked; all mistakes are raised."""
     given = {name: asked.pop(name) for name in RecipeSettings.model_fields if name in asked}
+    given |= {name: [str(given[name])] for name in ("density", "weight") if name in given}
     settings, unread = RecipeSettings.read(given)
-    request = replace(ADAPTERS, settings=settings, **asked)
+    sft, preference = (asked.pop(branch.name, branch.path) for branch in ADAPTERS.branches)
+    branches = tuple(replace(branch, is_adapter=adapters) for branch in two_branches(sft, preference))
+    request = replace(ADAPTERS, **{"branches": branches, "settings": settings, **asked})
     raise_if_any([*unread, *request_problems(request)])
-    return settle(
-        request,
-        sft_is_adapter=adapters,
-        preference_is_adapter=adapters,
-        dtype="bfloat16",
-        cache="0" * 16,
-        tokenizer_named=tokenizer_named,
-    )
+    return settle(request, dtype="bfloat16", cache="0" * 16, tokenizer_named=tokenizer_named)
 
 
 def parameters(recipe: Recipe, scope: int | None = None) -> dict[str, Any]:
@@ -236,8 +232,9 @@ def test_the_merged_model_lies_beside_its_recipe(output: str, merged: str) -> No
 
 
 def test_a_request_need_not_say_more_than_paths_and_method() -> None:
-    request = RecipeRequest(Path("/b"), Path("/s"), Path("/p"), "ties", Path("/r.yml"))
-    recipe = settle(request, sft_is_adapter=True, preference_is_adapter=False, dtype="float16", cache="f")
+    sft, preference = two_branches(Path("/s"), Path("/p"))
+    request = RecipeRequest(Path("/b"), (replace(sft, is_adapter=True), preference), "ties", Path("/r.yml"))
+    recipe = settle(request, dtype="float16", cache="f")
     models = [model["model"] for model in build_recipe(recipe)["models"]]
     assert models == [{"model": {"path": "/b"}, "lora": {"path": "/s"}}, {"model": {"path": "/p"}}]
 

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -66,7 +67,11 @@ def test_normalize_can_be_chosen_both_ways(world: World, tmp_path: Path, normali
 
 
 def test_every_setting_is_an_option_that_gives_it_back() -> None:
-    values = {float | None: 0.25, bool | None: False}
+    values: dict[Any, Any] = {
+        float | None: 0.25,
+        bool | None: False,
+        float | dict[str, float] | None: {"*": 0.5, "b": 1.0},
+    }
     given = {name: values[RecipeSettings.model_fields[name].annotation] for name in SETTINGS}
     filters = ["mlp:density-sft=0.1", "o_proj:weight-preference=2e-07"]
     settings = RecipeSettings(**given, filter=filters, extras={"rescale": False, "max_iter": 3, "tol": 1e-9})
