@@ -33,11 +33,13 @@ class Arm(BaseModel):
     role: Role | None = None
     """What a branch teaches; of other kinds None."""
     penalised: bool = False
-    """Whether its SFT delta was trained with the penalty."""
+    """Whether an SFT delta of it was trained with the penalty."""
     branches: tuple[str, ...] = ()
     """The branches that it is made of, by the names of their arms; a branch is made of itself."""
     recipe: str | None = None
     """What a fused arm is fused by: a merge method's name, or a recipe's under `fusion.recipes`."""
+    without: str | None = None
+    """The branch that a leave-one-out fusion lacks: what it taught is what this arm lost."""
     twin: str | None = None
     """The arm that differs from this penalised one by the penalty alone, whether it is in the run or not."""
     model: str = ""
@@ -144,5 +146,5 @@ def read_run(run_dir: Path) -> RunFile | None:
 
 def arm_named(name: str, arms: Iterable[Arm] = ()) -> Arm:
     """The arm of that name among `arms`; of one that isn't there, as in a `results.json` without its run, what the name says."""
-    branches = () if name.startswith(("paft-", "parallel-")) else (name,)
+    branches = () if name.startswith(("paft-", "parallel-", "without-")) else (name,)
     return find_arm(arms, name) or _Schema1(branches=branches, arms={name: ""}, fused={}).resolved()[0]

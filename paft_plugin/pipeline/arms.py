@@ -13,16 +13,20 @@ from pathlib import Path
 
 from paft_plugin.errors import PaftError, collecting, raise_if_any
 from paft_plugin.evaluation.arms import Arm, Kind, Role
-from paft_plugin.pipeline.branches import Branch, preference_name, read_branch, without_penalty
+from paft_plugin.pipeline.branches import Branch, check_strategy, read_branch, without_penalty
 from paft_plugin.pipeline.config import PaftConfig, read_config
-from paft_plugin.pipeline.hub import base_folder
+from paft_plugin.pipeline.hub import base_folder, with_folders
 from paft_plugin.runner.devices import find_devices
 from paft_plugin.schema import suggestion
 from paft_plugin.search.config import SearchRequest
 
-BASE, PENALISED, DENSE, SEQUENTIAL = "base", "sft-l1", "sft", "sequential"
-PAFT, PARALLEL = "paft-", "parallel-"
-"""How arms begin that fuse the preference branch with the penalised SFT branch, and with its dense twin."""
+BASE, SEQUENTIAL = "base", "sequential"
+PAFT, PARALLEL, WITHOUT = "paft-", "parallel-", "without-"
+"""How arms begin that fuse all branches, those with a penalty as they are or their dense twins, and all branches but one."""
+SFT, PREFERENCE = "sft", "preference"
+"""The short form's two branches. The first is taken for penalised; the second's arm is called by its strategy."""
+SPARSE = "-l1"
+"""Ends the arm of a penalised branch, whose dense twin is called as the branch is."""
 WHOLE = "sft-whole"
 """The dense SFT branch as a model, on which the sequential baseline goes on."""
 BRANCHES, MODELS = Path("branches"), Path("models")
@@ -40,12 +44,10 @@ class Setup:
     """Folder of the base model."""
     branches: Mapping[str, Branch]
     """Every branch that could be wanted, by the name of its arm."""
-    sft: str
-    """Name of the penalised SFT branch."""
-    dense: str | None
-    """Name of its dense twin; None if it can have none."""
-    preference: str
-    """Name of the preference branch."""
+    fused: Mapping[str, str]
+    """Branch → its arm, of those that are fused, in the file's order."""
+    twins: Mapping[str, str]
+    """Arm of a penalised branch → that of its dense twin, as far as there can be one."""
     arms: tuple[Arm, ...] = ()
     """The arms to score, in the order of the table."""
 
@@ -63,15 +65,40 @@ class Setup:
 
     @property
     def needed(self) -> list[Branch]:
-        """The branches that the arms are made from, the two that are fused first."""
+        """The branches that the arms are made from, those that are fused first."""
         wanted = {name for arm in self.arms for name in arm.branches}
-        order = dict.fromkeys([self.sft, self.preference, *self.branches])
+        order = dict.fromkeys([*self.fused.values(), *self.branches])
         return [self.branches[name] for name in order if name in wanted]
 
     @property
     def trainings(self) -> list[Branch]:
         """Those of the needed branches that the run trains itself."""
         return [branch for branch in self.needed if branch.trained is None]
+
+    @property
+    def dense(self) -> list[str] | None:
+        """The arms of all fused branches without their penalties; None if one cannot be had."""
+        arms = [self.twins.get(name, name) for name in self.fused.values()]
+        return None if any(self.is_penalised(name) for name in arms) else arms
+
+    def is_penalised(self, name: str) -> bool:
+        """Whether the branch of that arm is trained with a penalty, or taken for one that was."""
+        return name == self.fused.get(SFT) or self.branches[name].penalised
+
+    def key(self, name: str) -> str:
+        """What the file calls the fused branch that an arm, or the dense twin of one, is."""
+        keys = {arm: key for key, arm in self.fused.items()}
+        return keys.get(name) or next(keys[sparse] for sparse, twin in self.twins.items() if twin == name)
+
+    def of_role(self, role: Role) -> list[str]:
+        """The arms of the fused branches of a role."""
+        return [name for name in self.fused.values() if self.branches[name].role == role]
+
+    @property
+    def continued(self) -> list[Branch]:
+        """The trainings that the sequential baselines add."""
+        preferences = [self.branches[name] for name in self.of_role("preference")]
+        return [preferences[0] for _ in self.of_kind("sequential")]
 
     def of_kind(self, kind: Kind) -> list[Arm]:
         """Its arms of one kind."""
@@ -83,6 +110,7 @@ class Setup:
         evaluation = self.config.evaluation
         return [
             *([self.config.base] if self.config.base_is_remote else []),
+            *(str(branch.trained) for branch in self.needed if branch.spec.is_remote),
             *(name for branch in self.needed for name in branch.remote_data()),
             *(evaluation.measures if evaluation and evaluation.tasks is None else []),
         ]
@@ -112,6 +140,7 @@ def open_setup(file: Path, arms: Sequence[str] = (), sequential: bool = False, *
     if not (problems and config.base_is_remote):
         with collecting(problems):
             base = base_folder(config, download)
+            config = with_folders(config, download)
     raise_if_any(problems)
     return resolve(config, file, base, arms, sequential)
 
@@ -122,51 +151,97 @@ def resolve(config: PaftConfig, file: Path, base: Path, arms: Sequence[str] = ()
     Raises:
         PaftError: All that is wrong: configs that cannot be read, arms that there cannot be.
     """
-    branches, preference = _branches(config, file)
-    setup = Setup(file, config, base, branches, PENALISED, DENSE if DENSE in branches else None, preference)
+    setup = _read_branches(config, file, base)
     return replace(setup, arms=_wanted(setup, arms, sequential))
 
 
-def _branches(config: PaftConfig, file: Path) -> tuple[dict[str, Branch], str]:
-    """All branches in the order of the table, and the name of the preference branch."""
-    preference = "preference"
-    specs = {"sft": (PENALISED, config.sft), "preference": (preference, config.preference)}
-    specs |= {f"compare.{name}": (name, spec) for name, spec in config.compare.items()}
-    branches: dict[str, Branch] = {}
+def _read_branches(config: PaftConfig, file: Path, base: Path) -> Setup:
+    """Every branch, in the order of the table; no arms yet."""
+    specs = {key if config.branches == {} else f"branches.{key}": spec for key, spec in config.fused.items()}
+    specs |= {f"compare.{name}": spec for name, spec in config.compare.items()}
+    fused: dict[str, str] = {}
+    found: dict[str, Branch] = {}
     problems: list[str] = []
-    for key, (name, spec) in specs.items():
+    for place, spec in specs.items():
+        key = place.partition(".")[2] or place
         try:
-            if key.startswith("compare.") and _is_taken(name, preference):
+            branch = read_branch(key, spec, file.resolve().parent)
+            if not place.startswith("compare."):
+                branch = replace(branch, name=_arm_of(branch))
+                fused[key] = branch.name
+            if branch.name in found or _is_reserved(branch.name):
                 raise PaftError("an arm of the run is called so. Name it otherwise.")
-            branch = read_branch(name, spec, file.resolve().parent)
-            if key == "preference":
-                preference = preference_name(branch)
-                branch = replace(branch, name=preference)
-            branches[branch.name] = branch
+            found[branch.name] = branch
         except PaftError as error:
-            problems += [f"{file}: {key}: {problem}" for problem in error.problems]
-    raise_if_any(problems)
-    if branches[PENALISED].trained is None and DENSE not in branches:
-        branches[DENSE] = without_penalty(branches[PENALISED], DENSE)
-    order = dict.fromkeys([DENSE, PENALISED, preference, *config.compare])
-    return {name: branches[name] for name in order if name in branches}, preference
+            problems += [f"{file}: {place}: {problem}" for problem in error.problems]
+    raise_if_any(problems or _role_problems(file, [found[name] for name in fused.values()]))
+    branches, twins = _with_twins(fused, found)
+    return Setup(file, config, base, branches, fused, twins)
 
 
-def _is_taken(name: str, preference: str) -> bool:
-    """Whether another arm is called so; `compare: {sft: …}` stands in for the dense twin."""
-    return name in (BASE, PENALISED, SEQUENTIAL, preference) or name.startswith((PAFT, PARALLEL))
+def _arm_of(branch: Branch) -> str:
+    """What the arm of a branch is called, which has the name that the file gives it.
+
+    Raises:
+        PaftError: A preference branch is trained on something else.
+    """
+    check_strategy(branch)
+    if branch.name == PREFERENCE and branch.trained is None:
+        return branch.strategy
+    is_sparse = branch.name == SFT or (branch.role == "sft" and branch.penalised)
+    return f"{branch.name}{SPARSE}" if is_sparse else branch.name
+
+
+def _is_reserved(name: str) -> bool:
+    return name in (BASE, SEQUENTIAL) or name.startswith((PAFT, PARALLEL, WITHOUT))
+
+
+def _role_problems(file: Path, fused: Sequence[Branch]) -> list[str]:
+    """Every branch has a role, and there is one of each."""
+    roles = {branch.name: branch.role for branch in fused}
+    if unknown := [name for name, role in roles.items() if role is None]:
+        return [f"{file}: branches.{name}: role: missing. Say what it taught: sft or preference." for name in unknown]
+    return [
+        f"{file}: branches: none has `role: {role}`. Add one; branches of one role alone are fused by `axolotl paft recipe "
+        "--branch NAME=DIR …`."
+        for role in ("sft", "preference")
+        if role not in roles.values()
+    ]
+
+
+def _with_twins(fused: Mapping[str, str], found: Mapping[str, Branch]) -> tuple[dict[str, Branch], dict[str, str]]:
+    """All branches in the order of the table, each dense twin before its penalised branch; and who is whose twin.
+
+    A branch under `compare:` that is called as the penalised one stands in for the twin.
+    """
+    ordered: dict[str, Branch] = {}
+    twins: dict[str, str] = {}
+    for key, name in fused.items():
+        if name == f"{key}{SPARSE}" and (key in found or found[name].trained is None):
+            ordered[key] = found.get(key) or without_penalty(found[name], key)
+            twins[name] = key
+        ordered[name] = found[name]
+    return {**ordered, **{name: branch for name, branch in found.items() if name not in ordered}}, twins
 
 
 def _wanted(setup: Setup, given: Sequence[str], sequential: bool) -> tuple[Arm, ...]:
     """The arms that are wanted, in the order of the table."""
     config = setup.config
-    patterns = given or config.arms or [BASE, setup.sft, setup.preference, *config.compare, f"{PAFT}*"]
+    patterns = given or config.arms or _usual(setup)
     if sequential or (config.sequential and not given):
-        patterns = [*patterns, DENSE, SEQUENTIAL]
+        patterns = [*patterns, *setup.twins.values(), SEQUENTIAL]
     possible = {arm.name: arm for arm in _possible(setup)}
     meant = {pattern: {name for name in possible if fnmatchcase(name, pattern)} for pattern in patterns}
-    raise_if_any([_no_arm(pattern, list(possible)) for pattern, names in meant.items() if not names])
+    raise_if_any([_no_arm(setup, pattern, list(possible)) for pattern, names in meant.items() if not names])
     return tuple(arm for name, arm in possible.items() if any(name in names for names in meant.values()))
+
+
+def _usual(setup: Setup) -> list[str]:
+    """The arms of a run that names none; with three branches or more, what each adds is asked of the first method."""
+    fused = f"{PAFT if any(map(setup.is_penalised, setup.fused.values())) else PARALLEL}*"
+    first = list(setup.config.fusion.methods)[:1] if len(setup.fused) > 2 else []
+    left_out = [f"{WITHOUT}{key}-{method}" for method in first for key in setup.fused]
+    return [BASE, *setup.fused.values(), *setup.config.compare, fused, *left_out]
 
 
 def _possible(setup: Setup) -> Iterator[Arm]:
@@ -174,49 +249,65 @@ def _possible(setup: Setup) -> Iterator[Arm]:
     yield Arm(name=BASE, kind="base", model=_seen_from(setup.run_dir, setup.base))
     for branch in setup.branches.values():
         yield _branch_arm(setup, branch)
-    if setup.dense is not None and setup.branches[setup.preference].trained is None:
-        yield _sequential_arm(setup, setup.dense)
+    yield from _sequential_arms(setup)
     recipes = [*setup.config.fusion.methods, *setup.config.fusion.recipes]
-    if setup.dense is not None:
+    sparse, dense = list(setup.fused.values()), setup.dense
+    for recipe in recipes if dense is not None else ():
+        yield _fused_arm(setup, recipe, f"{PARALLEL}{recipe}", dense or ())
+    if sparse != dense:
         for recipe in recipes:
-            yield _fused_arm(setup, recipe, f"{PARALLEL}{recipe}", setup.dense)
-    for recipe in recipes:
-        twin = f"{PARALLEL}{recipe}" if setup.dense is not None else None
-        yield _fused_arm(setup, recipe, f"{PAFT}{recipe}", setup.sft, twin)
+            twin = f"{PARALLEL}{recipe}" if dense is not None else None
+            yield _fused_arm(setup, recipe, f"{PAFT}{recipe}", sparse, twin=twin)
+    for recipe in setup.config.fusion.methods if len(sparse) > 2 else ():
+        for key, left_out in setup.fused.items():
+            rest = [name for name in sparse if name != left_out]
+            yield _fused_arm(setup, recipe, f"{WITHOUT}{key}-{recipe}", rest, without=left_out)
 
 
 def _branch_arm(setup: Setup, branch: Branch) -> Arm:
-    roles: dict[str | None, Role] = {setup.sft: "sft", setup.dense: "sft", setup.preference: "preference"}
     return Arm(
         name=branch.name,
         kind="branch",
-        role=roles.get(branch.name, branch.role),
-        penalised=branch.name == setup.sft or branch.penalised,
+        role=branch.role,
+        penalised=setup.is_penalised(branch.name),
         branches=(branch.name,),
-        twin=setup.dense if branch.name == setup.sft else None,
+        twin=setup.twins.get(branch.name),
         model=_seen_from(setup.run_dir, setup.branch_folder(branch.name)),
         stage=branch.name if branch.trained is None else None,
     )
 
 
-def _sequential_arm(setup: Setup, dense: str) -> Arm:
-    as_adapter = setup.branches[setup.preference].is_adapter
-    return Arm(
+def _sequential_arms(setup: Setup) -> Iterator[Arm]:
+    """The baseline: one SFT branch without its penalty, then the preference training on top."""
+    dense, preferences = setup.dense, setup.of_role("preference")
+    if dense is None or len(dense) != 2 or setup.branches[preferences[0]].trained is not None:
+        return
+    as_adapter = setup.branches[preferences[0]].is_adapter
+    yield Arm(
         name=SEQUENTIAL,
         kind="sequential",
-        branches=(dense,),
+        branches=tuple(name for name in dense if name not in preferences),
         model=((MODELS if as_adapter else BRANCHES) / SEQUENTIAL).as_posix(),
         stage=f"merge-{SEQUENTIAL}" if as_adapter else SEQUENTIAL,
     )
 
 
-def _fused_arm(setup: Setup, recipe: str, name: str, sft: str, twin: str | None = None) -> Arm:
+def _fused_arm(
+    setup: Setup,
+    recipe: str,
+    name: str,
+    branches: Sequence[str],
+    *,
+    twin: str | None = None,
+    without: str | None = None,
+) -> Arm:
     return Arm(
         name=name,
         kind="fused",
-        penalised=sft == setup.sft,
-        branches=(sft, setup.preference),
+        penalised=any(map(setup.is_penalised, branches)),
+        branches=tuple(branches),
         recipe=recipe,
+        without=without,
         twin=twin,
         model=(MODELS / name).as_posix(),
         stage=f"fuse-{name}",
@@ -228,11 +319,11 @@ def _seen_from(run_dir: Path, path: Path) -> str:
     return path.relative_to(run_dir).as_posix() if path.is_relative_to(run_dir) else str(path)
 
 
-def _no_arm(name: str, possible: Sequence[str]) -> str:
-    if name in (DENSE, SEQUENTIAL) or name.startswith(PARALLEL):
+def _no_arm(setup: Setup, name: str, possible: Sequence[str]) -> str:
+    if name in setup.fused or name == SEQUENTIAL or name.startswith(PARALLEL):
         return (
-            f"arm {name}: needs the axolotl configs of both branches, to train what it compares with, and one is given as "
-            f"`trained:`. Give its config, or name a dense SFT branch under compare: {{{DENSE}: …}}."
+            f"arm {name}: needs the axolotl configs of the branches, to train what it compares with, and one is given as "
+            "`trained:`. Give its config, or a dense branch of the same name under compare: {sft: …}."
         )
     return f"arm {name}: there is none. {suggestion(name, possible)}"
 
@@ -247,7 +338,7 @@ def search_request(file: Path) -> SearchRequest:
     if config.search is None:
         raise PaftError(f"{file}: search: missing. It says what to search, and on which tasks: see the README.")
     setup = open_setup(file)
-    folders = {name: setup.branch_folder(name) for name in (setup.sft, setup.preference)}
+    folders = {name: setup.branch_folder(name) for name in setup.fused.values()}
     raise_if_any(
         [
             f"{file}: the branch {name} is not trained yet (there is no {folder}). Run `axolotl paft run {file}` first."
@@ -255,5 +346,7 @@ def search_request(file: Path) -> SearchRequest:
             if not folder.is_dir()
         ]
     )
-    sft, preference = folders.values()
+    if len(folders) != 2:
+        raise PaftError(f"{file}: search: is for two branches, and there are {len(folders)}.")
+    sft, preference = (folders[name] for name in (*setup.of_role("sft"), *setup.of_role("preference")))
     return SearchRequest(setup.base, sft, preference, config.output_dir, config.search)

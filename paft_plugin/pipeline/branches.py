@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from paft_plugin.args import is_plugin, names_plugin
+from paft_plugin.deltas.proof import why_unproven
 from paft_plugin.errors import PaftError, some
 from paft_plugin.evaluation.arms import Role
 from paft_plugin.files import ADAPTER_CONFIG, resolved
@@ -33,6 +34,7 @@ class Branch:
     """One training, or one that is done (then it has no content)."""
 
     name: str
+    """Its arm's."""
     spec: BranchSpec
     source: Path | None
     """The user's file, for messages; None for an inline config."""
@@ -63,13 +65,15 @@ class Branch:
     @property
     def role(self) -> Role | None:
         """What it teaches; None where only its outcome is known."""
-        if self.trained is not None:
-            return None
+        if self.spec.role is not None or self.trained is not None:
+            return self.spec.role
         return "preference" if self.strategy in STRATEGIES else "sft"
 
     @property
     def penalised(self) -> bool:
-        """Whether the plugin is there, with one of its keys."""
+        """Whether the plugin is there, with one of its keys; of one that is done, whether it says so."""
+        if self.trained is not None:
+            return why_unproven(self.trained) is None
         return names_plugin(self.content) and any(key.startswith("paft_") for key in self.content)
 
     @property
@@ -126,20 +130,17 @@ def without_penalty(branch: Branch, name: str) -> Branch:
     return Branch(name, branch.spec, branch.source, content, secrets=branch.secrets)
 
 
-def preference_name(branch: Branch) -> str:
-    """What the preference branch's arm is called: its strategy.
+def check_strategy(branch: Branch) -> None:
+    """A preference branch is trained on preferences.
 
     Raises:
         PaftError: its config trains something else.
     """
-    if branch.trained is not None:
-        return branch.name
-    if branch.strategy not in STRATEGIES:
+    if branch.trained is None and branch.role == "preference" and branch.strategy not in STRATEGIES:
         raise PaftError(
             f"{branch.where} has rl: {branch.content.get('rl')}, which is no preference training. "
             f"Set rl to one of {', '.join(STRATEGIES)}."
         )
-    return branch.strategy
 
 
 def config_text(branch: Branch, base: str, name: str, output: Path) -> str:

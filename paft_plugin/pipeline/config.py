@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
+from paft_plugin.evaluation.arms import Role
 from paft_plugin.evaluation.config import EvaluationConfig, held_out_measures, measure_names
 from paft_plugin.files import is_hub_name
 from paft_plugin.fusion.recipe.settings import MethodName, RecipeSettings, setting_problems
@@ -53,10 +54,13 @@ def _config(value: Any, info: ValidationInfo) -> Any:
 
 
 def _trained(path: Path, info: ValidationInfo) -> Path:
-    path = in_folder(path, info)
-    if not path.is_dir():
-        raise ValueError(f"{path} is no folder. Give the output folder of a finished training.")
-    return path
+    """A folder's absolute path, or a hub name as it is."""
+    folder = in_folder(path, info)
+    if folder.is_dir():
+        return folder
+    if is_hub_name(str(path), folder):
+        return path
+    raise ValueError(f"{folder} is no folder. Give the output folder of a finished training, or a hub name.")
 
 
 class BranchSpec(BaseModel):
@@ -71,7 +75,11 @@ class BranchSpec(BaseModel):
         default_factory=dict, description="Keys of the axolotl config that are other here; null removes one."
     )
     trained: Annotated[Path, AfterValidator(_trained)] | None = Field(
-        default=None, description="Folder of a branch that is trained already: an adapter or a model."
+        default=None,
+        description="A branch that is trained already, by any trainer: folder or hub name of an adapter or a model.",
+    )
+    role: Role | None = Field(
+        default=None, description="What it teaches: sft (a skill) or preference. Left out: what its config trains."
     )
     devices: int = Field(default=1, ge=1, description="GPUs that its training takes.")
     launcher: Literal["python", "accelerate", "torchrun"] | None = Field(
@@ -86,8 +94,13 @@ class BranchSpec(BaseModel):
         if (self.config is None) == (self.trained is None):
             raise ValueError("give either `config:` (a path, or the axolotl config itself) or `trained:` (a folder).")
         if self.trained is not None and (self.overrides or self.launcher or self.launcher_args or self.devices != 1):
-            raise ValueError("a `trained:` branch is not trained again: it takes no other key.")
+            raise ValueError("a `trained:` branch is not trained again: it takes no other key but `role:`.")
         return self
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is trained already, and on the hub."""
+        return self.trained is not None and not self.trained.is_absolute()
 
 
 def _fitting_settings(methods: dict[str, RecipeSettings]) -> dict[str, RecipeSettings]:
@@ -112,7 +125,8 @@ class FusionConfig(BaseModel):
     )
     recipes: dict[str, Annotated[Path, AfterValidator(given_file)]] = Field(
         default_factory=dict,
-        description="Name → a mergekit YAML of your own, in which $base, $sft and $preference stand for the folders.",
+        description="Name → a mergekit YAML of your own, in which $base, and $sft, $preference or whatever the branches are "
+        "called, stand for the folders.",
     )
     seed: int = Field(default=42, ge=0, lt=2**32, description="Of methods that drop by chance.")
 
@@ -180,11 +194,19 @@ class PaftConfig(BaseModel):
     model_config = STRICT
 
     base: Annotated[str, AfterValidator(_base)] = Field(description="The base model θ_pre: a folder, or a hub name.")
-    sft: Annotated[BranchSpec, BeforeValidator(_branch)] = Field(
-        description="The SFT branch, with its paft_* keys: path of an axolotl config, or folder of a trained branch."
+    branches: dict[str, Annotated[BranchSpec, BeforeValidator(_branch)]] = Field(
+        default_factory=dict,
+        description="Instead of `sft` and `preference`: any number of branches by name, each with its `role`.",
     )
-    preference: Annotated[BranchSpec, BeforeValidator(_branch)] = Field(
-        description="The preference branch (rl: dpo, orpo …): path of an axolotl config, or folder of a trained branch."
+    sft: Annotated[BranchSpec, BeforeValidator(_branch)] | None = Field(
+        default=None,
+        validate_default=True,
+        description="The SFT branch, with its paft_* keys: path of an axolotl config, or folder of a trained branch.",
+    )
+    preference: Annotated[BranchSpec, BeforeValidator(_branch)] | None = Field(
+        default=None,
+        validate_default=True,
+        description="The preference branch (rl: dpo, orpo …): path of an axolotl config, or folder of a trained branch.",
     )
     output_dir: OutputFolder = Field(description="Where everything goes.")
     description: str = Field(default="", description="What the run is about, in Markdown; stands in its README.md.")
@@ -214,10 +236,10 @@ class PaftConfig(BaseModel):
 
     @field_validator("evaluation")
     @classmethod
-    def _knows_the_branches(cls, evaluation: EvaluationConfig | None) -> EvaluationConfig | None:
+    def _knows_the_branches(cls, evaluation: EvaluationConfig | None, info: ValidationInfo) -> EvaluationConfig | None:
         if evaluation is None or evaluation.held_out is False:
             return evaluation
-        branches = ["sft", "preference"]
+        branches = list(info.data.get("branches") or ("sft", "preference"))
         measures = [*measure_names(evaluation.measures), *held_out_measures(branches)]
         goals = {"skill": evaluation.skill, "preference": evaluation.preference}
         wrong = [
@@ -233,10 +255,28 @@ class PaftConfig(BaseModel):
         raise_lines(wrong)
         return evaluation
 
+    @field_validator("sft", "preference")
+    @classmethod
+    def _one_form(cls, spec: BranchSpec | None, info: ValidationInfo) -> BranchSpec | None:
+        if "branches" in info.data and bool(info.data["branches"]) == (spec is not None):
+            raise ValueError(
+                "missing." if spec is None else "stands under `branches:` where that is there. Move it there."
+            )
+        return spec
+
     @model_validator(mode="after")
-    def _compared_names(self) -> PaftConfig:
-        raise_lines(_bad_names("compare", self.compare))
+    def _branch_names(self) -> PaftConfig:
+        few = ["branches: there is only one, and a fusion needs two. Add another."] if len(self.branches) == 1 else []
+        raise_lines([*_bad_names("compare", self.compare), *_bad_names("branches", self.branches), *few])
         return self
+
+    @property
+    def fused(self) -> Mapping[str, BranchSpec]:
+        """The branches that are fused, by name, in the file's order; `sft:` and `preference:` are two of these names."""
+        short = {"sft": self.sft, "preference": self.preference}
+        named = {key: spec.model_copy(update={"role": key}) for key, spec in short.items() if spec is not None}
+        # Two that are called so are the short form, whichever comes first.
+        return {**named, **{name: self.branches[name] for name in sorted(self.branches, key="sft".__ne__)}}
 
     @property
     def base_is_remote(self) -> bool:

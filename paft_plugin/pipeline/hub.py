@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from paft_plugin.errors import Findings, PaftError, one_line, raise_if_any
+from paft_plugin.errors import Findings, PaftError, collecting, one_line, raise_if_any
 from paft_plugin.files import read_json_or_nothing
-from paft_plugin.pipeline.config import PaftConfig
+from paft_plugin.pipeline.config import BranchSpec, PaftConfig
 
 TIMEOUT = 5.0  # seconds
 Kind = Literal["model", "dataset"]
@@ -98,6 +98,26 @@ def base_folder(config: PaftConfig, download: bool) -> Path:
     return folder
 
 
+def with_folders(config: PaftConfig, download: bool) -> PaftConfig:
+    """`config` with the folder of every trained branch that it names by its hub name.
+
+    Raises:
+        PaftError: All that are not there and may not be fetched, or that the hub refuses.
+    """
+    problems: list[str] = []
+
+    def here(spec: BranchSpec) -> BranchSpec:
+        if spec.is_remote:
+            with collecting(problems):
+                return spec.model_copy(update={"trained": _cached(str(spec.trained), download, "trained")})
+        return spec
+
+    compare = {name: here(spec) for name, spec in config.compare.items()}
+    fused = {name: here(spec) for name, spec in config.fused.items()}
+    raise_if_any(problems)
+    return config.model_copy(update={"compare": compare, **(fused if not config.branches else {"branches": fused})})
+
+
 def cached_folder(name: str) -> Path | None:
     """Where the hub's cache has what was fetched of a model, whole or not; None if nothing."""
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -108,24 +128,24 @@ def cached_folder(name: str) -> Path | None:
         return None
 
 
-def _cached(name: str, download: bool) -> Path:
+def _cached(name: str, download: bool, key: str = "base") -> Path:
     folder = cached_folder(name)
     if folder is not None and _complete(folder):
         return folder
     if not download:
         raise PaftError(
-            f"base: {name} is not in the local cache. Fetch it with `hf download {name}`, or start the run."
+            f"{key}: {name} is not in the local cache. Fetch it with `hf download {name}`, or start the run."
         )
     if offline():
         raise PaftError(
-            f"base: {name} is not in the local cache, and HF_HUB_OFFLINE is set. Unset it, or fetch the model elsewhere and "
-            "give its folder as `base:`."
+            f"{key}: {name} is not in the local cache, and HF_HUB_OFFLINE is set. Unset it, or fetch the model elsewhere and "
+            f"give its folder as `{key}:`."
         )
     raise_if_any(access(name).problems)
-    return _downloaded(name)
+    return _downloaded(name, key)
 
 
-def _downloaded(name: str) -> Path:
+def _downloaded(name: str, key: str) -> Path:
     import httpx
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -134,11 +154,11 @@ def _downloaded(name: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError) as error:
         text = one_line(error)
         raise PaftError(
-            f"base: {name} cannot be downloaded ({text}). What has arrived is kept: run it again."
+            f"{key}: {name} cannot be downloaded ({text}). What has arrived is kept: run it again."
         ) from None
     except OSError as error:
         raise PaftError(
-            f"base: {name} cannot be written into the hub's cache ({error}). Make room, or set HF_HOME."
+            f"{key}: {name} cannot be written into the hub's cache ({error}). Make room, or set HF_HOME."
         ) from None
 
 

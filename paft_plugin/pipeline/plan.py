@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,12 +10,12 @@ from pathlib import Path
 from string import Template
 
 from paft_plugin import __version__
-from paft_plugin.errors import PaftError
+from paft_plugin.errors import PaftError, some
 from paft_plugin.evaluation.arms import RUN_FILE, Arm, RunFile, Step
 from paft_plugin.evaluation.task_code import task_inputs
 from paft_plugin.files import json_text, read_json_or_nothing, write_text
 from paft_plugin.fusion.recipe.render import adapter_recipe
-from paft_plugin.pipeline.arms import BRANCHES, MODELS, WHOLE, Setup
+from paft_plugin.pipeline.arms import BRANCHES, MODELS, PREFERENCE, SFT, WHOLE, Setup
 from paft_plugin.pipeline.branches import Branch, config_text
 from paft_plugin.pipeline.estimate.memory import estimate_memory
 from paft_plugin.reading import MOST_YAML_BYTES, UnreadableError, read_text
@@ -132,7 +133,7 @@ def _train_sequential(setup: Setup) -> Iterator[Planned]:
             whole = _merge_adapter(setup, WHOLE, setup.base, base, needs)
             yield whole
             base, needs = setup.run_dir / whole.stage.folder, (whole.stage.name,)
-        training = _train(setup, setup.branches[setup.preference], arm.name, base, needs)
+        training = _train(setup, setup.continued[0], arm.name, base, needs)
         yield training
         if arm.stage != training.stage.name:
             adapter = setup.run_dir / training.stage.folder
@@ -173,9 +174,8 @@ def _fuse(setup: Setup, arm: Arm) -> Planned:
     inputs, files = (setup.base, *_from_outside(setup, arm.branches)), {}
     own = setup.config.fusion.recipes.get(arm.recipe)
     if own is None:
-        sft, preference = (str(setup.branch_folder(name)) for name in arm.branches)
         recipe = [
-            *("--base", str(setup.base), "--sft", sft, "--preference", preference, "--method", arm.recipe),
+            *("--base", str(setup.base), *_branches(setup, arm), "--method", arm.recipe),
             *setup.config.fusion.methods[arm.recipe].options(),
         ]
     else:
@@ -193,22 +193,36 @@ def _fuse(setup: Setup, arm: Arm) -> Planned:
     return Planned(stage, files)
 
 
+def _branches(setup: Setup, arm: Arm) -> Iterator[str]:
+    """The branches of a fused arm, as options of `axolotl paft recipe`."""
+    for name in arm.branches:
+        role, folder = setup.branches[name].role, str(setup.branch_folder(name))
+        if list(setup.fused) == [SFT, PREFERENCE]:
+            yield from (f"--{role}", folder)
+        else:
+            yield from ("--branch", f"{setup.key(name)}={folder},role={role}")
+
+
 def _given_recipe(setup: Setup, name: str) -> Path:
     """Where a recipe lies that the run is given, rather than makes."""
     return setup.run_dir / CONFIGS / "recipes" / f"{name}.yml"
 
 
+_NO_NAME = re.compile(r"\W")
+"""What cannot stand in a $placeholder, and is an underscore there."""
+
+
 def _filled(setup: Setup, arm: Arm, source: Path) -> str:
     """A recipe of the user's with the run's folders in it."""
-    sft, preference = (str(setup.branch_folder(name)) for name in arm.branches)
+    folders = {_NO_NAME.sub("_", setup.key(name)): str(setup.branch_folder(name)) for name in arm.branches}
     try:
-        return Template(read_text(source, MOST_YAML_BYTES)).substitute(base=setup.base, sft=sft, preference=preference)
+        return Template(read_text(source, MOST_YAML_BYTES)).substitute(folders, base=setup.base)
     except UnreadableError:
         raise
     except (KeyError, ValueError) as error:
         raise PaftError(
-            f"{source}: a $placeholder of it means nothing here ({error}). There are $base, $sft and $preference; "
-            "write $$ for a plain $."
+            f"{source}: a $placeholder of it means nothing here ({error}). There are $base, "
+            f"{some([f'${name}' for name in folders], len(folders))}; write $$ for a plain $."
         ) from None
 
 

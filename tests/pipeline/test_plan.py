@@ -13,7 +13,7 @@ from paft_plugin.demo.run import write_inputs
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.arms import read_run
 from paft_plugin.pipeline.arms import Setup, open_setup
-from paft_plugin.pipeline.plan import make_plan, readable
+from paft_plugin.pipeline.plan import Plan, make_plan, readable
 from paft_plugin.pipeline.run import why_run
 from paft_plugin.runner.identity import identities
 from paft_plugin.runner.markers import prepare_folder, write_marker
@@ -161,7 +161,7 @@ def test_trained_branches_are_taken_as_they_are(tmp_path: Path) -> None:
     assert stages["evaluate-sft-l1"].needs == ()
     assert adapter in stages["evaluate-sft-l1"].inputs, "another adapter there is scored anew"
     assert "--adapter" in stages["evaluate-sft-l1"].command
-    with pytest.raises(PaftError, match="needs the axolotl configs of both branches"):
+    with pytest.raises(PaftError, match="needs the axolotl configs of the branches"):
         open_setup(file, ["sequential"], False)
     with pytest.raises(PaftError, match="needs the axolotl configs"):
         open_setup(file, ["parallel-ties"], False)
@@ -313,3 +313,116 @@ def test_without_a_dense_twin_an_arm_names_none(tmp_path: Path) -> None:
     setup = open_setup(write_run(tmp_path, sft=str(trained)), [], False)
     assert {arm.twin for arm in setup.arms} == {None}
     assert setup.arms[1].stage is None
+
+
+THREE = {
+    "sft": None,
+    "preference": None,
+    "branches": {
+        "math": {"config": "sft.yml", "role": "sft"},
+        "code": {"config": "dense.yml", "role": "sft"},
+        "taste": {"config": "dpo.yml", "role": "preference"},
+    },
+}
+
+
+def write_three(folder: Path, **keys: object) -> Path:
+    """A run of three branches, of which `math` alone has a penalty."""
+    file = write_run(folder, **{**THREE, **keys})
+    content = yaml.safe_load((folder / "sft.yml").read_text())
+    content = {key: value for key, value in content.items() if key != "plugins" and not key.startswith("paft_")}
+    (folder / "dense.yml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    return file
+
+
+def test_the_short_form_and_two_branches_of_its_names_are_one_run(tmp_path: Path) -> None:
+    file = write_run(tmp_path, sequential=True, fusion={"methods": {"ties": {"density_sft": 0.3}, "linear": {}}})
+    plans = [make_plan(open_setup(file, ["*"]))]
+    two = {"preference": {"config": "dpo.yml", "role": "preference"}, "sft": {"config": "sft.yml"}}
+    for branches in (two, dict(reversed(two.items()))):
+        edit(file, sft=None, preference=None, branches=branches)
+        plans.append(make_plan(open_setup(file, ["*"])))
+    first, *others = ([absolute_stages(plan), plan.files] for plan in plans)
+    assert others[0] == others[1] == first
+
+
+def absolute_stages(plan: Plan) -> dict[str, Stage]:
+    return {stage.name: stage for stage in plan.stages}
+
+
+def test_three_branches_have_their_arms(tmp_path: Path) -> None:
+    file = write_three(tmp_path, fusion={"methods": ["ties", "linear"]})
+    setup = open_setup(file)
+    assert arms_of(setup) == [
+        *("base", "math-l1", "code", "taste", "paft-ties", "paft-linear"),
+        *("without-math-ties", "without-code-ties", "without-taste-ties"),
+    ]
+    arms = {arm.name: arm for arm in open_setup(file, ["*"]).arms}
+    assert arms["paft-ties"].branches == ("math-l1", "code", "taste")
+    assert arms["parallel-ties"].branches == ("math", "code", "taste")
+    assert (arms["without-math-ties"].branches, arms["without-math-ties"].without) == (("code", "taste"), "math-l1")
+    assert {name: arm.role for name, arm in arms.items() if arm.kind == "branch"} == {
+        **{"math": "sft", "math-l1": "sft", "code": "sft", "taste": "preference"}
+    }
+    assert [name for name, arm in arms.items() if arm.penalised] == [
+        *("math-l1", "paft-ties", "paft-linear", "without-code-ties", "without-taste-ties"),
+        *("without-code-linear", "without-taste-linear"),
+    ]
+    command = by_name(setup)["fuse-paft-ties"].command
+    assert f"math={setup.run_dir / 'branches' / 'math-l1'},role=sft" in command
+    assert f"taste={setup.run_dir / 'branches' / 'taste'},role=preference" in command
+    assert by_name(setup)["fuse-without-math-ties"].needs == ("code", "taste"), "a branch that fails does not end it"
+
+
+def test_without_any_penalty_there_is_one_fusion_and_not_two(tmp_path: Path) -> None:
+    dense = {"config": "dense.yml", "role": "sft"}
+    branches = {"math": dense, "code": dense, "taste": {"config": "dpo.yml", "role": "preference"}}
+    setup = open_setup(write_three(tmp_path, branches=branches))
+    assert setup.of_kind("fused")[0].name == "parallel-ties"
+    assert not [arm.name for arm in open_setup(setup.file, ["*"]).arms if arm.name.startswith("paft-")]
+
+
+def test_a_recipe_of_the_user_s_own_names_branches_as_the_file_does(tmp_path: Path) -> None:
+    (tmp_path / "mine.yml").write_text("models: [$my_math, $code, $taste, $base]", encoding="utf-8")
+    branches = {"my-math" if name == "math" else name: spec for name, spec in THREE["branches"].items()}  # type: ignore[union-attr]
+    setup = open_setup(
+        write_three(tmp_path, branches=branches, fusion={"methods": [], "recipes": {"mine": "mine.yml"}})
+    )
+    (text,) = (text for path, text in make_plan(setup).files.items() if path.name == "paft-mine.yml")
+    assert text.startswith(f"models: [{setup.run_dir / 'branches' / 'my-math-l1'}, ")
+
+
+@pytest.mark.parametrize(
+    ("branches", "said"),
+    [
+        ({"math": {"config": "sft.yml"}}, "branches: there is only one, and a fusion needs two"),
+        ({"math": {"config": "sft.yml"}, "code": {"config": "dense.yml"}}, "none has `role: preference`"),
+        ({"math": {"config": "dpo.yml"}, "code": {"config": "dpo.yml"}}, "none has `role: sft`"),
+        ({"math": {"config": "sft.yml"}, "done": {"trained": "base"}}, "branches.done: role: missing"),
+        ({"math": {"config": "sft.yml"}, "t": {"config": "sft.yml", "role": "preference"}}, "no preference training"),
+        (
+            {"math": {"config": "sft.yml"}, "base": {"config": "dpo.yml"}},
+            "branches.base: an arm of the run is called so",
+        ),
+        ({"math": {"config": "sft.yml"}, "paft-t": {"config": "dpo.yml"}}, "branches.paft-t: an arm of the run is"),
+        ({"math": {"config": "sft.yml"}, "math-l1": {"config": "dpo.yml"}}, "branches.math-l1: an arm of the run is"),
+        ({"math": {"config": "sft.yml"}, "a b": {"config": "dpo.yml"}}, "branches.a b: use letters"),
+        ({"math": {"config": "sft.yml"}, "t": {"trained": "gone", "role": "sft"}}, "gone is no folder"),
+    ],
+)
+def test_branches_that_cannot_be(tmp_path: Path, branches: dict[str, object], said: str) -> None:
+    with pytest.raises(PaftError) as caught:
+        open_setup(write_three(tmp_path, branches=branches))
+    assert any(said in problem for problem in caught.value.problems), caught.value.problems
+
+
+def test_all_folders_that_are_not_there_are_said_at_once(tmp_path: Path) -> None:
+    branches = {f"b{number}": {"trained": f"gone{number}", "role": "sft"} for number in range(9)}
+    with pytest.raises(PaftError) as caught:
+        open_setup(write_three(tmp_path, branches=branches))
+    assert sum("is no folder" in problem for problem in caught.value.problems) == 9
+
+
+def test_both_forms_at_once_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PaftError, match="sft: stands under `branches:` where that is there"):
+        open_setup(write_three(tmp_path, sft="sft.yml"))

@@ -47,7 +47,7 @@ def test_what_a_variable_says_goes_through_the_environment(
 
 def test_what_axolotl_needs_in_its_config_stays_in_a_private_folder(room: Room) -> None:
     setup = room.setup(sft={"datasets": [{"path": URL, "type": "chat_template"}]})
-    sft = setup.branches[setup.sft]
+    sft = setup.branches["sft-l1"]
     plan = make_plan(setup)
     assert any(URL in text for text in plan.files.values())
     write_files(setup, plan)
@@ -62,6 +62,6 @@ def test_what_axolotl_needs_in_its_config_stays_in_a_private_folder(room: Room) 
 
 def test_a_run_without_secrets_can_be_shared(room: Room) -> None:
     setup = room.setup(sft={"special_tokens": {"pad_token": "<pad>"}, "mlflow_tracking_uri": "http://localhost:5000"})
-    assert list(find_secrets(setup.branches[setup.sft].content)) == []
+    assert list(find_secrets(setup.branches["sft-l1"].content)) == []
     write_files(setup, make_plan(setup))
     assert stat.S_IMODE(setup.run_dir.stat().st_mode) & 0o055

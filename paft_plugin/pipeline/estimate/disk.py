@@ -84,7 +84,7 @@ def needed_bytes(setup: Setup) -> int:
     """About what a run writes, in bytes: branches with their checkpoints, fused models, logs."""
     model = sum(file.stat().st_size for file in setup.base.glob("*.safetensors"))
     sequential = setup.of_kind("sequential")
-    trainings = [*setup.trainings, *(setup.branches[setup.preference] for _ in sequential)]
+    trainings = [*setup.trainings, *setup.continued]
     # Where nothing is known of the model's layers, a training is taken for one of a whole model.
     total = MARGIN + sum(estimate_disk(branch.content, setup.base) or model for branch in trainings)
     return total + model * (len(setup.of_kind("fused")) + 2 * len(sequential))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from paft_plugin.args import names_plugin
 from paft_plugin.deltas.store import open_model
 from paft_plugin.errors import Findings, PaftError, collecting, some
-from paft_plugin.pipeline.arms import Setup
+from paft_plugin.pipeline.arms import SFT, Setup
 from paft_plugin.pipeline.branches import PLUGIN, Branch
 from paft_plugin.pipeline.estimate.disk import check_disk
 from paft_plugin.pipeline.preflight.ask import asked
@@ -49,7 +50,7 @@ def _without_axolotl(setup: Setup, wanted: list[Branch], configured: list[Branch
         yield check_secrets(branch)
         yield check_start(setup, branch)
         yield remote_data(branch)
-    for branch in (*setup.trainings, *(setup.branches[setup.preference] for _ in setup.of_kind("sequential"))):
+    for branch in (*setup.trainings, *setup.continued):
         yield check_launcher(setup, branch)
     yield check_evaluation(setup)
     for branch in wanted:
@@ -59,13 +60,10 @@ def _without_axolotl(setup: Setup, wanted: list[Branch], configured: list[Branch
 
 
 def different_trainings(setup: Setup) -> list[Branch]:
-    """The trainings, without the dense twin where its sparse one is there: it is the same config, less the plugin."""
-    sparse = setup.branches[setup.sft]
-    return [
-        branch
-        for branch in setup.trainings
-        if branch is sparse or branch.spec is not sparse.spec or sparse not in setup.trainings
-    ]
+    """The trainings, without dense twins whose penalised ones are there: they are the same configs, less the plugin."""
+    trained = {branch.name for branch in setup.trainings}
+    spared = {twin for sparse, twin in setup.twins.items() if sparse in trained}
+    return [branch for branch in setup.trainings if branch.name not in spared or branch.name in setup.config.compare]
 
 
 # --- without axolotl -----------------------------------------------------------------------------------------------------
@@ -133,14 +131,15 @@ def check_penalty(setup: Setup, branch: Branch) -> Findings:
         findings.problem(
             f"{branch.where}: {some(keys)}: does nothing unless `plugins:` names {PLUGIN}. Add it there, as `- {PLUGIN}`."
         )
-    elif branch.name == setup.sft:
+    elif branch.name == setup.fused.get(SFT):
         findings.problem(
             f"{branch.where}: the SFT branch has no penalty. Add `plugins: [{PLUGIN}]` and paft_l1_lambda or "
             "paft_target_sparsity, such as paft_target_sparsity: 0.9."
         )
-    if branch.name == setup.sft and branch.strategy != "sft":
+    if branch.name in setup.of_role("sft") and branch.strategy != "sft":
+        instead = "under `preference:`" if branch.name == setup.fused.get(SFT) else "`role: preference`"
         findings.problem(
-            f"{branch.where}: rl: {branch.strategy}: the SFT branch is trained by SFT. Give it under `preference:` instead."
+            f"{branch.where}: rl: {branch.strategy}: the SFT branch is trained by SFT. Give it {instead} instead."
         )
     return findings
 
@@ -165,8 +164,8 @@ def check_start(setup: Setup, branch: Branch) -> Findings:
             f"{said}: a training that continues an adapter does not start from δ = 0. Remove it, or the plugin."
         )
     else:
-        sft = setup.branches[setup.sft].trained
-        same = sft is not None and Path(str(start)).is_dir() and sft.resolve() == Path(str(start)).resolve()
+        done = [trained.resolve() for name in setup.of_role("sft") if (trained := setup.branches[name].trained)]
+        same = Path(str(start)).is_dir() and Path(str(start)).resolve() in done
         which = (
             "That is the SFT branch, so the" if same else "If that is the SFT branch, or was made from its data, the"
         )
@@ -178,12 +177,15 @@ def check_start(setup: Setup, branch: Branch) -> Findings:
 
 
 def check_apart(setup: Setup) -> Findings:
-    """Two adapters that are done already: whether one continued the other."""
+    """Branches that are done already: whether two are the same, or one continued the other."""
     from paft_plugin.deltas.belongs import continued
 
-    findings, folders = Findings(), [setup.branches[name].trained for name in (setup.sft, setup.preference)]
-    one, other = folders
-    if one is not None and other is not None:
+    findings = Findings()
+    done = {key: trained for key, name in setup.fused.items() if (trained := setup.branches[name].trained)}
+    for (first, one), (second, other) in itertools.combinations(done.items(), 2):
+        if one.resolve() == other.resolve():
+            findings.problem(f"{first} and {second} are the same folder, {one}. Leave one out: it would count twice.")
+            continue
         with contextlib.suppress(PaftError):  # what does not fit is said of each
             findings.warn(*continued(open_model(setup.base), (one, other)))
     return findings
@@ -243,6 +245,6 @@ def check_trained(setup: Setup, branch: Branch) -> Findings:
     assert branch.trained is not None
     with collecting(findings.problems):
         findings.take(branch_findings(open_model(setup.base), branch.trained))
-    if branch.name == setup.sft and (reason := why_unproven(branch.trained)):
+    if branch.name == setup.fused.get(SFT) and (reason := why_unproven(branch.trained)):
         findings.warn(reason)
     return findings

@@ -55,16 +55,16 @@ def test_a_branch_that_is_to_continue_an_adapter_is_told_what_axolotl_makes_of_i
     (warning,) = check_start(setup, setup.branches[rl]).warnings
     assert ("ignores it" not in warning) == honoured
     assert ("counts it twice" in warning) == honoured
-    assert not check_start(setup, setup.branches[setup.sft]).warnings
+    assert not check_start(setup, setup.branches["sft-l1"]).warnings
 
 
 def test_the_sft_branch_that_is_continued_is_known_for_it(room: Room, tmp_path: Path) -> None:
     (tmp_path / "done").mkdir()
     continued = {"rl": "orpo", "adapter": "lora", "lora_model_dir": str(tmp_path / "done")}
     setup = room.setup(preference=continued)
-    sft = setup.branches[setup.sft]
+    sft = setup.branches["sft-l1"]
     done = replace(sft, spec=sft.spec.model_copy(update={"trained": tmp_path / "done"}))
-    setup = replace(setup, branches={**setup.branches, setup.sft: done})
+    setup = replace(setup, branches={**setup.branches, "sft-l1": done})
     assert (
         "That is the SFT branch, so the fusion counts it twice"
         in check_start(setup, setup.branches["orpo"]).warnings[0]
