@@ -39,8 +39,7 @@ class Room:
             (self.folder / file).write_text(yaml.safe_dump(self.config(name, changes or {})), encoding="utf-8")
         content = {
             "base": str(self.demo / "base"),
-            "sft": "sft.yml",
-            "preference": "preference.yml",
+            **({} if "branches" in paft else {"sft": "sft.yml", "preference": "preference.yml"}),
             "output_dir": "run",
             **paft,
         }

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from paft_plugin.demo.data import write_tasks
-from paft_plugin.pipeline.preflight.check import check_evaluation, check_launcher, check_start, different_trainings
+from paft_plugin.pipeline.preflight.check import (
+    check_apart,
+    check_evaluation,
+    check_launcher,
+    check_start,
+    different_trainings,
+)
 from tests.pipeline.room import Room
 
 
@@ -76,4 +82,12 @@ def test_without_an_adapter_axolotl_ignores_it_and_beside_the_plugin_it_is_a_pro
     whole = room.setup(preference={"rl": "orpo", "adapter": None, **start})
     assert "ignores it without an adapter" in check_start(whole, whole.branches["orpo"]).warnings[0]
     sparse = room.setup(sft={"adapter": "lora", **start})
-    assert "does not start from δ = 0" in check_start(sparse, sparse.branches[sparse.sft]).problems[0]
+    assert "does not start from δ = 0" in check_start(sparse, sparse.branches["sft-l1"]).problems[0]
+
+
+def test_one_folder_is_no_two_branches(room: Room) -> None:
+    done = {"trained": str(room.demo / "base"), "role": "sft"}
+    branches = {"one": done, "other": done, "taste": {"config": "preference.yml", "role": "preference"}}
+    setup = room.setup(sft={}, preference={}, branches=branches)
+    (problem,) = check_apart(setup).problems
+    assert problem.startswith("one and other are the same folder")
