@@ -34,6 +34,11 @@ class HeldOutRow(BaseModel):
     prompt: Tokens = Field(min_length=1)
     """Token ids of everything before the answer, the template's own included."""
 
+    @property
+    def answers(self) -> tuple[Tokens, ...]:
+        """What may follow."""
+        raise NotImplementedError
+
 
 class AnswerRow(HeldOutRow):
     """A prompt with its right answer: of an SFT branch, or what shall be retained."""
@@ -41,12 +46,20 @@ class AnswerRow(HeldOutRow):
     answer: Tokens = Field(min_length=1)
     """Token ids of the last assistant turn, with the end of turn that training would teach."""
 
+    @property
+    def answers(self) -> tuple[Tokens, ...]:
+        return (self.answer,)
+
 
 class PairRow(HeldOutRow):
     """A prompt with a better and a worse answer: of a preference branch."""
 
     chosen: Tokens = Field(min_length=1)
     rejected: Tokens = Field(min_length=1)
+
+    @property
+    def answers(self) -> tuple[Tokens, ...]:
+        return (self.chosen, self.rejected)
 
 
 Row = TypeVar("Row", bound=HeldOutRow)
