@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.table import Table as RichTable
 
-VERDICT_WORDS = {"": "", "best": "", "better": "▲ better", "worse": "▼ worse", "same": "= no difference"}
+VERDICT_WORDS = {
+    "": "",
+    "best": "",
+    "better": "▲ better",
+    "worse": "▼ worse",
+    "equivalent": "= equivalent",
+    "unclear": "? not told apart",
+}
 LAYOUTS = ((None, 2), (None, 1), (10, 1), (7, 1))
 """How a terminal's table is laid out, the first that fits: characters after which a heading goes on in its next line, and
 spaces between columns."""
@@ -45,7 +52,7 @@ class Cell:
     order: float | str | None = None
     """A number; `""` for what was not measured, which stays last; None to sort by the text."""
     error: str = ""
-    """A number's standard error; a terminal has no room for it."""
+    """How far a number's interval reaches; a terminal has no room for it."""
     verdict: str = ""
     detail: str = ""
     """A second line, smaller; on a page only."""
@@ -105,7 +112,7 @@ class Table:
 
 
 def number_cell(value: float | None, form: Callable[[float], str], error: float | None = None) -> Cell:
-    """`value` and its standard error as `form` writes them (see `formats`), or a blank."""
+    """`value` and how far its interval reaches as `form` writes them (see `formats`), or a blank."""
     text = BLANK if value is None else form(value)
     return Cell(text, "" if text == BLANK else value, "" if error is None else form(error))
 

@@ -76,16 +76,18 @@ class Step(BaseModel):
 class RunFile(JsonFile):
     """`configs/run.json`: what a run is made of, as the pipeline tells those who read its folder."""
 
-    SCHEMA: ClassVar[int] = 2
+    SCHEMA: ClassVar[int] = 3
     AGAIN: ClassVar[str] = "Run `axolotl paft run` again."
 
     description: str = ""
     """What the user says of the run, in Markdown; may be empty."""
     base: str
-    skill: str | None = None
-    """The measure of what the SFT branch teaches."""
-    preference: str | None = None
-    """The measure of what the preference branch teaches."""
+    skills: tuple[str, ...] = ()
+    """The measures of what the SFT branches teach; none: those of held-out rows."""
+    preferences: tuple[str, ...] = ()
+    """The measures of what the preference branches teach; none: those of held-out rows."""
+    margins: dict[str, float] = Field(default_factory=dict)
+    """Measure, or `""` for all shares → the largest difference that does not matter, where the user said it."""
     thresholds: tuple[float, ...] = ()
     arms: tuple[Arm, ...]
     """In the order of the table."""
@@ -97,9 +99,11 @@ class RunFile(JsonFile):
 
     @classmethod
     def upgraded(cls, content: dict[str, Any], schema: object, path: Path) -> dict[str, Any]:
-        if schema != 1:
+        if schema not in (1, 2):
             return super().upgraded(content, schema, path)
-        return {**content, "arms": _Schema1.model_validate(content).resolved()}
+        goals = {f"{role}s": [] if content.get(role) is None else [content[role]] for role in ("skill", "preference")}
+        arms = _Schema1.model_validate(content).resolved() if schema == 1 else content["arms"]
+        return {**content, **goals, "arms": arms}
 
 
 class _Schema1(BaseModel):

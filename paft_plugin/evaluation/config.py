@@ -6,7 +6,16 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from paft_plugin.reading import read_json_file
 from paft_plugin.schema import STRICT, Folder, MappingOfNames, given_file, known, raise_lines, validate
@@ -87,6 +96,21 @@ def _retained(value: Any, info: ValidationInfo) -> Any:
     raise ValueError("give a file of rows, or a list of lm-eval tasks.")
 
 
+def _names(value: Any) -> Any:
+    return () if value is None else (value,) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+"""Of measures: one, or a list."""
+
+
+def _margin(value: Any) -> Any:
+    """A number is that of all shares, under the name `""`."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not 0 < value < 1:
+        raise ValueError(f"give a share between 0 and 1, such as 0.02 for 2 points, not {value}.")
+    return {} if value is None else {"": value} if isinstance(value, (int, float)) else value
+
+
 class EvaluationConfig(BaseModel):
     """What is under `evaluation:`."""
 
@@ -112,15 +136,19 @@ class EvaluationConfig(BaseModel):
         default_factory=dict,
         description="lm-eval tasks or groups, as a list or with which number of each counts.",
     )
-    skill: str | None = Field(
-        default=None, description="The measure of what the SFT branch teaches: the alignment tax is paid in it."
+    skill: Names = Field(
+        default=(),
+        description="The measure of what the SFT branch teaches, or a list of those of several: the alignment tax is paid in "
+        "it. [of each SFT branch the share of right answers to held-out rows, else their likelihood]",
     )
-    preference: str | None = Field(default=None, description="The measure of what the preference branch teaches.")
-    margin: float = Field(
-        default=0.02,
-        gt=0,
-        lt=1,
-        description="The largest difference of a share that does not matter: 0.02 is 2 points.",
+    preference: Names = Field(
+        default=(),
+        description="The measure of what the preference branch teaches, or a list. [the gain on its held-out rows]",
+    )
+    margin: Annotated[dict[str, PositiveFloat], BeforeValidator(_margin)] = Field(
+        default_factory=dict,
+        description="The largest difference that does not matter: of all shares, or measure → of that one, in its own unit. "
+        "[2 points; 0.02 nats per token; 0.8 nats of a gain]",
     )
     keep_texts: bool = Field(
         default=False,
@@ -141,12 +169,12 @@ class EvaluationConfig(BaseModel):
 
     @field_validator("skill", "preference")
     @classmethod
-    def _is_a_measure(cls, name: str | None, info: ValidationInfo) -> str | None:
-        if name is None or "measures" not in info.data:  # the measures have a mistake of their own
-            return name
-        if info.data.get("held_out") is not False:  # then it may be one of a branch, which `paft.yml` knows
-            return name
-        return known("measure", name, measure_names(info.data["measures"]))
+    def _are_measures(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if "measures" not in info.data or info.data.get("held_out") is not False:
+            return (
+                names  # the measures have a mistake of their own, or it may be one of a branch, which `paft.yml` knows
+            )
+        return tuple(known("measure", name, measure_names(info.data["measures"])) for name in names)
 
     @model_validator(mode="after")
     def _measures_something(self) -> EvaluationConfig:

@@ -7,18 +7,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
 from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.evaluation.arms import Arm, Kind, arm_named, read_run
-from paft_plugin.files import JsonFile
+from paft_plugin.evaluation.held_out_rows import HELD_OUT
+from paft_plugin.evaluation.items import ITEMS_FILE, ItemScore, read_items
+from paft_plugin.files import JsonFile, inside
+
+if TYPE_CHECKING:
+    from paft_plugin.evaluation.statistics import Interval, Values
 
 RESULTS = "results.json"
 """In the folder of a run."""
+
+
+NATS = ("nll", "gain", "kl_to_base", "retained")
+"""Metrics of held-out rows that are no shares."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,19 @@ class Measure:
     metric: str
     filter: str
     higher_is_better: bool
+    margin: float | None = None
+    """The largest difference that does not matter, in the measure's unit; None where nobody said."""
+
+    @property
+    def held_out(self) -> str | None:
+        """The branch whose rows it is taken on; None if they are a task's."""
+        folder, _, branch = self.task.partition("/")
+        return branch if branch and folder == HELD_OUT.name else None
+
+    @property
+    def in_nats(self) -> bool:
+        """Whether it is no share, wherever its values lie."""
+        return self.held_out is not None and self.metric in NATS
 
     @property
     def key(self) -> str:
@@ -90,10 +112,31 @@ def read_scores(files: Iterable[Path]) -> tuple[tuple[Measure, ...], dict[str, A
     return measures, scores
 
 
+class Swaps(BaseModel):
+    """How many items of a measure of right and wrong changed from one arm to another: averages hide it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    lost: int
+    """Right → wrong."""
+    won: int
+    """Wrong → right."""
+    items: int
+
+
+@dataclass(frozen=True)
+class ItemValues:
+    """What an arm came to on every item of one measure, in the order of the items' names."""
+
+    names: tuple[str, ...]
+    values: Values
+    sources: tuple[str | None, ...]
+
+
 class ArmResult(BaseModel):
     """What is known of one arm."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, arbitrary_types_allowed=True)
 
     arm: Arm
     """In the file its name alone: what it is made of stands in the run's `configs/run.json`."""
@@ -101,24 +144,35 @@ class ArmResult(BaseModel):
     """By the measure's name."""
     stderr: dict[str, float] = Field(default_factory=dict)
     n: dict[str, int] = Field(default_factory=dict)
-    alignment_tax: float | None = None
-    """What it loses on the SFT skill by being aligned (see `alignment_tax`)."""
+    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """95 %, of those of whose spread something is known."""
+    taxes: dict[str, float] = Field(default_factory=dict)
+    """What it loses on each skill by being aligned (see `alignment_tax`)."""
+    swaps: dict[str, dict[str, Swaps]] = Field(default_factory=dict)
+    """SFT alone or base → measure → how many items changed from there to here."""
     sparsity: dict[str, float] = Field(default_factory=dict)
     """Share of the delta's entries with |δ| ≤ threshold, by threshold (`"1e-05"`)."""
     model: str = ""
     """The arm's folder, relative to the run's."""
+    items: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
+    """Measure → `ItemValues`, of those whose items are known: they stand in the arm's `items.jsonl`."""
 
     @property
     def name(self) -> str:
         """What tables and plots call it."""
         return self.arm.name
 
+    def reach(self, measure: str) -> float | None:
+        """From the score to the farther end of its 95 % interval: what stands after ±."""
+        ends = self.intervals.get(measure)
+        return None if ends is None else max(abs(end - self.scores[measure]) for end in ends)
+
     @field_validator("arm", mode="before")
     @classmethod
     def _arm_of_its_name(cls, arm: object) -> object:
         return arm_named(arm) if isinstance(arm, str) else arm
 
-    @field_validator("scores", "stderr", "n", "sparsity", mode="before")
+    @field_validator("scores", "stderr", "n", "intervals", "taxes", "swaps", "sparsity", mode="before")
     @classmethod
     def _without_blanks(cls, values: object) -> object:
         """null, and a number that is not finite, are what was not measured."""
@@ -153,14 +207,14 @@ class ArmResult(BaseModel):
 class Results(JsonFile):
     """`results.json`: every arm of a run as it was measured, unrounded, in the order of the table."""
 
-    SCHEMA: ClassVar[int] = 2
+    SCHEMA: ClassVar[int] = 3
     AGAIN: ClassVar[str] = "Run the same command again to write it anew."
 
     measures: tuple[Measure, ...]
-    skill: str | None = None
-    """The measure of what the SFT branch teaches."""
-    preference: str | None = None
-    """The measure of what the preference branch teaches."""
+    skills: tuple[str, ...] = ()
+    """The measures of what the SFT branches teach."""
+    preferences: tuple[str, ...] = ()
+    """The measures of what the preference branches teach."""
     thresholds: tuple[str, ...] = ()
     """Every threshold at which any arm's sparsity was measured, the smallest first."""
     arms: tuple[ArmResult, ...]
@@ -169,6 +223,18 @@ class Results(JsonFile):
     @classmethod
     def _smallest_first(cls, thresholds: object) -> object:
         return sorted(map(str, thresholds), key=float) if isinstance(thresholds, Iterable) else ()
+
+    @classmethod
+    def upgraded(cls, content: dict[str, Any], schema: object, path: Path) -> dict[str, Any]:
+        if schema != 2:
+            return super().upgraded(content, schema, path)
+        goals = {f"{role}s": [] if content.get(role) is None else [content[role]] for role in ("skill", "preference")}
+        arms = [{**arm, "taxes": dict.fromkeys(goals["skills"], arm.get("alignment_tax"))} for arm in content["arms"]]
+        arms = [
+            one.model_copy(update={"intervals": _intervals(one)}).model_dump()
+            for one in map(ArmResult.model_validate, arms)
+        ]
+        return {**content, **goals, "arms": arms}
 
     def measure(self, name: str) -> Measure:
         """The measure of that name, which is there."""
@@ -183,17 +249,29 @@ class Results(JsonFile):
         return next((arm for arm in self.arms if arm.arm.kind == kind), None)
 
     @property
+    def goals(self) -> tuple[str, ...]:
+        """The measures of what the branches teach, the skills first."""
+        return (*self.skills, *self.preferences)
+
+    @property
     def others(self) -> list[Measure]:
-        """The measures that are neither the skill nor the preference."""
-        return [measure for measure in self.measures if measure.name not in (self.skill, self.preference)]
+        """The measures that are neither a skill nor a preference."""
+        return [measure for measure in self.measures if measure.name not in self.goals]
+
+    def goal(self, branch: Arm) -> str | None:
+        """The measure of what a branch teaches: that on its own rows, else the one that there is for all of its role."""
+        goals = self.skills if branch.role == "sft" else self.preferences
+        own = (name for name in goals if self.measure(name).held_out in (branch.name, branch.twin))
+        return next(own, goals[0] if len(goals) == 1 else None)
 
     def contradictions(self) -> list[str]:
         """What cannot be true of a whole run, in full sentences."""
         known = {measure.name for measure in self.measures}
         problems = [
             f"{role} {name!r} is none of its measures. Correct `{role}`."
-            for role, name in (("skill", self.skill), ("preference", self.preference))
-            if name is not None and name not in known
+            for role, goals in (("skills", self.skills), ("preferences", self.preferences))
+            for name in goals
+            if name not in known
         ]
         names = [arm.name for arm in self.arms]
         problems += [
@@ -203,22 +281,131 @@ class Results(JsonFile):
 
 
 def gather(
-    measures: Sequence[Measure], arms: Sequence[ArmResult], skill: str | None = None, preference: str | None = None
+    measures: Sequence[Measure],
+    arms: Sequence[ArmResult],
+    skills: Sequence[str] = (),
+    preferences: Sequence[str] = (),
+    margins: Mapping[str, float] | None = None,
 ) -> Results:
-    """The results of all arms of a run, with the alignment tax of those that have one; what was not measured is no goal."""
+    """The results of all arms of a run: with intervals, margins, taxes, and what changed from SFT alone and from the base.
+
+    Where no goal is named, held-out rows are: whether the answer is right, else how likely it is, and the gain of the margin.
+    What was not measured is no goal. `margins` are by measure; that of `""` is of all shares.
+    """
     measured = {measure.name: measure for measure in measures}
-    tax = alignment_tax(arms, measured[skill]) if skill in measured else {}
+    skills = [name for name in skills if name in measured] or _held_out_goals(measures, "match", "nll")
+    preferences = [name for name in preferences if name in measured] or _held_out_goals(measures, "gain")
+    taxes = {skill: alignment_tax(arms, measured[skill]) for skill in skills}
+    references = dict.fromkeys(
+        [
+            *(one.name for skill in skills if (one := skill_reference(arms, measured[skill]))),
+            *(one.name for one in arms if one.arm.kind == "base"),
+        ]
+    )
+    by_name = {one.name: one for one in arms}
     return Results(
-        measures=tuple(measures),
-        skill=skill if skill in measured else None,
-        preference=preference if preference in measured else None,
+        measures=tuple(replace(one, margin=_margin(one, arms, margins or {})) for one in measures),
+        skills=tuple(skills),
+        preferences=tuple(preferences),
         thresholds=tuple({threshold for arm in arms for threshold in arm.sparsity}),
-        arms=tuple(arm.model_copy(update={"alignment_tax": tax.get(arm.name)}) for arm in arms),
+        arms=tuple(
+            one.model_copy(
+                update={
+                    "intervals": _intervals(one),
+                    "taxes": {skill: tax[one.name] for skill, tax in taxes.items() if one.name in tax},
+                    "swaps": {
+                        name: found for name in references if name != one.name and (found := _swaps(by_name[name], one))
+                    },
+                }
+            )
+            for one in arms
+        ),
     )
 
 
+def _held_out_goals(measures: Sequence[Measure], *metrics: str) -> list[str]:
+    """For each branch with held-out rows the first of `metrics` that was taken on them."""
+    goals: dict[str, str] = {}
+    for metric in metrics:
+        for measure in measures:
+            if measure.held_out and measure.metric == metric:
+                goals.setdefault(measure.held_out, measure.name)
+    return list(goals.values())
+
+
+SHARE_MARGIN = 0.02
+"""Two points; of nats per token about 2 % of the perplexity."""
+GAIN_MARGIN = 0.8
+"""Nats: at the usual β = 0.1 it moves the probability that DPO gives to the better answer by 2 points at most (β/4 · 0.8)."""
+
+
+def _margin(measure: Measure, arms: Sequence[ArmResult], given: Mapping[str, float]) -> float | None:
+    if measure.name in given:
+        return given[measure.name]
+    if measure.held_out and measure.metric == "gain":
+        return GAIN_MARGIN
+    if measure.in_nats:
+        return SHARE_MARGIN
+    scores = [arm.scores[measure.name] for arm in arms if measure.name in arm.scores]
+    return given.get("", SHARE_MARGIN) if all(0 <= score <= 1 for score in scores) else None
+
+
+def _intervals(arm: ArmResult) -> dict[str, Interval]:
+    from paft_plugin.evaluation.statistics import interval_of_score, mean_interval
+
+    found: dict[str, Interval] = {}
+    for name, score in arm.scores.items():
+        items = arm.items.get(name)
+        if items is not None and len(items.values) > 1:
+            found[name] = mean_interval(items.values, items.sources)
+        elif ends := interval_of_score(score, arm.stderr.get(name), arm.n.get(name, 0)):
+            found[name] = ends
+    return found
+
+
+def _swaps(before: ArmResult, after: ArmResult) -> dict[str, Swaps]:
+    from paft_plugin.evaluation.statistics import is_right_or_wrong
+
+    found = {}
+    for name in after.items:
+        pair = paired_values(before, after, name)
+        if pair is not None and all(map(is_right_or_wrong, pair)):
+            changes = pair[1] - pair[0]
+            found[name] = Swaps(lost=int((changes < 0).sum()), won=int((changes > 0).sum()), items=len(changes))
+    return found
+
+
+def paired_values(before: ArmResult, after: ArmResult, measure: str) -> tuple[Values, Values] | None:
+    """What two arms came to on the items of a measure; None if they are not known of both, or not the same."""
+    items: list[ItemValues] = [arm.items[measure] for arm in (before, after) if measure in arm.items]
+    if len(items) < 2 or items[0].names != items[1].names:
+        return None
+    return items[0].values, items[1].values
+
+
+def item_values(run: Path, arm: str, scores: Mapping[str, float]) -> dict[str, ItemValues]:
+    """Measure → its items in the folder of a run, of those that the score is the mean of; of others nothing can be paired.
+
+    Raises:
+        PaftError: The file cannot be read.
+    """
+    import numpy as np
+
+    file = inside(run, Path("scores") / arm / ITEMS_FILE)
+    by_measure: dict[str, dict[str, ItemScore]] = {}
+    for item in read_items(file) if file.is_file() else ():
+        by_measure.setdefault(item.measure, {})[item.item] = item
+    found = {}
+    for name, items in by_measure.items():
+        names = tuple(sorted(items))
+        values = np.array([items[each].value for each in names])
+        if name in scores and math.isclose(values.mean(), scores[name], rel_tol=1e-4, abs_tol=1e-6):
+            found[name] = ItemValues(names, values, tuple(items[each].source for each in names))
+    return found
+
+
 def read_results(run: Path) -> Results | None:
-    """The results in the folder `run`, each arm as its `run.json` describes it; None if there are none.
+    """The results in the folder `run`, each arm as its `run.json` describes it and with its items; None if there are none.
 
     Raises:
         PaftError: A file is damaged, of a version that cannot be read, or contradicts itself; all that is wrong.
@@ -229,25 +416,36 @@ def read_results(run: Path) -> Results | None:
     results = Results.read(file)
     raise_if_any([f"{file}: {problem}" for problem in results.contradictions()])
     planned = read_run(run)
-    if planned is None:
-        return results
-    arms = [one.model_copy(update={"arm": arm_named(one.name, planned.arms)}) for one in results.arms]
+    arms = [
+        one.model_copy(
+            update={
+                "arm": one.arm if planned is None else arm_named(one.name, planned.arms),
+                "items": item_values(run, one.name, one.scores),
+            }
+        )
+        for one in results.arms
+    ]
     return results.model_copy(update={"arms": tuple(arms)})
 
 
-def skill_reference(arms: Iterable[ArmResult], skill: str) -> ArmResult | None:
-    """The arm that has the whole skill: the SFT branch, if it was measured without the penalty, else with it."""
-    measured = [one for one in arms if one.arm.is_sft and skill in one.scores]
-    return min(measured, key=lambda one: one.arm.penalised, default=None)
+def skill_reference(arms: Iterable[ArmResult], skill: Measure) -> ArmResult | None:
+    """The arm that has the whole skill: its own SFT branch, else the best; without the penalty, if that was measured."""
+    sign = 1 if skill.higher_is_better else -1
+    measured = [one for one in arms if one.arm.is_sft and skill.name in one.scores]
+    return min(
+        measured,
+        key=lambda one: (one.arm.penalised, one.name != skill.held_out, -sign * one.scores[skill.name]),
+        default=None,
+    )
 
 
 def alignment_tax(arms: Sequence[ArmResult], skill: Measure) -> dict[str, float]:
-    """What each arm of a run loses on the SFT skill by being aligned, in the skill's own unit; below 0 it gained.
+    """What each arm of a run loses on a skill by being aligned, in the skill's own unit; below 0 it gained.
 
     It is relative to `skill_reference`. Only arms that combine the skill with the preference have a tax, and only if both
     skills were measured.
     """
-    reference = skill_reference(arms, skill.name)
+    reference = skill_reference(arms, skill)
     if reference is None:
         return {}
     sign = 1 if skill.higher_is_better else -1

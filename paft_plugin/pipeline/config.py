@@ -241,16 +241,16 @@ class PaftConfig(BaseModel):
             return evaluation
         branches = list(info.data.get("branches") or ("sft", "preference"))
         measures = [*measure_names(evaluation.measures), *held_out_measures(branches)]
-        goals = {"skill": evaluation.skill, "preference": evaluation.preference}
+        goals = [("skill", name) for name in evaluation.skill] + [
+            ("preference", name) for name in evaluation.preference
+        ]
         wrong = [
             f"held_out.{name}: no such branch. {suggestion(name, branches)}"
             for name in evaluation.held_out
             if name not in branches
         ]
         wrong += [
-            f"{key}: no such measure. {suggestion(name, measures)}"
-            for key, name in goals.items()
-            if name is not None and name not in measures
+            f"{key}: no such measure. {suggestion(name, measures)}" for key, name in goals if name not in measures
         ]
         raise_lines(wrong)
         return evaluation

@@ -277,7 +277,7 @@ def _evaluate(setup: Setup) -> Iterator[Planned]:
     if evaluation is None:
         return
     measures = setup.run_dir / CONFIGS / "measures.json"
-    given = {measures: json_text(evaluation.model_dump(mode="json"))}
+    given = {measures: json_text(evaluation.model_dump(mode="json", exclude={"skill", "preference", "margin"}))}
     tasks = () if evaluation.tasks is None else task_inputs(evaluation.tasks)
     for arm in setup.arms:
         model = setup.model(arm)
@@ -326,8 +326,9 @@ def _run_file(setup: Setup, stages: Sequence[Stage]) -> RunFile:
     return RunFile(
         description=setup.config.description,
         base=setup.config.base,
-        skill=evaluation.skill if evaluation else None,
-        preference=evaluation.preference if evaluation else None,
+        skills=evaluation.skill if evaluation else (),
+        preferences=evaluation.preference if evaluation else (),
+        margins=evaluation.margin if evaluation else {},
         thresholds=tuple(setup.config.inspection.thresholds),
         arms=setup.arms,
         stages=tuple(

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paft_plugin.evaluation.arms import RunFile, read_run
-from paft_plugin.evaluation.results import RESULTS, ArmResult, Results, gather, read_scores
+from paft_plugin.evaluation.results import RESULTS, ArmResult, Results, gather, item_values, read_scores
 from paft_plugin.files import inside, write_text
 from paft_plugin.formats import number, threshold_key
 from paft_plugin.inspection.inspected import INSPECTION_FILE, InspectedDelta, read_inspection
-from paft_plugin.report.arm_tables import arm_table
+from paft_plugin.report.arm_tables import arm_table, comparison_note
 from paft_plugin.report.choice import choose
-from paft_plugin.report.differences import comparisons
-from paft_plugin.tables import as_markdown
+from paft_plugin.report.differences import comparisons, silent_measures
+from paft_plugin.tables import VERDICT_WORDS, as_markdown
 from paft_plugin.templates import render
 
 INSPECTIONS = (Path("inspection") / "branches", Path("inspection") / "fused")
@@ -50,17 +50,30 @@ def collect(run_dir: Path, run: RunFile) -> Results:
             **(scores[arm.name].model_dump() if arm.name in scores else {}),
             sparsity=sparsities.get(arm.name, {}),
             model=arm.model,
+            items=item_values(run_dir, arm.name, scores[arm.name].scores) if arm.name in scores else {},
         )
         for arm in run.arms
     ]
-    return gather(measures, arms, run.skill, run.preference)
+    return gather(measures, arms, run.skills, run.preferences, run.margins)
 
 
 def readme(run: RunFile, results: Results, name: str) -> str:
     """The `README.md` of the run called `name`: its table, what its differences say, and the commands that repeat it by hand."""
-    asked = [one for one in comparisons(results, choose(results).arm) if any(one.differences)]
-    table = as_markdown(arm_table(results))
-    return render("paft_plugin.report", "run.md", name=name, run=run, table=table, comparisons=asked, number=number)
+    choice = choose(results)
+    asked = [one for one in comparisons(results, choice.arm) if any(one.differences)]
+    return render(
+        "paft_plugin.report",
+        "run.md",
+        name=name,
+        run=run,
+        silent=silent_measures(results),
+        table=as_markdown(arm_table(results)),
+        choice=choice,
+        comparisons=asked,
+        comparisons_note="" if not asked else comparison_note(asked),
+        words=VERDICT_WORDS,
+        number=number,
+    )
 
 
 def _sparsities(run_dir: Path, run: RunFile) -> dict[str, dict[str, float]]:

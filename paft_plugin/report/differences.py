@@ -1,18 +1,20 @@
-"""Differences between arms, and whether they are more than chance: twice the standard error is the bar."""
+"""Differences between arms, and whether they are more than chance: by the same items where they are known of both arms."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
-from paft_plugin.evaluation.results import ArmResult, Measure, Results, standard_error
+from paft_plugin.drawing import joined
+from paft_plugin.evaluation.results import ArmResult, Measure, Results, paired_values, standard_error
+from paft_plugin.evaluation.statistics import LEAST_ITEMS, LEVEL, MeanChange, holm, paired_change, unpaired_change
 from paft_plugin.formats import number, signed
 
-BAR = 2.0
-"""Standard errors that a difference must exceed to count."""
-Verdict = Literal["better", "worse", "same"]
+ALPHA = round(1 - LEVEL, 9)
+Verdict = Literal["better", "worse", "equivalent", "unclear"]
 
 
 @dataclass(frozen=True)
@@ -22,18 +24,35 @@ class Difference:
     measure: Measure
     before: ArmResult
     after: ArmResult
+    adjusted: float | None = None
+    """The p value after Holm's correction, of a declared contrast; None of an exploratory one."""
 
     @property
     def value(self) -> float:
         """`after` − `before`."""
         return self.after.scores[self.measure.name] - self.before.scores[self.measure.name]
 
-    @property
-    def error(self) -> float | None:
-        """Standard error of `value`, of unpaired samples; None if it isn't known of both arms."""
-        errors = [standard_error(arm, self.measure.name) for arm in (self.before, self.after)]
+    @cached_property
+    def change(self) -> MeanChange | None:
+        """By the arms' items in pairs, else by both standard errors; None where neither is known."""
+        name = self.measure.name
+        pair = paired_values(self.before, self.after, name)
+        if pair is not None and len(pair[0]) > 1:
+            return paired_change(*pair, self.before.items[name].sources)
+        errors = [standard_error(arm, name) for arm in (self.before, self.after)]
         known = [error for error in errors if error is not None]
-        return math.hypot(*known) if len(known) == len(errors) else None
+        if len(known) < len(errors):
+            return None
+        return unpaired_change(
+            self.value, math.hypot(*known), min(arm.n.get(name, 0) for arm in (self.before, self.after))
+        )
+
+    @property
+    def p(self) -> float:
+        """Of no difference at all, corrected where it was declared; without a known spread every difference counts."""
+        if self.change is None:
+            return float(self.value == 0)
+        return self.change.p if self.adjusted is None else self.adjusted
 
     @property
     def gain(self) -> float:
@@ -42,19 +61,74 @@ class Difference:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether `after` is better or worse by more than the bar; without a known error every difference counts."""
-        if abs(self.value) <= BAR * (self.error or 0.0) or self.value == 0:
-            return "same"
-        return "better" if self.gain > 0 else "worse"
+        """Whether `after` is better, worse or, to within the measure's margin, equivalent; else nobody can tell."""
+        if self.p <= ALPHA and self.value != 0:
+            return "better" if self.gain > 0 else "worse"
+        if self.change is not None and self.measure.margin is not None and self.change.is_within(self.measure.margin):
+            return "equivalent"
+        return "unclear"
+
+    @property
+    def limits(self) -> str:
+        """The ends of the 95 % interval."""
+        return "" if self.change is None else f"[{', '.join(map(signed, self.change.interval))}]"
+
+    @property
+    def sight(self) -> str:
+        """How small a difference these items show."""
+        if self.change is None:
+            return "of unknown spread"
+        return f"{_items(self.change.items)}, which would show differences from {number(self.change.detectable)}"
 
     def __str__(self) -> str:
-        return signed(self.value) + ("" if self.error is None else f" ± {number(self.error)}")
+        return f"{signed(self.value)} {self.limits}".rstrip()
+
+
+def _items(count: int) -> str:
+    return f"{count} items" if count else "these items"
 
 
 def difference(before: ArmResult, after: ArmResult, measure: Measure) -> Difference | None:
     """The difference in `measure`, or None if either arm lacks it."""
     are_scored = measure.name in before.scores and measure.name in after.scores
     return Difference(measure, before, after) if are_scored else None
+
+
+def silent_measures(results: Results) -> dict[str, str]:
+    """Measures that tell nothing in this run → why: the same for all, too few items, or at an end of their range."""
+    found = {measure.name: _why_silent(results, measure) for measure in results.measures}
+    return {name: why for name, why in found.items() if why}
+
+
+def _why_silent(results: Results, measure: Measure) -> str:
+    scored = [arm for arm in results.arms if measure.name in arm.scores]
+    scores = [arm.scores[measure.name] for arm in scored]
+    few = min((arm.n[measure.name] for arm in scored if measure.name in arm.n), default=LEAST_ITEMS)
+    if few < LEAST_ITEMS:
+        return f"it has {few} item{'s' * (few != 1)}, and fewer than {LEAST_ITEMS} show no difference, however large"
+    if len(scored) < 2:
+        return ""
+    if len(set(scores)) == 1 and not any(_swapped(scored[0], arm, measure.name) for arm in scored[1:]):
+        return f"all {len(scored)} arms come to {number(scores[0])}"
+    ends = [arm.scores[measure.name] for arm in scored if arm.arm.kind in ("base", "branch")]
+    if len(ends) < 2 or measure.in_nats or not all(0 <= score <= 1 for score in scores):
+        return ""
+    margin = measure.margin or 0.0
+    where = "floor" if max(ends) <= margin else "ceiling" if min(ends) >= 1 - margin else ""
+    if not where or any(_differs(scored[0], arm, measure) for arm in scored[1:]):
+        return ""
+    said = f"{number(min(ends))} to {number(max(ends))}" if min(ends) < max(ends) else number(ends[0])
+    return f"base and branches are at its {where} ({said}), and no arm is away from it by more than chance"
+
+
+def _swapped(one: ArmResult, other: ArmResult, measure: str) -> bool:
+    pair = paired_values(one, other, measure)
+    return pair is not None and bool((pair[0] != pair[1]).any())
+
+
+def _differs(one: ArmResult, other: ArmResult, measure: Measure) -> bool:
+    found = difference(one, other, measure)
+    return found is not None and found.verdict in ("better", "worse")
 
 
 @dataclass(frozen=True)
@@ -66,28 +140,68 @@ class Comparison:
     after: ArmResult
     differences: tuple[Difference | None, ...]
     """One for each measure."""
+    is_declared: bool = True
+    """Whether it was asked before there were scores."""
 
 
 def comparisons(results: Results, chosen: ArmResult | None) -> list[Comparison]:
-    """The paper's questions, as far as the arms are there to answer them, whichever way they came out; the chosen arm's first."""
+    """The paper's questions, as far as the arms are there to answer them, whichever way they came out; the chosen arm's first.
+
+    Declared are their answers in what the branches teach, as far as a measure of that tells anything: Holm's correction is over
+    these. All others are exploratory.
+    """
+    found = [
+        Comparison(question, before, after, tuple(difference(before, after, m) for m in results.measures), is_declared)
+        for question, before, after, is_declared in _asked(results, chosen)
+    ]
+    declared_measures = set(results.goals) - silent_measures(results).keys()
+    declared = [
+        change
+        for one in found
+        for change in one.differences
+        if one.is_declared and change is not None and change.measure.name in declared_measures
+    ]
+    corrected = dict(zip(map(id, declared), holm([change.p for change in declared]), strict=True))
     return [
-        Comparison(question, before, after, tuple(difference(before, after, one) for one in results.measures))
-        for question, before, after in _asked(results, chosen)
+        replace(
+            one,
+            differences=tuple(
+                replace(change, adjusted=corrected[id(change)])
+                if change is not None and id(change) in corrected
+                else change
+                for change in one.differences
+            ),
+        )
+        for one in found
     ]
 
 
-def _asked(results: Results, chosen: ArmResult | None) -> Iterator[tuple[str, ArmResult, ArmResult]]:
+def _asked(results: Results, chosen: ArmResult | None) -> Iterator[tuple[str, ArmResult, ArmResult, bool]]:
+    """Question, arms, and whether it was declared before there were scores."""
     sequential = results.first("sequential")
     if sequential and chosen and chosen is not sequential:
-        yield f"{chosen.name} instead of sequential training", sequential, chosen
+        is_declared = chosen.arm.kind == "fused" and chosen.arm.penalised
+        yield f"{chosen.name} instead of sequential training", sequential, chosen, is_declared
     for arm in results.arms:
         if arm.arm.kind == "branch" and (twin := results.arm(arm.arm.twin)):
-            yield "The penalty on the SFT branch", twin, arm
+            yield "The penalty on the SFT branch", twin, arm, True
     if sequential and (start := next(filter(None, map(results.arm, sequential.arm.branches)), None)):
-        yield "Preference training on top of SFT", start, sequential
+        yield "Preference training on top of SFT", start, sequential, True
     for arm in results.arms:
         if arm.arm.kind == "fused" and arm.arm.penalised:
             if sequential and arm is not chosen:
-                yield f"{arm.name} instead of sequential training", sequential, arm
+                yield f"{arm.name} instead of sequential training", sequential, arm, True
             if twin := results.arm(arm.arm.twin):
-                yield f"The penalty, before fusing with {arm.arm.recipe}", twin, arm
+                yield f"The penalty, before fusing with {arm.arm.recipe}", twin, arm, True
+
+
+def told_apart(changes: Sequence[Difference]) -> str:
+    """What is said of arms that are neither better nor worse than another one; `changes` has the least certain of each."""
+    equivalent = [change.after.name for change in changes if change.verdict == "equivalent"]
+    unclear = [change for change in changes if change.verdict == "unclear"]
+    said = [f"Equivalent to it: {joined(equivalent)}."] if equivalent else []
+    if unclear:
+        names = joined([change.after.name for change in unclear])
+        worst = max(unclear, key=lambda change: change.change.detectable if change.change else math.inf)
+        said.append(f"It cannot be told apart from {names} in {worst.measure.name} with {worst.sight}.")
+    return " ".join(said)

@@ -238,7 +238,8 @@ def _said(choice: Choice, arm: ArmResult) -> str:
     if choice.arm is arm:
         return f"This is the arm that the run recommends. {choice.explanation}"
     if arm.name in choice.tied and choice.arm is not None:
-        return f"The run recommends {choice.arm.name}; its items show no difference between that and this arm."
+        how = "equivalent to it" if choice.tied[arm.name] == "equivalent" else "not told apart from it"
+        return f"The run recommends {choice.arm.name}; on its items this arm is {how}."
     return f"The run's own verdict: {choice.headline[0].lower()}{choice.headline[1:]}. {choice.explanation}"
 
 

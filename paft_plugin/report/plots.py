@@ -30,11 +30,10 @@ from paft_plugin.drawing import (
     styles_of,
 )  # fmt: skip
 from paft_plugin.evaluation.arms import Arm, arm_named
-from paft_plugin.evaluation.results import ArmResult, Measure, Results, skill_reference, standard_error
+from paft_plugin.evaluation.results import ArmResult, Measure, Results, skill_reference
 from paft_plugin.formats import number, share, signed, threshold_label
 from paft_plugin.inspection.training_log import Curve
 from paft_plugin.report.choice import Choice
-from paft_plugin.report.differences import BAR
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,11 +59,11 @@ class RunData:
 
 @chart("tax", "What alignment costs", "arms")
 def tax_chart(run: RunData) -> Drawn | str:
-    """Skill against preference, one point an arm, with bars of two standard errors; where arms crowd, that part enlarged."""
+    """Skill against preference, one point an arm, with its 95 % intervals; where arms crowd, that part enlarged."""
     results, choice = run.results, run.choice
-    if results.skill is None or results.preference is None:
+    if not results.skills or not results.preferences:
         return "The run names no measure of the skill, or none of the preference."
-    goals = results.measure(results.skill), results.measure(results.preference)
+    goals = results.measure(results.skills[0]), results.measure(results.preferences[0])
     points = [_point_of(arm, goals) for arm in results.arms if all(goal.name in arm.scores for goal in goals)]
     if len(points) < 2:
         return "Fewer than two arms have been scored on both the skill and the preference."
@@ -92,7 +91,7 @@ def tax_chart(run: RunData) -> Drawn | str:
 
 def _point_of(arm: ArmResult, goals: tuple[Measure, Measure]) -> NamedPoint:
     x, y = (arm.scores[goal.name] for goal in goals)
-    dx, dy = (BAR * (standard_error(arm, goal.name) or 0.0) for goal in goals)
+    dx, dy = (arm.reach(goal.name) or 0.0 for goal in goals)
     return NamedPoint(arm.name, x, y, dx, dy)
 
 
@@ -125,12 +124,12 @@ def _draw_point(axes: Axes, point: NamedPoint, style: Style, is_ringed: bool) ->
 
 def _tax_caption(results: Results, choice: Choice, skill: Measure, preference: Measure) -> str:
     corner = f"{'right' if skill.higher_is_better else 'left'} and {'up' if preference.higher_is_better else 'down'}"
-    said = [f"Best is {corner}; bars are {BAR:g} standard errors each way."]
-    sequential, reference = results.first("sequential"), skill_reference(results.arms, skill.name)
-    if sequential is not None and sequential.alignment_tax is not None and reference is not None:
+    said = [f"Best is {corner}; bars are 95 % intervals."]
+    sequential, reference = results.first("sequential"), skill_reference(results.arms, skill)
+    if sequential is not None and skill.name in sequential.taxes and reference is not None:
         said.append(
             f"Sequential training ends at {_point(sequential, skill, preference)}, an alignment tax of "
-            f"{signed(sequential.alignment_tax)} against {reference.name}."
+            f"{signed(sequential.taxes[skill.name])} against {reference.name}."
         )
     if choice.arm is not None and choice.arm is not sequential:
         said.append(f"Ringed: {choice.arm.name}, {_point(choice.arm, skill, preference)}.")

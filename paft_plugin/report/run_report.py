@@ -10,7 +10,7 @@ from pathlib import Path
 from paft_plugin.deltas.proof import Proof
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.arms import Arm, Step, arm_named, read_run
-from paft_plugin.evaluation.results import RESULTS, ArmResult, Results, read_results, standard_error
+from paft_plugin.evaluation.results import RESULTS, ArmResult, Results, read_results
 from paft_plugin.files import PROOF_FILE, below, inside, read_json_or_nothing, write_text
 from paft_plugin.formats import number, threshold_key
 from paft_plugin.inspection.diagnosis import diagnose
@@ -20,7 +20,7 @@ from paft_plugin.penalty.strength import missed_target
 from paft_plugin.reading import read_bytes
 from paft_plugin.report.arm_tables import arm_table, comparison_table
 from paft_plugin.report.choice import RULE, Choice, choose
-from paft_plugin.report.differences import Difference, difference
+from paft_plugin.report.differences import Difference, difference, silent_measures
 from paft_plugin.report.inspection_page import deltas_part, pairs_part, write_inspection_page
 from paft_plugin.report.page import prose, shown
 from paft_plugin.report.plots import RunData, run_plots
@@ -85,6 +85,7 @@ def report_html(run: Path, results: Results) -> str:
         choice=choice,
         rule=RULE,
         tiles={cost.measure.name: _tile(choice.arm, cost) for cost in choice.costs} if choice.arm else {},
+        silent=silent_measures(results),
         facts=[*_facts(results, choice, diagnosis, lint), *missed_targets(run)],
         arms=arm_table(results, choice),
         comparisons=comparison_table(results, choice),
@@ -145,7 +146,7 @@ def _tile(arm: ArmResult, cost: Difference) -> Cell:
     """One measure of the chosen arm; `detail` says how far it is from the arm that it is compared with."""
     name, itself = cost.measure.name, cost.before is cost.after
     against = "the best of all arms" if itself else f"{cost} against {cost.before.name}"
-    score = number_cell(arm.scores[name], number, standard_error(arm, name))
+    score = number_cell(arm.scores[name], number, arm.reach(name))
     return replace(score, detail=against, verdict="best" if itself else cost.verdict)
 
 
@@ -158,7 +159,7 @@ def _facts(
     if sequential is not None and choice.arm is not None and choice.arm is not sequential:
         changes = [difference(sequential, choice.arm, measure) for measure in results.measures]
         said = [f"{change.measure.name} {_in_words(change)}" for change in changes if change is not None]
-        facts.append(f"Against sequential training: {', '.join(said)}.")
+        facts.append(f"Against sequential training: {'; '.join(said)}.")
     for what, remarks, wrong, lesser in (
         ("Diagnosis of the branches", diagnosis, "failure signature", "open question"),
         ("Lint of the recipes", lint, "error", "warning"),
@@ -170,10 +171,11 @@ def _facts(
 
 
 def _in_words(change: Difference) -> str:
-    if change.verdict == "same":
-        return "no different"
-    error = "" if change.error is None else f" ± {number(change.error)}"
-    return f"{change.verdict} by {number(abs(change.value))}{error}"
+    if change.verdict == "equivalent":
+        return "equivalent"
+    if change.verdict == "unclear":
+        return f"not told apart with {change.sight}"
+    return f"{change.verdict} by {number(abs(change.value))} {change.limits}".rstrip()
 
 
 def _counted(count: int, what: str) -> str:

@@ -43,6 +43,6 @@ def test_of_a_measure_that_is_better_when_lower_more_is_a_loss() -> None:
 
 def test_arms_have_one_only_if_a_measure_stands_for_the_skill() -> None:
     measures = [SKILL, Measure("other", "other", "acc", "none", True)]
-    assert all(arm.alignment_tax is None for arm in gather(measures, results(SKILLS)).arms)
-    of_skill = {arm.name: arm.alignment_tax for arm in gather(measures, results(SKILLS), skill="sums").arms}
-    assert {arm: tax for arm, tax in of_skill.items() if tax is not None} == alignment_tax(results(SKILLS), SKILL)
+    assert not any(arm.taxes for arm in gather(measures, results(SKILLS)).arms)
+    of_skill = {arm.name: arm.taxes["sums"] for arm in gather(measures, results(SKILLS), ["sums"]).arms if arm.taxes}
+    assert of_skill == alignment_tax(results(SKILLS), SKILL)

@@ -27,7 +27,7 @@ def problems(folder: Path, **content: Any) -> list[str]:
 def test_a_list_of_tasks_is_enough(tmp_path: Path) -> None:
     config = read(tmp_path, measures=["gsm8k", "mmlu"])
     assert config.measures == {"gsm8k": MeasureConfig(), "mmlu": MeasureConfig()}
-    assert (config.tasks, config.skill, config.preference, config.limit) == (None, None, None, None)
+    assert (config.tasks, config.skill, config.preference, config.limit) == (None, (), (), None)
     assert (config.batch_size, config.device, config.dtype, config.apply_chat_template) == (8, "auto", "auto", True)
 
 
@@ -38,7 +38,7 @@ def test_a_mapping_says_which_number_and_may_say_nothing(tmp_path: Path) -> None
     assert config.measures["gsm8k"].filter == "strict-match"
     assert config.measures["mmlu"] == MeasureConfig()
     assert config.tasks == tmp_path / "tasks"
-    assert (config.skill, config.preference) == ("sums", "mmlu")
+    assert (config.skill, config.preference) == (("sums",), ("mmlu",))
 
 
 def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:

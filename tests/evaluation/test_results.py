@@ -24,7 +24,8 @@ def test_everything_is_read(tmp_path: Path) -> None:
     results = read_results(write(tmp_path, results_content()))
     assert results is not None
     assert {arm.name: tuple(arm.scores.values()) for arm in results.arms} == SCORES
-    assert (results.skill, results.preference, results.thresholds) == ("skill", "preference", ("1e-05", "0.001"))
+    assert (results.skills, results.preferences) == (("skill",), ("preference",))
+    assert results.thresholds == ("1e-05", "0.001")
     assert [measure.name for measure in results.others] == ["retained"]
     paft = results.arm("paft-ties")
     assert paft is not None
@@ -41,7 +42,7 @@ def test_nulls_are_what_was_not_measured(tmp_path: Path) -> None:
         "sparsity": None,
         "model": None,
     }
-    results = read_results(write(tmp_path, content | {"skill": None, "preference": None, "thresholds": None}))
+    results = read_results(write(tmp_path, content | {"skills": [], "preferences": [], "thresholds": None}))
     assert results is not None
     arm = results.arms[0]
     assert [dict(arm.scores), dict(arm.stderr), dict(arm.n), dict(arm.sparsity), arm.model] == [{}, {}, {}, {}, ""]
@@ -57,7 +58,7 @@ def test_no_file_is_no_results(tmp_path: Path) -> None:
         (lambda _: "{", "no valid JSON"),
         (lambda content: content | {"arms": [content["arms"][0] | {"sparsity": {"added": 1.0}}]}, "sparsity: "),
         (lambda _: [], "not a JSON object"),
-        (lambda content: content | {"schema": 1}, "schema 1, and this version reads 2"),
+        (lambda content: content | {"schema": 1}, "schema 1, and this version reads 3"),
         (
             lambda content: {key: value for key, value in content.items() if key != "arms"},
             "damaged (arms: Field required)",
@@ -67,7 +68,7 @@ def test_no_file_is_no_results(tmp_path: Path) -> None:
             "damaged (arms.0.scores.skill",
         ),
         (lambda content: content | {"arms": []}, "no arms"),
-        (lambda content: content | {"skill": "wit"}, "skill 'wit' is none of its measures"),
+        (lambda content: content | {"skills": ["wit"]}, "skills 'wit' is none of its measures"),
         (lambda content: content | {"arms": content["arms"][:1] * 2}, "arm 'base' is there twice"),
     ],
 )
@@ -80,7 +81,7 @@ def test_a_wrong_file_is_one_clear_message(spoil: Callable[[Any], Any], says: st
 
 def test_all_contradictions_at_once(tmp_path: Path) -> None:
     with pytest.raises(PaftError) as error:
-        read_results(write(tmp_path, results_content() | {"skill": "wit", "preference": "charm"}))
+        read_results(write(tmp_path, results_content() | {"skills": ["wit"], "preferences": ["charm"]}))
     assert len(error.value.problems) == 2
 
 

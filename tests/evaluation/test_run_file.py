@@ -44,7 +44,7 @@ ARMS = (
 RUN = RunFile(
     description="Why.",
     base="org/base",
-    skill="sums",
+    skills=("sums",),
     thresholds=(1e-5,),
     arms=ARMS,
     stages=(Step(name="sft", title="train sft", command=("axolotl", "train", "a b.yml")),),

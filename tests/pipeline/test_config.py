@@ -128,4 +128,4 @@ def test_the_readme_s_example_is_valid(tmp_path: Path) -> None:
         write_yaml(tmp_path / name, {"adapter": "lora"})
     (tmp_path / "paft.yml").write_text(example)
     config = read_config(tmp_path / "paft.yml")
-    assert (config.base_is_remote, config.sequential, config.evaluation.skill) == (True, True, "skill")  # type: ignore[union-attr]
+    assert (config.base_is_remote, config.sequential, config.evaluation.skill) == (True, True, ("skill",))  # type: ignore[union-attr]

@@ -282,7 +282,7 @@ def test_run_json_tells_the_report_what_it_needs(tmp_path: Path) -> None:
         "parallel-ties": "models/parallel-ties",
         "paft-ties": "models/paft-ties",
     }
-    assert run.skill == "skill"
+    assert run.skills == ("skill",)
     assert [stage.name for stage in run.stages] == list(by_name(setup))[:-1], "all but the report itself"
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from paft_plugin.deltas.measures import Histogram
 from paft_plugin.evaluation.arms import RunFile
+from paft_plugin.evaluation.statistics import wilson
 from paft_plugin.files import write_json, write_text
 from paft_plugin.formats import threshold_key
 from paft_plugin.inspection.inspected import (
@@ -212,17 +213,26 @@ def results_content(scores: Mapping[str, Sequence[float | None]] = SCORES, **cha
             "scores": known,
             "stderr": {measure: math.sqrt(value * (1 - value) / (ITEMS - 1)) for measure, value in known.items()},
             "n": dict.fromkeys(known, ITEMS),
-            "alignment_tax": (scores["sft"][0] or 0.0) - (skill or 0.0) if has_tax else None,
+            "intervals": {measure: list(wilson(value * ITEMS, ITEMS)) for measure, value in known.items()},
+            "taxes": {"skill": (scores["sft"][0] or 0.0) - skill} if has_tax and skill is not None else {},
+            "swaps": {},
             "sparsity": {"1e-05": 0.47, "0.001": 0.5} if is_fused else None,
             "model": f"{'models' if is_fused else 'branches'}/{name}",
         }
 
     measures = [
-        {"name": name, "task": f"my_{name}", "metric": "acc", "filter": "none", "higher_is_better": True}
+        {
+            "name": name,
+            "task": f"my_{name}",
+            "metric": "acc",
+            "filter": "none",
+            "higher_is_better": True,
+            "margin": 0.02,
+        }
         for name in MEASURES
     ]
     return {
-        "schema": 2, "measures": measures, "skill": "skill", "preference": "preference", "thresholds": ["1e-05", "0.001"],
+        "schema": 3, "measures": measures, "skills": ["skill"], "preferences": ["preference"], "thresholds": ["1e-05", "0.001"],
         "arms": [arm(name, values) for name, values in scores.items()], **changes,
     }  # fmt: skip
 

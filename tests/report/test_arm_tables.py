@@ -30,7 +30,7 @@ def result(name: str, *scores: float | None, **more: Any) -> ArmResult:
 
 def compare(arms: Sequence[ArmResult], names: Sequence[str] = NAMES, skill: str | None = "skill") -> Results:
     measures = [Measure(name, f"paft_{name}", "acc", "none", True) for name in names]
-    return gather(measures, arms, skill, "preference")
+    return gather(measures, arms, [] if skill is None else [skill], ["preference"])
 
 
 ARMS = compare(
@@ -47,7 +47,7 @@ MARKDOWN = """\
 | Arm                |         Skill | Preference | Style | Retained | Alignment tax | Sparsity at 1e-5 |
 | ------------------ | ------------: | ---------: | ----: | -------: | ------------: | ---------------: |
 | base               |         0.020 |      0.275 | 0.200 |    1.000 |             – |                – |
-| sft                | 1.000 ± 0.087 |      0.250 | 0.195 |    1.000 |             – |            <0.1% |
+| sft                | 1.000 ± 0.299 |      0.250 | 0.195 |    1.000 |             – |            <0.1% |
 | dpo                |             – |      0.990 | 0.980 |    0.710 |             – |             0.3% |
 | sequential         |         0.999 |      0.950 | 0.890 |    0.780 |        +0.001 |                – |
 | parallel-dare_ties |         1.004 |      0.900 | 0.800 |    0.460 |        −0.004 |                – |
@@ -74,7 +74,7 @@ def test_markdown() -> None:
 
 def test_a_terminal_shows_the_same_cells_without_their_errors() -> None:
     shown = [line.split() for line in printed(ARMS, 120).splitlines() if line.strip()]
-    written = [line.replace("1.000 ± 0.087", "1.000").replace("|", " ").split() for line in MARKDOWN.splitlines()[2:]]
+    written = [line.replace("1.000 ± 0.299", "1.000").replace("|", " ").split() for line in MARKDOWN.splitlines()[2:]]
     assert shown[-len(written) :] == written
 
 
@@ -91,8 +91,8 @@ def test_page_and_readme_say_the_same_of_every_score_share_and_difference(make_r
             assert f" {cell.whole} " in words
     assert "<0.1%" in text
     # 1.00 → 1.00 over 200 items is no certain equality
-    assert "skill 1.000 → 1.000 (+0.000 ± 0.007)" in text
-    changes = re.findall(r"\(([+−][\d.]+ ± [\d.]+)\)", text)
+    assert "skill 1.000 → 1.000 (+0.000 [−0.014, +0.014], = equivalent)" in text
+    changes = re.findall(r"\(([+−][\d.]+ \[[^]]+\]), ", text)
     assert len(changes) == 3 * 6
     assert all(change in words for change in changes)
 

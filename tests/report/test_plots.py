@@ -234,7 +234,7 @@ def test_what_is_missing_is_said_in_one_sentence(inspection: Inspection, results
     zero = {place: values * 0 for place, values in DELTAS["sft"].items()}
     silent = [replace(curve, loss=(float("nan"),) * len(curve.steps)) for curve in curves]
     unscored = results.model_copy(update={"arms": results.arms[:1]})
-    nothing = results.model_copy(update={"skill": None})
+    nothing = results.model_copy(update={"skills": ()})
 
     def run(of: Results, curves: Sequence[Curve] = ()) -> RunData:
         return RunData(of, choose(of), curves)

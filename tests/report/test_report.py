@@ -98,7 +98,7 @@ def test_the_result_comes_first_then_the_evidence_then_how_to_repeat_it(make_run
     assert titles == ["Use paft-ties", "Arms", "Training", "Deltas", "Interference", "Checks", "Repeat it"]
     text = outline.text
     assert (
-        "Against sequential training: skill better by 0.100 ± 0.022, preference no different, retained no different."
+        "Against sequential training: skill better by 0.100 [+0.057, +0.143]; preference equivalent; retained equivalent."
         in text
     )
     for arm in SCORES:
@@ -151,9 +151,9 @@ def test_results_alone_are_enough(tmp_path: Path) -> None:
     assert text.count("Not shown") == 2
 
 
-@pytest.mark.parametrize("role", ["skill", "preference"])
+@pytest.mark.parametrize("role", ["skills", "preferences"])
 def test_without_a_skill_or_a_preference_the_table_is_still_there(role: str, make_run: Run) -> None:
-    text = check_shape(write_report(make_run(results=results_content(**{role: None})))).text
+    text = check_shape(write_report(make_run(results=results_content(**{role: []})))).text
     assert "Not shown: what alignment costs" in text
     assert "sequential" in text
 
@@ -259,7 +259,7 @@ def test_how_to_repeat_it_is_what_the_pipeline_planned(make_run: Run) -> None:
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [({"schema": 1}, "damaged"), ({"schema": 7}, "schema 7, and this version reads 2"), ([], "JSON object")],
+    [({"schema": 1}, "damaged"), ({"schema": 7}, "schema 7, and this version reads 3"), ([], "JSON object")],
 )
 def test_a_damaged_run_file_is_named(make_run: Run, content: object, says: str) -> None:
     run = make_run()

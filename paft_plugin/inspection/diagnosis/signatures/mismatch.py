@@ -36,8 +36,8 @@ def mismatch(facts: Facts, sft: str, preference: str, excuse: str | None) -> Che
         return unknown(SIGNATURE, branches, f"The delta of {zeros[0]} is zero: it has no density.")
     sparse, dense = sorted(branches, key=lambda name: density(measured[name]))
     structure, weight = _structure(facts, sparse, dense, measured), _weight(facts, sparse, dense, measured)
-    goals = (facts.results.skill, facts.results.preference) if facts.results is not None else (None, None)
-    harm, missing = _harm(facts, sparse, dense, goals[0] if sparse == sft else goals[1])
+    goal = facts.results.goal(facts.branches[sparse]) if facts.results is not None else None
+    harm, missing = _harm(facts, sparse, dense, goal)
     evidence = [*structure, weight, *harm]
     gap = f"{dense} is {1 / structure[0].value:.3g} times as dense as {sparse}"
     if not structure[0].speaks_for:
