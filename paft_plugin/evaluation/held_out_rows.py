@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from paft_plugin.files import read_json_lines, write_json_lines
+from paft_plugin.files import JsonFile, read_json_lines, write_json_lines
 
 HELD_OUT = Path("held_out")
 """Below the folder of a run: a file for each branch."""
@@ -60,6 +60,30 @@ class PairRow(HeldOutRow):
     @property
     def answers(self) -> tuple[Tokens, ...]:
         return (self.chosen, self.rejected)
+
+
+class HeldOutCounts(BaseModel):
+    """What became of one branch's rows."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    rows: int
+    test: int
+    validation: int
+    shared: int
+    """Rows that could be scored, but share their prompt with another row that a branch is trained on."""
+    unfit: dict[str, int]
+    """Why rows cannot be scored → how many."""
+
+
+class HeldOutSummary(JsonFile):
+    """`held_out/summary.json`: how many rows there are of each branch, and what surprises about them."""
+
+    SCHEMA: ClassVar[int] = 1
+    AGAIN: ClassVar[str] = "Run `axolotl paft run` again."
+
+    branches: dict[str, HeldOutCounts]
+    notes: tuple[str, ...] = ()
 
 
 Row = TypeVar("Row", bound=HeldOutRow)

@@ -12,17 +12,29 @@ from string import Template
 from paft_plugin import __version__
 from paft_plugin.errors import PaftError, some
 from paft_plugin.evaluation.arms import RUN_FILE, Arm, RunFile, Step
+from paft_plugin.evaluation.held_out_rows import HELD_OUT
 from paft_plugin.evaluation.task_code import task_inputs
 from paft_plugin.files import json_text, read_json_or_nothing, write_text
 from paft_plugin.fusion.recipe.render import adapter_recipe
 from paft_plugin.pipeline.arms import BRANCHES, MODELS, PREFERENCE, SFT, WHOLE, Setup
 from paft_plugin.pipeline.branches import Branch, config_text
 from paft_plugin.pipeline.estimate.memory import estimate_memory
+from paft_plugin.pipeline.held_out.request import (
+    REST,
+    Request,
+    has_rows,
+    owners,
+    request_beside,
+    request_of,
+    trained_on_rest,
+)
 from paft_plugin.reading import MOST_YAML_BYTES, UnreadableError, read_text
 from paft_plugin.runner.stages import Resources, Stage
 
 CONFIGS = RUN_FILE.parent
 """What stages are given: axolotl configs, recipes of the user's, what is scored."""
+HOLD_OUT = "hold-out"
+"""The stage that takes rows out of the branches' data; for a branch that only stands beside others, `hold-out-<its name>`."""
 DEVICE = Resources(devices=1)
 VERSIONS = {"paft-plugin": __version__}
 """Another version of ours may do a stage otherwise: it runs again."""
@@ -58,6 +70,7 @@ def make_plan(setup: Setup) -> Plan:
         PaftError: A recipe of the user's cannot be read, or has a $placeholder that means nothing.
     """
     planned = [
+        *_hold_out(setup),
         *(_train(setup, branch, branch.name, setup.base, inputs=(setup.base,)) for branch in setup.trainings),
         *_train_sequential(setup),
         *_inspect_branches(setup),
@@ -83,6 +96,45 @@ def readable(command: Sequence[str], run_dir: Path) -> list[str]:
     return ["python" if word == sys.executable else word for word in words]
 
 
+# --- held-out rows ------------------------------------------------------------------------------------------------------
+
+
+def _hold_out(setup: Setup) -> Iterator[Planned]:
+    """What the arms are scored on, and the trainings' data without it; then the data of those that only stand beside."""
+    request = request_of(setup)
+    if request is None:
+        return
+    read = [branch for branch in owners(setup).values() if has_rows(branch)]
+    retained = setup.config.evaluation.retained if setup.config.evaluation else None
+    yield _held_out(
+        setup, HOLD_OUT, request, [*_data(setup, read), *([retained] if isinstance(retained, Path) else [])]
+    )
+    for branch in setup.trainings:
+        beside = request_beside(setup, branch)
+        if beside is not None:
+            yield _held_out(setup, f"{HOLD_OUT}-{branch.name}", beside, _data(setup, [branch]), (HOLD_OUT,))
+
+
+def _held_out(setup: Setup, name: str, request: Request, data: Sequence[Path], needs: tuple[str, ...] = ()) -> Planned:
+    file = setup.run_dir / CONFIGS / f"{name}.json"
+    stage = Stage(
+        name=name,
+        title="hold rows out" if not needs else "leave out what is held out",
+        command=(sys.executable, "-m", "paft_plugin.pipeline.held_out", str(file)),
+        folder=request.folder.relative_to(setup.run_dir),
+        needs=needs,
+        inputs=(file, setup.base, *data),
+    )
+    return Planned(stage, {file: json_text(request.model_dump(mode="json"))})
+
+
+def _data(setup: Setup, branches: Sequence[Branch]) -> list[Path]:
+    """The user's own files that branches are trained on, but for what the run itself has written."""
+    ours = [setup.run_dir / HELD_OUT, setup.run_dir / REST]
+    files = dict.fromkeys(path for branch in branches for path in branch.data())
+    return [path for path in files if not any(path.is_relative_to(folder) for folder in ours)]
+
+
 # --- training -----------------------------------------------------------------------------------------------------------
 
 
@@ -90,6 +142,9 @@ def _train(
     setup: Setup, branch: Branch, name: str, base: Path, needs: tuple[str, ...] = (), inputs: tuple[Path, ...] = ()
 ) -> Planned:
     """The training `name`: as `branch` describes it, started from the model in `base`."""
+    if (rest := trained_on_rest(setup, branch)) is not branch:
+        beside = request_beside(setup, branch)
+        branch, needs = rest, (*needs, HOLD_OUT if beside is None else f"{HOLD_OUT}-{branch.name}")
     config = setup.run_dir / CONFIGS / f"{name}.yml"
     what = "SFT" if branch.strategy == "sft" else branch.strategy.upper()
     with_penalty = ", L1 penalty" if branch.penalised else ""
@@ -99,7 +154,7 @@ def _train(
         command=(sys.executable, "-m", "paft_plugin.pipeline.train", str(config), *_launcher(branch)),
         folder=BRANCHES / name,
         needs=needs,
-        inputs=(config, *branch.data(), *inputs),
+        inputs=(config, *_data(setup, [branch]), *inputs),
         resumes=True,
         resources=Resources(devices=branch.spec.devices, device_memory=_memory(setup, branch)),
     )

@@ -41,6 +41,7 @@ def write_run(folder: Path, *, items: int = 10, sft_steps: int = 6, preference_s
             "measures": {"paft_skill": {"name": "skill"}},
             "skill": "skill",
             "batch_size": 64,
+            "held_out": False,
         },
         **keys,
     }

@@ -140,7 +140,7 @@ def test_the_demo_s_stages_are_few(tmp_path: Path) -> None:
     setup = open_setup(tmp_path / "paft.yml", [], False)
     assert len(setup.arms) == 12
     stages = list(by_name(setup))
-    assert len(stages) == 28
+    assert len(stages) == 30
     # What makes an arm is one stage; the sequential baseline needs the dense branch as a model, and one itself.
     assert [name for name in stages if name.startswith(("fuse-", "merge-"))] == [
         *("merge-sft-whole", "merge-sequential"),

@@ -7,6 +7,8 @@ open the GPU: it is for the probe's process alone.
 
 from __future__ import annotations
 
+from typing import Any
+
 from axolotl.cli.config import gpu_capabilities, prepare_plugins
 from axolotl.integrations.base import load_plugin
 from axolotl.integrations.config import merge_input_args
@@ -17,6 +19,7 @@ from axolotl.prompt_strategies.orpo import load as load_orpo
 from axolotl.utils.chat_templates import get_chat_template_from_config
 from axolotl.utils.config import normalize_cfg_datasets, normalize_config, validate_config
 from axolotl.utils.data.sft import _parse_dataset_type as parse_dataset_type
+from axolotl.utils.data.shared import load_dataset_with_config
 from axolotl.utils.data.wrappers import get_dataset_wrapper
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.schemas.datasets import DPODataset, KTODataset
@@ -28,6 +31,7 @@ __all__ = [
     "get_chat_template_from_config",
     "get_dataset_wrapper",
     "gpu_capabilities",
+    "load_dataset_with_config",
     "load_dpo",
     "load_kto",
     "load_orpo",
@@ -38,6 +42,15 @@ __all__ = [
     "normalize_cfg_datasets",
     "normalize_config",
     "parse_dataset_type",
+    "preference_trainer",
     "prepare_plugins",
     "validate_config",
 ]
+
+
+def preference_trainer(rl: str) -> Any:
+    """The class whose code makes texts into tokens under `rl`; KTO makes them as DPO does."""
+    from axolotl.core.trainers import AxolotlCPOTrainer, AxolotlORPOTrainer  # which costs seconds more
+    from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
+
+    return {"orpo": AxolotlORPOTrainer, "simpo": AxolotlCPOTrainer}.get(rl, AxolotlDPOTrainer)

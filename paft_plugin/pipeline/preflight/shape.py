@@ -132,7 +132,7 @@ def _tokenised(cfg: Any, tokenizer: Any, entry: Any, rows: list[dict[str, Any]])
 def _preference(cfg: Any, tokenizer: Any, index: int, rows: Sequence[DataRow], what: str, rl: str) -> Shape:
     shape = Shape()
     try:
-        transform = _transform(cfg, tokenizer, index, rl)
+        transform = transform_of(cfg, tokenizer, index, rl)
     except Exception as error:
         shape.problem(
             f"{what}: axolotl cannot use this type with rl: {rl} ({_said(error)}). Use {_TYPES.get(rl, _TYPES['dpo'])}."
@@ -171,7 +171,7 @@ def _preference(cfg: Any, tokenizer: Any, index: int, rows: Sequence[DataRow], w
     return shape
 
 
-def _transform(cfg: Any, tokenizer: Any, index: int, rl: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def transform_of(cfg: Any, tokenizer: Any, index: int, rl: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """axolotl's function from a row to texts, as `axolotl.utils.data.rl` maps it over a data set."""
     import inspect
 

@@ -35,15 +35,15 @@ def view(content: dict[str, Any], where: str, tokenizer_folder: Path, here: bool
     `tokenizer_folder` gets the tokenizer as the branch would be trained with it; messages begin with `where`.
     """
     answer = Answer()
-    schema = _schema(content, where, answer)
+    schema = schema_of(content, where, answer)
     samples = _samples(content, where, answer)
-    cfg = _validated(content, where, here, answer) if schema else None
+    cfg = validated(content, where, here, answer) if schema else None
     if schema:
         answer.take(lost_keys(schema, content, where, answer.problems))
     if cfg is None:
         return answer
     answer.precision = _precision(cfg, content, here)
-    tokenizer = _tokenizer(cfg, where, answer)
+    tokenizer = load_tokenizer_of(cfg, where, answer)
     if tokenizer is None:
         return answer
     tokenizer.save_pretrained(tokenizer_folder)
@@ -60,7 +60,7 @@ def view(content: dict[str, Any], where: str, tokenizer_folder: Path, here: bool
     return answer
 
 
-def _schema(content: Mapping[str, Any], where: str, answer: Answer) -> type[BaseModel] | None:
+def schema_of(content: Mapping[str, Any], where: str, answer: Answer) -> type[BaseModel] | None:
     """axolotl's schema with the plugins' keys. None, and a problem, if one cannot be imported: axolotl 0.19 goes on without."""
     from paft_plugin.pipeline.preflight.axolotl_internals import (
         DictDefault,
@@ -83,7 +83,7 @@ def _schema(content: Mapping[str, Any], where: str, answer: Answer) -> type[Base
     return merge_input_args()[1]
 
 
-def _validated(content: Mapping[str, Any], where: str, here: bool, answer: Answer) -> Any:
+def validated(content: Mapping[str, Any], where: str, here: bool, answer: Answer) -> Any:
     """The config as `axolotl train` would see it; None if it is not valid."""
     from paft_plugin.pipeline.preflight.axolotl_internals import (
         DictDefault,
@@ -123,7 +123,7 @@ def _precision(cfg: Any, content: Mapping[str, Any], here: bool) -> dict[str, st
     return {"compute": compute, "weights": "4 bits" if cfg.load_in_4bit else "8 bits" if cfg.load_in_8bit else "whole"}
 
 
-def _tokenizer(cfg: Any, where: str, answer: Answer) -> Any:
+def load_tokenizer_of(cfg: Any, where: str, answer: Answer) -> Any:
     from paft_plugin.pipeline.preflight.axolotl_internals import load_tokenizer
 
     try:

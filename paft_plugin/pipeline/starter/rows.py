@@ -42,18 +42,20 @@ class Reading:
     """Rows; None if they were not looked at."""
 
 
-def read_sft(data: str, template: str | None) -> Reading:
+def read_sft(data: str, template: str | None, given_as: str = "--sft-data") -> Reading:
     """How to read SFT data, a local path or a hub name, for a base with this chat template (None: not known).
+
+    Messages say where it was `given_as` that.
 
     Raises:
         PaftError: The data cannot be read, have none of the known shapes, or would lose something that matters.
     """
-    sample = _sample(data, "--sft-data")
+    sample = _sample(data, given_as)
     if sample is None:
         return _unseen(data, {"type": "chat_template", "field_messages": "messages"})
     rows = [row.content for row in sample.rows]
     ways = [way for way in sft_ways(rows, template is None or "tool" in template) if way.entry["type"] != "completion"]
-    where = f"--sft-data: {data}"
+    where = f"{given_as}: {data}"
     if not ways:
         raise PaftError(
             f"{where}: its rows have the fields {', '.join(rows[0])}. `axolotl paft init` knows a list of messages, and an "
