@@ -36,7 +36,7 @@ def normalised(prompt: str) -> str:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class RowIdentity:
     """A row of a branch's data, as far as it decides what is held out."""
 
     prompt: str | None
@@ -64,7 +64,7 @@ class Chosen:
         return sum(each == split for each in self.rows.values())
 
 
-def wanted(rows: Sequence[Candidate], amount: float | None) -> int:
+def wanted(rows: Sequence[RowIdentity], amount: float | None) -> int:
     """How many of a branch's rows shall be held out for the test; a share is one of its different prompts."""
     prompts = len({row.prompt for row in rows})
     if amount is None:
@@ -72,7 +72,7 @@ def wanted(rows: Sequence[Candidate], amount: float | None) -> int:
     return amount if isinstance(amount, int) else math.ceil(prompts * amount)
 
 
-def choose(branches: Mapping[str, Sequence[Candidate]], amounts: Mapping[str, float | None]) -> dict[str, Chosen]:
+def choose(branches: Mapping[str, Sequence[RowIdentity]], amounts: Mapping[str, float | None]) -> dict[str, Chosen]:
     """What is held out of each branch: a number or share of its rows for the test, None for the default, and a quarter as many
     for validation. At least half of a branch's rows stay for its training.
     """
@@ -109,7 +109,7 @@ def _split(prompts: Sequence[str], before: Mapping[str, Split]) -> dict[str, Spl
     return {prompt: before.get(prompt, "validation" if place < count else "test") for place, prompt in enumerate(order)}
 
 
-def _one_of_each_prompt(rows: Sequence[Candidate]) -> dict[str, int]:
+def _one_of_each_prompt(rows: Sequence[RowIdentity]) -> dict[str, int]:
     """Prompt → the index of the row that stands for it."""
     first: dict[str, int] = {}
     for index, row in sorted(enumerate(rows), key=lambda each: each[1].content):
@@ -118,7 +118,7 @@ def _one_of_each_prompt(rows: Sequence[Candidate]) -> dict[str, int]:
     return first
 
 
-def choose_all(rows: Sequence[Candidate], taught: Iterable[str | None]) -> Chosen:
+def choose_all(rows: Sequence[RowIdentity], taught: Iterable[str | None]) -> Chosen:
     """Every row that can be scored and has a prompt that no branch is `taught`."""
     row_of, others = _one_of_each_prompt(rows), set(taught)
     left = [prompt for prompt in row_of if prompt not in others]

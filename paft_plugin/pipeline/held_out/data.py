@@ -12,7 +12,7 @@ from typing import Any
 from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.evaluation.held_out_rows import AnswerRow, HeldOutRow, PairRow, Split
 from paft_plugin.files import fingerprint
-from paft_plugin.pipeline.held_out.choice import Candidate, normalised
+from paft_plugin.pipeline.held_out.choice import RowIdentity, normalised
 from paft_plugin.pipeline.preflight.ask import Answer
 from paft_plugin.pipeline.preflight.row_texts import CALLS, ROLES, is_conversation, letters, texts_of
 from paft_plugin.pipeline.preflight.shape import IGNORED, transform_of
@@ -34,7 +34,7 @@ class Entry:
     dataset: Any
     """All of its rows, as axolotl loads them."""
     source: str
-    candidates: list[Candidate]
+    candidates: list[RowIdentity]
     """For each of its rows."""
     tokens: Callable[[int], Tokens]
     """The tokens of a row that is fit: prompt and answer, or prompt, chosen and rejected."""
@@ -47,7 +47,7 @@ class BranchRows:
         self.entries = list(entries)
 
     @property
-    def candidates(self) -> list[Candidate]:
+    def candidates(self) -> list[RowIdentity]:
         return [row for entry in self.entries for row in entry.candidates]
 
     def held_out(self, splits: Mapping[int, Split]) -> Iterator[HeldOutRow]:
@@ -120,7 +120,7 @@ class _Reader:
             said = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             raise PaftError(f"{place}: axolotl cannot read these rows to hold some out ({said}).") from error
         candidates = [
-            Candidate(self._prompt(row, made), _content(row), strange or made.unfit)
+            RowIdentity(self._prompt(row, made), _content(row), strange or made.unfit)
             for row, made, strange in zip(rows, read.rows, special, strict=True)
         ]
         return Entry(dataset, Path(str(given.path)).name, candidates, read.tokens)

@@ -16,7 +16,7 @@ from typing import Any
 from paft_plugin.errors import Findings, PaftError, raise_if_any
 from paft_plugin.evaluation.held_out_rows import HeldOutCounts, HeldOutSummary, write_rows
 from paft_plugin.files import write_json
-from paft_plugin.pipeline.held_out.choice import FEW, Candidate, Chosen, choose, choose_all
+from paft_plugin.pipeline.held_out.choice import FEW, Chosen, RowIdentity, choose, choose_all
 from paft_plugin.pipeline.held_out.request import PROMPTS, RETAINED, Question, Request, rest_file
 from paft_plugin.reading import read_json_file
 
@@ -78,7 +78,7 @@ def _chosen(request: Request, readers: Mapping[str, _Reading]) -> dict[str, Chos
     return chosen
 
 
-def _counts(rows: Sequence[Candidate], chosen: Chosen) -> HeldOutCounts:
+def _counts(rows: Sequence[RowIdentity], chosen: Chosen) -> HeldOutCounts:
     return HeldOutCounts(
         rows=len(rows),
         test=chosen.count("test"),
@@ -115,7 +115,7 @@ def _say_of_retained(question: Question, found: Chosen, findings: Findings) -> N
         )
 
 
-def _say_of_branch(question: Question, rows: Sequence[Candidate], found: Chosen, findings: Findings) -> None:
+def _say_of_branch(question: Question, rows: Sequence[RowIdentity], found: Chosen, findings: Findings) -> None:
     test, where, key = found.count("test"), question.where, f"evaluation.held_out.{question.name}"
     if found.shared:
         but = f", but for {found.taken}, for want of others: all rows with their prompts leave the training"
@@ -149,7 +149,7 @@ class _Reading:
         fork = multiprocessing.get_context("fork")
         self.pipe, other = fork.Pipe()
         self.where = question.where
-        self.rows: list[Candidate] = []
+        self.rows: list[RowIdentity] = []
         self.process = fork.Process(target=_serve, args=(question, request, other), daemon=True)
         self.process.start()
         other.close()
@@ -186,7 +186,7 @@ def _readers(request: Request) -> Iterator[dict[str, _Reading]]:
     try:
         for reader in readers.values():
             try:
-                reader.rows = [Candidate(*row) for row in reader.receive()]
+                reader.rows = [RowIdentity(*row) for row in reader.receive()]
             except PaftError as error:
                 problems += error.problems
         raise_if_any(problems)

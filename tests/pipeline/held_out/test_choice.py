@@ -6,15 +6,15 @@ import random
 
 import pytest
 
-from paft_plugin.pipeline.held_out.choice import Candidate, Chosen, choose, choose_all, normalised
+from paft_plugin.pipeline.held_out.choice import Chosen, RowIdentity, choose, choose_all, normalised
 
 
-def rows(count: int, name: str = "sft", same: int = 1) -> list[Candidate]:
+def rows(count: int, name: str = "sft", same: int = 1) -> list[RowIdentity]:
     """`count` rows, of which each `same` have one prompt."""
-    return [Candidate(f"{name}-prompt-{index // same}", f"{name}-{index}") for index in range(count)]
+    return [RowIdentity(f"{name}-prompt-{index // same}", f"{name}-{index}") for index in range(count)]
 
 
-def contents(branch: list[Candidate], chosen: Chosen) -> dict[str, str]:
+def contents(branch: list[RowIdentity], chosen: Chosen) -> dict[str, str]:
     return {branch[index].content: split for index, split in chosen.rows.items()}
 
 
@@ -71,7 +71,7 @@ def test_rows_that_are_added_move_few() -> None:
 
 def test_a_prompt_of_another_branch_or_row_is_not_held_out() -> None:
     sft, preference = rows(100), [*rows(50)[::-1], *rows(50, "preference")]
-    twice = [*sft, Candidate(sft[99].prompt, "again")]
+    twice = [*sft, RowIdentity(sft[99].prompt, "again")]
     chosen = choose({"sft": twice, "preference": preference}, {"sft": 20, "preference": 20})
     prompts = {twice[index].prompt for index in chosen["sft"].rows}
     assert prompts <= {row.prompt for row in sft[50:99]}
@@ -101,8 +101,8 @@ def test_several_rows_to_a_prompt_leave_half_for_the_training() -> None:
 def test_what_cannot_be_scored_stays_in_training() -> None:
     branch = [
         *rows(20),
-        *(Candidate(f"p{index}", f"c{index}", "have tools") for index in range(50)),
-        Candidate(None, "x"),
+        *(RowIdentity(f"p{index}", f"c{index}", "have tools") for index in range(50)),
+        RowIdentity(None, "x"),
     ]
     chosen = choose({"sft": branch}, {"sft": 20})["sft"]
     assert set(chosen.rows) == set(range(20))
