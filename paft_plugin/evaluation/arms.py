@@ -16,7 +16,7 @@ from paft_plugin.files import JsonFile
 
 RUN_FILE = Path("configs") / "run.json"
 """Below the folder of a run."""
-Kind = Literal["base", "branch", "sequential", "fused"]
+Kind = Literal["base", "branch", "joint", "sequential", "disjoint", "fused"]
 Role = Literal["sft", "preference"]
 
 
@@ -28,7 +28,8 @@ class Arm(BaseModel):
     name: str
     """What tables and plots call it."""
     kind: Kind
-    """`base`: θ_pre itself. `branch`: one training on the base. `sequential`: the preference training on top of the SFT model.
+    """`base`: θ_pre itself. `branch`: one training on the base. `joint`: one training on the rows of all branches.
+    `sequential`: one training on top of what another came to. `disjoint`: a sum of branches that trained modules of their own.
     `fused`: a merge of branches."""
     role: Role | None = None
     """What a branch teaches; of other kinds None."""
@@ -36,6 +37,8 @@ class Arm(BaseModel):
     """Whether an SFT delta of it was trained with the penalty."""
     branches: tuple[str, ...] = ()
     """The branches that it is made of, by the names of their arms; a branch is made of itself."""
+    order: tuple[str, ...] = ()
+    """Of a sequential arm: the branches that are trained one after the other. Only the first one's delta is part of it."""
     recipe: str | None = None
     """What a fused arm is fused by: a merge method's name, or a recipe's under `fusion.recipes`."""
     without: str | None = None
@@ -50,7 +53,7 @@ class Arm(BaseModel):
     @property
     def is_aligned(self) -> bool:
         """Whether it combines the SFT skill with the preference, so that an alignment tax can be asked for."""
-        return self.kind in ("sequential", "fused")
+        return self.kind in ("joint", "sequential", "disjoint", "fused")
 
     @property
     def is_sft(self) -> bool:
@@ -123,6 +126,10 @@ class _Schema1(BaseModel):
             return Arm(name=name, kind="base")
         if name == "sequential":
             return Arm(name=name, kind="sequential", branches=("sft",))
+        if name.startswith("sequential-"):
+            return Arm(name=name, kind="sequential")
+        if name.startswith("disjoint-"):
+            return Arm(name=name, kind="disjoint")
         if name in self.branches:
             role: Role = "sft" if name in ("sft", "sft-l1") else "preference"
             twin = "sft" if name == "sft-l1" else None

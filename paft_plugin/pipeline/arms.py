@@ -13,6 +13,7 @@ from pathlib import Path
 
 from paft_plugin.errors import PaftError, collecting, raise_if_any
 from paft_plugin.evaluation.arms import Arm, Kind, Role
+from paft_plugin.pipeline.baselines import OF_ROLE, linear_modules, order_problems, own_modules, training_only
 from paft_plugin.pipeline.branches import Branch, check_strategy, read_branch, without_penalty
 from paft_plugin.pipeline.config import PaftConfig, read_config
 from paft_plugin.pipeline.hub import base_folder, with_folders
@@ -20,15 +21,16 @@ from paft_plugin.runner.devices import find_devices
 from paft_plugin.schema import suggestion
 from paft_plugin.search.config import SearchRequest
 
-BASE, SEQUENTIAL = "base", "sequential"
+BASE, JOINT, SEQUENTIAL, DISJOINT = "base", "joint", "sequential", "disjoint"
 PAFT, PARALLEL, WITHOUT = "paft-", "parallel-", "without-"
 """How arms begin that fuse all branches, those with a penalty as they are or their dense twins, and all branches but one."""
 SFT, PREFERENCE = "sft", "preference"
 """The short form's two branches. The first is taken for penalised; the second's arm is called by its strategy."""
+ROLES: tuple[Role, ...] = ("sft", "preference")
 SPARSE = "-l1"
 """Ends the arm of a penalised branch, whose dense twin is called as the branch is."""
-WHOLE = "sft-whole"
-"""The dense SFT branch as a model, on which the sequential baseline goes on."""
+SUM = "task_arithmetic"
+"""The merge method that adds deltas as they are, at its default weights."""
 BRANCHES, MODELS = Path("branches"), Path("models")
 """Where trainings and merged models go, below the run's folder."""
 
@@ -86,7 +88,8 @@ class Setup:
         return name == self.fused.get(SFT) or self.branches[name].penalised
 
     def key(self, name: str) -> str:
-        """What the file calls the fused branch that an arm, or the dense twin of one, is."""
+        """What the file calls the fused branch that an arm, the dense twin of one, or a baseline's form of one is."""
+        name = next(iter(self.branches[name].made_of), name)
         keys = {arm: key for key, arm in self.fused.items()}
         return keys.get(name) or next(keys[sparse] for sparse, twin in self.twins.items() if twin == name)
 
@@ -97,8 +100,13 @@ class Setup:
     @property
     def continued(self) -> list[Branch]:
         """The trainings that the sequential baselines add."""
-        preferences = [self.branches[name] for name in self.of_role("preference")]
-        return [preferences[0] for _ in self.of_kind("sequential")]
+        orders = [arm.order for arm in self.of_kind("sequential")]
+        links = dict.fromkeys(order[:end] for order in orders for end in range(2, len(order) + 1))
+        return [self.branches[link[-1]] for link in links]
+
+    def sequential_name(self, order: Sequence[str]) -> str:
+        """What is trained in this order of arms: SFT before preferences, as the file has them, needs no more words."""
+        return SEQUENTIAL if tuple(order) == _in_arms(self, ()) else "-".join([SEQUENTIAL, *map(self.key, order)])
 
     def of_kind(self, kind: Kind) -> list[Arm]:
         """Its arms of one kind."""
@@ -158,7 +166,7 @@ def resolve(config: PaftConfig, file: Path, base: Path, arms: Sequence[str] = ()
 def _read_branches(config: PaftConfig, file: Path, base: Path) -> Setup:
     """Every branch, in the order of the table; no arms yet."""
     specs = {key if config.branches == {} else f"branches.{key}": spec for key, spec in config.fused.items()}
-    specs |= {f"compare.{name}": spec for name, spec in config.compare.items()}
+    specs |= {f"compare.{name}": spec for name, spec in config.compare.branches.items()}
     fused: dict[str, str] = {}
     found: dict[str, Branch] = {}
     problems: list[str] = []
@@ -176,7 +184,32 @@ def _read_branches(config: PaftConfig, file: Path, base: Path) -> Setup:
             problems += [f"{file}: {place}: {problem}" for problem in error.problems]
     raise_if_any(problems or _role_problems(file, [found[name] for name in fused.values()]))
     branches, twins = _with_twins(fused, found)
-    return Setup(file, config, base, branches, fused, twins)
+    setup = Setup(file, config, base, branches, fused, twins)
+    return replace(setup, branches={**branches, **_disjoint_branches(setup)})
+
+
+def _disjoint_branches(setup: Setup) -> dict[str, Branch]:
+    """The trainings of modules of their own, by the names of their arms; none unless they are wanted."""
+    disjoint = setup.config.compare.disjoint
+    if disjoint is None or not setup.base.is_dir():  # a base that is still on the hub
+        return {}
+    where = f"{setup.file}: compare.{DISJOINT}"
+    fused = {key: setup.branches[name] for key, name in setup.fused.items()}
+    strange = [name for name in disjoint.modules if name not in fused]
+    raise_if_any([f"{where}.{name}: no such branch. {suggestion(name, list(fused))}" for name in strange])
+    raise_if_any(
+        [
+            f"{where}: needs the axolotl config of {key}, which is given as `trained:`. Give its config, or leave {DISJOINT} out."
+            for key, branch in fused.items()
+            if branch.trained is not None
+        ]
+    )
+    wanted = {key: disjoint.modules.get(key, [OF_ROLE[str(branch.role)]]) for key, branch in fused.items()}
+    try:
+        modules = own_modules(wanted, linear_modules(setup.base))
+    except PaftError as error:
+        raise PaftError([f"{where}.{problem}" for problem in error.problems]) from None
+    return {f"{DISJOINT}-{key}": training_only(fused[key], f"{DISJOINT}-{key}", own) for key, own in modules.items()}
 
 
 def _arm_of(branch: Branch) -> str:
@@ -193,7 +226,8 @@ def _arm_of(branch: Branch) -> str:
 
 
 def _is_reserved(name: str) -> bool:
-    return name in (BASE, SEQUENTIAL) or name.startswith((PAFT, PARALLEL, WITHOUT))
+    baselines = tuple(f"{word}-" for word in (SEQUENTIAL, DISJOINT))
+    return name in (BASE, JOINT, SEQUENTIAL, DISJOINT) or name.startswith((PAFT, PARALLEL, WITHOUT, *baselines))
 
 
 def _role_problems(file: Path, fused: Sequence[Branch]) -> list[str]:
@@ -227,10 +261,14 @@ def _with_twins(fused: Mapping[str, str], found: Mapping[str, Branch]) -> tuple[
 def _wanted(setup: Setup, given: Sequence[str], sequential: bool) -> tuple[Arm, ...]:
     """The arms that are wanted, in the order of the table."""
     config = setup.config
-    patterns = given or config.arms or _usual(setup)
-    if sequential or (config.sequential and not given):
-        patterns = [*patterns, *setup.twins.values(), SEQUENTIAL]
     possible = {arm.name: arm for arm in _possible(setup)}
+    patterns = given or config.arms or _usual(setup)
+    orders = [*(() if given else config.orders), *([()] if sequential else [])]
+    if orders:
+        names = [setup.sequential_name(_in_arms(setup, order)) for order in orders]
+        patterns = [*patterns, *setup.twins.values(), *names]
+    if not given and config.compare.disjoint is not None and setup.base.is_dir():
+        patterns = [*patterns, DISJOINT]
     meant = {pattern: {name for name in possible if fnmatchcase(name, pattern)} for pattern in patterns}
     raise_if_any([_no_arm(setup, pattern, list(possible)) for pattern, names in meant.items() if not names])
     return tuple(arm for name, arm in possible.items() if any(name in names for names in meant.values()))
@@ -241,15 +279,17 @@ def _usual(setup: Setup) -> list[str]:
     fused = f"{PAFT if any(map(setup.is_penalised, setup.fused.values())) else PARALLEL}*"
     first = list(setup.config.fusion.methods)[:1] if len(setup.fused) > 2 else []
     left_out = [f"{WITHOUT}{key}-{method}" for method in first for key in setup.fused]
-    return [BASE, *setup.fused.values(), *setup.config.compare, fused, *left_out]
+    return [BASE, *setup.fused.values(), *setup.config.compare.branches, fused, *left_out]
 
 
 def _possible(setup: Setup) -> Iterator[Arm]:
     """Every arm that there can be, in the order of the table."""
     yield Arm(name=BASE, kind="base", model=_seen_from(setup.run_dir, setup.base))
     for branch in setup.branches.values():
-        yield _branch_arm(setup, branch)
+        if not branch.made_of:
+            yield _branch_arm(setup, branch)
     yield from _sequential_arms(setup)
+    yield from _disjoint_arm(setup)
     recipes = [*setup.config.fusion.methods, *setup.config.fusion.recipes]
     sparse, dense = list(setup.fused.values()), setup.dense
     for recipe in recipes if dense is not None else ():
@@ -278,18 +318,52 @@ def _branch_arm(setup: Setup, branch: Branch) -> Arm:
 
 
 def _sequential_arms(setup: Setup) -> Iterator[Arm]:
-    """The baseline: one SFT branch without its penalty, then the preference training on top."""
-    dense, preferences = setup.dense, setup.of_role("preference")
-    if dense is None or len(dense) != 2 or setup.branches[preferences[0]].trained is not None:
-        return
-    as_adapter = setup.branches[preferences[0]].is_adapter
-    yield Arm(
-        name=SEQUENTIAL,
-        kind="sequential",
-        branches=tuple(name for name in dense if name not in preferences),
-        model=((MODELS if as_adapter else BRANCHES) / SEQUENTIAL).as_posix(),
-        stage=f"merge-{SEQUENTIAL}" if as_adapter else SEQUENTIAL,
+    """The baselines that train one branch without its penalty, then others on top."""
+    dense = _dense_branches(setup)
+    raise_if_any(
+        [
+            f"{setup.file}: sequential: {problem}"
+            for order in setup.config.orders
+            for problem in (order_problems(order, dense) if order else ())
+        ]
     )
+    orders = [_in_arms(setup, order) for order in setup.config.orders]
+    if not list(order_problems(_usual_order(setup), dense)):
+        orders.insert(0, _in_arms(setup, ()))
+    for order in dict.fromkeys(orders):
+        name = setup.sequential_name(order)
+        as_adapter = setup.branches[order[-1]].is_adapter
+        yield Arm(
+            name=name,
+            kind="sequential",
+            branches=order[:1],
+            order=order,
+            model=((MODELS if as_adapter else BRANCHES) / name).as_posix(),
+            stage=f"merge-{name}" if as_adapter else name,
+        )
+
+
+def _dense_branches(setup: Setup) -> dict[str, Branch | None]:
+    """What the file calls a fused branch → that branch without its penalty; None if it cannot be had."""
+    names = {key: setup.twins.get(name, name) for key, name in setup.fused.items()}
+    return {key: None if setup.is_penalised(name) else setup.branches[name] for key, name in names.items()}
+
+
+def _in_arms(setup: Setup, order: Sequence[str]) -> tuple[str, ...]:
+    """An order of the file's in the names of arms; of no names: SFT branches first, then preferences."""
+    return tuple(setup.twins.get(setup.fused[key], setup.fused[key]) for key in order or _usual_order(setup))
+
+
+def _usual_order(setup: Setup) -> list[str]:
+    return [key for role in ROLES for key, name in setup.fused.items() if setup.branches[name].role == role]
+
+
+def _disjoint_arm(setup: Setup) -> Iterator[Arm]:
+    """The baseline whose branches train modules of their own: their plain sum, in which nothing can interfere."""
+    branches = tuple(name for name in setup.branches if name.startswith(f"{DISJOINT}-"))
+    if branches:
+        folder = (MODELS / DISJOINT).as_posix()
+        yield Arm(name=DISJOINT, kind="disjoint", branches=branches, recipe=SUM, model=folder, stage=f"fuse-{DISJOINT}")
 
 
 def _fused_arm(

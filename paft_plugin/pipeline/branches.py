@@ -42,6 +42,8 @@ class Branch:
     """The axolotl config with absolute paths, without what the run sets."""
     notes: tuple[str, ...] = ()
     """What the run replaces of the user's config, a sentence each."""
+    made_of: tuple[str, ...] = ()
+    """Of a training for a baseline: the arms of the branches whose configs and rows it takes."""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Variable → value: what the user typed into the config, and the run hands over in the environment instead."""
 
@@ -118,7 +120,7 @@ def read_branch(name: str, spec: BranchSpec, folder: Path) -> Branch:
     handed = handed_over(content)
     secrets = {variable: str(content[key]) for key, variable in handed.items()}
     content = {key: _absolute(key, value, folders) for key, value in content.items() if key not in (*OURS, *handed)}
-    return Branch(name, spec, source, content, notes, secrets)
+    return Branch(name, spec, source, content, notes, secrets=secrets)
 
 
 def without_penalty(branch: Branch, name: str) -> Branch:

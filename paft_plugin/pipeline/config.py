@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from paft_plugin.evaluation.arms import Role
 from paft_plugin.evaluation.config import EvaluationConfig, held_out_measures, measure_names
@@ -27,6 +36,8 @@ from paft_plugin.schema import (
 from paft_plugin.search.config import SearchConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+BASELINES = ("joint", "sequential", "disjoint")
+ALPHA = "alpha"
 HINT = "`axolotl paft init` writes one with comments; the README explains it."
 
 
@@ -61,6 +72,44 @@ def _trained(path: Path, info: ValidationInfo) -> Path:
     if is_hub_name(str(path), folder):
         return path
     raise ValueError(f"{folder} is no folder. Give the output folder of a finished training, or a hub name.")
+
+
+Order = tuple[str, ...]
+"""Branches, one trained on what the other came to; of no names: SFT first, then preferences, each as the file has them."""
+Orders = tuple[Order, ...]
+
+
+def _orders(value: Any) -> Any:
+    """`true`, a name after the other, or several such lists."""
+    if value in (None, True, False, {}):
+        return () if value is False else ((),)
+    return (value,) if isinstance(value, list) and all(isinstance(name, str) for name in value) else value
+
+
+def _word(value: Any) -> Any:
+    """A baseline is wanted by its name alone, or with settings."""
+    return {} if value in (None, True) else None if value is False else value
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _words(value: Any) -> Any:
+    """A list of words, and of mappings of one or more, is one mapping."""
+    entries = value if isinstance(value, list) else [value]
+    pairs = [pair for each in entries for pair in (each.items() if isinstance(each, dict) else [(str(each), None)])]
+    names = [name for name, _ in pairs]
+    twice = [f"{name} is there twice. Name it once." for name in dict.fromkeys(names) if names.count(name) > 1]
+    strange = [name for name, said in pairs if said in (None, True) and name not in BASELINES]
+    raise_lines(twice + [f"{name}: {_no_baseline(name)}" for name in strange])
+    return dict(pairs)
+
+
+def _no_baseline(name: str) -> str:
+    if name == ALPHA:
+        return f"is a way to fuse. Name it under `fusion: {{methods: [{ALPHA}]}}`."
+    return f"no baseline, and nothing says how it is trained. {suggestion(name, BASELINES)}"
 
 
 class BranchSpec(BaseModel):
@@ -101,6 +150,56 @@ class BranchSpec(BaseModel):
     def is_remote(self) -> bool:
         """Whether it is trained already, and on the hub."""
         return self.trained is not None and not self.trained.is_absolute()
+
+
+class JointConfig(BaseModel):
+    """What is under `compare: {joint: …}`."""
+
+    model_config = STRICT
+
+    sft_weight: float = Field(default=1.0, gt=0, description="Of the SFT loss; the preference loss has 1.")
+    overrides: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Keys of the axolotl config, which is the preference branch's, that are other here; null removes one.",
+    )
+
+
+class DisjointConfig(BaseModel):
+    """What is under `compare: {disjoint: …}`: branch → what it trains; what is not named goes by its role."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, Annotated[list[str], Field(min_length=1), BeforeValidator(_as_list)]]
+
+    @property
+    def modules(self) -> Mapping[str, Sequence[str]]:
+        """Branch → `attention`, `mlp` or modules by name."""
+        return self.model_extra or {}
+
+
+class CompareConfig(BaseModel):
+    """What is under `compare:`: baselines, each a word, and further branches by name."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+    __pydantic_extra__: dict[str, Annotated[BranchSpec, BeforeValidator(_branch)]]
+
+    joint: Annotated[JointConfig | None, BeforeValidator(_word)] = Field(
+        default=None, description="One training on the rows of all branches, with the losses of both."
+    )
+    sequential: Annotated[Orders, BeforeValidator(_orders)] = Field(
+        default=(), description="One training after the other; true, or the order of the branches, or several orders."
+    )
+    disjoint: Annotated[DisjointConfig | None, BeforeValidator(_word)] = Field(
+        default=None, description="Branches that train modules of their own, and are fused by a plain sum."
+    )
+
+    @property
+    def branches(self) -> Mapping[str, BranchSpec]:
+        """Those that are trained and scored, but not fused, by name."""
+        return self.model_extra or {}
+
+    def with_branches(self, branches: Mapping[str, BranchSpec]) -> CompareConfig:
+        """The same baselines, beside other branches."""
+        return self.model_copy(update=dict(branches))
 
 
 def _fitting_settings(methods: dict[str, RecipeSettings]) -> dict[str, RecipeSettings]:
@@ -210,12 +309,14 @@ class PaftConfig(BaseModel):
     )
     output_dir: OutputFolder = Field(description="Where everything goes.")
     description: str = Field(default="", description="What the run is about, in Markdown; stands in its README.md.")
-    compare: dict[str, Annotated[BranchSpec, BeforeValidator(_branch)]] = Field(
-        default_factory=dict, description="Further arms by name, trained and scored but not fused."
+    compare: Annotated[CompareConfig, BeforeValidator(_words)] = Field(
+        default_factory=lambda: CompareConfig.model_validate({}),
+        description="Baselines, each a word (joint, sequential, disjoint), and further branches by name, trained and scored "
+        "but not fused.",
     )
     fusion: FusionConfig = Field(default_factory=lambda: FusionConfig(), description="How the branches are fused.")
-    sequential: bool = Field(
-        default=False, description="Also the baseline: SFT without the penalty, then the preference training."
+    sequential: Annotated[Orders, BeforeValidator(_orders)] = Field(
+        default=(), description="As under `compare:`; true: SFT without the penalty, then the preference training."
     )
     arms: list[str] | None = Field(
         default=None,
@@ -267,7 +368,7 @@ class PaftConfig(BaseModel):
     @model_validator(mode="after")
     def _branch_names(self) -> PaftConfig:
         few = ["branches: there is only one, and a fusion needs two. Add another."] if len(self.branches) == 1 else []
-        raise_lines([*_bad_names("compare", self.compare), *_bad_names("branches", self.branches), *few])
+        raise_lines([*_bad_names("compare", self.compare.branches), *_bad_names("branches", self.branches), *few])
         return self
 
     @property
@@ -277,6 +378,11 @@ class PaftConfig(BaseModel):
         named = {key: spec.model_copy(update={"role": key}) for key, spec in short.items() if spec is not None}
         # Two that are called so are the short form, whichever comes first.
         return {**named, **{name: self.branches[name] for name in sorted(self.branches, key="sft".__ne__)}}
+
+    @property
+    def orders(self) -> Orders:
+        """In which orders branches are trained one after the other, each once."""
+        return tuple(dict.fromkeys((*self.sequential, *self.compare.sequential)))
 
     @property
     def base_is_remote(self) -> bool:

@@ -16,7 +16,8 @@ from paft_plugin.evaluation.held_out_rows import HELD_OUT
 from paft_plugin.evaluation.task_code import task_inputs
 from paft_plugin.files import json_text, read_json_or_nothing, write_text
 from paft_plugin.fusion.recipe.render import adapter_recipe
-from paft_plugin.pipeline.arms import BRANCHES, MODELS, PREFERENCE, SFT, WHOLE, Setup
+from paft_plugin.fusion.recipe.settings import RecipeSettings
+from paft_plugin.pipeline.arms import BRANCHES, MODELS, PREFERENCE, SFT, Setup
 from paft_plugin.pipeline.branches import Branch, config_text
 from paft_plugin.pipeline.estimate.memory import estimate_memory
 from paft_plugin.pipeline.held_out.request import (
@@ -74,7 +75,7 @@ def make_plan(setup: Setup) -> Plan:
         *(_train(setup, branch, branch.name, setup.base, inputs=(setup.base,)) for branch in setup.trainings),
         *_train_sequential(setup),
         *_inspect_branches(setup),
-        *(_fuse(setup, arm) for arm in setup.of_kind("fused")),
+        *(_fuse(setup, arm) for kind in ("disjoint", "fused") for arm in setup.of_kind(kind)),
         *_inspect_fused(setup),
         *_evaluate(setup),
     ]
@@ -180,19 +181,32 @@ def _launcher(branch: Branch) -> Iterator[str]:
 
 
 def _train_sequential(setup: Setup) -> Iterator[Planned]:
-    """The baseline: the preference training on top of the dense SFT model instead of the base."""
+    """The baselines of one training on top of the other; what two of them have in common is done once."""
+    planned: dict[str, Planned] = {}
     for arm in setup.of_kind("sequential"):
-        (dense,) = arm.branches
-        base, needs = setup.branch_folder(dense), _made_here(setup, arm)
-        if setup.branches[dense].is_adapter:
-            whole = _merge_adapter(setup, WHOLE, setup.base, base, needs)
-            yield whole
-            base, needs = setup.run_dir / whole.stage.folder, (whole.stage.name,)
-        training = _train(setup, setup.continued[0], arm.name, base, needs)
+        for each in _chain(setup, arm):
+            planned.setdefault(each.stage.name, each)
+    yield from planned.values()
+
+
+def _chain(setup: Setup, arm: Arm) -> Iterator[Planned]:
+    """The trainings of a sequential arm after the first, which is a branch's own, each on the merge of those before."""
+    first, *others = (setup.branches[name] for name in arm.order)
+    base, needs = setup.branch_folder(first.name), _made_here(setup, arm)
+    if first.is_adapter:
+        whole = _merge_adapter(setup, f"{first.name}-whole", setup.base, base, needs)
+        yield whole
+        base, needs = setup.run_dir / whole.stage.folder, (whole.stage.name,)
+    for length, branch in enumerate(others, start=2):
+        name = setup.sequential_name(arm.order[:length])
+        training = _train(setup, branch, name, base, needs)
         yield training
-        if arm.stage != training.stage.name:
-            adapter = setup.run_dir / training.stage.folder
-            yield _merge_adapter(setup, arm.name, base, adapter, (*needs, training.stage.name))
+        trained_on, base = base, setup.run_dir / training.stage.folder
+        if branch.is_adapter:
+            merged = _merge_adapter(setup, name, trained_on, base, (*needs, training.stage.name))
+            yield merged
+            training, base = merged, setup.run_dir / merged.stage.folder
+        needs = (training.stage.name,)
 
 
 def _merge_adapter(setup: Setup, name: str, base: Path, adapter: Path, needs: tuple[str, ...]) -> Planned:
@@ -227,11 +241,12 @@ def _fuse(setup: Setup, arm: Arm) -> Planned:
     assert arm.recipe is not None
     assert arm.stage is not None
     inputs, files = (setup.base, *_from_outside(setup, arm.branches)), {}
-    own = setup.config.fusion.recipes.get(arm.recipe)
+    fusion = setup.config.fusion
+    own = fusion.recipes.get(arm.recipe) if arm.kind == "fused" else None
     if own is None:
         recipe = [
             *("--base", str(setup.base), *_branches(setup, arm), "--method", arm.recipe),
-            *setup.config.fusion.methods[arm.recipe].options(),
+            *(fusion.methods[arm.recipe] if arm.kind == "fused" else RecipeSettings()).options(),
         ]
     else:
         file = _given_recipe(setup, arm.name)
@@ -239,7 +254,7 @@ def _fuse(setup: Setup, arm: Arm) -> Planned:
     stage = Stage(
         name=arm.stage,
         title=f"fuse {arm.name}",
-        command=paft("fuse", str(setup.model(arm)), *recipe, "--seed", str(setup.config.fusion.seed), "--quiet"),
+        command=paft("fuse", str(setup.model(arm)), *recipe, "--seed", str(fusion.seed), "--quiet"),
         folder=Path(arm.model),
         needs=_made_here(setup, arm),
         inputs=inputs,
@@ -295,11 +310,14 @@ def _from_outside(setup: Setup, branches: Sequence[str]) -> tuple[Path, ...]:
 
 
 def _inspect_branches(setup: Setup) -> Iterator[Planned]:
-    names = [branch.name for branch in setup.needed]
-    if names:
-        deltas = [f"{name}={setup.branch_folder(name)}" for name in names]
-        needs, outside = tuple(branch.name for branch in setup.trainings), _from_outside(setup, names)
-        yield _inspect(setup, "branches", "the branches’ deltas", deltas, needs, outside)
+    kinds = {"branches": [branch.name for branch in setup.needed if not branch.made_of]}
+    kinds |= {arm.name: list(arm.branches) for arm in setup.of_kind("disjoint")}
+    for kind, names in kinds.items():
+        if names:
+            deltas = [f"{name}={setup.branch_folder(name)}" for name in names]
+            needs = tuple(name for name in names if setup.branches[name].trained is None)
+            what = "the branches’ deltas" if kind == "branches" else f"the deltas of {kind}"
+            yield _inspect(setup, kind, what, deltas, needs, _from_outside(setup, names))
 
 
 def _inspect_fused(setup: Setup) -> Iterator[Planned]:

@@ -38,8 +38,8 @@ def test_a_branch_is_a_file_a_config_or_a_trained_folder(tmp_path: Path) -> None
     inline = {"config": {"adapter": "lora"}, "overrides": {"lora_r": 4}}
     config = read_config(write_run(tmp_path, sft=inline, compare={"mine": "mine", "other": {"config": "dpo.yml"}}))
     assert config.sft.config == {"adapter": "lora"}
-    assert config.compare["mine"].trained == tmp_path / "mine"
-    assert config.compare["other"].config == tmp_path / "dpo.yml"
+    assert config.compare.branches["mine"].trained == tmp_path / "mine"
+    assert config.compare.branches["other"].config == tmp_path / "dpo.yml"
 
 
 def test_a_hub_name_is_a_base_too(tmp_path: Path) -> None:
@@ -128,4 +128,4 @@ def test_the_readme_s_example_is_valid(tmp_path: Path) -> None:
         write_yaml(tmp_path / name, {"adapter": "lora"})
     (tmp_path / "paft.yml").write_text(example)
     config = read_config(tmp_path / "paft.yml")
-    assert (config.base_is_remote, config.sequential, config.evaluation.skill) == (True, True, ("skill",))  # type: ignore[union-attr]
+    assert (config.base_is_remote, config.orders, config.evaluation.skill) == (True, ((),), ("skill",))  # type: ignore[union-attr]

@@ -83,11 +83,12 @@ def _there(run_dir: Path) -> Path:
 def needed_bytes(setup: Setup) -> int:
     """About what a run writes, in bytes: branches with their checkpoints, fused models, logs."""
     model = sum(file.stat().st_size for file in setup.base.glob("*.safetensors"))
-    sequential = setup.of_kind("sequential")
+    merged = len(setup.of_kind("fused")) + len(setup.of_kind("disjoint"))
+    merged += sum(len(arm.order) for arm in setup.of_kind("sequential"))
     trainings = [*setup.trainings, *setup.continued]
     # Where nothing is known of the model's layers, a training is taken for one of a whole model.
     total = MARGIN + sum(estimate_disk(branch.content, setup.base) or model for branch in trainings)
-    return total + model * (len(setup.of_kind("fused")) + 2 * len(sequential))
+    return total + model * merged
 
 
 def _held(folder: Path) -> int:

@@ -61,9 +61,10 @@ def _without_axolotl(setup: Setup, wanted: list[Branch], configured: list[Branch
 
 def different_trainings(setup: Setup) -> list[Branch]:
     """The trainings, without dense twins whose penalised ones are there: they are the same configs, less the plugin."""
-    trained = {branch.name for branch in setup.trainings}
+    trainings = [*setup.trainings, *setup.continued]
+    trained = dict.fromkeys(name for branch in trainings for name in branch.made_of or (branch.name,))
     spared = {twin for sparse, twin in setup.twins.items() if sparse in trained}
-    return [branch for branch in setup.trainings if branch.name not in spared or branch.name in setup.config.compare]
+    return [setup.branches[name] for name in trained if name not in spared or name in setup.config.compare.branches]
 
 
 # --- without axolotl -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,186 @@
+"""The baselines of a run: which arms each word makes, of which trainings, and what cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from paft_plugin.errors import PaftError
+from paft_plugin.pipeline.arms import Setup, open_setup
+from paft_plugin.pipeline.baselines import linear_modules, own_modules
+from paft_plugin.pipeline.plan import make_plan
+from tests.pipeline.runs import edit, write_run
+
+LLAMA = {
+    **dict.fromkeys([f"self_attn.{name}_proj" for name in "qkvo"], "attention"),
+    **dict.fromkeys([f"mlp.{name}_proj" for name in ("gate", "up", "down")], "mlp"),
+}
+
+
+def kinds(setup: Setup) -> dict[str, str]:
+    return {arm.name: arm.kind for arm in setup.arms if arm.kind not in ("base", "branch", "fused")}
+
+
+def needs(setup: Setup) -> dict[str, tuple[str, ...]]:
+    return {stage.name: stage.needs for stage in make_plan(setup).stages}
+
+
+def configs(setup: Setup) -> dict[str, dict[str, Any]]:
+    files = make_plan(setup).files.items()
+    return {
+        path.stem: yaml.safe_load(text)
+        for path, text in files
+        if path.parent.name == "configs" and path.suffix == ".yml"
+    }
+
+
+def problems(folder: Path, **keys: Any) -> list[str]:
+    with pytest.raises(PaftError) as caught:
+        open_setup(write_run(folder, **keys))
+    return [problem.replace(f"{folder}/", "") for problem in caught.value.problems]
+
+
+def test_a_word_makes_an_arm_and_none_is_made_unasked(tmp_path: Path) -> None:
+    assert kinds(open_setup(write_run(tmp_path))) == {}
+    setup = open_setup(write_run(tmp_path, compare=["disjoint", "sequential", {"orpo": "dpo.yml"}]))
+    assert kinds(setup) == {"sequential": "sequential", "disjoint": "disjoint"}
+    assert "orpo" in [arm.name for arm in setup.arms]
+    setup = open_setup(write_run(tmp_path, compare={"disjoint": None, "sequential": True}))
+    assert kinds(setup) == {"sequential": "sequential", "disjoint": "disjoint"}
+
+
+def test_sequential_true_is_the_same_run_however_it_is_spelt(tmp_path: Path) -> None:
+    spelt = [{"sequential": True}, {"compare": ["sequential"]}, {"sequential": ["sft", "preference"]}]
+    plans = [make_plan(open_setup(write_run(tmp_path, **keys))) for keys in spelt]
+    assert plans[0] == plans[1] == plans[2]
+    stages = {stage.name: stage.needs for stage in plans[0].stages}
+    assert stages["sequential"] == ("merge-sft-whole",)
+    assert stages["merge-sequential"] == ("merge-sft-whole", "sequential")
+
+
+def test_an_order_is_a_chain_of_trainings_with_merges_between(tmp_path: Path) -> None:
+    setup = open_setup(write_run(tmp_path, sequential=[["preference", "sft"], ["sft", "preference"]]))
+    assert kinds(setup) == {"sequential": "sequential", "sequential-preference-sft": "sequential"}
+    stages, written = needs(setup), configs(setup)
+    assert stages["merge-dpo-whole"] == ("dpo",)
+    assert stages["sequential-preference-sft"] == ("merge-dpo-whole",)
+    assert stages["merge-sequential-preference-sft"] == ("merge-dpo-whole", "sequential-preference-sft")
+    last = written["sequential-preference-sft"]
+    assert last["base_model"] == str(setup.run_dir / "models" / "dpo-whole")
+    assert not any(key.startswith("paft_") or key == "plugins" for key in last), "without the penalty"
+
+
+def test_orders_of_three_share_what_they_begin_with(tmp_path: Path) -> None:
+    file = write_run(tmp_path, sft=None, preference=None)
+    branches = {
+        "math": {"config": "sft.yml"},
+        "code": {"config": "sft.yml", "overrides": {"plugins": None, "paft_l1_lambda": None}},
+        "taste": {"config": "dpo.yml"},
+    }
+    edit(file, branches=branches, sequential=[["code", "math"], ["code", "math", "taste"], ["taste", "code"]])
+    setup = open_setup(file)
+    assert list(kinds(setup)) == ["sequential-code-math", "sequential-code-math-taste", "sequential-taste-code"]
+    stages = needs(setup)
+    assert stages["sequential-code-math-taste"] == ("merge-sequential-code-math",)
+    assert [branch.name for branch in setup.continued] == ["math", "taste", "code"]
+    assert list(kinds(open_setup(file, sequential=True, arms=["base"]))) == ["sequential"]
+    assert needs(open_setup(file, sequential=True, arms=["base"]))["sequential"] == ("merge-sequential-math-code",)
+
+
+def test_disjoint_branches_train_modules_of_their_own_without_the_penalty(tmp_path: Path) -> None:
+    setup = open_setup(write_run(tmp_path, compare=["disjoint"]))
+    written = configs(setup)
+    sft, preference = written["disjoint-sft"], written["disjoint-preference"]
+    assert sorted(sft["lora_target_modules"]) == ["mlp.down_proj", "mlp.gate_proj", "mlp.up_proj"]
+    assert sorted(preference["lora_target_modules"]) == [f"self_attn.{name}_proj" for name in "koqv"]
+    for config in (sft, preference):
+        assert "lora_target_linear" not in config
+        assert not any(key.startswith("paft_") for key in config)
+    stages = needs(setup)
+    assert stages["fuse-disjoint"] == stages["inspect-disjoint"] == ("disjoint-sft", "disjoint-preference")
+    command = next(stage.command for stage in make_plan(setup).stages if stage.name == "fuse-disjoint")
+    assert command[command.index("--method") + 1] == "task_arithmetic"
+
+
+def test_full_fine_tuning_unfreezes_its_own_parameters(tmp_path: Path) -> None:
+    from axolotl.utils.freeze import LayerNamePattern
+
+    full = {"adapter": None, "lora_target_linear": None, "lora_r": None}
+    file = write_run(tmp_path, compare={"disjoint": {"preference": ["q_proj", "v_proj"]}})
+    edit(file, sft={"config": "sft.yml", "overrides": full}, preference={"config": "dpo.yml", "overrides": full})
+    patterns = {name: config.get("unfrozen_parameters") for name, config in configs(open_setup(file)).items()}
+
+    def trained(name: str, parameter: str) -> bool:
+        return any(LayerNamePattern(pattern).match(parameter) for pattern in patterns[name] or ())
+
+    layer = "model.layers.11."
+    assert trained("disjoint-sft", f"{layer}mlp.up_proj.weight")
+    assert trained("disjoint-preference", f"{layer}self_attn.q_proj.weight")
+    for parameter in (f"{layer}self_attn.k_proj.weight", f"{layer}input_layernorm.weight", "model.embed_tokens.weight"):
+        assert not trained("disjoint-sft", parameter)
+        assert not trained("disjoint-preference", parameter)
+    assert not trained("disjoint-preference", f"{layer}mlp.up_proj.weight")
+
+
+def test_what_would_train_more_than_its_modules_is_left_out_and_said(tmp_path: Path) -> None:
+    file = write_run(tmp_path, compare=["disjoint"])
+    edit(file, sft={"config": "sft.yml", "overrides": {"lora_modules_to_save": ["embed_tokens"]}})
+    branch = open_setup(file).branches["disjoint-sft"]
+    assert "lora_modules_to_save" not in branch.content
+    assert "lora_modules_to_save" in branch.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "meant"),
+    [
+        ({"a": ["mlp"], "b": ["attention"]}, {"a": 3, "b": 4}),
+        ({"a": ["q_proj", "k_proj"], "b": ["self_attn.v_proj", "mlp"]}, {"a": 2, "b": 4}),
+        ({"a": ["self_attn"], "b": ["up_proj"], "c": ["gate_proj"]}, {"a": 4, "b": 1, "c": 1}),
+    ],
+)
+def test_modules_are_named_by_group_or_by_name(wanted: Mapping[str, list[str]], meant: Mapping[str, int]) -> None:
+    assert {branch: len(modules) for branch, modules in own_modules(wanted, LLAMA).items()} == meant
+
+
+@pytest.mark.parametrize(
+    ("modules", "group"),
+    [("transformer.h.0.attn.c_attn", "attention"), ("model.decoder.layers.0.fc1", "mlp")],
+)
+def test_modules_of_other_architectures_have_their_group(tmp_path: Path, modules: str, group: str) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    embedding = {"model.embed_tokens.weight": torch.zeros(2, 2)}
+    norm = {"model.layers.0.post_attention_layernorm.weight": torch.zeros(2)}
+    save_file({f"{modules}.weight": torch.zeros(2, 2), **embedding, **norm}, tmp_path / "model.safetensors")
+    assert list(linear_modules(tmp_path).values()) == [group]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"compare": ["disjont"]}, "compare: disjont: no baseline, and nothing says how it is trained. Did you mean disjoint?"),
+        ({"compare": ["alpha"]}, "compare: alpha: is a way to fuse. Name it under `fusion: {methods: [alpha]}`."),
+        ({"compare": ["disjoint", "disjoint"]}, "disjoint is there twice"),
+        ({"compare": {"disjoint": {"sftt": "mlp"}}}, "compare.disjoint.sftt: no such branch. Did you mean sft?"),
+        ({"compare": {"disjoint": {"sft": "mpl"}}}, "compare.disjoint.sft: mpl: no such module. Did you mean mlp?"),
+        ({"compare": {"disjoint": {"sft": "q_proj"}}}, "compare.disjoint.preference: self_attn.q_proj: sft would train"),
+        ({"compare": ["disjoint"], "preference": "base"}, "compare.disjoint: needs the axolotl config of preference"),
+        ({"sequential": [["preference", "stf"]]}, "sequential: [preference, stf]: stf: no such branch. Did you mean sft?"),
+        ({"sequential": [["sft"]]}, "sequential: [sft]: name two branches or more, each once."),
+        ({"sequential": ["sft", "sft"]}, "sequential: [sft, sft]: name two branches or more, each once."),
+        ({"sequential": ["sft", "preference"], "preference": "base"}, "preference: is given as `trained:`, and only the first"),
+        ({"sequential": ["preference", "sft"], "sft": "base"}, "sft: was trained with the penalty elsewhere"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_said_at_once(tmp_path: Path, keys: dict[str, Any], said: str) -> None:
+    assert any(said in problem for problem in problems(tmp_path, **keys)), problems(tmp_path, **keys)
+
+
+def test_an_order_may_begin_with_what_is_trained_already(tmp_path: Path) -> None:
+    setup = open_setup(write_run(tmp_path, sequential=["preference", "sft"], preference="base"))
+    assert needs(setup)["sequential-preference-sft"] == ()
