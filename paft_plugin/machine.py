@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
@@ -39,6 +39,22 @@ def usable_device(device: str, where: str) -> str:
         why = first_line(error)
         raise PaftError(f"{where}: {device} is not to be had here ({why}). Give cpu, or leave it out.") from None
     return device
+
+
+def usable_devices(devices: str | Sequence[str], where: str) -> list[str]:
+    """`devices`, each as `usable_device`; `auto` is every GPU that there is.
+
+    Raises:
+        PaftError: One is not to be had, or they are of two kinds, which merge and score differently.
+    """
+    import torch
+
+    if devices == "auto" and torch.cuda.device_count() > 1:
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    named = [usable_device(device, where) for device in ([devices] if isinstance(devices, str) else devices)]
+    if len({device.partition(":")[0] for device in named}) > 1:
+        raise PaftError(f"{where}: {', '.join(named)} are of two kinds, which score differently. Give one kind.")
+    return named
 
 
 def reuse_freed_memory() -> None:

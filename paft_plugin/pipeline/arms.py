@@ -13,6 +13,7 @@ from pathlib import Path
 
 from paft_plugin.errors import PaftError, collecting, raise_if_any
 from paft_plugin.evaluation.arms import Arm, Kind, Role
+from paft_plugin.fusion.recipe.render import RecipeBranch
 from paft_plugin.pipeline.baselines import OF_ROLE, linear_modules, order_problems, own_modules, training_only
 from paft_plugin.pipeline.branches import Branch, check_strategy, read_branch, without_penalty
 from paft_plugin.pipeline.config import PaftConfig, read_config
@@ -412,15 +413,16 @@ def search_request(file: Path) -> SearchRequest:
     if config.search is None:
         raise PaftError(f"{file}: search: missing. It says what to search, and on which tasks: see the README.")
     setup = open_setup(file)
-    folders = {name: setup.branch_folder(name) for name in setup.fused.values()}
+    branches = tuple(
+        RecipeBranch(key, setup.branches[name].role or "sft", setup.branch_folder(name))
+        for key, name in setup.fused.items()
+    )
     raise_if_any(
         [
-            f"{file}: the branch {name} is not trained yet (there is no {folder}). Run `axolotl paft run {file}` first."
-            for name, folder in folders.items()
-            if not folder.is_dir()
+            f"{file}: the branch {setup.fused[branch.name]} is not trained yet (there is no {branch.path}). Run "
+            f"`axolotl paft run {file}` first."
+            for branch in branches
+            if not branch.path.is_dir()
         ]
     )
-    if len(folders) != 2:
-        raise PaftError(f"{file}: search: is for two branches, and there are {len(folders)}.")
-    sft, preference = (folders[name] for name in (*setup.of_role("sft"), *setup.of_role("preference")))
-    return SearchRequest(setup.base, sft, preference, config.output_dir, config.search)
+    return SearchRequest(setup.base, branches, config.output_dir, config.search)

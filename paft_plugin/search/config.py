@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from paft_plugin.evaluation.config import MeasuresByTask
+from paft_plugin.fusion.recipe.render import RecipeBranch
 from paft_plugin.fusion.recipe.settings import MethodName
 from paft_plugin.schema import STRICT, Folder, MappingOfNames, known, raise_lines
 from paft_plugin.search.space import DEFAULTS, SEARCHED, range_problems
@@ -55,15 +56,26 @@ class SearchConfig(BaseModel):
     )
     trials: int = Field(40, ge=1, description="How many in all, over every run of the same search.")
     seed: int = Field(42, ge=0, lt=2**32, description="Of what is proposed, and of methods that drop by chance.")
+    merge_seeds: int = Field(
+        5,
+        ge=1,
+        description="Draws that are averaged of methods that drop by chance, of all that is compared in the end.",
+    )
     timeout: float | None = Field(default=None, gt=0, description="Seconds after which a run begins no further trial.")
     limit: int | None = Field(default=None, ge=1, description="Items of each task at most.")
     batch_size: int = Field(64, ge=1, description="Prompts at once.")
-    device: str = Field(
-        "auto", description="Where models are merged and scored: cpu, cuda …; auto takes a GPU if there is one."
+    device: str | Annotated[list[str], Field(min_length=1)] = Field(
+        "auto",
+        description="Where models are merged and scored: cpu, cuda …; several (a list, or auto): a trial on each at once.",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="In what the merged weights are scored."
     )
+
+    @property
+    def seeds(self) -> range:
+        """Of the draws of a method that drops by chance."""
+        return range(self.seed, self.seed + self.merge_seeds)
 
     @model_validator(mode="after")
     def enough_trials(self) -> SearchConfig:
@@ -87,9 +99,8 @@ class SearchRequest:
 
     base: Path
     """Folder of the base model θ_pre."""
-    sft: Path
-    preference: Path
-    """Folders of the trained branches: an adapter or a model each."""
+    branches: tuple[RecipeBranch, ...]
+    """The trained branches: an adapter or a model each."""
     output_dir: Path
     """Gets `search/`."""
     search: SearchConfig

@@ -12,11 +12,9 @@ from typing import Any
 from paft_plugin.evaluation.results import Measure
 from paft_plugin.files import write_json, write_text
 from paft_plugin.formats import number
-from paft_plugin.fusion.recipe.render import two_branches
-from paft_plugin.fusion.recipe.settings import RecipeSettings
 from paft_plugin.fusion.recipe.write import RecipeRequest, write_recipe
 from paft_plugin.search.config import SearchRequest
-from paft_plugin.search.space import SEARCHED
+from paft_plugin.search.space import SEARCHED, settings_of, values_of
 from paft_plugin.search.study import Finished
 from paft_plugin.search.validation import named_tasks
 from paft_plugin.tables import Cell, Column, Row, Table, as_markdown
@@ -55,7 +53,7 @@ class Outcome:
     @property
     def front(self) -> list[Finished]:
         """What nothing beats; with one objective the best alone."""
-        return [self.scored[place] for place in pareto_front(self.scores, self._maximize)]
+        return front(self.trials, self.goals)
 
     @property
     def start(self) -> Finished | None:
@@ -72,14 +70,28 @@ class Outcome:
         return [goal.higher_is_better for goal in self.goals]
 
 
+def front(trials: Sequence[Finished], goals: Sequence[Measure]) -> list[Finished]:
+    """The trials that nothing beats."""
+    scored = [(trial, trial.scores) for trial in trials if trial.scores is not None]
+    places = pareto_front([scores for _, scores in scored], [goal.higher_is_better for goal in goals])
+    return [scored[place][0] for place in places]
+
+
+def compared(trials: Sequence[Finished], goals: Sequence[Measure]) -> list[Finished]:
+    """What the table compares: the front, and each method's defaults."""
+    best = {trial.number for trial in front(trials, goals)}
+    scored = (trial for trial in trials if trial.scores is not None)
+    return [trial for trial in scored if trial.number in best or trial.is_default]
+
+
 def recipe_request(request: SearchRequest, trial_method: str, options: dict[str, Any], file: Path) -> RecipeRequest:
     """The recipe of the settings that a trial chose."""
     return RecipeRequest(
         request.base,
-        two_branches(request.sft, request.preference),
+        request.branches,
         trial_method,
         file,
-        RecipeSettings(**options),
+        settings_of(options),
         seed=request.search.seed,
         merged=request.folder / "models" / file.stem,
     )
@@ -91,25 +103,25 @@ def recipe_name(trial: Finished) -> str:
 
 
 def describe(trial: Finished) -> str:
-    """A trial's settings in a few words; `weights 0.4/1.1` are those of the SFT and the preference branch."""
+    """A trial's settings in a few words; `weights 0.4/1.1` are those of the branches, in order."""
     parts = []
     for name, setting in SEARCHED.items():
-        values = [f"{trial.options[option]:g}" for option in setting.fields if option in trial.options]
-        if values:
+        if values := [f"{value:g}" for value in values_of(trial.options, setting)]:
             parts.append(f"{name}{'s' if len(values) > 1 else ''} {'/'.join(values)}")
     return ", ".join(parts) or "defaults"
 
 
 def table(outcome: Outcome) -> Table:
     """The front, and every method's defaults to compare with."""
-    front, start = {trial.number for trial in outcome.front}, outcome.start
+    best, start = {trial.number for trial in outcome.front}, outcome.start
     rows = []
-    for trial in sorted(outcome.scored, key=lambda trial: (trial.number not in front, trial.number)):
-        if trial.number in front or trial.is_default:
-            mark = "★" if trial.number in front else ""
-            mark += "▶" if trial is start and len(outcome.goals) > 1 else ""
-            texts = mark, str(trial.number), trial.method, describe(trial), *map(number, trial.scores or ())
-            rows.append(Row(list(map(Cell, texts))))
+    for trial in sorted(
+        compared(outcome.trials, outcome.goals), key=lambda trial: (trial.number not in best, trial.number)
+    ):
+        mark = "★" if trial.number in best else ""
+        mark += "▶" if trial is start and len(outcome.goals) > 1 else ""
+        texts = mark, str(trial.number), trial.method, describe(trial), *map(number, trial.scores or ())
+        rows.append(Row(list(map(Cell, texts))))
     columns = [Column(heading, is_number=heading == "Trial") for heading in ("", "Trial", "Method", "Settings")]
     return Table([*columns, *(Column(goal.name.capitalize()) for goal in outcome.goals)], rows)
 
@@ -129,7 +141,7 @@ def write_outcome(outcome: Outcome) -> None:
 
 def content(outcome: Outcome) -> dict[str, Any]:
     """What `trials.json` holds."""
-    front = {trial.number for trial in outcome.front}
+    best = {trial.number for trial in outcome.front}
     return {
         "schema": SCHEMA,
         "objectives": [
@@ -147,8 +159,9 @@ def content(outcome: Outcome) -> dict[str, Any]:
                 "scores": _named(outcome.goals, trial.scores),
                 "stderr": _named(outcome.goals, trial.stderr),
                 "seconds": round(trial.seconds, 3),
-                "on_front": trial.number in front,
-                "recipe": f"{RECIPES}/{recipe_name(trial)}.yml" if trial.number in front else None,
+                "spread": _named(outcome.goals, trial.spread),
+                "on_front": trial.number in best,
+                "recipe": f"{RECIPES}/{recipe_name(trial)}.yml" if trial.number in best else None,
             }
             for trial in outcome.trials
         ],
@@ -175,8 +188,11 @@ def legend(outcome: Outcome) -> str:
     """What the marks of the table mean, and how far its numbers can be trusted."""
     many = len(outcome.goals) > 1
     marks = "★ on the front, ▶ the one that gives up least of the best of any objective" if many else "★ the best"
+    drawn = max((trial.draws for trial in outcome.trials), default=1)
+    draws = f"What drops by chance is a mean of {drawn} draws. " if drawn > 1 else ""
     return (
-        f"{marks}; the rest: each method at its defaults. Weights: SFT/preference. Scores are on validation items, and the "
+        f"{marks}; the rest: each method at its defaults. {draws}Several weights or densities: those of "
+        f"{'/'.join(branch.name for branch in outcome.request.branches)}. Scores are on validation items, and the "
         f"best of many trials flatters itself: standard errors go up to {_largest_stderr(outcome)}, and only other items "
         "can judge."
     )

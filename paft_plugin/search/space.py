@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from paft_plugin.fusion.recipe.methods import METHODS
-from paft_plugin.fusion.recipe.settings import SETTINGS, Pair, Setting
+from paft_plugin.fusion.recipe.settings import SETTINGS, TWO, BranchName, Pair, RecipeSettings, Setting
 
 if TYPE_CHECKING:
     import optuna
 
 Options = dict[str, Any]
-"""What was chosen, as fields of `RecipeSettings`; what is left to the method is absent."""
+"""What was chosen, as fields of `RecipeSettings`, `weight.math` for one branch's; what is left to the method is absent."""
 
 SEARCHED = {setting.name: setting for setting in SETTINGS.values() if setting.searched}
 """What can be searched: name → setting."""
@@ -38,6 +38,7 @@ class Space:
 
     method: str
     ranges: Mapping[str, Pair]
+    branches: Sequence[BranchName] = TWO
 
     @property
     def searched(self) -> bool:
@@ -60,7 +61,7 @@ class Space:
             f"{self.method}.{option}": value
             for name, value in values.items()
             if self._varies(SEARCHED[name], mean=True)
-            for option in SEARCHED[name].fields
+            for option in self._options(SEARCHED[name])
         }
 
     def propose(self, trial: optuna.trial.BaseTrial) -> Options:
@@ -71,10 +72,16 @@ class Space:
                 options["normalize"] = trial.suggest_categorical("ties.normalize", [True, False])
             if name in self.ranges and self._varies(setting, options.get("normalize", False)):
                 low, high = self.ranges[name]
-                for option in setting.fields:
+                for option in self._options(setting):
                     value = trial.suggest_float(f"{self.method}.{option}", low, high, log=setting.by_ratio)
                     options[option] = min(max(float(f"{value:.3g}"), low), high)
         return options
+
+    def _options(self, setting: Setting) -> list[str]:
+        """The options that are chosen for a setting: one for each branch, where branches are more than the two roles."""
+        if setting.by_branch and [branch.name for branch in self.branches] != [branch.name for branch in TWO]:
+            return [f"{setting.name}.{branch.name}" for branch in self.branches]
+        return setting.fields
 
     def _varies(self, setting: Setting, mean: bool) -> bool:
         """Whether there is a choice of a setting in this form of the method."""
@@ -87,9 +94,23 @@ def propose(trial: optuna.trial.BaseTrial, spaces: Mapping[str, Space]) -> tuple
     return method, spaces[method].propose(trial)
 
 
-def make_spaces(methods: Mapping[str, Mapping[str, Pair]]) -> dict[str, Space]:
+def make_spaces(methods: Mapping[str, Mapping[str, Pair]], branches: Sequence[BranchName] = TWO) -> dict[str, Space]:
     """The space of each method: the given ranges, the defaults for the rest."""
-    return {name: Space(name, {**DEFAULTS.get(name, {}), **given}) for name, given in methods.items()}
+    return {name: Space(name, {**DEFAULTS.get(name, {}), **given}, branches) for name, given in methods.items()}
+
+
+def settings_of(options: Options) -> RecipeSettings:
+    """What was chosen, as settings of a recipe."""
+    fields: dict[str, Any] = {}
+    for option, value in options.items():
+        field, dot, branch = option.partition(".")
+        fields[field] = {**fields.get(field, {}), branch: value} if dot else value
+    return RecipeSettings(**fields)
+
+
+def values_of(options: Options, setting: Setting) -> list[float]:
+    """What was chosen for a setting, by branch where there are several values."""
+    return [value for option, value in options.items() if option.partition(".")[0] in (setting.name, *setting.fields)]
 
 
 def range_problems(name: str, given: Mapping[str, Pair]) -> list[str]:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from paft_plugin.errors import PaftError, one_line
@@ -54,9 +55,14 @@ class Finished:
     options: Options
     is_default: bool
     scores: tuple[float, ...] | None
-    """In the order of the objectives; None if one of them is no finite number."""
+    """In the order of the objectives, means over the draws; None if one of them is no finite number."""
     stderr: tuple[float | None, ...]
+    """Of the items, in one draw."""
     seconds: float
+    draws: int = 1
+    """Merges with another seed each, of a method that drops by chance."""
+    spread: tuple[float, ...] | None = None
+    """Standard deviation of each score from draw to draw; None of a single one."""
 
 
 class Study:
@@ -78,36 +84,42 @@ class Study:
             # A trial that was cut off has failed too, without having been told anything.
             if trial.state == states.COMPLETE or trial.user_attrs.get("without_score")
         ]
-        return [
-            Finished(
-                number,
-                trial.user_attrs["method"],
-                trial.user_attrs["options"],
-                trial.user_attrs["is_default"],
-                tuple(trial.values) if trial.values else None,
-                tuple(trial.user_attrs["stderr"]),
-                trial.user_attrs["seconds"],
-            )
-            for number, trial in enumerate(told, start=1)
-        ]
+        draws = self._draws()
+        return [_finished(number, trial, draws.get(str(number), ())) for number, trial in enumerate(told, start=1)]
 
-    def ask(self) -> Proposal | None:
-        """What to try next: first each method's defaults, then what the sampler proposes; None if nothing can be chosen."""
-        import optuna
+    def _draws(self) -> dict[str, list[list[float] | None]]:
+        """Trial's number → its scores with the seeds after the first."""
+        kept: dict[str, list[list[float] | None]] = self._study.user_attrs.get("draws") or {}
+        return kept
 
+    def draw(self, trial: Finished, scores: Sequence[float] | None) -> None:
+        """Remember what a trial comes to with the next seed; None if it has no finite score."""
+        draws = self._draws()
+        more = [*draws.get(str(trial.number), []), None if scores is None else list(scores)]
+        self._study.set_user_attr("draws", {**draws, str(trial.number): more})
+
+    def ask(self, count: int = 1) -> list[Proposal]:
+        """What to try next, at most `count`: first each method's defaults, then what the sampler proposes, if it can choose."""
         finished = self.finished()
         seen = {trial.method for trial in finished if trial.is_default}
-        for method in self._spaces:
-            if method not in seen:
-                return Proposal(method, {}, is_default=True)
+        defaults = [Proposal(method, {}, is_default=True) for method in self._spaces if method not in seen][:count]
         if not any(space.searched for space in self._spaces.values()):
-            return None
+            return defaults
+        places = range(len(finished) + len(defaults), len(finished) + count)
+        return [*defaults, *(self._propose(place, at_once=count > 1) for place in places)]
+
+    def _propose(self, place: int, *, at_once: bool) -> Proposal:
+        import optuna
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            seed = seed_of(self._seed, len(finished))
-            # Said, because Optuna 4 and 5 have other defaults; one trial at a time needs no constant liar.
+            # Said, because Optuna 4 and 5 have other defaults. The constant liar keeps trials at once apart.
             self._study.sampler = optuna.samplers.TPESampler(
-                multivariate=True, group=True, constant_liar=False, n_startup_trials=STARTUP_TRIALS, seed=seed
+                multivariate=True,
+                group=True,
+                constant_liar=at_once,
+                n_startup_trials=STARTUP_TRIALS,
+                seed=seed_of(self._seed, place),
             )
         trial = self._study.ask()
         method, options = propose(trial, self._spaces)
@@ -149,6 +161,24 @@ class Study:
         fixed = optuna.trial.FixedTrial({"method": method, **defaults})
         propose(fixed, self._spaces)
         return {"params": fixed.params, "distributions": fixed.distributions}
+
+
+def _finished(number: int, trial: optuna.trial.FrozenTrial, draws: Sequence[Sequence[float] | None]) -> Finished:
+    """A trial, with all its draws; without a finite score in one of them it has none."""
+    every = [tuple(trial.values) if trial.values else None, *draws]
+    scored = [scores for scores in every if scores is not None]
+    columns = list(zip(*scored, strict=True)) if len(scored) == len(every) else []
+    return Finished(
+        number,
+        trial.user_attrs["method"],
+        trial.user_attrs["options"],
+        trial.user_attrs["is_default"],
+        tuple(map(fmean, columns)) or None,
+        tuple(trial.user_attrs["stderr"]),
+        trial.user_attrs["seconds"],
+        len(every),
+        tuple(map(stdev, columns)) if len(every) > 1 and columns else None,
+    )
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from paft_plugin.fusion.merge import open_fusion, write_fusion
 from paft_plugin.fusion.recipe.render import two_branches
 from paft_plugin.fusion.recipe.settings import RecipeSettings
 from paft_plugin.fusion.recipe.write import RecipeRequest, write_recipe
-from paft_plugin.search.run import FusedModel
+from paft_plugin.search.bench import FusedModel
 from paft_plugin.search.validation import open_goals
 from tests.deltas.builders import make_adapter, make_base
 

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -22,10 +23,12 @@ from paft_plugin.evaluation.candidates import Candidate, load
 from paft_plugin.evaluation.config import MeasureConfig
 from paft_plugin.evaluation.scorer import Scorer
 from paft_plugin.fusion.merge import open_fusion, write_fusion
+from paft_plugin.fusion.recipe.methods import METHODS
 from paft_plugin.pipeline.arms import search_request
 from paft_plugin.search import run as running
+from paft_plugin.search.bench import FusedModel
 from paft_plugin.search.report import pareto_front, table
-from paft_plugin.search.run import FusedModel, run_search
+from paft_plugin.search.run import run_search
 from paft_plugin.search.study import locked
 from paft_plugin.search.validation import open_goals
 
@@ -86,10 +89,14 @@ def test_recipes_are_those_of_the_front_and_merge_to_the_scores_of_their_trial(
     )
     for trial in front:
         folder = tmp_path / str(trial["number"])
-        write_fusion(open_fusion(output / trial["recipe"], 42, "cpu"), folder)
-        _, tasks = open_goals({name: MeasureConfig() for name in NAMES}, world / "tasks")
-        scored = Scorer(load(Candidate("x", folder), batch_size=64), tasks).score()
-        assert {name: scored[name].values["acc,none"] for name in NAMES} == trial["scores"]
+        drawn = []
+        for seed in range(42, 42 + trial["draws"]):
+            write_fusion(open_fusion(output / trial["recipe"], seed, "cpu"), folder / str(seed))
+            _, tasks = open_goals({name: MeasureConfig() for name in NAMES}, world / "tasks")
+            scored = Scorer(load(Candidate("x", folder / str(seed)), batch_size=64), tasks).score()
+            drawn.append([scored[name].values["acc,none"] for name in NAMES])
+        assert [fmean(column) for column in zip(*drawn, strict=True)] == pytest.approx(list(trial["scores"].values()))
+        assert trial["draws"] == (5 if METHODS[trial["method"]].drops_at_random else 1)
 
 
 def test_the_same_search_elsewhere_finds_the_same(searched: Path, tmp_path: Path) -> None:
@@ -231,3 +238,59 @@ def test_a_model_that_changes_during_a_search_is_said(paft_yml: Write, monkeypat
     monkeypatch.setattr(running, "_branch_inputs", lambda request: {**inputs(request), "the base model": next(looks)})
     with pytest.raises(PaftError, match="the base model changed during the search"):
         run_search(search_request(paft_yml()), quiet(), timeout=1e-9)
+
+
+def test_what_drops_by_chance_is_compared_by_the_mean_of_its_draws(paft_yml: Write, tmp_path: Path) -> None:
+    file = paft_yml(methods=["dare_ties", "linear"], trials=3, merge_seeds=3)
+    run_search(search_request(file), quiet())
+    found = {trial["number"]: trial for trial in trials(tmp_path / "output")}
+    drawn = [trial for trial in found.values() if trial["draws"] == 3]
+    assert 1 in [trial["number"] for trial in drawn], "a method's defaults are drawn again, on the front or not"
+    assert all(trial["method"] == "dare_ties" and set(trial["spread"]) == set(NAMES) for trial in drawn)
+    assert any(value > 0 for trial in drawn for value in trial["spread"].values()), "or this would say nothing"
+    assert not [
+        trial for trial in found.values() if trial["on_front"] and trial["method"] == "dare_ties" and trial["draws"] < 3
+    ]
+    again = quiet()
+    run_search(search_request(file), again)
+    assert {trial["number"]: trial for trial in trials(tmp_path / "output")} == found, "nothing is drawn twice"
+
+
+@pytest.mark.slow
+def test_several_devices_try_several_settings_at_once(paft_yml: Write, tmp_path: Path) -> None:
+    file = paft_yml(methods=["ties", "dare_ties"], trials=6, device=["cpu", "cpu"], merge_seeds=2)
+    run_search(search_request(file), quiet())
+    found = trials(tmp_path / "output")
+    assert [trial["number"] for trial in found] == list(range(1, 7))
+    assert len({json.dumps([trial["method"], trial["options"]]) for trial in found}) == 6
+    alone = paft_yml(tmp_path / "alone", methods=["ties", "dare_ties"], trials=2, merge_seeds=2)
+    run_search(search_request(alone), quiet())
+    assert trials(tmp_path / "alone")[:2] == [
+        {**trial, "on_front": one["on_front"], "recipe": one["recipe"]}
+        for trial, one in zip(found[:2], trials(tmp_path / "alone"), strict=True)
+    ], "the same scores, wherever they are found"
+
+
+def test_the_space_grows_with_the_branches_alone(world: Path, tmp_path: Path) -> None:
+    names = {"math": "sft", "code": "sft", "taste": "preference"}
+    folders = dict(zip(names, ("sft", "whole", "preference"), strict=True))
+    content = {
+        "base": str(world / "base"),
+        "branches": {name: {"trained": str(world / folders[name]), "role": role} for name, role in names.items()},
+        "output_dir": "out",
+        "search": {
+            **{"tasks": str(world / "tasks"), "objectives": NAMES, "device": "cpu"},
+            **{"methods": ["task_arithmetic", "dare_linear"], "trials": 5, "merge_seeds": 1},
+        },
+    }
+    (tmp_path / "paft.yml").write_text(json.dumps(content))
+    run_search(search_request(tmp_path / "paft.yml"), quiet())
+    found = trials(tmp_path / "out")
+    weights = {f"weight.{name}" for name in names}
+    densities = {f"density.{name}" for name in names}
+    wanted = {"task_arithmetic": weights, "dare_linear": weights | densities}
+    assert [set(trial["options"]) for trial in found] == [
+        set() if trial["is_default"] else wanted[trial["method"]] for trial in found
+    ]
+    recipe = next((tmp_path / "out" / "search" / "recipes").iterdir()).read_text()
+    assert all(str(world / folder) in recipe for folder in folders.values())

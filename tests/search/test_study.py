@@ -25,7 +25,7 @@ def scores_of(proposal: Proposal) -> tuple[float, float]:
 
 
 def step(study: Study) -> Proposal:
-    proposal = study.ask()
+    (proposal,) = study.ask()
     assert proposal is not None
     study.tell(proposal, scores_of(proposal), (0.1, None), 1.0)
     return proposal
@@ -89,7 +89,7 @@ def kill_after(trials: int, moment: str, folder: Path) -> None:
         with open_study(folder, DIRECTIONS, INPUTS, SPACES, 7) as study:
             while len(study.finished()) < trials:
                 step(study)
-            proposal = study.ask()
+            (proposal,) = study.ask()
             if moment == "half told" and proposal and proposal.trial:
                 proposal.trial.set_user_attr("method", proposal.method)
             if moment == "told" and proposal:
@@ -143,7 +143,7 @@ def test_a_file_that_is_no_study_is_one_line(tmp_path: Path) -> None:
 def test_a_trial_without_a_finite_score_counts_and_is_not_tried_again(tmp_path: Path) -> None:
     with open_study(tmp_path, DIRECTIONS, INPUTS, SPACES, 7) as study:
         for _ in range(5):
-            proposal = study.ask()
+            (proposal,) = study.ask()
             assert proposal is not None
             study.tell(proposal, None, (None, None), 1.0)
     assert [(number, scores) for number, _, _, scores in tried(tmp_path)] == [(n, None) for n in range(1, 6)]
@@ -153,4 +153,4 @@ def test_a_trial_without_a_finite_score_counts_and_is_not_tried_again(tmp_path: 
 def test_nothing_to_choose_ends_after_the_defaults(tmp_path: Path) -> None:
     with open_study(tmp_path, DIRECTIONS, INPUTS, make_spaces({"linear": {}}), 7) as study:
         step(study)
-        assert study.ask() is None
+        assert study.ask() == []
