@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from paft_plugin.errors import PaftError, first_line
+
+CPU_INFO = Path("/proc/cpuinfo")
+_UNITS = {
+    "bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
+    "float16": {"avx512_fp16", "amx_fp16", "asimdhp"},
+}
+"""torch's dtype → what Linux calls the units of x86 and Arm that multiply in it."""
+_CLEARLY = 1.25
+"""Times that half precision must be faster by to be taken: it is less exact, and the next process must decide the same."""
 
 # Of glibc's mallopt (malloc.h).
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -55,6 +67,45 @@ def usable_devices(devices: str | Sequence[str], where: str) -> list[str]:
     if len({device.partition(":")[0] for device in named}) > 1:
         raise PaftError(f"{where}: {', '.join(named)} are of two kinds, which score differently. Give one kind.")
     return named
+
+
+@cache
+def is_fast_on_cpu(dtype: str) -> bool:
+    """Whether this CPU says that it multiplies in a half precision (torch's name), and does so faster than in float32.
+
+    Without such units torch converts every tensor back and forth: a forward pass takes 5 to 8 times as long.
+    """
+    said = CPU_INFO.read_text(encoding="utf-8", errors="replace") if CPU_INFO.is_file() else ""
+    if not has_units(dtype, said):
+        return False
+    return _seconds_of_product("float32") > _CLEARLY * _seconds_of_product(dtype)
+
+
+def has_units(dtype: str, cpu_info: str) -> bool:
+    """Whether a CPU lists units for a dtype among its `flags` (x86) or `Features` (Arm) in `/proc/cpuinfo`."""
+    lines = [line.partition(":") for line in cpu_info.splitlines()]
+    flags = next((set(rest.split()) for key, _, rest in lines if key.strip() in ("flags", "Features")), set())
+    return bool(flags & _UNITS.get(dtype, set()))
+
+
+def _seconds_of_product(dtype: str) -> float:
+    """The shortest of three products of matrices as a small model has them, after one to warm up."""
+    import torch
+
+    left, right = (torch.ones(shape, dtype=getattr(torch, dtype)) for shape in ((512, 1024), (1024, 1024)))
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        left @ right
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def free_memory() -> int | None:
+    """Bytes of main memory that could be had without swapping; None if the system does not say."""
+    info = Path("/proc/meminfo")
+    lines = info.read_text(encoding="ascii").splitlines() if info.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def reuse_freed_memory() -> None:

@@ -176,6 +176,13 @@ class EvaluationConfig(BaseModel):
             )
         return tuple(known("measure", name, measure_names(info.data["measures"])) for name in names)
 
+    @property
+    def by_task(self) -> dict[str, MeasureConfig]:
+        """What is asked of lm-eval: the measures, and the tasks of what should be retained."""
+        tasks = [task for task in self.retained if task not in self.measures] if isinstance(self.retained, list) else []
+        name = OF_ALL[-1] if len(tasks) == 1 and OF_ALL[-1] not in measure_names(self.measures) else None
+        return {**self.measures, **{task: MeasureConfig(name=name) for task in tasks}}
+
     @model_validator(mode="after")
     def _measures_something(self) -> EvaluationConfig:
         if self.held_out is False and not self.measures:

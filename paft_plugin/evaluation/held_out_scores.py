@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from pydantic import Field
 
-from paft_plugin.errors import PaftError, raise_if_any
+from paft_plugin.errors import PaftError, collecting, raise_if_any
 from paft_plugin.evaluation.held_out_rows import AnswerRow, HeldOutRow, PairRow, Split, Tokens, read_rows, write_rows
 from paft_plugin.evaluation.items import ItemScore
 from paft_plugin.evaluation.results import ArmScore, Measure
@@ -43,11 +43,11 @@ class HeldOut:
     """Of SFT branches."""
     pairs: Mapping[str, Sequence[PairRow]] = field(default_factory=dict)
     """Of preference branches."""
-    retained: Sequence[AnswerRow] = ()
-    """What no branch should change; if there are none, the base's own answers stand in (`Kept.retained`)."""
+    retained: Sequence[AnswerRow] | None = None
+    """What no branch should change; None: the base's own answers to the prompts of pairs (`Kept.retained`)."""
 
     def __bool__(self) -> bool:
-        return bool(self.answers or self.pairs or self.retained)
+        return bool(self.rows)
 
     @property
     def rows(self) -> Mapping[str, Sequence[HeldOutRow]]:
@@ -69,7 +69,7 @@ class HeldOut:
         found = HeldOut(
             {name: fit(rows) for name, rows in self.answers.items()},
             {name: fit(rows) for name, rows in self.pairs.items()},
-            fit(self.retained),
+            None if self.retained is None else fit(self.retained),
         )
         lines, problems = [], []
         for name, rows in self.rows.items():
@@ -90,8 +90,8 @@ class HeldOut:
         for name in self.pairs:
             found += [Measure(name, f"{FOLDER}/{name}", "gain", "none", True)]
             found += [_measure(name, what, more_is_better=True) for what in ("gained", "by_total", "by_token")]
-        found += [Measure(KL, FOLDER, KL, "none", False)]
-        if self.retained or self.pairs:
+        found += [Measure(KL, FOLDER, KL, "none", False)] if self.answers or self.pairs else []
+        if self.retained or (self.retained is None and self.pairs):
             found += [Measure(RETAINED, f"{FOLDER}/{RETAINED}", "nll", "none", False)]
         return found
 
@@ -106,34 +106,32 @@ def _is_matched(rows: Sequence[AnswerRow]) -> bool:
 
 
 def read_held_out(
-    answers: Mapping[str, Path], pairs: Mapping[str, Path], retained: Path | None = None, split: Split = "test"
-) -> HeldOut:
-    """The rows of one split, from the files of SFT branches, of preference branches, and of what should be retained.
+    folder: Path, sft: Iterable[str], preference: Iterable[str], split: Split = "test", *, own_answers: bool = True
+) -> tuple[HeldOut, list[str]]:
+    """The rows of one split of SFT branches and of preference branches, and a line on each that has none.
+
+    `own_answers`: where no rows are given to be retained, the base's own answers are.
 
     Raises:
-        PaftError: A file cannot be read or has no row of the split; all that is wrong.
+        PaftError: A file cannot be read; all that is wrong.
     """
+    lines: list[str] = []
     problems: list[str] = []
 
-    def of_split(file: Path, kind: type[Row]) -> list[Row]:
-        try:
-            rows = [row for row in read_rows(file, kind) if row.split == split]
-        except PaftError as error:
-            problems.extend(error.problems)
-            return []
-        if not rows:
-            problems.append(
-                f"{file}: no row of the split {split}, so nothing can be scored. Hold out more rows, or none."
-            )
-        return rows
+    def of_split(name: str, kind: type[Row]) -> dict[str, list[Row]]:
+        file = folder / f"{name}.jsonl"
+        rows: list[Row] = []
+        with collecting(problems):
+            rows = [row for row in read_rows(file, kind) if row.split == split] if file.is_file() else []
+            if not rows and name != RETAINED:
+                lines.append(f"{file}: no rows of the {split} split, so no model is scored on this branch's data.")
+        return {name: rows} if rows else {}
 
-    found = HeldOut(
-        {name: of_split(file, AnswerRow) for name, file in answers.items()},
-        {name: of_split(file, PairRow) for name, file in pairs.items()},
-        of_split(retained, AnswerRow) if retained else (),
-    )
+    answers = {name: rows for branch in sft for name, rows in of_split(branch, AnswerRow).items()}
+    pairs = {name: rows for branch in preference for name, rows in of_split(branch, PairRow).items()}
+    retained = of_split(RETAINED, AnswerRow).get(RETAINED)
     raise_if_any(problems)
-    return found
+    return HeldOut(answers, pairs, retained if retained or own_answers else ()), lines
 
 
 # --- what is kept of the base -------------------------------------------------------------------------------------------
@@ -220,7 +218,7 @@ class HeldOutScorer:
 
         found = self._model.likelihoods(self._reference) | self._model.likelihoods(self._worse)
         hidden = {one.key: found[one.key].hidden.cpu() for one in self._reference}
-        retained = () if self._held_out.retained else self._own_answers()
+        retained = self._own_answers() if self._held_out.retained is None else ()
         totals = {key: likelihood.total for key, likelihood in found.items()}
         kept = Kept(totals, BaseOutput(hidden, *self._model.output_layer), retained)
         return list(self._items(found | self._of_retained(kept), kept)), kept

@@ -30,6 +30,8 @@ class ItemScore(BaseModel):
     """What counts, of the measure's mean; 0 and 1 for wrong and right."""
     source: str | None = None
     """What items share that are not independent of each other: a document, a data file."""
+    probability: float | None = None
+    """How sure the model was of its answer, among those that it could choose from: for a calibration error."""
     answer: str | None = None
     """What the model said, where texts are kept."""
 

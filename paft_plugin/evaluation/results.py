@@ -83,6 +83,11 @@ class ArmScore(BaseModel):
     """Numbers of scored items."""
     seconds: float = 0.0
 
+    def with_more(self, other: ArmScore) -> ArmScore:
+        """Together with what the same model scored on other measures."""
+        together = {key: {**getattr(self, key), **getattr(other, key)} for key in ("scores", "stderr", "n")}
+        return self.model_copy(update={**together, "seconds": self.seconds + other.seconds})
+
 
 class ScoresFile(JsonFile):
     """`scores.json`: what the arms of one evaluation scored."""

@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from paft_plugin.errors import quietly
+from paft_plugin.evaluation.items import ItemScore
+from paft_plugin.evaluation.results import Measure
 from paft_plugin.evaluation.tasks import SEED, OpenTask
+from paft_plugin.files import fingerprint
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -35,6 +39,8 @@ class TaskScore:
     """`metric,filter` → value, as lm-eval reports it."""
     stderr: Numbers
     """`metric,filter` → standard error, where lm-eval has one."""
+    samples: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict, compare=False)
+    """Task → what lm-eval logs of each item, of each filter."""
 
 
 class Scorer:
@@ -76,10 +82,28 @@ class Scorer:
             lm=self._model,
             task_dict={key: value for task in self._tasks.values() for key, value in task.tree.items()},
             bootstrap_iters=BOOTSTRAP_DRAWS,
-            log_samples=False,
+            log_samples=True,
             **self._settings,
         )
-        return {name: _task_score(report["results"][name]) for name in self._tasks}
+        return {
+            name: _task_score(report["results"][name], {part: report["samples"][part] for part in task.parts})
+            for name, task in self._tasks.items()
+        }
+
+    def item_scores(self, measure: Measure, score: TaskScore, *, keep_texts: bool = False) -> list[ItemScore]:
+        """What each item came to, in a score of the measure's task; none where the measure is no mean over items."""
+        parts = self._tasks[measure.task].parts
+        items = [
+            item
+            for name, samples in score.samples.items()
+            if _is_mean(parts[name], measure.metric)
+            for sample in samples
+            if sample["filter"] == measure.filter and measure.metric in sample
+            for item in [_item(measure, name, parts[name], sample, keep_texts)]
+        ]
+        # A group may weigh its tasks, and not their items, alike.
+        mean = math.fsum(item.value for item in items) / max(1, len(items))
+        return items if math.isclose(mean, score.values[measure.key], rel_tol=1e-9, abs_tol=1e-12) else []
 
     def items(self, name: str) -> int:
         """How many items of a task are scored."""
@@ -117,11 +141,41 @@ class Scorer:
         part.build_all_requests = forget_answers
 
 
-def _task_score(results: Mapping[str, Any]) -> TaskScore:
+def _task_score(results: Mapping[str, Any], samples: Mapping[str, Any]) -> TaskScore:
     numbers = {key: float(value) for key, value in results.items() if "," in key and isinstance(value, (int, float))}
     # lm-eval writes `acc,none` and `acc_stderr,none`.
     stderr = {key.replace("_stderr,", ",", 1): value for key, value in numbers.items() if "_stderr," in key}
-    return TaskScore({key: value for key, value in numbers.items() if "_stderr," not in key}, stderr)
+    return TaskScore({key: value for key, value in numbers.items() if "_stderr," not in key}, stderr, samples)
+
+
+def _is_mean(task: Task, metric: str) -> bool:
+    from lm_eval.api.metrics import mean
+
+    return task.aggregation().get(metric) is mean
+
+
+def _item(measure: Measure, name: str, task: Task, sample: Mapping[str, Any], keep_texts: bool) -> ItemScore:
+    chosen = _choice(task, sample, measure.metric)
+    answer, probability = chosen or (" | ".join(map(str, sample["filtered_resps"])), None)
+    return ItemScore(
+        measure=measure.name,
+        item=fingerprint([name, str(sample["doc_id"]), sample["doc_hash"]]),
+        value=float(sample[measure.metric]),
+        probability=probability,
+        answer=answer if keep_texts else None,
+    )
+
+
+def _choice(task: Task, sample: Mapping[str, Any], metric: str) -> tuple[str, float] | None:
+    """The answer that a metric of a multiple choice takes, and how likely it is among the answers there are."""
+    if task.OUTPUT_TYPE != "multiple_choice" or metric not in ("acc", "acc_norm") or sample[metric] not in (0, 1):
+        return None
+    choices = [str(choice) for choice in task.doc_to_choice(sample["doc"])]
+    scores = [float(response[0]) for response in sample["filtered_resps"][: len(choices)]]
+    if metric == "acc_norm":  # by lm-eval's word for it: per character
+        scores = [score / max(1, len(choice)) for score, choice in zip(scores, choices, strict=True)]
+    best = max(scores)
+    return choices[scores.index(best)], 1 / math.fsum(math.exp(score - best) for score in scores)
 
 
 def tokenise_once(model: HFLM) -> None:

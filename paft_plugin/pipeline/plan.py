@@ -361,7 +361,7 @@ def _evaluate(setup: Setup) -> Iterator[Planned]:
             title=f"evaluate {arm.name}",
             command=(
                 *(sys.executable, "-m", "paft_plugin.evaluation.score", "--measures", str(measures)),
-                *("--output", str(setup.run_dir / folder / "scores.json")),
+                *("--output-dir", str(setup.run_dir / folder.parent)),
                 *(("--adapter", arm.name, str(setup.base), str(model)) if as_adapter else (f"{arm.name}={model}",)),
             ),
             folder=folder,

@@ -237,13 +237,15 @@ def test_bad_rows_are_a_line_each(base: Path, tokenizer: Any, tmp_path: Path) ->
         HeldOut({"sft": [long]}).readable(64)
 
     write_rows(tmp_path / "sft.jsonl", [known.model_copy(update={"split": "validation"})])
-    with pytest.raises(PaftError) as caught:
-        read_held_out({"sft": tmp_path / "sft.jsonl"}, {"dpo": tmp_path / "dpo.jsonl"})
-    assert [problem.split(": ")[1][:30] for problem in caught.value.problems] == [
-        "no row of the split test, so n",
-        "no such file. Run `axolotl paft"[:30],
+    found, lines = read_held_out(tmp_path, ["sft"], ["dpo"])
+    assert not found
+    assert [line.removeprefix(f"{tmp_path}/") for line in lines] == [
+        f"{name}.jsonl: no rows of the test split, so no model is scored on this branch's data."
+        for name in ("sft", "dpo")
     ]
-    assert read_held_out({"sft": tmp_path / "sft.jsonl"}, {}, split="validation").answers["sft"][0].id == known.id
+    assert read_held_out(tmp_path, ["sft"], [], "validation")[0].answers["sft"][0].id == known.id
+    with pytest.raises(PaftError, match=r"sft\.jsonl: line 2 is damaged"):
+        read_held_out(tmp_path, [], ["sft"])
 
 
 def test_summaries_are_means_with_standard_errors() -> None:

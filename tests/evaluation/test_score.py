@@ -19,14 +19,17 @@ from transformers import AutoModelForCausalLM
 
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation import score as scoring
-from paft_plugin.evaluation.candidates import Candidate, load, parse_all
+from paft_plugin.evaluation.candidates import Candidate, Loader, dtype_name, load, parse_all
 from paft_plugin.evaluation.config import EvaluationConfig
-from paft_plugin.evaluation.results import Measure
+from paft_plugin.evaluation.held_out_rows import write_rows as write_held_out
+from paft_plugin.evaluation.items import read_items
+from paft_plugin.evaluation.results import Measure, read_scores
 from paft_plugin.evaluation.score import main, score
 from paft_plugin.evaluation.scorer import Scorer, TaskScore
 from paft_plugin.files import write_json
 from tests.evaluation.items import demo_config
 from tests.evaluation.models import build_model
+from tests.evaluation.rows import random_rows
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -66,7 +69,7 @@ def config(tasks: Path) -> EvaluationConfig:
 def there(config: EvaluationConfig, tmp_path: Path) -> list[str]:
     """Options that say what to score on and where to write."""
     write_json(tmp_path / "measures.json", config.model_dump(mode="json"))
-    return ["--measures", str(tmp_path / "measures.json"), "--output", str(tmp_path / "new" / "scores.json")]
+    return ["--measures", str(tmp_path / "measures.json"), "--output-dir", str(tmp_path / "new")]
 
 
 def test_the_same_every_time_and_what_is_in_it(
@@ -75,10 +78,13 @@ def test_the_same_every_time_and_what_is_in_it(
     contents = []
     for name in ("first", "second"):
         score(parse_all([f"base={base}", f"sft={adapter}"]), config, tmp_path / name)
-        contents.append(json.loads((tmp_path / name).read_text()))
-        assert all(each.pop("seconds") > 0 for each in contents[-1]["scores"].values())
-    content, again = contents
-    assert content == again
+        files = [tmp_path / name / arm / "scores.json" for arm in ("base", "sft")]
+        contents.append([json.loads(file.read_text()) for file in files])
+        assert all(
+            each["scores"][arm].pop("seconds") > 0 for arm, each in zip(("base", "sft"), contents[-1], strict=True)
+        )
+    (content, other), again = contents
+    assert [content, other] == again
     assert content["schema"] == 2
     assert [measure["name"] for measure in content["measures"]] == ["skill", "preference", "style", "retained"]
     assert content["measures"][0] == {
@@ -88,8 +94,8 @@ def test_the_same_every_time_and_what_is_in_it(
         "filter": "answer",
         "higher_is_better": True,
     }
-    assert list(content["scores"]) == ["base", "sft"]
-    for each in content["scores"].values():
+    assert (list(content["scores"]), list(other["scores"])) == (["base"], ["sft"])
+    for each in (content["scores"]["base"], other["scores"]["sft"]):
         assert set(each) == {"scores", "stderr", "n"}
         assert all(0 <= value <= 1 for value in each["scores"].values())
         assert list(each["scores"]) == list(each["stderr"]) == list(each["n"])
@@ -109,7 +115,6 @@ def test_a_half_precision_model_is_scored_in_float32(base: Path, tmp_path: Path)
     AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(half)
     candidate = Candidate("half", half)
     assert load(candidate, batch_size=1).model.dtype == torch.float32
-    assert load(candidate, batch_size=1, dtype="auto").model.dtype == torch.bfloat16  # the checkpoint's own
     assert load(Candidate("base", base), batch_size=1, dtype="auto").model.dtype == torch.float32
     assert load(Candidate("base", base), batch_size=1, dtype="float16").model.dtype == torch.float16
 
@@ -127,13 +132,13 @@ def test_without_a_chat_template_prompts_are_plain_text_if_that_is_wanted(
     shutil.copytree(base, folder)
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(PaftError, match=r"no chat template\..* set evaluation\.apply_chat_template: false"):
-        score([Candidate("x", folder)], demo_config(tasks), tmp_path / "scores.json")
+        score([Candidate("x", folder)], demo_config(tasks), tmp_path / "scores")
     plain = demo_config(tasks, apply_chat_template=False)
-    assert score([Candidate("x", folder)], plain, tmp_path / "scores.json")["x"].scores
+    assert score([Candidate("x", folder)], plain, tmp_path / "scores")["x"].scores
 
 
 def test_a_limit_is_of_each_task(base: Path, tasks: Path, tmp_path: Path) -> None:
-    scores = score([Candidate("x", base)], demo_config(tasks, limit=2), tmp_path / "scores.json")
+    scores = score([Candidate("x", base)], demo_config(tasks, limit=2), tmp_path / "scores")
     assert set(scores["x"].n.values()) == {2}
 
 
@@ -144,7 +149,7 @@ def test_a_number_that_is_not_finite_is_left_out_with_a_warning(
     nan = TaskScore({"acc,none": math.nan}, {"acc,none": math.nan})
     monkeypatch.setattr(Scorer, "score", lambda self: found(self) | {"paft_preference": nan})
     assert main([*there, f"base={base}"]) == 0
-    written = json.loads((tmp_path / "new" / "scores.json").read_text())["scores"]["base"]
+    written = json.loads((tmp_path / "new" / "base" / "scores.json").read_text())["scores"]["base"]
     assert list(written["scores"]) == list(written["stderr"]) == ["skill", "style", "retained"]
     assert "Warning: arm base: preference is no finite number" in capsys.readouterr().err
 
@@ -152,10 +157,10 @@ def test_a_number_that_is_not_finite_is_left_out_with_a_warning(
 def test_a_later_failure_costs_no_finished_arm(
     base: Path, adapter: Path, config: EvaluationConfig, tmp_path: Path
 ) -> None:
-    wider, output = build_model(tmp_path / "wider", hidden=48), tmp_path / "scores.json"
+    wider, output = build_model(tmp_path / "wider", hidden=48), tmp_path / "scores"
     with pytest.raises(PaftError, match=r"^arm other: .*can't be loaded: .*size mismatch"):
         score([Candidate("base", base), Candidate("other", wider, adapter)], config, output)
-    assert list(json.loads(output.read_text())["scores"]) == ["base"]
+    assert sorted(path.name for path in output.iterdir()) == ["base"]
 
 
 def drop_tensor(file: Path) -> None:
@@ -195,7 +200,7 @@ def test_a_spoilt_model_is_one_line_that_names_the_arm(
     shutil.copytree(base, folder)
     spoil(folder)
     with pytest.raises(PaftError, match=f"^arm sft: .*{message}") as caught:
-        score([Candidate("sft", folder)], config, tmp_path / "scores.json")
+        score([Candidate("sft", folder)], config, tmp_path / "scores")
     assert "\n" not in str(caught.value)
 
 
@@ -216,7 +221,7 @@ def test_a_spoilt_adapter_is_one_line_that_names_the_arm(
     shutil.copytree(adapter, folder)
     spoil(folder)
     with pytest.raises(PaftError, match=f"^arm sft: .*{message}") as caught:
-        score([Candidate("sft", base, folder)], config, tmp_path / "scores.json")
+        score([Candidate("sft", base, folder)], config, tmp_path / "scores")
     assert "\n" not in str(caught.value)
 
 
@@ -227,7 +232,7 @@ def test_all_mistakes_at_once_before_anything_is_scored(
     candidates = [Candidate("base", base), Candidate("dpo", tmp_path / "a"), Candidate("dpo", base, tmp_path / "b")]
     config = demo_config(tasks, measures=["paft_skil"], skill=None, preference=None, device="nonsense")
     with pytest.raises(PaftError) as caught:
-        score(candidates, config, tmp_path / "scores.json")
+        score(candidates, config, tmp_path / "scores")
     assert [problem.split(" (")[0] for problem in caught.value.problems] == [
         "arm dpo: named 2 times",
         f"arm dpo: no model in {tmp_path / 'a'}",
@@ -253,7 +258,7 @@ def test_the_command_line_explains_and_returns_2(
     assert main(there) == 2
     assert "name at least one" in capsys.readouterr().err
     measures = tmp_path / "measures.json"
-    edit_json(measures, tasks=str(tmp_path / "nowhere"), skill="skil")
+    edit_json(measures, tasks=str(tmp_path / "nowhere"), skill="skil", held_out=False)
     assert main([*there, f"base={base}"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
@@ -273,8 +278,8 @@ def test_the_command_line_scores(
     base: Path, adapter: Path, there: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*there, "--adapter", "dpo", str(base), str(adapter), f"base={base}"]) == 0
-    scores = json.loads((tmp_path / "new" / "scores.json").read_text())["scores"]
-    assert list(scores) == ["base", "dpo"]
+    files = {arm: tmp_path / "new" / arm / "scores.json" for arm in ("base", "dpo")}
+    scores = {arm: json.loads(file.read_text())["scores"][arm] for arm, file in files.items()}
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("base: ", "dpo: "))]
     assert len(shown) == 2
     assert f"preference {scores['base']['scores']['preference']:.3f}" in shown[0]
@@ -282,8 +287,8 @@ def test_the_command_line_scores(
 
 @pytest.mark.slow
 def test_lm_eval_by_hand_agrees(base: Path, adapter: Path, tasks: Path, tmp_path: Path) -> None:
-    score([Candidate("sft", base, adapter)], demo_config(tasks), tmp_path / "scores.json")
-    content = json.loads((tmp_path / "scores.json").read_text())
+    score([Candidate("sft", base, adapter)], demo_config(tasks), tmp_path / "scores")
+    content = json.loads((tmp_path / "scores" / "sft" / "scores.json").read_text())
     ours, measures = content["scores"]["sft"], [Measure(**each) for each in content["measures"]]
     names = ",".join(measure.task for measure in measures)
     command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--tasks", names, "--include_path", str(tasks)]
@@ -296,3 +301,88 @@ def test_lm_eval_by_hand_agrees(base: Path, adapter: Path, tasks: Path, tmp_path
     for measure in measures:
         assert theirs[measure.task][measure.key] == ours["scores"][measure.name]
         assert theirs[measure.task][measure.key.replace(",", "_stderr,")] == ours["stderr"][measure.name]
+
+
+def test_held_out_rows_and_tasks_are_scored_item_by_item_and_compared_with_the_base(
+    base: Path, adapter: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one process with the base, and later from what was kept of it; a measure's name that the user gave is the user's."""
+    rows = random_rows()
+    for name, own in {**rows.answers, **rows.pairs}.items():
+        write_held_out(tmp_path / "held_out" / f"{name}.jsonl", own)
+    measures = {"paft_skill": {"name": "skill"}, "paft_preference": {"name": "dpo_gained", "metric": "acc"}}
+    config = demo_config(tasks, measures=measures, skill=None, preference=None, dtype="auto", keep_texts=True)
+    write_json(tmp_path / "measures.json", config.model_dump(mode="json"))
+    there = ["--measures", str(tmp_path / "measures.json"), "--held-out", str(tmp_path / "held_out")]
+    there += ["--sft", "sft", "--preference", "dpo", "--sft", "none"]
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    assert main([*there, "--output-dir", str(together), f"base={base}", f"sft={adapter}"]) == 0
+    assert "none.jsonl: no rows of the test split" in capsys.readouterr().err
+    assert main([*there, "--output-dir", str(alone), "--base-scores", str(together / "base"), f"sft={adapter}"]) == 0
+    assert (alone / "sft" / "items.jsonl").read_bytes() == (together / "sft" / "items.jsonl").read_bytes()
+
+    items = read_items(together / "sft" / "items.jsonl")
+    measures, scores = read_scores([together / "base" / "scores.json", alone / "sft" / "scores.json"])
+    assert [measure.name for measure in measures] == [
+        *(
+            "sft_match",
+            "sft_nll",
+            "dpo",
+            "dpo_by_total",
+            "dpo_by_token",
+            "kl_to_base",
+            "retained",
+            "skill",
+            "dpo_gained",
+        )
+    ]
+    for name, value in scores["sft"].scores.items():
+        values = [item.value for item in items if item.measure == name]
+        assert sum(values) / len(values) == pytest.approx(value, abs=1e-9)
+        assert len(values) == scores["sft"].n[name] > 1
+    assert (scores["base"].scores["dpo"], scores["base"].scores["kl_to_base"]) == (0, 0)
+    assert abs(scores["sft"].scores["dpo"]) > 0.1
+    assert scores["sft"].scores["kl_to_base"] > 0.1
+    assert all((item.answer is None) == (item.measure not in ("sft_match", "skill", "dpo_gained")) for item in items)
+
+
+def test_one_base_is_loaded_once_for_all_its_adapters(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And again if an adapter leaves something of its own behind."""
+    torch.manual_seed(2)
+    whole = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(r=3, target_modules=["v_proj"], modules_to_save=["lm_head"], init_lora_weights=False),
+    )
+    whole.base_model.model.lm_head.modules_to_save["default"].weight.data.mul_(-1)
+    whole.save_pretrained(tmp_path / "whole")
+    loads: list[Any] = []
+    plainly = AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: loads.append(a) or plainly(*a, **k))
+    one, other = Candidate("one", base, adapter), Candidate("other", base, tmp_path / "whole")
+    ids = torch.tensor([[1, 7, 8, 9]])
+
+    def logits(model: Any) -> list[float]:
+        return model(input_ids=ids).logits.flatten().tolist()  # type: ignore[no-any-return]
+
+    alone = {each: logits(Loader("cpu", "float32", False).load(each)[0]) for each in (Candidate("b", base), one, other)}
+    loads.clear()
+    loader = Loader("cpu", "float32", False)
+    for candidate in (Candidate("b", base), one, one, Candidate("b", base), other, one, other):
+        assert logits(loader.load(candidate)[0]) == alone[candidate]
+    assert len(loads) == 2  # the second time after `other`, which replaces the output layer
+
+
+@pytest.mark.parametrize("checkpoint", ["bfloat16", "float16"])
+def test_auto_is_float32_on_a_cpu_that_is_no_faster_in_half_precision(
+    checkpoint: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(base, tmp_path / "half")
+    AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, checkpoint)).save_pretrained(tmp_path / "half")
+    candidate = Candidate("half", tmp_path / "half")
+    for fast, expected in ((True, checkpoint), (False, "float32")):
+        monkeypatch.setattr("paft_plugin.evaluation.candidates.is_fast_on_cpu", lambda _dtype, fast=fast: fast)
+        assert dtype_name(load(candidate, batch_size=1, dtype="auto").model) == expected
+    monkeypatch.setattr("paft_plugin.evaluation.candidates.free_memory", lambda: 0)
+    assert dtype_name(load(candidate, batch_size=1, dtype="auto").model) == checkpoint
