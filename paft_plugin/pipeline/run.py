@@ -79,7 +79,7 @@ def write_files(setup: Setup, plan: Plan) -> None:
 
 
 def show_plan(file: Path, console: Console, *, arms: Sequence[str] = (), sequential: bool = False) -> None:
-    """Print the stages of a run, which of them would run and why, and the exact commands; writes nothing.
+    """Print the stages of a run, which of them would run and why, the exact commands, and what preflight finds; writes nothing.
 
     Raises:
         PaftError: All that is wrong with the file and what it names.
@@ -104,6 +104,7 @@ def show_plan(file: Path, console: Console, *, arms: Sequence[str] = (), sequent
         if stage.name in reasons:
             command = shlex.join(readable(stage.command, setup.run_dir))
             console.print(f"# {stage.title}\n{command}", soft_wrap=True, highlight=False, markup=False)
+    check(setup, plan, console)
 
 
 def why_run(setup: Setup, plan: Plan) -> dict[str, str]:

@@ -13,6 +13,8 @@ from paft_plugin.evaluation.held_out_rows import HELD_OUT
 from paft_plugin.pipeline.arms import Setup
 from paft_plugin.pipeline.branches import Branch, entries
 
+AXOLOTL = ("axolotl.cli.config", "axolotl.utils.data.sft", "axolotl.utils.data.rl")
+"""What every look at a branch needs of it: imported once, before a process for each is forked."""
 RETAINED, PROMPTS = "retained", "prompts.json"
 REST = Path("training_rows")
 """Below the folder of a run: the rows of the branches that only stand beside the others, without those that are held out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import tempfile
@@ -17,7 +18,7 @@ from paft_plugin.errors import Findings, PaftError, raise_if_any
 from paft_plugin.evaluation.held_out_rows import HeldOutCounts, HeldOutSummary, write_rows
 from paft_plugin.files import write_json
 from paft_plugin.pipeline.held_out.choice import FEW, Chosen, RowIdentity, choose, choose_all
-from paft_plugin.pipeline.held_out.request import PROMPTS, RETAINED, Question, Request, rest_file
+from paft_plugin.pipeline.held_out.request import AXOLOTL, PROMPTS, RETAINED, Question, Request, rest_file
 from paft_plugin.reading import read_json_file
 
 
@@ -176,10 +177,8 @@ class _Reading:
 @contextmanager
 def _readers(request: Request) -> Iterator[dict[str, _Reading]]:
     """A reader for each branch, once it has read; none outlives the block."""
-    import importlib
-
-    for module in ("axolotl.cli.config", "axolotl.utils.data.sft", "axolotl.utils.data.rl"):
-        importlib.import_module(module)  # once, before the forks
+    for module in AXOLOTL:
+        importlib.import_module(module)
     asked = [*request.branches, *([request.retained] if request.retained else [])]
     readers = {question.name: _Reading(question, request) for question in asked}
     problems: list[str] = []

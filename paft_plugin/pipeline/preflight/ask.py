@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from paft_plugin.errors import Findings
-from paft_plugin.files import write_json
+from paft_plugin.files import read_json_or_nothing, write_json
 from paft_plugin.pipeline.arms import Setup
 from paft_plugin.pipeline.branches import Branch
+from paft_plugin.pipeline.held_out.request import owners, request_of
 from paft_plugin.runner.logs import tail
 
 
@@ -31,6 +32,9 @@ class Answer(Findings):
     tokenizer_saved: bool = False
 
 
+HELD_OUT_REQUEST, HELD_OUT_ANSWER = "held-out.json", "held-out-answer.json"
+"""Beside the request for the branches, where it is not too large."""
+MOST_HELD_OUT_BYTES = 20 << 20
 PATIENCE = 600.0  # seconds; a plugin that hangs on import is all that this is for
 
 
@@ -38,9 +42,13 @@ PATIENCE = 600.0  # seconds; a plugin that hangs on import is all that this is f
 def asked(setup: Setup, branches: Sequence[Branch], folder: Path) -> Iterator[Callable[[], dict[str, Answer]]]:
     """Ask what axolotl makes of each branch that has a config, and yield what waits for the answers; no process is left behind.
 
-    The temporary `folder` gets requests, answers, and each branch's tokenizer in a folder of its name.
+    The temporary `folder` gets requests, answers, and each branch's tokenizer in a folder of its name; `held_out_findings` reads
+    what was found of the rows to hold out.
     """
     write_json(folder / "request.json", [_question(setup, branch, folder) for branch in branches])
+    held_out = request_of(setup)
+    if held_out is not None and _is_small(setup):
+        write_json(folder / HELD_OUT_REQUEST, held_out.model_dump(mode="json"))
     devices = {"CUDA_VISIBLE_DEVICES": ""} if setup.config.executor.devices == [] else {}
     process = start(folder / "request.json", folder / "log", devices)
 
@@ -56,6 +64,19 @@ def asked(setup: Setup, branches: Sequence[Branch], folder: Path) -> Iterator[Ca
     finally:
         process.kill()
         process.wait()
+
+
+def held_out_findings(folder: Path) -> Findings:
+    """What the probe found of the rows to hold out; nothing where it was not asked."""
+    return Findings(**read_json_or_nothing(folder / HELD_OUT_ANSWER))
+
+
+def _is_small(setup: Setup) -> bool:
+    """Whether all rows can be read in seconds; of more, the stage itself says what it finds."""
+    branches = [branch for branch in owners(setup).values() if branch.trained is None]
+    files = [path for branch in branches for path in branch.data()]
+    size = sum(file.stat().st_size for path in files for file in (path.rglob("*") if path.is_dir() else [path]))
+    return size <= MOST_HELD_OUT_BYTES and not any(branch.remote_data() for branch in branches)
 
 
 def _answer(branch: Branch, folder: Path) -> Answer:

@@ -15,7 +15,8 @@ from paft_plugin.errors import Findings, PaftError, collecting, some
 from paft_plugin.pipeline.arms import SFT, Setup
 from paft_plugin.pipeline.branches import PLUGIN, Branch
 from paft_plugin.pipeline.estimate.disk import check_disk
-from paft_plugin.pipeline.preflight.ask import asked
+from paft_plugin.pipeline.held_out.request import has_rows, owners
+from paft_plugin.pipeline.preflight.ask import asked, held_out_findings
 from paft_plugin.pipeline.preflight.data_files import remote_data
 from paft_plugin.pipeline.secrets import find_secrets
 
@@ -35,6 +36,8 @@ def preflight(setup: Setup) -> Findings:
         for answer in answers.values():
             findings.take(answer)
         findings.take(agree(setup, answers, folder))
+        if not findings.problems:  # else it would say the same of rows that cannot be read
+            findings.take(held_out_findings(folder))
     for check in (check_base, check_disk):
         findings.take(check(setup))
     return findings
@@ -53,6 +56,7 @@ def _without_axolotl(setup: Setup, wanted: list[Branch], configured: list[Branch
     for branch in (*setup.trainings, *setup.continued):
         yield check_launcher(setup, branch)
     yield check_evaluation(setup)
+    yield check_held_out(setup)
     for branch in wanted:
         if branch.trained is not None:
             yield check_trained(setup, branch)
@@ -106,6 +110,23 @@ def check_evaluation(setup: Setup) -> Findings:
 
     with collecting(findings.problems), quiet():
         open_measures(evaluation.measures, evaluation.tasks, trusted=evaluation.trust_task_code)
+    return findings
+
+
+def check_held_out(setup: Setup) -> Findings:
+    """Branches without rows of their own, of which some were to be held out."""
+    findings, evaluation = Findings(), setup.config.evaluation
+    if evaluation is None or evaluation.held_out is False:
+        return findings
+    for name, branch in owners(setup).items():
+        if has_rows(branch) or evaluation.held_out.get(name) == 0:
+            continue
+        why = "is trained already" if branch.trained is not None else "reads its data as a stream"
+        say = findings.problem if name in evaluation.held_out else findings.warn
+        say(
+            f"{setup.file}: {name} {why}, so no rows of its data can be held out: no model is scored on them. Name lm-eval "
+            f"tasks under evaluation.measures for what it teaches, and set evaluation.held_out: {{{name}: 0}}."
+        )
     return findings
 
 

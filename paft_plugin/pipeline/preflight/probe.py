@@ -18,17 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from paft_plugin.files import write_json
+from paft_plugin.pipeline.held_out.request import AXOLOTL
+from paft_plugin.pipeline.preflight.ask import HELD_OUT_ANSWER, HELD_OUT_REQUEST
 
 
 def main(request: Path) -> None:
     """Answer every question in the file `request`, each in a file beside it."""
     questions = json.loads(request.read_text(encoding="utf-8"))
-    # What every branch needs is imported once, before the forks.
-    for module in ("axolotl.cli.config", "axolotl.utils.data.sft", "axolotl.utils.data.rl") if questions else ():
+    for module in AXOLOTL if questions else ():
         importlib.import_module(module)
 
     fork = multiprocessing.get_context("fork")
     children = [fork.Process(target=_answer, args=(question, request.parent)) for question in questions]
+    if (request.parent / HELD_OUT_REQUEST).is_file():
+        children.append(fork.Process(target=_look, args=(request.parent,)))
     for child in children:
         child.start()
     for child in children:
@@ -51,6 +54,13 @@ def _answer(question: dict[str, Any], folder: Path) -> None:
         traceback.print_exc()
         answer = Answer(problems=[f"{question['where']}: axolotl cannot look at this config: {last}"])
     write_json(folder / f"{question['name']}.json", asdict(answer))
+
+
+def _look(folder: Path) -> None:
+    from paft_plugin.pipeline.held_out.stage import look, read_request
+
+    logging.disable(logging.WARNING)
+    write_json(folder / HELD_OUT_ANSWER, asdict(look(read_request(folder / HELD_OUT_REQUEST))))
 
 
 if __name__ == "__main__":
