@@ -15,28 +15,38 @@ diagnosis."""
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=PATH)
-@click.option("--sft", metavar="NAME", help="The SFT branch that is fused. [sft-l1, without it sft]")
+@click.option(
+    "--sft",
+    metavar="NAME",
+    multiple=True,
+    help="An SFT branch that is fused; may be repeated. [as the run has it; sft-l1]",
+)
 @click.option(
     "--preference",
     "preferences",
     metavar="NAME",
     multiple=True,
-    help="A branch that it is fused with; may be repeated. [all that are not SFT]",
+    help="A preference branch; may be repeated. [as the run has it; all that are not SFT]",
 )
 @click.option(
-    "--twin", metavar="NAME", help="Its dense twin: the same training without the penalty. [sft beside sft-l1]"
+    "--twin",
+    "twins",
+    metavar="[SFT=]NAME",
+    multiple=True,
+    help="The dense twin of an SFT branch (of the first, unless said): the same training without the penalty; may be repeated. "
+    "[as the run has it; sft beside sft-l1]",
 )
 @json_option("the diagnosis")
 @click.pass_context
 def diagnose(
     ctx: click.Context,
     folder: Path,
-    sft: str | None,
+    sft: tuple[str, ...],
     preferences: tuple[str, ...],
-    twin: str | None,
+    twins: tuple[str, ...],
     json_file: Path | None,
 ) -> None:
-    """Look for the three ways in which PAFT fails: dense-sparse mismatch, excessive L1, dominance.
+    """Look for the ways in which PAFT fails: dense-sparse mismatch, excessive L1, dominance, one branch inside another.
 
     DIR is a run's folder, or one that `axolotl paft inspect` wrote. Each finding comes with its evidence, the thresholds,
     how sure it is, and what to change to what.
@@ -52,7 +62,8 @@ def diagnose(
     from paft_plugin.inspection.diagnosis import diagnose as look
     from paft_plugin.inspection.diagnosis.text import as_text
 
-    diagnosis = look(folder, sft, preferences, twin)
+    named = {branch: twin for branch, _, twin in (each.rpartition("=") for each in twins)}
+    diagnosis = look(folder, sft, preferences, named)
     if json_file is not None:
         write_json(json_file, diagnosis.as_json())
     Console().print(as_text(diagnosis))

@@ -57,7 +57,7 @@ def _check_remark(check: Check, place: int) -> Remark:
     remedies = []
     for remedy in check.remedies:
         before = f" (it is {remedy.old})" if remedy.old is not None else ""
-        remedies.append(f"Set {remedy.setting} in {remedy.where} to {remedy.new}{before}: {remedy.reason}")
+        remedies.append(f"Set {remedy.setting.rstrip('=')} in {remedy.where} to {remedy.new}{before}: {remedy.reason}")
     return Remark(kind, f"{word}: {check.signature}{branches}", check.message, evidence, notes, tuple(remedies))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import yaml
 from torch import Tensor
 
 from paft_plugin.deltas.measures import Histogram
+from paft_plugin.evaluation.arms import RUN_FILE, Arm, RunFile
+from paft_plugin.evaluation.items import ITEMS_FILE, ItemScore, write_items
 from paft_plugin.formats import threshold_key
 from paft_plugin.inspection.inspected import Figures, InspectedDelta, InspectedPair, Inspection, write_inspection
 from paft_plugin.inspection.measures import Election, Interference, Measures, Overlap
@@ -34,6 +37,14 @@ class PlantedRun:
     """Arm → branch → its parameters."""
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     """Arm → measure → share; the skill is called `sums`, the preference `manners`."""
+    n: dict[str, int] = field(default_factory=dict)
+    """Measure → its items, of which the standard errors are those of shares; else they are 0.01."""
+    items: dict[str, dict[str, Sequence[float]]] = field(default_factory=dict)
+    """Arm → measure → what it came to on each item."""
+    measures: Sequence[dict[str, Any]] = (
+        {"name": "sums", "task": "sums", "metric": "acc", "filter": "none", "higher_is_better": True},
+        {"name": "manners", "task": "manners", "metric": "acc", "filter": "none", "higher_is_better": True},
+    )
 
     def write(self, folder: Path) -> Path:
         write_inspection(inspection_of(self.deltas), folder / "inspection" / "branches")
@@ -51,16 +62,29 @@ class PlantedRun:
             put(folder / "models" / arm / "recipe.yml", {"merge_method": "ties", "models": models})
         if self.scores:
             arms = [
-                {"arm": arm, "scores": scores, "stderr": dict.fromkeys(scores, 0.01)}
+                {
+                    "arm": arm,
+                    "scores": scores,
+                    "n": self.n,
+                    "stderr": {name: self.error(name, p) for name, p in scores.items()},
+                }
                 for arm, scores in self.scores.items()
             ]
-            measures = [
-                {"name": name, "task": name, "metric": "acc", "filter": "none", "higher_is_better": True}
-                for name in ("sums", "manners")
+            goals = dict(zip(("skill", "preference"), [measure["name"] for measure in self.measures], strict=False))
+            put(folder / "results.json", {"schema": 2, "measures": self.measures, **goals, "arms": arms})
+        for arm, by_measure in self.items.items():
+            items = [
+                ItemScore(measure=name, item=f"{name} {place}", value=value)
+                for name, values in by_measure.items()
+                for place, value in enumerate(values)
             ]
-            content = {"schema": 2, "measures": measures, "skill": "sums", "preference": "manners", "arms": arms}
-            put(folder / "results.json", content)
+            write_items(folder / "scores" / arm / ITEMS_FILE, items)
         return folder
+
+    def error(self, measure: str, score: float) -> float:
+        """The standard error of a score."""
+        n = self.n.get(measure, 0)
+        return math.sqrt(score * (1 - score) / (n - 1)) if n and 0 <= score <= 1 else 0.01
 
 
 def put(file: Path, content: Any) -> None:
@@ -156,3 +180,14 @@ def interference(one: Tensor, other: Tensor) -> Interference:
         dare={},
         l1=(float(one.abs().sum()), float(other.abs().sum())),
     )
+
+
+def plan(folder: Path, *fused: str, preference: str = "dpo", twin: str = "sft") -> None:
+    """Write the `run.json` of a run in which each penalised branch of `fused` is fused with the preference branch."""
+    branches = [
+        Arm(name=twin, kind="branch", role="sft", branches=(twin,)),
+        *(Arm(name=name, kind="branch", role="sft", penalised=True, branches=(name,), twin=twin) for name in fused),
+        Arm(name=preference, kind="branch", role="preference", branches=(preference,)),
+    ]
+    arms = [Arm(name=f"paft-{name}", kind="fused", branches=(name, preference)) for name in fused]
+    RunFile(base="base", arms=(*branches, *arms)).write(folder / RUN_FILE)

@@ -57,7 +57,7 @@ def test_the_file_for_machines_holds_every_check(tmp_path: Path) -> None:
     file = tmp_path / "diagnosis.json"
     assert run(mismatched, "--json", file).exit_code == 3
     content = json.loads(file.read_text())
-    assert content["schema"] == 1
+    assert content["schema"] == 2
     assert content["healthy"] is False
     assert [(check["signature"], check["state"]) for check in content["checks"]] == [
         ("excessive L1", "clear"),

@@ -247,13 +247,114 @@ def test_each_preference_branch_is_paired_and_judged_by_its_own_arms(tmp_path: P
     ]
 
 
+@pytest.mark.parametrize("fused", [0.0, 0.9])
+@pytest.mark.parametrize("name", planted())
+def test_no_confidence_is_high_against_a_score(name: str, fused: float, tmp_path: Path) -> None:
+    """Whatever the deltas say: arms that lost everything contradict "not found", arms that lost nothing "found"."""
+    run, _ = planted()[name]
+    sft = "sft-l1" if "sft-l1" in run.deltas else "sft"
+    scores = {"sft": 0.9, "sft-l1": fused if sft == "sft-l1" else 0.9, "dpo": 0.9, "paft-ties": fused}
+    run = replace(
+        run,
+        recipes={"paft-ties": {sft: {}, "dpo": {}}},
+        scores={arm: {"sums": value, "manners": value} for arm, value in scores.items()},
+    )
+    checks = diagnose(run.write(tmp_path)).checks
+    twinless = "sft" not in run.deltas or sft == "sft"
+    contradicted = "clear" if fused == 0 else "found"
+    for check in checks:
+        if check.state == contradicted and not (twinless and check.signature == "excessive L1"):
+            assert check.confidence != "high", check
+            assert any(item.source == "results.json" for item in check.evidence), check
+
+
+def three_branches() -> PlantedRun:
+    """Two skills, each with its twin, and a preference; too much L1 on one, and one that continued the other."""
+    math, code = sparse(2), dense(5, 1e-8)
+    return PlantedRun(
+        deltas={
+            "math": dense(1),
+            "math-l1": math,
+            "code": dense(4),
+            "code-l1": code,
+            "taste": dense(3),
+        },
+        losses={"math": (1.2, 0.7), "math-l1": (1.2, 0.8), "code": (1.1, 0.5), "code-l1": (1.1, 1.09)},
+        proofs={"math-l1": proof(), "code-l1": proof(0.1)},
+        recipes={"paft-ties": {"math-l1": {}, "code-l1": {}, "taste": {}}},
+    )
+
+
+def write_three(run: PlantedRun, folder: Path) -> Path:
+    run.write(folder)
+    fused = ("math-l1", "code-l1", "taste")
+    RunFile(
+        base="base",
+        arms=(
+            *(Arm(name=name, kind="branch", role="sft", branches=(name,)) for name in ("math", "code")),
+            *(
+                Arm(name=f"{name}-l1", kind="branch", role="sft", penalised=True, branches=(f"{name}-l1",), twin=name)
+                for name in ("math", "code")
+            ),
+            Arm(name="taste", kind="branch", role="preference", branches=("taste",)),
+            Arm(name="paft-ties", kind="fused", penalised=True, branches=fused, twin="parallel-ties"),
+        ),
+    ).write(folder / RUN_FILE)
+    return folder
+
+
+def test_of_three_branches_each_is_held_against_its_twin_and_every_two_against_each_other(tmp_path: Path) -> None:
+    diagnosis = diagnose(write_three(three_branches(), tmp_path))
+    assert (diagnosis.sft, diagnosis.preferences) == (("math-l1", "code-l1"), ("taste",))
+    assert diagnosis.twins == {"math-l1": "math", "code-l1": "code"}
+    assert [(check.signature, check.culprit) for check in diagnosis.findings] == [("excessive L1", "code-l1")]
+    pairs = [("math-l1", "code-l1"), ("math-l1", "taste"), ("code-l1", "taste")]
+    for signature in ("continued branch", "dominance", "dense-sparse mismatch"):
+        assert [check.branches for check in diagnosis.checks if check.signature == signature] == pairs
+
+
+def test_of_three_branches_the_overruled_and_the_continued_one_are_found_with_options_of_their_own(
+    tmp_path: Path,
+) -> None:
+    run = three_branches()
+    run.losses["code-l1"] = (1.1, 0.55)
+    math = run.deltas["math-l1"]
+    for n, (code, taste, expected) in enumerate(
+        (
+            (math + 0.8 * sparse(8), dense(3), {("continued branch", "code-l1")}),
+            (sparse(8), 10 * dense(3), {("dominance", "taste")}),
+            (dense(5, 5e-2), dense(3), {("dense-sparse mismatch", "code-l1"), ("dominance", "code-l1")}),
+        )
+    ):
+        deltas = {**run.deltas, "code-l1": code, "taste": taste}
+        diagnosis = diagnose(write_three(replace(run, deltas=deltas), tmp_path / str(n)))
+        assert found(diagnosis) == expected
+        options = [
+            remedy.setting for check in diagnosis.findings for remedy in check.remedies if "--" in remedy.setting
+        ]
+        culprit = next(iter(expected))[1]
+        assert set(options) <= {
+            f"--branch {name}=DIR,{what}=" for name in (culprit, "math-l1") for what in ("weight", "density")
+        }
+
+
+def test_branches_that_no_run_names_are_given_with_their_roles_and_twins(tmp_path: Path) -> None:
+    folder = three_branches().write(tmp_path)
+    with pytest.raises(PaftError, match="--sft"):
+        diagnose(folder)
+    diagnosis = diagnose(folder, ["math-l1", "code-l1"], (), {"": "math", "code-l1": "code"})
+    assert diagnosis.twins == {"math-l1": "math", "code-l1": "code"}
+    assert diagnosis.preferences == ("taste",)
+    assert found(diagnosis) == {("excessive L1", "code-l1")}
+
+
 def test_names_that_say_nothing_are_asked_for_and_strange_ones_are_all_refused(tmp_path: Path) -> None:
     folder = PlantedRun({"one": 10 * dense(1), "other": dense(2)}).write(tmp_path)
     with pytest.raises(PaftError, match="--sft"):
         diagnose(folder)
-    assert found(diagnose(folder, sft="other")) == {("dominance", "one")}
+    assert found(diagnose(folder, ["other"])) == {("dominance", "one")}
     with pytest.raises(PaftError) as error:
-        diagnose(folder, sft="here", preferences=("there",))
+        diagnose(folder, ["here"], ["there"])
     assert len(error.value.problems) == 2
 
 
@@ -274,9 +375,9 @@ def test_which_branch_is_which_stands_in_the_run_and_not_in_names(tmp_path: Path
         ),
     ).write(folder / RUN_FILE)
     diagnosis = diagnose(folder)
-    assert (diagnosis.sft, diagnosis.twin, diagnosis.preferences) == ("sparse", "dense", ("polite",))
+    assert (diagnosis.sft, diagnosis.twins, diagnosis.preferences) == (("sparse",), {"sparse": "dense"}, ("polite",))
     assert ("excessive L1", "sparse") in found(diagnosis)
-    assert diagnose(folder, sft="dense").twin is None
+    assert diagnose(folder, ["dense"]).twins == {}
 
 
 def test_a_folder_of_an_inspection_alone_will_do(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from paft_plugin.deltas.proof import Proof
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.arms import Arm, arm_named, read_run
-from paft_plugin.evaluation.results import RESULTS, Results
+from paft_plugin.evaluation.results import ArmResult, Measure, Results, read_results
 from paft_plugin.files import PROOF_FILE, RECIPE_FILE, below, fused_files
 from paft_plugin.inspection.inspected import INSPECTION_FILE, InspectedPair, Inspection, read_inspection
 from paft_plugin.inspection.measures import Measures
@@ -47,6 +47,8 @@ class Facts:
     results: Results | None
     recipes: Mapping[str, Mapping[str, Fused]]
     """Arm → branch that its recipe fuses → how."""
+    planned: tuple[Arm, ...] = ()
+    """Every arm that the run's `run.json` names."""
 
     def measures(self, branch: str) -> Measures | None:
         """Of a branch's whole delta."""
@@ -60,16 +62,33 @@ class Facts:
         above_zero = [each for each in (self.inspection.thresholds if self.inspection is not None else ()) if each > 0]
         return min(above_zero, key=lambda each: abs(math.log(each / THRESHOLD)), default=None)
 
-    def score(self, arm: str, measure: str | None) -> tuple[float, float] | None:
-        """An arm's score and its standard error, 0 where that is not known; None if it was not taken."""
+    def goal(self, branch: str) -> Measure | None:
+        """The measure of what a branch was trained for."""
+        name = self.results.goal(self.branches[branch]) if self.results is not None else None
+        return self.results.measure(name) if self.results is not None and name is not None else None
+
+    def scored(self, arm: str | None, measure: Measure) -> ArmResult | None:
+        """What is known of an arm; None if that measure was not taken of it."""
         found = self.results.arm(arm) if self.results is not None else None
-        if found is None or measure not in found.scores:
-            return None
-        return found.scores[measure], found.stderr.get(measure, 0.0)
+        return found if found is not None and measure.name in found.scores else None
+
+    def are_fused(self, *branches: str) -> bool:
+        """Whether an arm of the run fuses these with each other."""
+        planned = [arm.branches for arm in self.planned if arm.kind == "fused"]
+        return any(set(branches) <= set(fused) for fused in (*planned, *self.recipes.values()))
 
     def arms_of(self, one: str, other: str) -> list[str]:
-        """The arms that fuse these two and nothing else."""
-        return [arm for arm, fused in self.recipes.items() if set(fused) == {one, other}]
+        """The arms that fuse these two, with as few others as there are any."""
+        both = {arm: len(fused) for arm, fused in self.recipes.items() if {one, other} <= set(fused)}
+        return [arm for arm, branches in both.items() if branches == min(both.values())]
+
+    def option(self, setting: str, branch: str, other: str) -> str:
+        """The option of `axolotl paft recipe` for a branch's `weight` or `density`, where it is fused with `other`."""
+        role = self.branches[branch].role
+        is_short = role != self.branches[other].role and all(
+            len(self.recipes[arm]) == 2 for arm in self.arms_of(branch, other)
+        )
+        return f"--{setting}-{role}" if is_short else f"--branch {branch}=DIR,{setting}="
 
     def density(self, branch: str, other: str) -> float | None:
         """The least share of `branch` that a recipe keeps when it fuses it with `other`; None if none trims."""
@@ -91,7 +110,7 @@ def read_facts(folder: Path) -> Facts:
     """Look at a run's folder, or at one that `axolotl paft inspect` wrote.
 
     Raises:
-        PaftError: The folder is missing, holds an inspection that cannot be read, or nothing that could be diagnosed.
+        PaftError: The folder is missing, holds an inspection or scores that cannot be read, or nothing that could be diagnosed.
     """
     run_inspection = folder / BRANCH_INSPECTION / INSPECTION_FILE
     if not folder.is_dir():
@@ -111,6 +130,8 @@ def read_facts(folder: Path) -> Facts:
             "with a training log or a paft.json."
         )
     run = read_run(folder)
+    planned = {arm.name: place for place, arm in enumerate(run.arms if run is not None else ())}
+    known.sort(key=lambda name: planned.get(name, len(planned)))
     return Facts(
         folder=folder,
         branches={name: arm_named(name, run.arms if run is not None else ()) for name in known},
@@ -118,8 +139,9 @@ def read_facts(folder: Path) -> Facts:
         inspection_file=shown(file or run_inspection, folder),
         curves={name: curve for name, curve in curves.items() if curve is not None},
         proofs={name: proof for name, proof in proofs.items() if proof},
-        results=Results.read_or_nothing(folder / RESULTS),
+        results=read_results(folder),
         recipes={arm: _recipe(file, known) for arm, file in fused_files(folder, RECIPE_FILE).items()},
+        planned=run.arms if run is not None else (),
     )
 
 

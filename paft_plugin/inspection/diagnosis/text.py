@@ -65,7 +65,8 @@ def _missing(check: Check) -> list[RenderableType]:
 def _remedy(remedy: Remedy) -> Text:
     old = f"{remedy.old} → " if remedy.old is not None else ""
     option = remedy.setting.startswith("--")
-    change = f"{remedy.setting} {remedy.new}" if option else f"{remedy.setting}: {old}{remedy.new}"
+    between = "" if remedy.setting.endswith("=") else " " if option else f": {old}"
+    change = f"{remedy.setting}{between}{remedy.new}"
     was = f" (was {remedy.old})" if option and remedy.old is not None else ""
     return Text("→ ").append(change, style="bold").append(f"{was} in {remedy.where}. {remedy.reason}")
 
@@ -74,5 +75,5 @@ def _summary(diagnosis: Diagnosis) -> Text:
     unknown = sum(check.state == "unknown" for check in diagnosis.checks)
     found = len(diagnosis.findings)
     counts = f"{found} found, {len(diagnosis.checks) - found - unknown} not found, {unknown} that cannot be told"
-    others = ", ".join(diagnosis.preferences) or "none"
-    return Text(f"{counts}. SFT: {diagnosis.sft}, preference: {others}, dense twin: {diagnosis.twin or 'none'}.")
+    who = [", ".join(names) or "none" for names in (diagnosis.sft, diagnosis.preferences, diagnosis.twins.values())]
+    return Text(f"{counts}. SFT: {who[0]}, preference: {who[1]}, dense twin: {who[2]}.")

@@ -5,19 +5,21 @@ The functions that check stand in `signatures/`, a file for each signature, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
     from paft_plugin.inspection.diagnosis.facts import Facts
 
-SCHEMA = 1
+SCHEMA = 2
+"""1 had one SFT branch, and its twin."""
 RECIPE = "axolotl paft recipe"
 """Where a remedy is an option of that command."""
 State = Literal["found", "clear", "unknown"]
 """`unknown`: what it takes to decide is missing."""
 Confidence = Literal["low", "medium", "high"]
+SURE = "All evidence agrees, and is clear of its thresholds."
 LEVELS: tuple[Confidence, ...] = ("high", "medium", "low")
 
 
@@ -96,10 +98,11 @@ class Diagnosis:
     """Every check of one run."""
 
     folder: str
-    sft: str
+    sft: tuple[str, ...]
+    """The SFT branches that are fused."""
     preferences: tuple[str, ...]
-    twin: str | None
-    """The dense twin of the SFT branch: the same training without the penalty."""
+    twins: Mapping[str, str]
+    """SFT branch → its dense twin: the same training without the penalty."""
     checks: tuple[Check, ...]
 
     @property
@@ -147,9 +150,9 @@ def judged(
         *(["Evidence is missing"] if missing else []),
     ]
     level = LEVELS[min(len(doubts), len(LEVELS) - 1)]
-    reason = ". ".join(doubts) or "All evidence agrees, and is clear of its thresholds"
+    reason = f"{'. '.join(doubts)}." if doubts else SURE
     given, missed = tuple(evidence), tuple(missing)
-    return Check(signature, branches, state, culprit, message, given, missed, level, f"{reason}.", tuple(remedies))
+    return Check(signature, branches, state, culprit, message, given, missed, level, reason, tuple(remedies))
 
 
 def unknown(signature: str, branches: tuple[str, ...], message: str, missing: Sequence[str] = ()) -> Check:
@@ -159,12 +162,16 @@ def unknown(signature: str, branches: tuple[str, ...], message: str, missing: Se
 
 BranchCheck = Callable[["Facts", str, "str | None"], Check]
 """Looks for a signature in one SFT branch: facts, branch, its dense twin if there is one."""
-PairCheck = Callable[["Facts", str, str, "str | None"], Check]
-"""Looks for a signature in two branches that are fused: facts, SFT branch, preference branch, and the signature that was found in
-the SFT branch alone, if there was one: it may explain what is seen of the pair."""
+Excuses = Mapping[str, str]
+"""Branch → the signature that was found in it alone: it may explain what is seen of a pair."""
+PairCheck = Callable[["Facts", str, str, Excuses], Check]
+"""Looks for a signature in two branches: facts, the two, an SFT branch before a preference branch, and excuses."""
 Signature = TypeVar("Signature", BranchCheck, PairCheck)
 BRANCH_CHECKS: list[BranchCheck] = []
 PAIR_CHECKS: list[PairCheck] = []
+"""Of two that are fused."""
+ANY_PAIR_CHECKS: list[PairCheck] = []
+"""Of any two."""
 
 
 def in_order(checks: list[Signature]) -> list[Signature]:
@@ -173,12 +180,18 @@ def in_order(checks: list[Signature]) -> list[Signature]:
 
 
 def of_branch(check: BranchCheck) -> BranchCheck:
-    """Have every diagnosis make this check of the SFT branch (decorator)."""
+    """Have every diagnosis make this check of each SFT branch (decorator)."""
     BRANCH_CHECKS.append(check)
     return check
 
 
 def of_pair(check: PairCheck) -> PairCheck:
-    """Have every diagnosis make this check of the SFT branch with each preference branch (decorator)."""
+    """Have every diagnosis make this check of every two branches that are fused (decorator)."""
     PAIR_CHECKS.append(check)
+    return check
+
+
+def of_any_pair(check: PairCheck) -> PairCheck:
+    """Have every diagnosis make this check of every two branches, fused or not (decorator)."""
+    ANY_PAIR_CHECKS.append(check)
     return check

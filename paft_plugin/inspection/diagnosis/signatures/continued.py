@@ -6,29 +6,38 @@ from functools import partial
 
 from paft_plugin.deltas.containment import COSINE, OFF_ONE, SPREAD, Containment, containment
 from paft_plugin.inspection.diagnosis.facts import Facts
-from paft_plugin.inspection.diagnosis.verdict import RECIPE, Check, Evidence, Remedy, judged, of_pair, unknown
+from paft_plugin.inspection.diagnosis.verdict import (
+    RECIPE,
+    Check,
+    Evidence,
+    Excuses,
+    Remedy,
+    judged,
+    of_any_pair,
+    unknown,
+)
 from paft_plugin.inspection.inspected import InspectedPair
 
 SIGNATURE = "continued branch"
 
 
-@of_pair
-def continued(facts: Facts, sft: str, preference: str, _excuse: str | None) -> Check:
+@of_any_pair
+def continued(facts: Facts, one: str, other: str, _excuses: Excuses) -> Check:
     """Look for a branch that continued the other's training instead of starting from the base.
 
     Decided by three at once: how many times one delta holds the other, how much that differs from tensor to tensor, and
     the cosine. Branches that learnt the same apart from each other have one or two of them.
     """
-    branches, pair = (sft, preference), facts.pair(sft, preference)
+    branches, pair = (one, other), facts.pair(one, other)
     verdict = partial(judged, SIGNATURE, branches)
     if pair is None:
-        where = f"{facts.inspection_file}: the pair of {sft} and {preference} (axolotl paft inspect)"
+        where = f"{facts.inspection_file}: the pair of {one} and {other} (axolotl paft inspect)"
         return unknown(SIGNATURE, branches, "The two were not inspected as a pair.", [where])
     sizes = {name: measures.l2 for name in branches if (measures := facts.measures(name)) is not None}
     both = {inner: found for inner in branches if (found := _found(pair, inner, sizes)) is not None}
     if not both:
         return unknown(SIGNATURE, branches, "One of the two deltas is zero: it holds nothing.")
-    # Two that are all but equal hold each other, and SFT comes first.
+    # Two that are all but equal hold each other, and the first one is the inner: of SFT and preference the former.
     inner = next((name for name, found in both.items() if found.holds), min(both, key=lambda name: sizes[name]))
     outer, found = next(name for name in branches if name != inner), both[inner]
     source = facts.inspection_file
@@ -44,7 +53,7 @@ def continued(facts: Facts, sft: str, preference: str, _excuse: str | None) -> C
         return verdict("clear", message, evidence=evidence, deciding=reasons, weighed=reasons)
     return verdict(
         "found", found.sentence(inner, outer), evidence=evidence, deciding=evidence, culprit=outer,
-        remedies=_apart(facts, sft, preference, inner, outer),
+        remedies=_apart(facts, inner, outer),
     )  # fmt: skip
 
 
@@ -59,13 +68,13 @@ def _found(pair: InspectedPair, inner: str, sizes: dict[str, float]) -> Containm
     return containment([*tensors, (0.0, rest[0], rest[1])])
 
 
-def _apart(facts: Facts, sft: str, preference: str, inner: str, outer: str) -> list[Remedy]:
+def _apart(facts: Facts, inner: str, outer: str) -> list[Remedy]:
     """Against counting twice: the continued branch alone, one that starts from the base, or the other one taken out of it."""
-    config, side = f"configs/{outer}.yml", "sft" if inner == sft else "preference"
-    weights = dict(zip((sft, preference), facts.weights(sft, preference)[0], strict=True))
+    option, weight = facts.option("weight", inner, outer), f"{facts.weights(inner, outer)[0][0]:g}"
+    from_base = "Trained from the base, it holds only what it was trained for."
     apart = f"With --method task_arithmetic it makes a model of what {outer} learnt after {inner}, to be fused in its place."
     return [
         Remedy("arms", "paft.yml", None, outer, "It holds both trainings: use it alone, without a fusion."),
-        Remedy("lora_model_dir", config, None, "null", "Trained from the base, it holds only what it was trained for."),
-        Remedy(f"--weight-{side}", RECIPE, f"{weights[inner]:g}", "-1", apart),
+        Remedy("lora_model_dir", f"configs/{outer}.yml", None, "null", from_base),
+        Remedy(option, RECIPE, weight, "-1", apart),
     ]

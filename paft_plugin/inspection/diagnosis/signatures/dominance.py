@@ -10,7 +10,16 @@ from functools import partial
 from paft_plugin.deltas.measures import Histogram
 from paft_plugin.formats import share, threshold_key
 from paft_plugin.inspection.diagnosis.facts import Facts
-from paft_plugin.inspection.diagnosis.verdict import RECIPE, Check, Evidence, Remedy, judged, of_pair, unknown
+from paft_plugin.inspection.diagnosis.verdict import (
+    RECIPE,
+    Check,
+    Evidence,
+    Excuses,
+    Remedy,
+    judged,
+    of_pair,
+    unknown,
+)
 from paft_plugin.inspection.inspected import InspectedPair, Inspection
 
 NORM_RATIO = 1 / 3
@@ -19,16 +28,16 @@ SIGNATURE = "dominance"
 
 
 @of_pair
-def dominance(facts: Facts, sft: str, preference: str, excuse: str | None) -> Check:
+def dominance(facts: Facts, one: str, other: str, excuses: Excuses) -> Check:
     """Look for a delta that decides the merge of a pair alone.
 
     Decided by two at once: a norm that is far the smaller, and entries of which much is overruled. A healthy sparse delta has a
     small norm, few entries and a small share of the merged delta, and yet nearly all of it survives.
     """
-    branches, pair = (sft, preference), facts.pair(sft, preference)
+    branches, pair = (one, other), facts.pair(one, other)
     verdict = partial(judged, SIGNATURE, branches)
     if facts.inspection is None or pair is None:
-        where = f"{facts.inspection_file}: the pair of {sft} and {preference} (axolotl paft inspect)"
+        where = f"{facts.inspection_file}: the pair of {one} and {other} (axolotl paft inspect)"
         return unknown(SIGNATURE, branches, "The two were not inspected as a pair.", [where])
     bare = dict(zip((pair.first, pair.second), map(math.sqrt, pair.figures.total.squares), strict=True))
     if zeros := [name for name in branches if not bare[name]]:
@@ -38,17 +47,17 @@ def dominance(facts: Facts, sft: str, preference: str, excuse: str | None) -> Ch
     evidence = [*contest.deciding, *_shares(facts, pair, weak)]
     reasons = [item for item in contest.deciding if not item.speaks_for]
     if reasons:
-        left, other = share(kept[weak], 0), share(kept[strong], 0)
-        message = f"Neither overrules the other: {left} of {weak} and {other} of {strong} survive."
+        left, rest = share(kept[weak], 0), share(kept[strong], 0)
+        message = f"Neither overrules the other: {left} of {weak} and {rest} of {strong} survive."
         return verdict("clear", message, evidence=evidence, deciding=reasons)
-    if excuse and weak == sft:
-        message = f"{strong} overrules {sft} because {excuse} left nothing of {sft}. Mend that first."
+    if excuse := excuses.get(weak):
+        message = f"{strong} overrules {weak} because of {excuse} in {weak}. Mend that first."
         return verdict("clear", message, evidence=evidence)
     times = f"{1 / contest.ratio:.3g} times {weak}'s"
     return verdict(
         "found", f"{strong} decides the merge: its delta is {times}, of which {share(kept[weak], 0)} survives.",
         evidence=evidence, deciding=contest.deciding, culprit=strong,
-        remedies=_balance(facts, sft, strong, weak, contest.ratio, contest.weight),
+        remedies=_balance(facts, strong, weak, contest.ratio, contest.weight),
     )  # fmt: skip
 
 
@@ -135,12 +144,11 @@ def _shares(facts: Facts, pair: InspectedPair, weak: str) -> list[Evidence]:
     return found
 
 
-def _balance(facts: Facts, sft: str, strong: str, weak: str, ratio: float, weight: float) -> list[Remedy]:
+def _balance(facts: Facts, strong: str, weak: str, ratio: float, weight: float) -> list[Remedy]:
     """Against dominance: a weight that makes the norms equal; a lower learning rate where that is what differs."""
-    side = "sft" if strong == sft else "preference"
     found = [
         Remedy(
-            f"--weight-{side}", RECIPE, f"{weight:g}", f"{weight * ratio:.2g}",
+            facts.option("weight", strong, weak), RECIPE, f"{weight:g}", f"{weight * ratio:.2g}",
             f"It gives both deltas the norm of {weak}. With --no-normalize: a normalising method divides the weight out again "
             "wherever one branch is alone.",
         )

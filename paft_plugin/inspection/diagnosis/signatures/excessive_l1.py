@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from paft_plugin.formats import threshold_key
+from paft_plugin.evaluation.results import RESULTS
+from paft_plugin.formats import number, share, threshold_key
 from paft_plugin.inspection.diagnosis.facts import Facts
+from paft_plugin.inspection.diagnosis.scores import lost, tolerance
 from paft_plugin.inspection.diagnosis.verdict import Check, Evidence, Remedy, judged, of_branch, unknown
 from paft_plugin.inspection.training_log import Curve
 
@@ -25,8 +27,9 @@ SIGNATURE = "excessive L1"
 def excessive_l1(facts: Facts, sft: str, twin: str | None) -> Check:
     """Look for a penalty that was too strong for the SFT branch.
 
-    Decided by the loss: how much of what the dense twin learnt the penalised branch learnt too. Without a twin, by a loss that
-    hardly fell and a delta that is hardly there; without a loss or a `paft.json`, the delta must say so itself.
+    Decided by the skill that the dense twin has and the penalised branch has not, where both were scored; else by the loss: how
+    much of what the twin learnt the branch learnt too. Without a twin, by a loss that hardly fell and a delta that is hardly
+    there; without a loss or a `paft.json`, the delta must say so itself.
     """
     proof = facts.proofs.get(sft)
     verdict = partial(judged, SIGNATURE, (sft,))
@@ -35,19 +38,36 @@ def excessive_l1(facts: Facts, sft: str, twin: str | None) -> Check:
     losses, missing = _losses(facts, sft, twin)
     delta, untold = _delta(facts, sft)
     missing += untold
+    scores = _skill(facts, sft, twin)
+    told = [item for item in scores if item.threshold is not None]
     if not proof:
         missing.append(f"branches/{sft}/paft.json: whether a penalty ran at all")
-    compared = [item for item in losses if item.threshold == RECOVERY]
+    compared = told or [item for item in losses if item.threshold == RECOVERY]
     # A loss that did not fall has many reasons; the penalty's leaves an empty delta behind.
     deciding = compared if compared and proof else [*losses, *delta]
     if not delta and not (compared and proof):
         return unknown(SIGNATURE, (sft,), f"Too little is known of {sft}: no delta, or no loss to compare.", missing)
-    verdict = partial(verdict, evidence=[*losses, *delta], deciding=deciding, missing=missing)
-    how = _how(facts, sft)
-    if not all(item.speaks_for for item in deciding):
+    found = all(item.speaks_for for item in deciding)
+    if not (told or found):
+        # A loss that fell as far as the twin's has cost half of a skill.
+        missing.append(f"{RESULTS}: the skill of {sft} and of a dense twin, on enough items to tell them apart")
+    evidence, how = [*scores, *losses, *delta], _how(facts, sft, scores, twin)
+    verdict = partial(verdict, evidence=evidence, deciding=deciding, missing=missing)
+    if not found:
         return verdict("clear", f"{sft} has learnt under its penalty: {how}.")
     remedies = _weaker_penalty(facts, sft, twin)
+    if told and twin is not None:
+        remedies = [*_kept_skill(facts, sft, twin, told[0]), *_dense_arms(facts, twin)] or remedies
     return verdict("found", f"The penalty keeps {sft} from learning: {how}.", culprit=sft, remedies=remedies)
+
+
+def _skill(facts: Facts, sft: str, twin: str | None) -> list[Evidence]:
+    """What the twin can do and the branch cannot; nothing where they were not trained alike, as far as their curves tell."""
+    own, dense = facts.curves.get(sft), facts.curves.get(twin or "")
+    if twin is None or (own is not None and dense is not None and _difference(own, dense)):
+        return []
+    loss = lost(facts, sft, twin, sft)
+    return [] if loss is None else [loss]
 
 
 def _losses(facts: Facts, sft: str, twin: str | None) -> tuple[list[Evidence], list[str]]:
@@ -74,8 +94,8 @@ def _losses(facts: Facts, sft: str, twin: str | None) -> tuple[list[Evidence], l
 
 def _difference(curve: Curve, dense: Curve) -> str | None:
     """What keeps two trainings from being twins, as far as their curves tell."""
-    last = [each.loss_steps[-1] for each in (dense, curve)]
-    if last[0] != last[1]:
+    last = [each.loss_steps[-1] for each in (dense, curve) if each.loss_steps]
+    if len(set(last)) > 1:
         return f"last step is {last[0]}, not {last[1]}"
     own, other = curve.peak_learning_rate, dense.peak_learning_rate
     # A log rounds to four digits, and may miss the step of the peak by little.
@@ -106,14 +126,73 @@ def _sparsity(threshold: str, share: float, source: str) -> Evidence:
     return Evidence(f"Sparsity at {threshold}", share, source, EMPTY, above=True, slack=(1 - EMPTY) / 2)
 
 
-def _how(facts: Facts, sft: str) -> str:
-    curve, measures = facts.curves.get(sft), facts.measures(sft)
+def _how(facts: Facts, sft: str, scores: list[Evidence], twin: str | None) -> str:
+    curve, measures, goal = facts.curves.get(sft), facts.measures(sft), facts.goal(sft)
+    own, dense = (facts.scored(arm, goal) for arm in (sft, twin)) if scores and goal is not None else (None, None)
+    if own is not None and dense is not None and goal is not None:
+        return f"its {goal.name} is {number(own.scores[goal.name])}, that of {twin} {number(dense.scores[goal.name])}"
     if curve is not None and curve.start_loss is not None and curve.final_loss is not None:
         return f"its loss went from {curve.start_loss:.3g} to {curve.final_loss:.3g}"
     if measures is not None and measures.relative is not None:
         return f"the norm of its delta is {measures.relative:.2g} of the base's"
     proof = facts.proofs.get(sft)
     return f"its paft.json gives the norm ‖δ‖₁ = {proof.l1_norm if proof else None}"
+
+
+def _kept_skill(facts: Facts, sft: str, twin: str, loss: Evidence) -> list[Remedy]:
+    """Against a lost skill: a target, or λ, at which it stays within the 95 % interval of the dense twin's.
+
+    Where another penalised branch in the folder stayed within it, that one's sparsity. Else the skill is taken to fall in
+    proportion from the twin to this branch: everywhere that it was measured it fell later (`DIAGNOSIS.md`).
+    """
+    goal, proof = facts.goal(sft), facts.proofs.get(sft)
+    allowed = tolerance(facts, sft, twin)
+    own, dense = _share_at_target(facts, sft, sft), _share_at_target(facts, twin, sft)
+    if goal is None or not allowed:
+        return []
+    where, part, found = f"configs/{sft}.yml", min(1.0, allowed / loss.value), []
+    line = (
+        f"{number(allowed)} of the {number(loss.value)} of {goal.name} that were lost lie within {twin}'s 95 % interval"
+    )
+    kept = {name: at for name in facts.branches if (at := _kept_at(facts, name, sft, twin, allowed)) is not None}
+    if own is not None and dense is not None and dense < own:
+        best = max(kept, key=lambda name: kept[name], default=None)
+        target = dense + part * (own - dense) if best is None else kept[best]
+        old = f"{proof.target_sparsity:g}" if proof and proof.target_sparsity is not None else None
+        way = f"{line}: that part of the way from {share(dense)} to {share(own)}, a cautious guess. Score it again."
+        reason = way if best is None else f"{best} ended there, and kept {goal.name}."
+        found.append(Remedy("paft_target_sparsity", where, old, f"{math.floor(100 * target) / 100:g}", reason))
+    strength = _last_strength(facts, sft)
+    if strength and proof is not None and proof.target_sparsity is None:
+        found.append(
+            Remedy("paft_l1_lambda", where, f"{strength:g}", f"{part * strength:.1e}", f"{line}: λ in proportion.")
+        )
+    return found
+
+
+def _kept_at(facts: Facts, name: str, sft: str, twin: str, allowed: float) -> float | None:
+    """The sparsity of another penalised branch that keeps the skill; None of any other."""
+    arm = facts.branches[name]
+    if name == sft or not (arm.is_sft and arm.penalised) or facts.goal(name) != facts.goal(sft):
+        return None
+    loss = lost(facts, sft, twin, name)
+    return _share_at_target(facts, name, sft) if loss is not None and loss.value <= allowed else None
+
+
+def _share_at_target(facts: Facts, branch: str, sft: str) -> float | None:
+    """A branch's sparsity at the threshold that the target of `sft` is about; the usual one if it has none."""
+    proof, measures = facts.proofs.get(sft), facts.measures(branch)
+    threshold = (proof.target_threshold if proof else None) or facts.threshold
+    if threshold is None or measures is None or threshold_key(threshold) not in measures.small:
+        return None
+    return measures.sparsity(threshold)
+
+
+def _dense_arms(facts: Facts, twin: str) -> list[Remedy]:
+    """Without training again: the arms that fuse the dense twin instead, if the run has any."""
+    arms = [arm for arm, fused in facts.recipes.items() if twin in fused]
+    reason = f"They fuse {twin}, which has the skill already: nothing is trained."
+    return [Remedy("arms", "paft.yml", None, ", ".join(arms[:3]), reason)] if arms else []
 
 
 def _weaker_penalty(facts: Facts, sft: str, twin: str | None) -> list[Remedy]:

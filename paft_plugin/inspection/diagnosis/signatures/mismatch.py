@@ -2,69 +2,81 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
+from paft_plugin.evaluation.arms import Role
 from paft_plugin.evaluation.results import RESULTS
 from paft_plugin.formats import threshold_key
 from paft_plugin.inspection.diagnosis.facts import Facts
-from paft_plugin.inspection.diagnosis.verdict import RECIPE, Check, Evidence, Remedy, judged, of_pair, unknown
+from paft_plugin.inspection.diagnosis.scores import fused_loss
+from paft_plugin.inspection.diagnosis.verdict import (
+    RECIPE,
+    Check,
+    Evidence,
+    Excuses,
+    Remedy,
+    judged,
+    of_pair,
+    unknown,
+)
 from paft_plugin.inspection.measures import Measures
 
 DENSITY_RATIO = 1 / 5
 WEIGHT = 1 / 3  # of the sparser one's norm: that of a delta which dominance would take for overruled
-HARM = 0.05  # share of items; three standard errors if that is more
 TARGETS = (0.5, 0.95)  # the least and the greatest sparsity that is advised
 SIGNATURE = "dense-sparse mismatch"
 
 
 @of_pair
-def mismatch(facts: Facts, sft: str, preference: str, excuse: str | None) -> Check:
+def mismatch(facts: Facts, one: str, other: str, excuses: Excuses) -> Check:
     """Look for a pair whose densities are far apart, to the merge's harm.
 
     Decided by how far the densities are apart, and by what the merge loses of what the sparser branch was trained for. Where no
     scores say that, a far denser SFT delta is taken to do harm unless it is tiny, because the paper says so; a far denser
     preference delta is not, because on trained branches it did none.
     """
-    branches = (sft, preference)
+    branches = (one, other)
     verdict = partial(judged, SIGNATURE, branches)
     measured = {name: measures for name in branches if (measures := facts.measures(name)) is not None}
     if len(measured) < 2:
-        where = f"{facts.inspection_file}: the deltas of {sft} and {preference} (axolotl paft inspect)"
+        where = f"{facts.inspection_file}: the deltas of {one} and {other} (axolotl paft inspect)"
         return unknown(SIGNATURE, branches, "The two were not inspected.", [where])
     if zeros := [name for name, measures in measured.items() if not measures.l1]:
         return unknown(SIGNATURE, branches, f"The delta of {zeros[0]} is zero: it has no density.")
     sparse, dense = sorted(branches, key=lambda name: density(measured[name]))
     structure, weight = _structure(facts, sparse, dense, measured), _weight(facts, sparse, dense, measured)
-    goal = facts.results.goal(facts.branches[sparse]) if facts.results is not None else None
-    harm, missing = _harm(facts, sparse, dense, goal)
+    harm = [loss] if (loss := fused_loss(facts, sparse, dense)) is not None else []
+    told = [item for item in harm if item.threshold is not None]
+    missing = (
+        [] if told else [f"{RESULTS}: scores of {sparse} and of an arm that fuses it with {dense}, on enough items"]
+    )
     evidence = [*structure, weight, *harm]
     gap = f"{dense} is {1 / structure[0].value:.3g} times as dense as {sparse}"
     if not structure[0].speaks_for:
         message = f"{sparse} and {dense} are about as dense (1 : {1 / structure[0].value:.2g})."
         return verdict("clear", message, evidence=structure, deciding=structure[:1])
-    if excuse and sparse == sft:
-        message = f"{gap} because {excuse} left nothing of {sft}. Mend that first."
+    if excuse := excuses.get(sparse):
+        message = f"{gap} because of {excuse} in {sparse}. Mend that first."
         return verdict("clear", message, evidence=evidence, missing=missing)
-    suffers, clause, reasons = _suffering(sft, sparse, dense, weight, harm)
+    suffers, clause, reasons = _suffering(facts.branches[dense].role, sparse, weight, told)
     if not suffers:
         message = f"{gap}, but {clause}."
         # Far apart is no doubt about this outcome; it is what the outcome is about.
         return verdict("clear", message, evidence=evidence, deciding=reasons, weighed=reasons, missing=missing)
     return verdict(
         "found", f"{gap}, and {clause}.", evidence=evidence, deciding=[structure[0], *reasons], missing=missing,
-        culprit=dense, remedies=_thinner(facts, sft, dense, sparse),
+        culprit=dense, remedies=_thinner(facts, dense, sparse),
     )  # fmt: skip
 
 
 def _suffering(
-    sft: str, sparse: str, dense: str, weight: Evidence, harm: list[Evidence]
+    denser: Role | None, sparse: str, weight: Evidence, harm: list[Evidence]
 ) -> tuple[bool, str, list[Evidence]]:
     """Whether the merge of two deltas that are far apart suffers, in words, and by what."""
     if harm:
         suffers = bool(harm[0].speaks_for)
         return suffers, f"the merge {'loses' if suffers else 'keeps'} what {sparse} was trained for", harm
-    if dense != sft:
+    if denser != "sft":
         return False, "that alone hurt no merge that was measured", []
     if not weight.speaks_for:
         return False, "too small to matter in a merge", [weight]
@@ -93,24 +105,11 @@ def _weight(facts: Facts, sparse: str, dense: str, measured: dict[str, Measures]
     return Evidence(what, ratio, facts.inspection_file, WEIGHT, above=True, slack=WEIGHT / 10)
 
 
-def _harm(facts: Facts, sparse: str, dense: str, measure: str | None) -> tuple[list[Evidence], list[str]]:
-    """What the best arm that fuses the two loses of what the sparser one was trained for."""
-    own = facts.score(sparse, measure)
-    fused = {arm: score for arm in facts.arms_of(sparse, dense) if (score := facts.score(arm, measure)) is not None}
-    if own is None or not fused:
-        return [], [f"{RESULTS}: scores of {sparse} and of an arm that fuses it with {dense}"]
-    best = max(fused, key=lambda arm: fused[arm][0])
-    (share, error), (own_share, own_error) = fused[best], own
-    threshold = max(HARM, 3 * math.hypot(error, own_error))
-    what = f"{measure} that {sparse} has and {best}, the best arm of the two, has not"
-    return [Evidence(what, own_share - share, RESULTS, threshold, above=True, slack=HARM / 2)], []
-
-
-def _thinner(facts: Facts, sft: str, dense: str, sparse: str) -> list[Remedy]:
+def _thinner(facts: Facts, dense: str, sparse: str) -> list[Remedy]:
     """Against a mismatch: make the denser delta as sparse as the other one, in training (SFT) or in the recipe."""
     nonzero = _nonzero(facts, sparse)
     found = []
-    if dense == sft:
+    if facts.branches[dense].role == "sft":
         target = min(max(1 - nonzero, TARGETS[0]), TARGETS[1])
         proof = facts.proofs.get(dense)
         old = proof.target_sparsity if proof else None
@@ -120,11 +119,12 @@ def _thinner(facts: Facts, sft: str, dense: str, sparse: str) -> list[Remedy]:
                 f"The sparsity of {sparse}, within {TARGETS[0]:g} and {TARGETS[1]:g}, with plugins: [paft_plugin.PAFTPlugin].",
             )
         )  # fmt: skip
-    side = "sft" if dense == sft else "preference"
     used = facts.density(dense, sparse)
     old_density = f"{used:g}" if used is not None else None
     reason = f"Without training again: it keeps as many entries of {dense} as {sparse} has."
-    found.append(Remedy(f"--density-{side}", RECIPE, old_density, f"{max(nonzero, 0.01):.2g}", reason))
+    found.append(
+        Remedy(facts.option("density", dense, sparse), RECIPE, old_density, f"{max(nonzero, 0.01):.2g}", reason)
+    )
     return found
 
 
