@@ -109,6 +109,11 @@ class Setup:
         """What is trained in this order of arms: SFT before preferences, as the file has them, needs no more words."""
         return SEQUENTIAL if tuple(order) == _in_arms(self, ()) else "-".join([SEQUENTIAL, *map(self.key, order)])
 
+    @property
+    def base_arm(self) -> Arm:
+        """The base model as an arm, whether it is in the table or not."""
+        return Arm(name=BASE, kind="base", model=_seen_from(self.run_dir, self.base))
+
     def of_kind(self, kind: Kind) -> list[Arm]:
         """Its arms of one kind."""
         return [arm for arm in self.arms if arm.kind == kind]
@@ -285,7 +290,7 @@ def _usual(setup: Setup) -> list[str]:
 
 def _possible(setup: Setup) -> Iterator[Arm]:
     """Every arm that there can be, in the order of the table."""
-    yield Arm(name=BASE, kind="base", model=_seen_from(setup.run_dir, setup.base))
+    yield setup.base_arm
     for branch in setup.branches.values():
         if not branch.made_of:
             yield _branch_arm(setup, branch)

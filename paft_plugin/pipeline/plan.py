@@ -17,7 +17,7 @@ from paft_plugin.evaluation.task_code import task_inputs
 from paft_plugin.files import json_text, read_json_or_nothing, write_text
 from paft_plugin.fusion.recipe.render import adapter_recipe
 from paft_plugin.fusion.recipe.settings import RecipeSettings
-from paft_plugin.pipeline.arms import BRANCHES, MODELS, PREFERENCE, SFT, Setup
+from paft_plugin.pipeline.arms import BASE, BRANCHES, MODELS, PREFERENCE, SFT, Setup
 from paft_plugin.pipeline.branches import Branch, config_text
 from paft_plugin.pipeline.estimate.memory import estimate_memory
 from paft_plugin.pipeline.held_out.request import (
@@ -34,6 +34,8 @@ from paft_plugin.runner.stages import Resources, Stage
 
 CONFIGS = RUN_FILE.parent
 """What stages are given: axolotl configs, recipes of the user's, what is scored."""
+SCORES = Path("scores")
+"""Below the folder of a run: a folder for each arm."""
 HOLD_OUT = "hold-out"
 """The stage that takes rows out of the branches' data; for a branch that only stands beside others, `hold-out-<its name>`."""
 DEVICE = Resources(devices=1)
@@ -346,30 +348,49 @@ def _inspect(
 
 
 def _evaluate(setup: Setup) -> Iterator[Planned]:
-    evaluation = setup.config.evaluation
-    if evaluation is None:
+    """Each arm by itself, so that one that changes or fails costs no other; the base first, if rows are compared with it."""
+    if setup.config.evaluation is None:
         return
+    rows = _held_out_rows(setup)
+    base = setup.of_kind("base") or ([setup.base_arm] if rows else [])
+    for arm in (*base, *(arm for arm in setup.arms if arm.kind != "base")):
+        yield _score(setup, arm, rows)
+
+
+def _score(setup: Setup, arm: Arm, rows: tuple[str, ...]) -> Planned:
+    """The scoring of one arm; `rows` says what it is scored on beside lm-eval's tasks."""
+    evaluation = setup.config.evaluation
+    assert evaluation is not None
     measures = setup.run_dir / CONFIGS / "measures.json"
     given = {measures: json_text(evaluation.model_dump(mode="json", exclude={"skill", "preference", "margin"}))}
     tasks = () if evaluation.tasks is None else task_inputs(evaluation.tasks)
-    for arm in setup.arms:
-        model = setup.model(arm)
-        as_adapter = arm.kind == "branch" and setup.branches[arm.name].is_adapter
-        folder = Path("scores") / arm.name
-        stage = Stage(
-            name=f"evaluate-{arm.name}",
-            title=f"evaluate {arm.name}",
-            command=(
-                *(sys.executable, "-m", "paft_plugin.evaluation.score", "--measures", str(measures)),
-                *("--output-dir", str(setup.run_dir / folder.parent)),
-                *(("--adapter", arm.name, str(setup.base), str(model)) if as_adapter else (f"{arm.name}={model}",)),
-            ),
-            folder=folder,
-            needs=() if arm.stage is None else (arm.stage,),
-            inputs=(measures, *tasks, *_read_from_outside(setup, arm, as_adapter)),
-            resources=DEVICE,
-        )
-        yield Planned(stage, given)
+    model, as_adapter = setup.model(arm), arm.kind == "branch" and setup.branches[arm.name].is_adapter
+    needs = [*([HOLD_OUT] if rows else []), *([arm.stage] if arm.stage else [])]
+    if rows and arm.kind != "base":
+        needs.append(f"evaluate-{BASE}")
+        rows = (*rows, "--base-scores", str(setup.run_dir / SCORES / BASE))
+    stage = Stage(
+        name=f"evaluate-{arm.name}",
+        title=f"evaluate {arm.name}",
+        command=(
+            *(sys.executable, "-m", "paft_plugin.evaluation.score", "--measures", str(measures)),
+            *("--output-dir", str(setup.run_dir / SCORES), *rows),
+            *(("--adapter", arm.name, str(setup.base), str(model)) if as_adapter else (f"{arm.name}={model}",)),
+        ),
+        folder=SCORES / arm.name,
+        needs=tuple(needs),
+        inputs=(measures, *tasks, *_read_from_outside(setup, arm, as_adapter)),
+        resources=DEVICE,
+    )
+    return Planned(stage, given)
+
+
+def _held_out_rows(setup: Setup) -> tuple[str, ...]:
+    """The options that name the held-out rows; none if nothing is held out."""
+    if request_of(setup) is None:
+        return ()
+    of_branches = [(f"--{branch.role}", key) for key, branch in owners(setup).items() if has_rows(branch)]
+    return ("--held-out", str(setup.run_dir / HELD_OUT), *(word for words in of_branches for word in words))
 
 
 def _read_from_outside(setup: Setup, arm: Arm, as_adapter: bool) -> Iterator[Path]:

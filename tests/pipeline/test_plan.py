@@ -120,7 +120,11 @@ def test_every_stage_comes_after_what_it_needs_and_knows_what_it_reads(tmp_path:
         # What a command names in the run directory is another stage's, and needed, or given.
         for word in stage.command:
             path = Path(word.partition("=")[2] or word)
-            if setup.run_dir not in path.parents or absolute(setup.run_dir, stage.folder) in (path, *path.parents):
+            folder = absolute(setup.run_dir, stage.folder)
+            if setup.run_dir not in path.parents or folder in (path, *path.parents):
+                continue
+            if path == folder.parent:  # the scores of all arms, of which it writes its own
+                assert stage.name.startswith("evaluate-")
                 continue
             owners = [
                 other.name
@@ -426,3 +430,25 @@ def test_all_folders_that_are_not_there_are_said_at_once(tmp_path: Path) -> None
 def test_both_forms_at_once_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PaftError, match="sft: stands under `branches:` where that is there"):
         open_setup(write_three(tmp_path, sft="sft.yml"))
+
+
+def test_the_base_is_scored_first_if_rows_are_held_out(tmp_path: Path) -> None:
+    """Whether it is in the table or not: every arm is compared with it on the rows of the branches that have any."""
+    trained = tmp_path / "trained"
+    trained.mkdir()
+    (trained / "adapter_config.json").write_text("{}")
+    evaluation = {"measures": {}, "batch_size": 64}
+    setup = open_setup(write_run(tmp_path, evaluation=evaluation, arms=["sft-l1", "paft-*"]), [], False)
+    stages = by_name(setup)
+    out = setup.run_dir
+    scored = [name for name in stages if name.startswith("evaluate-")]
+    assert scored == ["evaluate-base", "evaluate-sft-l1", "evaluate-paft-ties"]
+    assert stages["evaluate-base"].needs == ("hold-out",)
+    assert stages["evaluate-sft-l1"].needs == ("hold-out", "sft-l1", "evaluate-base")
+    words = stages["evaluate-paft-ties"].command
+    expected = ("--held-out", str(out / "held_out"), "--sft", "sft", "--preference", "preference")
+    assert words[words.index("--held-out") :][:6] == expected
+    assert words[words.index("--base-scores") + 1] == str(out / "scores" / "base")
+    assert "--base-scores" not in stages["evaluate-base"].command
+    part = by_name(open_setup(write_run(tmp_path, evaluation=evaluation, preference=str(trained)), [], False))
+    assert "--preference" not in part["evaluate-base"].command
