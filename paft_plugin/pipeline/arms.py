@@ -14,7 +14,14 @@ from pathlib import Path
 from paft_plugin.errors import PaftError, collecting, raise_if_any
 from paft_plugin.evaluation.arms import Arm, Kind, Role
 from paft_plugin.fusion.recipe.render import RecipeBranch
-from paft_plugin.pipeline.baselines import OF_ROLE, linear_modules, order_problems, own_modules, training_only
+from paft_plugin.pipeline.baselines import (
+    OF_ROLE,
+    joint_training,
+    linear_modules,
+    order_problems,
+    own_modules,
+    training_only,
+)
 from paft_plugin.pipeline.branches import Branch, check_strategy, read_branch, without_penalty
 from paft_plugin.pipeline.config import PaftConfig, read_config
 from paft_plugin.pipeline.hub import base_folder, with_folders
@@ -191,7 +198,31 @@ def _read_branches(config: PaftConfig, file: Path, base: Path) -> Setup:
     raise_if_any(problems or _role_problems(file, [found[name] for name in fused.values()]))
     branches, twins = _with_twins(fused, found)
     setup = Setup(file, config, base, branches, fused, twins)
-    return replace(setup, branches={**branches, **_disjoint_branches(setup)})
+    return replace(setup, branches={**branches, **_joint_branch(setup), **_disjoint_branches(setup)})
+
+
+def _joint_branch(setup: Setup) -> dict[str, Branch]:
+    """The training on the rows of all branches, by the name of its arm; none unless it is wanted."""
+    joint = setup.config.compare.joint
+    if joint is None:
+        return {}
+    where = f"{setup.file}: compare.{JOINT}"
+    raise_if_any(_without_config(setup, where))
+    try:
+        branches = [setup.branches[name] for name in setup.fused.values()]
+        return {JOINT: joint_training(JOINT, branches, joint.sft_weight, joint.overrides)}
+    except PaftError as error:
+        raise PaftError([f"{where}: {problem}" for problem in error.problems]) from None
+
+
+def _without_config(setup: Setup, where: str) -> list[str]:
+    """A problem for each fused branch that this run cannot train."""
+    word = where.rpartition(".")[2]
+    return [
+        f"{where}: needs the axolotl config of {key}, which is given as `trained:`. Give its config, or leave {word} out."
+        for key, name in setup.fused.items()
+        if setup.branches[name].trained is not None
+    ]
 
 
 def _disjoint_branches(setup: Setup) -> dict[str, Branch]:
@@ -203,13 +234,7 @@ def _disjoint_branches(setup: Setup) -> dict[str, Branch]:
     fused = {key: setup.branches[name] for key, name in setup.fused.items()}
     strange = [name for name in disjoint.modules if name not in fused]
     raise_if_any([f"{where}.{name}: no such branch. {suggestion(name, list(fused))}" for name in strange])
-    raise_if_any(
-        [
-            f"{where}: needs the axolotl config of {key}, which is given as `trained:`. Give its config, or leave {DISJOINT} out."
-            for key, branch in fused.items()
-            if branch.trained is not None
-        ]
-    )
+    raise_if_any(_without_config(setup, where))
     wanted = {key: disjoint.modules.get(key, [OF_ROLE[str(branch.role)]]) for key, branch in fused.items()}
     try:
         modules = own_modules(wanted, linear_modules(setup.base))
@@ -273,6 +298,8 @@ def _wanted(setup: Setup, given: Sequence[str], sequential: bool) -> tuple[Arm, 
     if orders:
         names = [setup.sequential_name(_in_arms(setup, order)) for order in orders]
         patterns = [*patterns, *setup.twins.values(), *names]
+    if not given and config.compare.joint is not None:
+        patterns = [*patterns, JOINT]
     if not given and config.compare.disjoint is not None and setup.base.is_dir():
         patterns = [*patterns, DISJOINT]
     meant = {pattern: {name for name in possible if fnmatchcase(name, pattern)} for pattern in patterns}
@@ -294,6 +321,9 @@ def _possible(setup: Setup) -> Iterator[Arm]:
     for branch in setup.branches.values():
         if not branch.made_of:
             yield _branch_arm(setup, branch)
+    if JOINT in setup.branches:
+        folder = (BRANCHES / JOINT).as_posix()
+        yield Arm(name=JOINT, kind="joint", branches=(JOINT,), model=folder, stage=JOINT)
     yield from _sequential_arms(setup)
     yield from _disjoint_arm(setup)
     recipes = [*setup.config.fusion.methods, *setup.config.fusion.recipes]

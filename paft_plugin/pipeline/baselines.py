@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
-from paft_plugin.errors import raise_if_any, some
+from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.inspection.inspected import place_of
 from paft_plugin.pipeline.branches import Branch, without_penalty
 from paft_plugin.pipeline.estimate.shapes import is_linear, weight_shapes
@@ -100,3 +101,94 @@ def order_problems(order: Sequence[str], branches: Mapping[str, Branch | None]) 
     for name in order[1:]:
         if (branch := branches.get(name)) is not None and branch.trained is not None:
             yield f"{said}: {name}: is given as `trained:`, and only the first of an order can be. Give its config."
+
+
+# --- joint: one training on the rows of all branches --------------------------------------------------------------------
+
+_NOT_JOINT = (
+    *("datasets", "pretraining_dataset", "dataset_exact_deduplication", "max_steps", "num_epochs", "test_datasets"),
+    *("eval_steps", "evals_per_epoch", "eval_strategy", "eval_sample_packing", "early_stopping_patience"),
+    "load_best_model_at_end",
+)
+"""Keys that the joint training does without: its rows are all that it is given, as often as it shall see them."""
+
+
+def joint_training(
+    name: str, branches: Sequence[Branch], sft_weight: float | None, overrides: Mapping[str, Any]
+) -> Branch:
+    """One training on the rows of all branches, with the preference branch's config and loss, and the SFT loss.
+
+    An SFT row is a pair of which both sides are its answer. Of such a pair the gradients of DPO, IPO, ORPO and SimPO cancel,
+    and the SFT loss on the answer is left. What is no loss on pairs (KTO) takes the answer for a wanted one.
+
+    Raises:
+        PaftError: The branches train preferences by several losses; a weight for a loss that has none.
+    """
+    preferences = [branch for branch in branches if branch.role == "preference"]
+    first, strategies = preferences[0], sorted({branch.strategy for branch in preferences})
+    if len(strategies) > 1:
+        raise PaftError(f"takes one preference loss, and the branches have {some(strategies)}. Leave {name} out.")
+    content = {key: value for key, value in first.content.items() if key not in _NOT_JOINT}
+    content |= {"num_epochs": joint_epochs(branches), "val_set_size": 0}
+    content |= {
+        key: value for key in ("learning_rate", "sequence_len") if (value := _largest(key, branches)) is not None
+    }
+    content |= _joint_loss(content, first.strategy, sft_weight)
+    content = {key: value for key, value in {**content, **overrides}.items() if value is not None}
+    secrets = {variable: value for branch in branches for variable, value in branch.secrets.items()}
+    made_of = tuple(branch.name for branch in branches)
+    return replace(
+        first, name=name, content=content, notes=_joint_notes(name, branches, content), made_of=made_of, secrets=secrets
+    )
+
+
+def joint_epochs(branches: Sequence[Branch]) -> int:
+    """How often the joint training goes through its rows: as often as all branches do, if they go equally often, else once."""
+    lengths = {(branch.content.get("max_steps"), _number(branch.content.get("num_epochs", 1))) for branch in branches}
+    (steps, epochs), *others = lengths
+    return int(epochs) if not others and not steps and epochs.is_integer() and epochs >= 1 else 1
+
+
+def _joint_loss(content: Mapping[str, Any], strategy: str, weight: float | None) -> dict[str, Any]:
+    """The keys that add the SFT loss."""
+    if strategy in ("dpo", "ipo"):
+        losses = list(content.get("dpo_loss_type") or (["ipo"] if strategy == "ipo" else ["sigmoid"]))
+        weights = list(content.get("dpo_loss_weights") or [1.0] * len(losses))
+        if "sft" not in losses:
+            losses, weights = [*losses, "sft"], [*weights, 1.0]
+        if weight is not None:
+            weights[losses.index("sft")] = weight
+        return {"rl": "dpo", "dpo_loss_type": losses, "dpo_loss_weights": weights, "dpo_use_liger_kernel": None}
+    if strategy == "simpo":
+        return {"cpo_alpha": weight or _number(content.get("cpo_alpha")) or 1.0}
+    if weight is not None:
+        own = (
+            "its SFT loss has the weight 1, and orpo_alpha is the other one's"
+            if strategy == "orpo"
+            else "it has no SFT loss"
+        )
+        raise PaftError(f"sft_weight: not for rl: {strategy}: {own}. Leave it out.")
+    return {}
+
+
+def _joint_notes(name: str, branches: Sequence[Branch], content: Mapping[str, Any]) -> tuple[str, ...]:
+    rates = list(dict.fromkeys(str(branch.content.get("learning_rate")) for branch in branches))
+    said = f"{name}: is trained with learning_rate: {content.get('learning_rate')}, the larger of the branches' ({some(rates)})."
+    kto = f"{name}: KTO has no SFT loss: rows of SFT are answers that are wanted (as in UFT, arXiv 2410.21438)."
+    return (
+        *([f"{said} `overrides:` sets another."] if len(rates) > 1 else []),
+        *([kto] if content.get("rl") == "kto" else []),
+    )
+
+
+def _largest(key: str, branches: Sequence[Branch]) -> Any:
+    values = [branch.content[key] for branch in branches if branch.content.get(key) is not None]
+    return max(values, key=_number, default=None)
+
+
+def _number(value: Any) -> float:
+    """A number, or what YAML takes for a text (`1e-4`); 0 for anything else, which is preflight's to name."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return 0.0

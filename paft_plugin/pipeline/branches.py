@@ -60,6 +60,11 @@ class Branch:
         return bool(self.content.get("adapter"))
 
     @property
+    def is_joint(self) -> bool:
+        """Whether it is trained on the rows of several branches, which the run writes anew."""
+        return len(self.made_of) > 1
+
+    @property
     def strategy(self) -> str:
         """axolotl's `rl`, or `sft`."""
         return str(self.content.get("rl") or "sft")

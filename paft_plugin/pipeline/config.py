@@ -157,7 +157,9 @@ class JointConfig(BaseModel):
 
     model_config = STRICT
 
-    sft_weight: float = Field(default=1.0, gt=0, description="Of the SFT loss; the preference loss has 1.")
+    sft_weight: float | None = Field(
+        default=None, gt=0, description="Of the SFT loss; the preference loss has 1. [1, or what the config says]"
+    )
     overrides: dict[str, Any] = Field(
         default_factory=dict,
         description="Keys of the axolotl config, which is the preference branch's, that are other here; null removes one.",

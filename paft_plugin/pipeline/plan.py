@@ -18,6 +18,7 @@ from paft_plugin.files import json_text, read_json_or_nothing, write_text
 from paft_plugin.fusion.recipe.render import adapter_recipe
 from paft_plugin.fusion.recipe.settings import RecipeSettings
 from paft_plugin.pipeline.arms import BASE, BRANCHES, MODELS, PREFERENCE, SFT, Setup
+from paft_plugin.pipeline.baselines import joint_epochs
 from paft_plugin.pipeline.branches import Branch, config_text
 from paft_plugin.pipeline.estimate.memory import estimate_memory
 from paft_plugin.pipeline.held_out.request import (
@@ -25,10 +26,12 @@ from paft_plugin.pipeline.held_out.request import (
     Request,
     has_rows,
     owners,
+    question,
     request_beside,
     request_of,
     trained_on_rest,
 )
+from paft_plugin.pipeline.joint_rows import ROWS_FILE, JointRequest, joint_source
 from paft_plugin.reading import MOST_YAML_BYTES, UnreadableError, read_text
 from paft_plugin.runner.stages import Resources, Stage
 
@@ -36,6 +39,8 @@ CONFIGS = RUN_FILE.parent
 """What stages are given: axolotl configs, recipes of the user's, what is scored."""
 SCORES = Path("scores")
 """Below the folder of a run: a folder for each arm."""
+JOINT_ROWS = Path("joint-rows")
+"""Where the rows of the joint training lie, below the run's folder; also the stage that writes them."""
 HOLD_OUT = "hold-out"
 """The stage that takes rows out of the branches' data; for a branch that only stands beside others, `hold-out-<its name>`."""
 DEVICE = Resources(devices=1)
@@ -74,7 +79,12 @@ def make_plan(setup: Setup) -> Plan:
     """
     planned = [
         *_hold_out(setup),
-        *(_train(setup, branch, branch.name, setup.base, inputs=(setup.base,)) for branch in setup.trainings),
+        *(
+            _train(setup, branch, branch.name, setup.base, inputs=(setup.base,))
+            for branch in setup.trainings
+            if not branch.is_joint
+        ),
+        *_train_joint(setup),
         *_train_sequential(setup),
         *_inspect_branches(setup),
         *(_fuse(setup, arm) for kind in ("disjoint", "fused") for arm in setup.of_kind(kind)),
@@ -149,7 +159,7 @@ def _train(
         beside = request_beside(setup, branch)
         branch, needs = rest, (*needs, HOLD_OUT if beside is None else f"{HOLD_OUT}-{branch.name}")
     config = setup.run_dir / CONFIGS / f"{name}.yml"
-    what = "SFT" if branch.strategy == "sft" else branch.strategy.upper()
+    what = f"{'SFT and ' if branch.is_joint else ''}{branch.strategy.upper()}"
     with_penalty = ", L1 penalty" if branch.penalised else ""
     stage = Stage(
         name=name,
@@ -180,6 +190,36 @@ def _launcher(branch: Branch) -> Iterator[str]:
     arguments = spec.launcher_args or [word for option in own for word in (option, str(spec.devices))]
     if arguments:
         yield from ("--", *arguments)
+
+
+def _train_joint(setup: Setup) -> Iterator[Planned]:
+    """The baseline of one training on the rows of all branches, and the stage that writes these rows."""
+    for arm in setup.of_kind("joint"):
+        branch = setup.branches[arm.name]
+        given = [setup.branches[name] for name in branch.made_of]
+        sources = [trained_on_rest(setup, each) for each in given]
+        request = JointRequest(
+            folder=setup.run_dir / JOINT_ROWS,
+            strategy=str(branch.content["rl"]),
+            seed=setup.config.fusion.seed,
+            sources=tuple(
+                joint_source(question(setup, each.name, each), each, joint_epochs(given)) for each in sources
+            ),
+        )
+        file = setup.run_dir / CONFIGS / f"{JOINT_ROWS}.json"
+        held_out = any(one is not other for one, other in zip(given, sources, strict=True))
+        stage = Stage(
+            name=JOINT_ROWS.name,
+            title="write the rows of the joint training",
+            command=(sys.executable, "-m", "paft_plugin.pipeline.joint_rows", str(file)),
+            folder=JOINT_ROWS,
+            needs=(HOLD_OUT,) if held_out else (),
+            inputs=(file, setup.base, *_data(setup, sources)),
+        )
+        yield Planned(stage, {file: json_text(request.model_dump(mode="json"))})
+        rows = {"path": str(request.folder / ROWS_FILE), "ds_type": "json", "split": "train"}
+        with_rows = replace(branch, content={**branch.content, "datasets": [rows]})
+        yield _train(setup, with_rows, arm.name, setup.base, (stage.name,), (setup.base,))
 
 
 def _train_sequential(setup: Setup) -> Iterator[Planned]:
@@ -364,7 +404,7 @@ def _score(setup: Setup, arm: Arm, rows: tuple[str, ...]) -> Planned:
     measures = setup.run_dir / CONFIGS / "measures.json"
     given = {measures: json_text(evaluation.model_dump(mode="json", exclude={"skill", "preference", "margin"}))}
     tasks = () if evaluation.tasks is None else task_inputs(evaluation.tasks)
-    model, as_adapter = setup.model(arm), arm.kind == "branch" and setup.branches[arm.name].is_adapter
+    model, as_adapter = setup.model(arm), arm.kind in ("branch", "joint") and setup.branches[arm.name].is_adapter
     needs = [*([HOLD_OUT] if rows else []), *([arm.stage] if arm.stage else [])]
     if rows and arm.kind != "base":
         needs.append(f"evaluate-{BASE}")

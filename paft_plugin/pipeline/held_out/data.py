@@ -79,6 +79,17 @@ def read_branch_rows(content: Mapping[str, Any], where: str, base: Path, folder:
     Raises:
         PaftError: axolotl refuses the config, or cannot read its data.
     """
+    cfg, tokenizer = open_config(content, where, folder)
+    reader = _Reader(cfg, tokenizer, where, _context(base, cfg.sequence_len))
+    return BranchRows(reader.entry(index) for index in range(len(cfg.datasets or [])))
+
+
+def open_config(content: Mapping[str, Any], where: str, folder: Path) -> tuple[Any, Any]:
+    """An axolotl config as axolotl sees it, and the tokenizer that it trains with; `folder` is for whatever axolotl writes.
+
+    Raises:
+        PaftError: axolotl refuses the config.
+    """
     from paft_plugin.pipeline.preflight.view import load_tokenizer_of, schema_of, validated
 
     answer = Answer()
@@ -87,8 +98,19 @@ def read_branch_rows(content: Mapping[str, Any], where: str, base: Path, folder:
     raise_if_any(answer.problems)
     assert cfg is not None
     cfg.output_dir = str(folder)
-    reader = _Reader(cfg, tokenizer, where, _context(base, cfg.sequence_len))
-    return BranchRows(reader.entry(index) for index in range(len(cfg.datasets or [])))
+    return cfg, tokenizer
+
+
+def load_data_set(cfg: Any, entry: Any) -> Any:
+    """A data set of a config as axolotl takes it: of several splits the one that is named, else `train`."""
+    from datasets import DatasetDict
+
+    from paft_plugin.pipeline.preflight.axolotl_internals import load_dataset_with_config
+
+    dataset = load_dataset_with_config(entry, cfg.hf_use_auth_token)
+    if isinstance(dataset, DatasetDict):
+        return dataset[entry.split if not cfg.rl and entry.split in dataset else "train"]
+    return dataset
 
 
 def _context(base: Path, sequence_len: int) -> int:
@@ -111,7 +133,7 @@ class _Reader:
         given = self.cfg.datasets[index]
         place = f"{self.where}: datasets[{index}] ({given.path})"
         try:
-            dataset = self._loaded(given)
+            dataset = load_data_set(self.cfg, given)
             media = [name for name, kind in dataset.features.items() if any(each in str(kind) for each in _MEDIA)]
             rows = list(dataset.remove_columns(media))
             special = [IMAGES if media else _special(row) for row in rows]
@@ -124,17 +146,6 @@ class _Reader:
             for row, made, strange in zip(rows, read.rows, special, strict=True)
         ]
         return Entry(dataset, Path(str(given.path)).name, candidates, read.tokens)
-
-    def _loaded(self, entry: Any) -> Any:
-        """A data set as axolotl takes it: of several splits the one that is named, else `train`."""
-        from datasets import DatasetDict
-
-        from paft_plugin.pipeline.preflight.axolotl_internals import load_dataset_with_config
-
-        dataset = load_dataset_with_config(entry, self.cfg.hf_use_auth_token)
-        if isinstance(dataset, DatasetDict):
-            return dataset[entry.split if not self.rl and entry.split in dataset else "train"]
-        return dataset
 
     def _prompt(self, row: Mapping[str, Any], made: _Made) -> str | None:
         """Fingerprint of a row's prompt: the texts of the row that stand in it, but for the system's, which say what to be."""

@@ -182,9 +182,14 @@ def questions(setup: Setup) -> tuple[Question, ...]:
 
 
 def has_rows(branch: Branch) -> bool:
-    """Whether a branch is trained here, on data sets that are read as a whole."""
+    """Whether a branch is trained here, on data sets of its own that are read as a whole."""
     content = branch.content
-    return branch.trained is None and bool(content.get("datasets")) and not content.get("streaming")
+    return (
+        branch.trained is None
+        and not branch.is_joint
+        and bool(content.get("datasets"))
+        and not content.get("streaming")
+    )
 
 
 def question(setup: Setup, name: str, branch: Branch) -> Question:
