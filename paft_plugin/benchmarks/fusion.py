@@ -3,7 +3,8 @@
 Makes a random Qwen2 of 0.5 B parameters in bf16 with two adapters (r = 16, all linear layers) and merges them by TIES and
 DARE-TIES, each time with `mergekit-yaml` and its correct flags and with `axolotl paft merge`, each in a process of its own.
 Shows wall and CPU time, peak memory and the bytes of whole models written in between, and checks that both wrote the same
-bits. Ours is run on half the layers, too: its memory must not grow with their number.
+bits. Ours is run on half the layers, too: its memory must not grow with their number. And ours is run on eight adapters beside
+two: that may take four times as long, and no more memory.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -27,6 +29,11 @@ METHODS = ("ties", "dare_ties")
 SEED = 0
 BARS = {("wall", "s"): 0.2, ("cpu", "s"): None, ("peak", "MB"): 0.2, ("between", "MB"): 0.0}
 """What is measured of a merge, in which unit → how much of plain mergekit's ours may take."""
+BRANCHES = ("sft", "preference", "math", "code", "taste", "tools", "safety", "style")
+"""The adapters; the first two alone are what most is measured of."""
+MANY = "eight branches"
+MANY_BARS = {("wall", "s"): 4.0, ("cpu", "s"): None, ("peak", "MB"): 1.1}
+"""How much more eight branches may take than two."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +59,9 @@ class MergeRun:
 
 
 def measure(size: Qwen2Size, repeats: int, folder: Path) -> Iterator[BenchmarkRow]:
-    """A row for each method; both tools take turns."""
+    """A row for each method, in which both tools take turns, and one for each of eight branches beside two."""
     whole, half = folder / "whole", folder / "half"
-    apart(make_qwen2_with_adapters, size, whole)
+    apart(make_qwen2_with_adapters, size, whole, METHODS, BRANCHES)
     apart(make_qwen2_with_adapters, Qwen2Size(size.layers // 2, size.vocabulary), half)
     for method in METHODS:
         click.echo(f"{method} …", err=True)
@@ -68,6 +75,28 @@ def measure(size: Qwen2Size, repeats: int, folder: Path) -> Iterator[BenchmarkRo
         of_half = ours(method, half)
         shutil.rmtree(half / "ours")
         yield _row(method, size, plain_runs, our_runs, of_half, same)
+    yield from measure_many(whole, repeats, held=size == FULL)
+
+
+def measure_many(folder: Path, repeats: int, held: bool) -> Iterator[BenchmarkRow]:
+    """What a merge of all branches in a folder takes beside one of the first two."""
+    for method in METHODS:
+        click.echo(f"{method}, {MANY} …", err=True)
+        few: list[MergeRun] = []
+        many: list[MergeRun] = []
+        for _ in range(repeats):
+            for recipe, runs in ((method, few), (f"{method}, {MANY}", many)):
+                runs.append(ours(recipe, folder))
+                shutil.rmtree(folder / "ours")
+        figures: list[Figure] = []
+        timings: dict[str, list[float]] = {}
+        for (name, unit), bar in MANY_BARS.items():
+            what = f"{name}_{unit.lower()}"
+            two, eight = ([getattr(run, what) for run in runs] for runs in (few, many))
+            figures += [figure(f"{name}, two", two, unit), figure(f"{name}, eight", eight, unit)]
+            figures.append(figure(f"{name}, eight / two", quotients(eight, two), "×", bar if held else None))
+            timings |= {f"{name}, two": two, f"{name}, eight": eight}
+        yield BenchmarkRow(f"{method}, {MANY}", figures, timings)
 
 
 def _row(
@@ -93,8 +122,10 @@ def _row(
     return BenchmarkRow(method, figures, timings, note)
 
 
-def make_qwen2_with_adapters(size: Qwen2Size, folder: Path, methods: Sequence[str] = METHODS) -> None:
-    """A base in bf16, two adapters on it, and a recipe for each method."""
+def make_qwen2_with_adapters(
+    size: Qwen2Size, folder: Path, methods: Sequence[str] = METHODS, branches: Sequence[str] = BRANCHES[:2]
+) -> None:
+    """A base in bf16, adapters on it, and for each method a recipe of the first two, and one of all if there are more."""
     import torch
     import yaml
     from peft import LoraConfig, get_peft_model
@@ -109,7 +140,7 @@ def make_qwen2_with_adapters(size: Qwen2Size, folder: Path, methods: Sequence[st
     base = folder / "base"
     model.save_pretrained(base)
     model.name_or_path = str(base)
-    for branch in ("sft", "preference"):
+    for branch in branches:
         peft_model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
         with torch.no_grad():
             for name, parameter in peft_model.named_parameters():
@@ -117,12 +148,13 @@ def make_qwen2_with_adapters(size: Qwen2Size, folder: Path, methods: Sequence[st
                     parameter.normal_(std=1e-3)
         peft_model.save_pretrained(folder / branch)
         model = peft_model.unload()
-    for method in methods:
-        loras = [{"model": {"path": str(base)}, "lora": {"path": str(folder / each)}} for each in ("sft", "preference")]
+    names = {"": branches[:2], f", {MANY}": branches} if len(branches) > 2 else {"": branches}
+    for method, (suffix, merged) in product(methods, names.items()):
+        loras = [{"model": {"path": str(base)}, "lora": {"path": str(folder / name)}} for name in merged]
         models = [{"model": lora, "parameters": {"weight": 1.0, "density": 0.5}} for lora in loras]
         dtypes = {"dtype": "float32", "out_dtype": "bfloat16"}
         recipe = {"merge_method": method, "base_model": {"model": {"path": str(base)}}, "models": models, **dtypes}
-        (folder / f"{method}.yml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        (folder / f"{method}{suffix}.yml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
 
 
 def plain(method: str, folder: Path) -> MergeRun:

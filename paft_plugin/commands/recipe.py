@@ -36,7 +36,7 @@ def _of_setting(name: str) -> Decorator:
     if name in BY_BRANCH:
         return click.option(f"--{name}", multiple=True, metavar="[NAME=]VALUE", help=field.description)
     (kind, _none) = get_args(field.annotation)
-    return _option(name, kind, field.description or "")
+    return _option(name, kind if kind in (bool, float) else str, field.description or "")
 
 
 def _of_extra(name: str) -> Decorator:

@@ -12,6 +12,7 @@ from typing import Any
 from paft_plugin.evaluation.results import Measure
 from paft_plugin.files import write_json, write_text
 from paft_plugin.formats import number
+from paft_plugin.fusion.recipe.settings import numbers_of
 from paft_plugin.fusion.recipe.write import RecipeRequest, write_recipe
 from paft_plugin.search.config import SearchRequest
 from paft_plugin.search.space import SEARCHED, settings_of, values_of
@@ -106,7 +107,8 @@ def describe(trial: Finished) -> str:
     """A trial's settings in a few words; `weights 0.4/1.1` are those of the branches, in order."""
     parts = []
     for name, setting in SEARCHED.items():
-        if values := [f"{value:g}" for value in values_of(trial.options, setting)]:
+        chosen = values_of(trial.options, setting)
+        if values := [":".join(f"{number:g}" for number in numbers_of(value)) for value in chosen]:
             parts.append(f"{name}{'s' if len(values) > 1 else ''} {'/'.join(values)}")
     return ", ".join(parts) or "defaults"
 

@@ -58,10 +58,11 @@ class Space:
             return {}
         parameters: Options = {"ties.normalize": True} if self.has_mean else {}
         return parameters | {
-            f"{self.method}.{option}": value
+            parameter: value
             for name, value in values.items()
             if self._varies(SEARCHED[name], mean=True)
             for option in self._options(SEARCHED[name])
+            for parameter in self._parameters(option, SEARCHED[name])
         }
 
     def propose(self, trial: optuna.trial.BaseTrial) -> Options:
@@ -73,9 +74,18 @@ class Space:
             if name in self.ranges and self._varies(setting, options.get("normalize", False)):
                 low, high = self.ranges[name]
                 for option in self._options(setting):
-                    value = trial.suggest_float(f"{self.method}.{option}", low, high, log=setting.by_ratio)
-                    options[option] = min(max(float(f"{value:.3g}"), low), high)
+                    found = (
+                        trial.suggest_float(parameter, low, high, log=setting.by_ratio)
+                        for parameter in self._parameters(option, setting)
+                    )
+                    numbers = tuple(min(max(float(f"{value:.3g}"), low), high) for value in found)
+                    options[option] = numbers if setting.parts else numbers[0]
         return options
+
+    def _parameters(self, option: str, setting: Setting) -> list[str]:
+        """What optuna calls the numbers that an option consists of."""
+        parts = [f".{part}" for part in setting.parts] or [""]
+        return [f"{self.method}.{option}{part}" for part in parts]
 
     def _options(self, setting: Setting) -> list[str]:
         """The options that are chosen for a setting: one for each branch, where branches are more than the two roles."""
@@ -108,7 +118,7 @@ def settings_of(options: Options) -> RecipeSettings:
     return RecipeSettings(**fields)
 
 
-def values_of(options: Options, setting: Setting) -> list[float]:
+def values_of(options: Options, setting: Setting) -> list[float | Pair]:
     """What was chosen for a setting, by branch where there are several values."""
     return [value for option, value in options.items() if option.partition(".")[0] in (setting.name, *setting.fields)]
 

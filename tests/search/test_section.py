@@ -86,7 +86,7 @@ def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:
         ({"methods": {"ties": {"weight": [0, 1]}}}, "search.methods: ties.weight: [0, 1] must be above 0."),
         ({"methods": {"linear": {"density": 0.5}}}, "search.methods: linear.density: linear keeps every entry."),
         ({"methods": {"ties": {"scale": [1, 2, 3]}}}, "search.methods.ties.scale: "),
-        ({"trials": 3}, "search: trials: 3 is fewer than the 5 methods"),
+        ({"trials": 3}, "search: trials: 3 is fewer than the 6 methods"),
         ({"seed": 2**32}, "search.seed: "),
         ({"timeout": float("inf")}, "search.timeout: "),
         ({"objectives": {}}, "search.objectives: "),

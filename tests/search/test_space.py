@@ -73,7 +73,18 @@ def test_the_ranges_stay_or_a_search_that_is_under_way_would_be_another() -> Non
         "dare_linear": {"density": (0.2, 0.95), "weight": (0.1, 1.5)},
         "task_arithmetic": {"weight": (0.1, 1.5)},
         "linear": {},
+        "ram": {},
     }
+
+
+def test_depth_is_searched_as_two_numbers_where_a_range_is_given(branches: World, tmp_path: Path) -> None:
+    spaces = make_spaces({"dare_ties": {"depth": (0.5, 1.5)}})
+    parameters = spaces["dare_ties"].default()
+    assert parameters["dare_ties.depth.first"] == parameters["dare_ties.depth.last"] == 1.0
+    changed = parameters | {"method": "dare_ties", "dare_ties.depth.last": 1.25}
+    method, options = propose(optuna.trial.FixedTrial(changed), spaces)
+    assert options["depth"] == (1.0, 1.25)
+    write_recipe(branches.request(tmp_path / "recipe.yml", method, **options))
 
 
 def test_a_range_of_what_a_method_does_not_take_is_said() -> None:

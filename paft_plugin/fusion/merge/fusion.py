@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from mergekit.architecture import ModelArchitecture, get_architecture_info
-from mergekit.common import ModelReference
-from mergekit.config import MergeConfiguration
+from mergekit.architecture import ConfiguredModelArchitecture, ModelArchitecture, get_architecture_info
+from mergekit.common import ModelPath, ModelReference
+from mergekit.config import InputModelDefinition, MergeConfiguration
 from mergekit.merge_methods import get as method_called
 from mergekit.options import MergeOptions
 from mergekit.plan import MergePlanner
@@ -22,6 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from paft_plugin.deltas.belongs import is_finite
 from paft_plugin.deltas.skeleton import build_model
+from paft_plugin.deltas.store import TensorStore, tied_names
 from paft_plugin.errors import PaftError, one_line, some
 from paft_plugin.fusion.merge.configuration import read_recipe, references, without_adapters
 from paft_plugin.fusion.merge.loaders import AdapterLoader, ModelLoader, open_loaders
@@ -193,18 +194,9 @@ def open_fusion(recipe: Path, seed: int = 0, device: str = "auto", kind: type[Fu
     options = MergeOptions(device=device if device == "auto" else usable_device(device, "--device"))
     loaders = open_loaders(references(config))
     bare = without_adapters(config)
-    forget_architectures()
     base = loaders[config.base_model or references(config)[0]]
-    try:
-        architecture = get_architecture_info(bare, options)
-        model_config = model_out_config(bare, architecture)
-        base_config = (bare.base_model or references(bare)[0]).config()
-        listed = architecture.all_weights(base_config)
-    except (RuntimeError, ValueError) as error:
-        raise PaftError(f"{recipe}: {re.sub(*WHOLE_CONFIG, one_line(error))}") from error
-    except Exception as error:  # transformers and mergekit raise anything at a config that is not as they think
-        said = f"mergekit cannot read the config.json of a model ({one_line(error, 200)}). Download it again."
-        raise PaftError(f"{recipe}: {said}") from error
+    architecture, model_config, base_config = _architecture_of(bare, options, recipe)
+    listed = architecture.all_weights(base_config)
     found = places(listed, base)
     unlisted = [name for name, place in found.items() if place is None]
     lacking = lost(listed, base_config.model_type, unlisted)
@@ -213,9 +205,45 @@ def open_fusion(recipe: Path, seed: int = 0, device: str = "auto", kind: type[Fu
         unlisted = lacking
     if problems := problems_of(config, unlisted, loaders.values()):
         raise UnlistedError([f"{recipe}: {problem}" for problem in problems])
-    architecture = with_unlisted(architecture, [name for name in unlisted if is_float(base, name)])
+    architecture = with_unlisted(architecture, [name for name in unlisted if is_float(base, name)], config, base)
     names = {name: place or name for name, place in found.items()}
     return kind(recipe, text, config, loaders, options, seed, architecture, model_config, names, unlisted, lacking)
+
+
+def behind_layers(base: TensorStore) -> list[str]:
+    """The tensors of a base that mergekit merges behind its last layer: the last norm, and a head that is not the embedding.
+
+    Without those whose names are a part of another tensor's: a filter in a recipe would take both.
+
+    Raises:
+        PaftError: mergekit does not know such models.
+    """
+    reference = ModelReference(model=ModelPath(path=str(base.folder)))
+    bare = MergeConfiguration(merge_method="linear", models=[InputModelDefinition(model=reference)])
+    architecture, _, config = _architecture_of(bare, MergeOptions(), base.folder)
+    model = ConfiguredModelArchitecture(info=architecture, config=config)
+    weights = [weight for name in architecture.modules for weight in model.get_module(name).post_weights()]
+    names = [name for weight in weights for name in (weight.name, *(weight.aliases or ())) if name in base]
+    tied = tied_names(base) or ()
+    return [name for name in names if name not in tied and sum(name in other for other in base.names) == 1]
+
+
+def _architecture_of(
+    bare: MergeConfiguration, options: MergeOptions, where: Path
+) -> tuple[ModelArchitecture, PreTrainedConfig, PreTrainedConfig]:
+    """mergekit's definition of the models of a recipe without adapters, the merged model's config and the base's."""
+    forget_architectures()
+    try:
+        architecture = get_architecture_info(bare, options)
+        model_config = model_out_config(bare, architecture)
+        base_config = (bare.base_model or references(bare)[0]).config()
+        architecture.all_weights(base_config)
+    except (RuntimeError, ValueError) as error:
+        raise PaftError(f"{where}: {re.sub(*WHOLE_CONFIG, one_line(error))}") from error
+    except Exception as error:  # transformers and mergekit raise anything at a config that is not as they think
+        said = f"mergekit cannot read the config.json of a model ({one_line(error, 200)}). Download it again."
+        raise PaftError(f"{where}: {said}") from error
+    return architecture, model_config, base_config
 
 
 class Stream:

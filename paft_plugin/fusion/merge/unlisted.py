@@ -9,6 +9,7 @@ Where there are any, random methods draw other masks than ``mergekit-yaml`` with
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -77,27 +78,44 @@ def problems_of(config: MergeConfiguration, unlisted: list[str], loaders: Collec
     if config.models is None:
         return [f"{said}, which cannot go along in slices or modules. Give whole models, as `models:`."]
     problems = []
-    varies = any(map(_has_gradient, (config.parameters, *(model.parameters for model in config.models))))
-    # Whole models are read for that: only where it matters, since experts are most of a model.
-    asked = [name for name in unlisted if varies or not _is_float(name, loaders)]
-    changed = [name for name in asked if _is_changed(name, loaders)]
-    if changed and varies:
-        problems.append(f"{said}, and a branch changes them, so no parameter can vary by layer. Give one number each.")
     vocabulary = [name for name in unlisted if name.endswith((*INPUT_EMBEDDINGS, *OUTPUT_HEADS))]
     if vocabulary and (config.tokenizer or config.tokenizer_source):
         problems.append(f"{said}, so no tokenizer can be built for {some(vocabulary)}. Remove it from the recipe.")
-    for name in changed:
-        if not _is_float(name, loaders):
+    for name in unlisted:
+        # Whole models are read for that: only where it matters, since experts are most of a model.
+        if not _is_float(name, loaders) and _is_changed(name, loaders):
             problems.append(f"{name}: holds whole numbers, and the models differ there, so it cannot be merged.")
     return problems
 
 
-def with_unlisted(architecture: ModelArchitecture, unlisted: list[str]) -> ModelArchitecture:
-    """The architecture with these tensors in a module of their own."""
+def with_unlisted(
+    architecture: ModelArchitecture, unlisted: list[str], config: MergeConfiguration, base: ModelLoader
+) -> ModelArchitecture:
+    """The architecture with these tensors in a module of their own; where a parameter varies by layer, one for each stack."""
     if not unlisted:
         return architecture
-    module = ModuleDefinition(architecture=RawNames(unlisted))
-    return architecture.model_copy(update={"modules": {**architecture.modules, MODULE: module}})
+    scopes = (config.parameters, *(model.parameters for model in config.models or ()))
+    stacks = _in_stacks(unlisted, base) if any(map(_has_gradient, scopes)) else {"": RawNames(unlisted)}
+    modules = {MODULE + stack: ModuleDefinition(architecture=raw) for stack, raw in stacks.items()}
+    return architecture.model_copy(update={"modules": {**architecture.modules, **modules}})
+
+
+def _in_stacks(unlisted: list[str], base: ModelLoader) -> dict[str, RawNames]:
+    """Which stack of layers a tensor is in (what its name has before the layer's number; else none) → all of them."""
+    stacks = dict.fromkeys(_stack_and_layer(name)[0] for name in unlisted)
+    numbers = [_stack_and_layer(name) for name in base.store.names]
+    return {
+        stack: RawNames(
+            [name for name in unlisted if _stack_and_layer(name)[0] == stack],
+            1 + max(layer for other, layer in numbers if other == stack) if stack else 0,
+        )
+        for stack in stacks
+    }
+
+
+def _stack_and_layer(name: str) -> tuple[str, int]:
+    found = re.match(r"(.*?)\.(\d+)\.", name)
+    return (found[1], int(found[2])) if found else ("", 0)
 
 
 class AskingLess(ModuleArchitecture):
@@ -137,26 +155,27 @@ class AskingLess(ModuleArchitecture):
 
 
 class RawNames(ModuleArchitecture):
-    """Tensors by the names of the files, in no layer."""
+    """Tensors by the names of the files, in layers by the number in their names if there are any, else behind them."""
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, names: list[str], layers: int = 0) -> None:
         self._weights = [WeightInfo(name=name) for name in names]
+        self._layers = layers
 
     def pre_weights(self, config: PreTrainedConfig) -> list[WeightInfo]:
         """None."""
         return []
 
     def layer_weights(self, index: int, config: PreTrainedConfig) -> list[WeightInfo]:
-        """None."""
-        return []
+        """Those with this number."""
+        return [weight for weight in self._weights if _stack_and_layer(weight.name)[1] == index]
 
     def post_weights(self, config: PreTrainedConfig) -> list[WeightInfo]:
-        """All of them."""
-        return self._weights
+        """All of them, if they are in no layers."""
+        return [] if self._layers else self._weights
 
     def num_layers(self, config: PreTrainedConfig) -> int:
-        """None."""
-        return 0
+        """Their number."""
+        return self._layers
 
 
 def left_out(base: ModelLoader, loaders: Collection[ModelLoader]) -> list[str]:

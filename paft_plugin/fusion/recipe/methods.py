@@ -218,7 +218,7 @@ _ALL = (
         least=2,
         extras=(Extra("filter_wise", False, "one angle for a whole tensor; with it, one for each of its rows"),),
     ),
-    Method("ram", "Reinforced Agent Merging (arXiv 2601.13572)", extras=(_RAM_EPSILON,)),
+    Method("ram", "Reinforced Agent Merging (arXiv 2601.13572)", extras=(_RAM_EPSILON,), searched=()),
     Method(
         "ramplus_tl",
         "Reinforced Agent Merging Plus, tensor by tensor (arXiv 2601.13572)",

@@ -187,7 +187,9 @@ def _emit(value: Any, reasons: dict[Keys, str], path: Keys, depth: int) -> list[
     for key, item in value.items():
         if reason := reasons.get((*path, key)):
             lines.append(f"{indent}# {reason}")
-        if isinstance(item, (dict, list)):
+        if isinstance(item, list) and not any(isinstance(one, dict) for one in item):
+            lines.append(f"{indent}{key}: [{', '.join(map(_scalar, item))}]")
+        elif isinstance(item, (dict, list)):
             lines += [f"{indent}{key}:", *_emit(item, reasons, (*path, key), depth + 1)]
         else:
             lines.append(f"{indent}{key}: {_scalar(item)}")

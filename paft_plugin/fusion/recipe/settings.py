@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice, product
 from typing import Annotated, Any, Literal, get_args
 
@@ -51,7 +52,9 @@ class Setting:
     untaken: str
     """What is true of a method that does not take it: the end of a sentence."""
     fault: Callable[[str, float, Method], str] = lambda _option, _value, _method: ""
-    """What is wrong with an option's value, in a sentence; empty if nothing is."""
+    """What is wrong with a number of an option, in a sentence; empty if nothing is."""
+    parts: tuple[str, ...] = ()
+    """What the numbers are called that a value consists of, if it is several."""
     label: str = ""
     """How messages call it where several options are one thing."""
     way_out: Callable[[Method], str] = lambda _method: "Leave it out"
@@ -77,10 +80,26 @@ class Setting:
         names = [name for name, setting in SETTINGS.items() if setting is self]
         return [name for name in names if (name == self.name) != self.searched_by_role]
 
+    def read(self, text: str) -> Any:
+        """A value as the command line has it: `0.5`, or `0.5:1.5` for one of two numbers."""
+        numbers = tuple(map(float, text.split(":")))
+        if len(numbers) != max(1, len(self.parts)):
+            raise ValueError
+        return numbers if self.parts else numbers[0]
+
+    def write(self, value: Any) -> str:
+        """What `read` reads."""
+        return ":".join(map(str, numbers_of(value)))
+
     def range_for(self, method: Method) -> Pair:
         """Where it is searched for a method."""
         assert self.searched is not None
         return self.searched_at_random if method.drops_at_random and self.searched_at_random else self.searched
+
+
+def numbers_of(value: Any) -> tuple[float, ...]:
+    """The numbers that a setting's value consists of."""
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
 
 def _density_fault(option: str, density: float, method: Method) -> str:
@@ -93,6 +112,12 @@ def _density_fault(option: str, density: float, method: Method) -> str:
 
 def _weight_fault(option: str, weight: float, _method: Method) -> str:
     return "" if math.isfinite(weight) else f"{option} {weight}: not a finite number. Give one like 0.5."
+
+
+def _depth_fault(option: str, factor: float, _method: Method) -> str:
+    if math.isfinite(factor) and factor >= 0:
+        return ""
+    return f"{option} {factor}: must be a finite number from 0 on. 1 leaves the weight as it is."
 
 
 def _scale_fault(option: str, scale: float, _method: Method) -> str:
@@ -125,6 +150,17 @@ WEIGHT = Setting(
     by_tensor=True,
     searched=(0.1, 1.5),  # around 1, where a branch acts as it was trained
     searched_by_role=True,
+    in_mean=False,
+)
+DEPTH = Setting(
+    "depth",
+    # Where only the ratio of weights counts, a factor on all of them would do nothing.
+    default=lambda method: 1.0 if method.weight is not None and method.scales is not None else None,
+    untaken="has no weights that could grow with depth",
+    fault=_depth_fault,
+    parts=("first", "last"),
+    by_branch=True,
+    searched=(0.1, 2.0),
     in_mean=False,
 )
 SCALE = Setting(
@@ -186,31 +222,32 @@ def parse_filter(text: Any) -> Any:
     return Filter(name.strip(), "-".join(filter(None, found.groups())), value)
 
 
-def by_branch(given: Any) -> Any:
-    """What a file, or the command line as a list of texts, says of branches: one number, or branch → number.
+def _by_branch(setting: Setting) -> Callable[[Any], Any]:
+    """A validator of what a file says of branches: one value, or branch → value."""
+    wanted = max(1, len(setting.parts))
 
-    Raises:
-        ValueError: It is neither.
-    """
-    if isinstance(given, (list, tuple)):
-        named = dict(_value_of_branch(str(text)) for text in given)
-        return named.get(OTHERS) if named.keys() <= {OTHERS} else named
-    values = given.values() if isinstance(given, Mapping) else [given]
-    if any(value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))) for value in values):
-        raise ValueError("must be a number, or a number for each of some branches, such as {math: 0.5, code: 1}.")
-    return given
+    def check(given: Any) -> Any:
+        for value in given.values() if isinstance(given, Mapping) else [given]:
+            numbers = numbers_of(value)
+            good = len(numbers) == wanted and all(type(number) in (int, float) for number in numbers)
+            if value is not None and not good:
+                one = f"[{', '.join(setting.parts)}]" if setting.parts else "a number"
+                raise ValueError(f"must be {one}, or that for each of some branches, such as {{math: …, code: …}}.")
+        return given
+
+    return check
 
 
-def _value_of_branch(text: str) -> tuple[str, float]:
+def _value_of_branch(setting: Setting, text: str) -> tuple[str, Any]:
     """`math=0.5`, or `0.5` for all branches that are not named."""
-    name, equals, number = text.rpartition("=")
+    name, equals, value = text.rpartition("=")
     try:
-        return (name.strip() if equals else OTHERS), float(number)
+        return (name.strip() if equals else OTHERS), setting.read(value)
     except ValueError:
-        raise ValueError(f"{text}: not a number. Write it like 0.5, or for one branch like math=0.5.") from None
-
-
-ByBranch = Annotated[float | dict[str, float] | None, BeforeValidator(by_branch)]
+        example = ":".join(("0.5", "1.5")[: max(1, len(setting.parts))])
+        raise ValueError(
+            f"--{setting.name} {text}: cannot be read. Write it like {example}, or for one branch like math={example}."
+        ) from None
 
 
 class RecipeSettings(BaseModel):
@@ -222,7 +259,7 @@ class RecipeSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    density: Annotated[ByBranch, DENSITY] = Field(
+    density: Annotated[float | dict[str, float] | None, BeforeValidator(_by_branch(DENSITY)), DENSITY] = Field(
         default=None,
         description="Share of each delta's entries to keep, for all branches or as NAME=VALUE for one. [ties: 0.2, DARE: 0.5]",
     )
@@ -230,11 +267,20 @@ class RecipeSettings(BaseModel):
     density_preference: Annotated[float | None, DENSITY] = Field(
         default=None, description="The same for preference branches alone."
     )
-    weight: Annotated[ByBranch, WEIGHT] = Field(
+    weight: Annotated[float | dict[str, float] | None, BeforeValidator(_by_branch(WEIGHT)), WEIGHT] = Field(
         default=None, description="Weight of the branches, for all or as NAME=VALUE for one. [1, linear: 0.5]"
     )
     weight_sft: Annotated[float | None, WEIGHT] = Field(default=None, description="The same for SFT branches alone.")
     weight_preference: Annotated[float | None, WEIGHT] = Field(
+        default=None, description="The same for preference branches alone."
+    )
+    depth: Annotated[Pair | dict[str, Pair] | None, BeforeValidator(_by_branch(DEPTH)), DEPTH] = Field(
+        default=None,
+        description="Factors on the weights in the first and in the last layer, linear in between (LiNeS), such as 0.5:1.5; "
+        "for all branches or as NAME=FIRST:LAST for one. [1:1]",
+    )
+    depth_sft: Annotated[Pair | None, DEPTH] = Field(default=None, description="The same for SFT branches alone.")
+    depth_preference: Annotated[Pair | None, DEPTH] = Field(
         default=None, description="The same for preference branches alone."
     )
     filter: list[Annotated[Filter, BeforeValidator(parse_filter)]] = Field(
@@ -258,37 +304,34 @@ class RecipeSettings(BaseModel):
         """Settings from options of a command line without what cannot be read of them, and a problem for each of those."""
         problems: list[str] = []
 
-        def readable(texts: Sequence[Any], read: Callable[[Any], Any], start: str = "") -> Iterator[Any]:
+        def readable(texts: Sequence[Any], read: Callable[[Any], Any]) -> Iterator[Any]:
             for text in texts:
                 try:
-                    read(text)
-                    yield text
+                    yield read(text)
                 except ValueError as error:
-                    problems.append(f"{start}{error}")
+                    problems.append(str(error))
 
         values = {**given, "filter": [*readable(given.get("filter", ()), parse_filter)]}
         for name, setting in SETTINGS.items():
+            texts = given.get(name) or ()
             if setting.by_branch and name == setting.name:
-                texts = [*readable(given.get(name) or (), _value_of_branch, f"--{name} ")]
-                problems += _said_twice(name, texts)
-                values[name] = texts
+                named = [*readable(texts, partial(_value_of_branch, setting))]
+                problems += _said_twice(name, [branch for branch, _ in named])
+                own = dict(named)
+                values[name] = own.get(OTHERS) if own.keys() <= {OTHERS} else own
+            elif setting.parts and texts:
+                values[name] = next((value for _, value in readable([texts], partial(_value_of_branch, setting))), None)
         return cls(**values), problems
 
     def options(self) -> list[str]:
         """The same settings as options of `axolotl paft recipe`."""
         words = []
-        for name, value in {**{name: getattr(self, name) for name in SETTINGS}, **self.extras}.items():
-            option = name.replace("_", "-")
-            if isinstance(value, bool):
-                words.append(f"--{option}" if value else f"--no-{option}")
-            elif isinstance(value, dict):
-                words += [
-                    word
-                    for branch, own in value.items()
-                    for word in (f"--{option}", str(own) if branch == OTHERS else f"{branch}={own}")
-                ]
-            elif value is not None:
-                words += [f"--{option}", str(value)]
+        for name, setting in SETTINGS.items():
+            value, option = getattr(self, name), f"--{name.replace('_', '-')}"
+            for branch, own in (value if isinstance(value, dict) else {OTHERS: value}).items():
+                words += _as_option(option, own, "" if branch == OTHERS else f"{branch}=", setting.write)
+        for name, extra in self.extras.items():
+            words += _as_option(f"--{name.replace('_', '-')}", extra, "", str)
         return words + [word for one in self.filter for word in ("--filter", str(one))]
 
     def only(self, branches: Sequence[BranchName]) -> RecipeSettings:
@@ -324,7 +367,11 @@ class RecipeSettings(BaseModel):
     def weights(self, method: Method, branches: Sequence[BranchName] = TWO) -> list[PerTensor] | None:
         """The weight of each branch; None for a method that takes none."""
         default = method.weight
-        return None if default is None else [self._of_branch(WEIGHT, branch, default) for branch in branches]
+        if default is None:
+            return None
+        weights = (self._of_branch(WEIGHT, branch, default) for branch in branches)
+        depths = (self._chosen(DEPTH, branch) or NO_DEPTH for branch in branches)
+        return [replace(weight, depth=depth) for weight, depth in zip(weights, depths, strict=True)]
 
     def densities(
         self, method: Method, branches: Sequence[BranchName] = TWO, idle: Sequence[bool] = ()
@@ -349,7 +396,7 @@ class RecipeSettings(BaseModel):
             value, option = getattr(self, name), f"--{name.replace('_', '-')}"
             for branch in value if isinstance(value, dict) else ():
                 if branch not in (OTHERS, *names):
-                    problems.append(f"{option} {branch}={value[branch]:g}: {_no_branch(branch, names)}")
+                    problems.append(f"{option} {branch}={setting.write(value[branch])}: {_no_branch(branch, names)}")
             if setting.by_branch and name != setting.name and value is not None and not _with_role(name, branches):
                 problems.append(
                     f"{option}: no branch has the role {name.removeprefix(f'{setting.name}_')}. Leave it out."
@@ -381,9 +428,15 @@ class RecipeSettings(BaseModel):
         return ((branch, one) for branch, one in named if branch)
 
 
-def _said_twice(name: str, texts: Sequence[str]) -> list[str]:
+def _as_option(option: str, value: Any, start: str, write: Callable[[Any], str]) -> list[str]:
+    """A value as words of a command line; none if nothing was said."""
+    if isinstance(value, bool):
+        return [option if value else f"--no-{option.removeprefix('--')}"]
+    return [] if value is None else [option, f"{start}{write(value)}"]
+
+
+def _said_twice(name: str, named: Sequence[str]) -> list[str]:
     """A problem for each branch that an option of the command line names more than once."""
-    named = [_value_of_branch(text)[0] for text in texts]
     return [
         f"--{name}{'' if branch == OTHERS else f' {branch}'}: given {named.count(branch)} times. Give one value."
         for branch in dict.fromkeys(named)
@@ -414,6 +467,9 @@ SETTINGS: dict[str, Setting] = {
 """Field of `RecipeSettings` → what it sets."""
 
 
+NO_DEPTH: Pair = (1.0, 1.0)
+
+
 @dataclass(frozen=True)
 class PerTensor:
     """A parameter's value for every tensor of a branch."""
@@ -421,17 +477,38 @@ class PerTensor:
     value: float
     by_filter: tuple[tuple[str, float], ...] = ()
     """(filter, value) for tensors whose names hold the filter; the first that fits counts, as in mergekit."""
+    depth: Pair = NO_DEPTH
+    """Factors on the value in the first and in the last layer."""
 
     @property
     def values(self) -> tuple[float, ...]:
-        """Every value that some tensor may get."""
+        """Every value that some tensor may get, but for the depth."""
         return (*(value for _, value in self.by_filter), self.value)
 
-    def content(self) -> Any:
-        """As mergekit's YAML holds it: a number, or a list of conditions that ends with the value for the rest."""
-        if not self.by_filter:
-            return self.value
-        return [{"filter": name, "value": value} for name, value in self.by_filter] + [{"value": self.value}]
+    def content(self, scaled: Callable[[float], float] = float, behind: Sequence[str] = ()) -> Any:
+        """As mergekit's YAML holds it, `scaled`: a number, or a list of conditions that ends with the value for the rest.
+
+        A depth is a gradient, of which mergekit gives what stands in no layer the first number: so the tensors `behind` the
+        last layer have conditions of their own.
+        """
+        last = self.depth[1]
+        conditions = [(name, rounded(last * scaled(self._of(name)))) for name in behind if self.depth != NO_DEPTH]
+        conditions += [(name, self._over_layers(scaled(value))) for name, value in self.by_filter]
+        rest = self._over_layers(scaled(self.value))
+        if not conditions:
+            return rest
+        return [{"filter": name, "value": value} for name, value in conditions] + [{"value": rest}]
+
+    def _over_layers(self, value: float) -> Any:
+        return value if self.depth == NO_DEPTH else [rounded(value * end) for end in self.depth]
+
+    def _of(self, tensor: str) -> float:
+        return next((value for name, value in self.by_filter if name in tensor), self.value)
+
+
+def rounded(value: float) -> float:
+    """0.3 for 0.1 · 3, which is 0.30000000000000004."""
+    return float(f"{value:.12g}")
 
 
 MOST_SUMS = 10_000
@@ -466,7 +543,8 @@ def _own_problems(setting: Setting, method: Method, settings: RecipeSettings) ->
     """What can be said of one setting alone: the method does not take it, or its value is out of range."""
     given = settings.given(setting)
     if setting.default(method) is not None:
-        return [fault for option, value in given.items() if (fault := setting.fault(option, value, method))]
+        said = ((option, number) for option, value in given.items() for number in numbers_of(value))
+        return [fault for option, number in said if (fault := setting.fault(option, number, method))]
     takes = takers(lambda other: setting.default(other) is not None)
     way_out = setting.way_out(method)
     return [
@@ -501,7 +579,7 @@ def _sum_problems(method: Method, settings: RecipeSettings, branches: Sequence[B
     """Weights that together leave nothing, or that are divided by a sum of 0."""
     weights = settings.weights(method, branches)
     assert weights is not None
-    if not any(weight.value for weight in weights):
+    if not any(weight.value and any(weight.depth) for weight in weights):
         return ["--weight-…: every weight is 0: the merged model would be the base. Give one branch a weight."]
     if not (settings.normalize or method.normalizes is None):
         return []
@@ -514,14 +592,18 @@ def _sum_problems(method: Method, settings: RecipeSettings, branches: Sequence[B
 
 
 def _scale_beside_filters(method: Method, settings: RecipeSettings, branches: Sequence[BranchName]) -> list[str]:
-    if settings.scale in (None, 1) or method.scales == "lambda":
-        return []
-    if not any(weight.by_filter for weight in settings.weights(method, branches) or ()):
+    weights = settings.weights(method, branches) or []
+    scaled = "--scale" if settings.scale not in (None, 1) else "--depth" if _has_depth(weights) else ""
+    if not scaled or method.scales == "lambda" or not any(weight.by_filter for weight in weights):
         return []
     return [
-        f"--scale and --filter …:weight-…: {method.name} writes a scale into the weights, which then cannot differ "
+        f"{scaled} and --filter …:weight-…: {method.name} writes a {scaled[2:]} into the weights, which then cannot differ "
         "by tensor as well. Give one of the two, or take task_arithmetic."
     ]
+
+
+def _has_depth(weights: Sequence[PerTensor]) -> bool:
+    return any(weight.depth != NO_DEPTH for weight in weights)
 
 
 def _unreachable_filters(settings: RecipeSettings, branches: Sequence[BranchName]) -> list[str]:
@@ -555,19 +637,32 @@ class Parameter:
 
 
 def parameters(
-    method: Method, settings: RecipeSettings, branches: Sequence[BranchName] = TWO, idle: Sequence[bool] = ()
+    method: Method,
+    settings: RecipeSettings,
+    branches: Sequence[BranchName] = TWO,
+    idle: Sequence[bool] = (),
+    behind: Sequence[str] = (),
 ) -> list[Parameter]:
     """Everything that a recipe tells mergekit for settings without problems, in the order in which it is written.
 
-    `idle` says for each branch whether nothing was said about its density and the method's would trim nothing of it.
+    `idle` says for each branch whether nothing was said about its density and the method's would trim nothing of it; `behind`
+    are the tensors behind the last layer that a branch changes.
     """
     scale = 1.0 if settings.scale is None else settings.scale
     idle = idle or [False] * len(branches)
-    weights, densities = _weight_contents(method, settings, branches, scale), settings.densities(method, branches, idle)
+    weights, densities = settings.weights(method, branches) or [], settings.densities(method, branches, idle)
+    # Without a λ, a factor on the merged delta stands in weights that add up to it.
+    in_weights = method.scales in ("base", "weights") and (scale != 1 or _has_depth(weights))
+    total = sum(weight.value for weight in weights)
+
+    def scaled(weight: float) -> float:
+        return scale * weight / total if in_weights else weight
+
     found, extras = [], {extra: settings.extras.get(extra.name, extra.default) for extra in method.extras}
     for place in range(len(branches)):
-        if weights is not None:
-            found.append(Parameter("weight", weights[place], model=place))
+        if weights:
+            why = _why_depth(weights, place)
+            found.append(Parameter("weight", weights[place].content(scaled, behind), why, place))
         if densities is not None:
             why = _why_density(method, idle, place)
             found.append(Parameter("density", densities[place].content(), why, place))
@@ -575,28 +670,34 @@ def parameters(
             if extra.per_branch:
                 why = extra.reason if place == 0 else ""  # once is enough
                 found.append(Parameter(extra.name, value, why, place))
-    if method.scales == "base" and scale != 1:
-        # Linear has no λ: the base as one more model takes the share that the deltas lose, 1 − S.
-        more = ORDINALS.get(len(branches) + 1, "last")
-        why = f"scale {scale}: the base as a {more} model, with the share that the deltas lose"
-        found.append(Parameter("weight", 1 - scale, why, len(branches)))
-    found += _normalizing(method, settings, scale)
+    if in_weights and method.scales == "base":
+        found.append(_rest_of_base(weights, scaled, scale, behind))
+    found += _normalizing(method, settings, scale, in_weights)
     found += [Parameter(one.name, value, one.reason) for one, value in extras.items() if not one.per_branch]
     if method.scales == "lambda":
         found.append(Parameter("lambda", scale, "scale of the merged delta"))
     return found
 
 
-def _weight_contents(
-    method: Method, settings: RecipeSettings, branches: Sequence[BranchName], scale: float
-) -> list[Any] | None:
-    weights = settings.weights(method, branches)
-    if weights is None:
-        return None
-    if scale != 1 and method.scales in ("base", "weights"):
-        total = sum(weight.value for weight in weights)
-        return [scale * weight.value / total for weight in weights]
-    return [weight.content() for weight in weights]
+def _rest_of_base(
+    weights: Sequence[PerTensor], scaled: Callable[[float], float], scale: float, behind: Sequence[str]
+) -> Parameter:
+    """Linear has no λ: the base as one more model takes the share that the deltas lose, 1 − S, in each layer its own."""
+    why = f"scale {scale}{' and depth' if _has_depth(weights) else ''}: the base as a "
+    why += f"{ORDINALS.get(len(weights) + 1, 'last')} model, with the share that the deltas lose"
+    if not _has_depth(weights):
+        return Parameter("weight", 1 - scale, why, len(weights))
+    ends = [1 - sum(scaled(weight.value) * weight.depth[end] for weight in weights) for end in (0, 1)]
+    rest = PerTensor(1.0, depth=(rounded(ends[0]), rounded(ends[1])))
+    return Parameter("weight", rest.content(behind=behind), why, len(weights))
+
+
+def _why_depth(weights: Sequence[PerTensor], place: int) -> str:
+    if weights[place].depth == NO_DEPTH or any(weight.depth != NO_DEPTH for weight in weights[:place]):
+        return ""
+    return (
+        "from the first layer (and the embedding) to the last (and what follows it), linearly (LiNeS, arXiv 2410.17146)"
+    )
 
 
 def _why_density(method: Method, idle: Sequence[bool], place: int) -> str:
@@ -605,19 +706,19 @@ def _why_density(method: Method, idle: Sequence[bool], place: int) -> str:
     return method.density_reason if all(idle[:place]) else ""
 
 
-def _normalizing(method: Method, settings: RecipeSettings, scale: float) -> list[Parameter]:
+def _normalizing(method: Method, settings: RecipeSettings, scale: float, in_weights: bool) -> list[Parameter]:
     """Whether what is summed is divided by the weights."""
     if method.scales == "base":
         return [Parameter("normalize", True, "a weighted mean: weights are divided by their sum")]
     if method.scales == "weights":
         # Unnormalised weights act as a factor: mergekit multiplies the mean direction by the weighted sum of the norms.
         why = "the mean direction at the mean length: weights are divided by their sum"
-        if scale != 1:
+        if in_weights:
             why = f"scale {scale} stands in the weights, which are not divided by their sum"
-        return [Parameter("normalize_weights", scale == 1, why)]
+        return [Parameter("normalize_weights", not in_weights, why)]
     if method.normalizes is None:
         return []
-    weighted = bool(settings.given(WEIGHT))
+    weighted = bool(settings.given(WEIGHT) or settings.given(DEPTH))
     normalize = settings.normalize
     if normalize is None:
         # Published TIES has no weights and takes the mean over the branches that agree; written weights act as written.

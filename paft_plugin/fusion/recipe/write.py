@@ -21,7 +21,7 @@ from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.files import fingerprint, write_text
 from paft_plugin.fusion.recipe.methods import METHODS, takers
 from paft_plugin.fusion.recipe.render import MATERIALIZED, MERGE_DTYPE, Recipe, RecipeBranch, render_recipe
-from paft_plugin.fusion.recipe.settings import ROLES, RecipeSettings, parameters, setting_problems
+from paft_plugin.fusion.recipe.settings import DEPTH, ROLES, RecipeSettings, parameters, setting_problems
 
 SEEDS = 2**32  # numpy's range, which mergekit seeds too
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -110,23 +110,31 @@ def describe(request: RecipeRequest, problems: Sequence[str] = ()) -> Recipe:
         tokenizer_named=_needs_tokenizer(request),
         cache=fingerprint([base.fingerprint, MERGE_DTYPE, *adapters]) if adapters and not request.materialize else "",
         idle=_idle(request, base),
+        behind=_behind_layers(request, base),
     )
     return replace(recipe, warnings=tuple(findings.warnings))
 
 
 def settle(
-    request: RecipeRequest, *, dtype: str, cache: str, tokenizer_named: bool = False, idle: Sequence[bool] = ()
+    request: RecipeRequest,
+    *,
+    dtype: str,
+    cache: str,
+    tokenizer_named: bool = False,
+    idle: Sequence[bool] = (),
+    behind: Sequence[str] = (),
 ) -> Recipe:
     """Fill in every default of a request that has absolute paths and no `request_problems`; touches no disk.
 
-    `dtype` is the base's own, `cache` a fingerprint of what base and adapters hold; the others are fields of `Recipe`.
+    `dtype` is the base's own, `cache` a fingerprint of what base and adapters hold, `behind` as in `parameters`; the others are
+    fields of `Recipe`.
     """
     reads_adapter = any(branch.is_adapter for branch in request.branches) and not request.materialize
     return Recipe(
         method=request.method,
         base=request.base,
         branches=request.branches,
-        parameters=tuple(parameters(METHODS[request.method], request.settings, request.branches, idle)),
+        parameters=tuple(parameters(METHODS[request.method], request.settings, request.branches, idle, behind)),
         idle=tuple(idle) or (False,) * len(request.branches),
         out_dtype=dtype,
         seed=request.seed,
@@ -227,6 +235,16 @@ def _idle(request: RecipeRequest, base: TensorStore) -> tuple[bool, ...]:
         not settings.says_density(branch) and _trims_nothing(delta_of(base, branch.path), method.density)
         for branch in request.branches
     )
+
+
+def _behind_layers(request: RecipeRequest, base: TensorStore) -> list[str]:
+    """The tensors behind the last layer that a branch changes, for weights that are said by depth."""
+    if not request.settings.given(DEPTH):
+        return []
+    from paft_plugin.fusion.merge.fusion import behind_layers  # mergekit takes seconds to import
+
+    changed = {name for branch in request.branches for name in delta_of(base, branch.path).names}
+    return [name for name in behind_layers(base) if name in changed]
 
 
 def _trims_nothing(delta: Delta, density: float) -> bool:

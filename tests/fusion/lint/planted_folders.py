@@ -285,10 +285,10 @@ def _continued(bench: Bench) -> Recipe:
     return spoilt("models.1.model", str(copy), pair="dense")(bench)
 
 
-def _sliced(bench: Bench, base: list[int], sft: list[int], preference: list[int]) -> Recipe:
+def _sliced(bench: Bench, *ranges: list[int]) -> Recipe:
     healthy = bench.recipe()
     models = [healthy["base_model"], *(model["model"] for model in healthy["models"])]
-    sources = [{"model": model, "layer_range": one} for model, one in zip(models, (base, sft, preference), strict=True)]
+    sources = [{"model": model, "layer_range": one} for model, one in zip(models, ranges, strict=True)]
     return without(healthy, "models") | {"slices": [{"sources": sources}], "parameters": {"weight": 0.5}}
 
 
@@ -327,13 +327,13 @@ def _biases(bench: Bench) -> Recipe:
 
 
 @plant("unlisted-refused")
-def _biases_and_a_gradient(bench: Bench) -> Recipe:
-    recipe = _with_biases(bench)
-    for seed, one in enumerate(recipe["models"], start=3):
-        adapter = make_adapter(bench.own / "biased", bench.own / f"branch-{seed}", seed=seed, bias="all")
-        proof = Path(one["model"]["lora"]["path"], "paft.json")
-        if proof.is_file():
-            shutil.copy(proof, adapter)
-        one["model"] = one["model"] | {"lora": {"path": str(adapter)}}
-        one["parameters"] = {"weight": [0.5, 1.0]}
-    return recipe
+def _whole_numbers_that_differ(bench: Bench) -> Recipe:
+    recipe = bench.recipe(pair="dense")
+    folders = []
+    for number, name in enumerate(("base", "sft", "preference")):
+        folders.append(Path(shutil.copytree(bench.dense / name, bench.own / name)))
+        tensors = load_file(folders[-1] / "model.safetensors") | {"model.table": torch.full((3,), number)}
+        save_file(tensors, folders[-1] / "model.safetensors", metadata={"format": "pt"})
+    base, *branches = folders
+    models = [one | {"model": str(folder)} for one, folder in zip(recipe["models"], branches, strict=True)]
+    return recipe | {"base_model": str(base), "models": models}

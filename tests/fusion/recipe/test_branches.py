@@ -129,7 +129,7 @@ BAD: list[tuple[list[str], str]] = [
     (["--branch", "math={sft}", "--filter", "mlp:density-maht=0.5"], "Did you mean math?"),
     (["--branch", "math={sft},wieght=0.5"], "Did you mean weight?"),
     (["--branch", "math={sft},role=sfx"], "Did you mean sft?"),
-    (["--branch", "math={sft},weight=much"], "math=much: not a number"),
+    (["--branch", "math={sft},weight=much"], "--weight math=much: cannot be read"),
     (["--branch", "math={sft},weight=0.5", "--weight", "math=1"], "--weight math: given 2 times"),
     (["--branch", "a b={sft}"], "use letters, digits"),
     (["--branch", "{sft}"], "not of the form NAME=DIR"),

@@ -71,6 +71,8 @@ def test_every_setting_is_an_option_that_gives_it_back() -> None:
         float | None: 0.25,
         bool | None: False,
         float | dict[str, float] | None: {"*": 0.5, "b": 1.0},
+        tuple[float, float] | None: (0.5, 1.5),
+        tuple[float, float] | dict[str, tuple[float, float]] | None: {"b": (0.0, 2.0)},
     }
     given = {name: values[RecipeSettings.model_fields[name].annotation] for name in SETTINGS}
     filters = ["mlp:density-sft=0.1", "o_proj:weight-preference=2e-07"]
