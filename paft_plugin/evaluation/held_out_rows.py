@@ -15,6 +15,8 @@ from paft_plugin.files import JsonFile, read_json_lines, write_json_lines
 
 HELD_OUT = Path("held_out")
 """Below the folder of a run: a file for each branch."""
+RETAINED = "retained"
+"""Instead of a branch: what no branch should change."""
 Split = Literal["validation", "test"]
 """Something may be chosen on the first; on the other, arms are judged."""
 SCHEMA = 1

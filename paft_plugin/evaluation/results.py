@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
 from paft_plugin.errors import PaftError, raise_if_any
-from paft_plugin.evaluation.arms import Arm, Kind, arm_named, read_run
-from paft_plugin.evaluation.held_out_rows import HELD_OUT
+from paft_plugin.evaluation.arms import Arm, Kind, Role, arm_named, read_run
+from paft_plugin.evaluation.held_out_rows import HELD_OUT, RETAINED
 from paft_plugin.evaluation.items import ITEMS_FILE, ItemScore, read_items
 from paft_plugin.files import JsonFile, inside
 
@@ -26,7 +26,7 @@ RESULTS = "results.json"
 """In the folder of a run."""
 
 
-NATS = ("nll", "gain", "kl_to_base", "retained")
+NATS = ("nll", "gain", "kl_to_base")
 """Metrics of held-out rows that are no shares."""
 
 
@@ -46,14 +46,19 @@ class Measure:
 
     @property
     def held_out(self) -> str | None:
-        """The branch whose rows it is taken on; None if they are a task's."""
+        """The branch whose rows it is taken on; None if they are no branch's."""
         folder, _, branch = self.task.partition("/")
-        return branch if branch and folder == HELD_OUT.name else None
+        return branch if branch not in ("", RETAINED) and folder == HELD_OUT.name else None
+
+    @property
+    def is_distance(self) -> bool:
+        """Whether it says how far an arm is from the base, which is no merit by itself."""
+        return self.held_out is None and self.metric == "kl_to_base"
 
     @property
     def in_nats(self) -> bool:
         """Whether it is no share, wherever its values lie."""
-        return self.held_out is not None and self.metric in NATS
+        return self.task.partition("/")[0] == HELD_OUT.name and self.metric in NATS
 
     @property
     def key(self) -> str:
@@ -152,7 +157,7 @@ class ArmResult(BaseModel):
     intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
     """95 %, of those of whose spread something is known."""
     taxes: dict[str, float] = Field(default_factory=dict)
-    """What it loses on each skill by being aligned (see `alignment_tax`)."""
+    """Goal → what it loses of that by combining branches (see `alignment_tax`); the alignment tax is that on a skill."""
     swaps: dict[str, dict[str, Swaps]] = Field(default_factory=dict)
     """SFT alone or base → measure → how many items changed from there to here."""
     sparsity: dict[str, float] = Field(default_factory=dict)
@@ -235,8 +240,9 @@ class Results(JsonFile):
             return super().upgraded(content, schema, path)
         goals = {f"{role}s": [] if content.get(role) is None else [content[role]] for role in ("skill", "preference")}
         arms = [{**arm, "taxes": dict.fromkeys(goals["skills"], arm.get("alignment_tax"))} for arm in content["arms"]]
+        measures = [Measure(**measure) for measure in content["measures"]]
         arms = [
-            one.model_copy(update={"intervals": _intervals(one)}).model_dump()
+            one.model_copy(update={"intervals": _intervals(one, measures)}).model_dump()
             for one in map(ArmResult.model_validate, arms)
         ]
         return {**content, **goals, "arms": arms}
@@ -301,9 +307,10 @@ def gather(
     skills = [name for name in skills if name in measured] or _held_out_goals(measures, "match", "nll")
     preferences = [name for name in preferences if name in measured] or _held_out_goals(measures, "gain")
     taxes = {skill: alignment_tax(arms, measured[skill]) for skill in skills}
+    taxes |= {name: alignment_tax(arms, measured[name], "preference") for name in preferences}
     references = dict.fromkeys(
         [
-            *(one.name for skill in skills if (one := skill_reference(arms, measured[skill]))),
+            *(one.name for skill in skills if (one := branch_reference(arms, measured[skill]))),
             *(one.name for one in arms if one.arm.kind == "base"),
         ]
     )
@@ -316,7 +323,7 @@ def gather(
         arms=tuple(
             one.model_copy(
                 update={
-                    "intervals": _intervals(one),
+                    "intervals": _intervals(one, measures),
                     "taxes": {skill: tax[one.name] for skill, tax in taxes.items() if one.name in tax},
                     "swaps": {
                         name: found for name in references if name != one.name and (found := _swaps(by_name[name], one))
@@ -355,16 +362,18 @@ def _margin(measure: Measure, arms: Sequence[ArmResult], given: Mapping[str, flo
     return given.get("", SHARE_MARGIN) if all(0 <= score <= 1 for score in scores) else None
 
 
-def _intervals(arm: ArmResult) -> dict[str, Interval]:
-    from paft_plugin.evaluation.statistics import interval_of_score, mean_interval
+def _intervals(arm: ArmResult, measures: Iterable[Measure]) -> dict[str, Interval]:
+    from paft_plugin.evaluation.statistics import interval_of_score, is_right_or_wrong, mean_interval, share_interval
 
     found: dict[str, Interval] = {}
-    for name, score in arm.scores.items():
-        items = arm.items.get(name)
+    for measure in measures:
+        name, items = measure.name, arm.items.get(measure.name)
         if items is not None and len(items.values) > 1:
-            found[name] = mean_interval(items.values, items.sources)
-        elif ends := interval_of_score(score, arm.stderr.get(name), arm.n.get(name, 0)):
-            found[name] = ends
+            is_share = not measure.in_nats and is_right_or_wrong(items.values)
+            found[name] = (share_interval if is_share else mean_interval)(items.values, items.sources)
+        elif name in arm.scores:
+            ends = interval_of_score(arm.scores[name], arm.stderr.get(name), arm.n.get(name, 0))
+            found |= {name: ends} if ends else {}
     return found
 
 
@@ -433,31 +442,30 @@ def read_results(run: Path) -> Results | None:
     return results.model_copy(update={"arms": tuple(arms)})
 
 
-def skill_reference(arms: Iterable[ArmResult], skill: Measure) -> ArmResult | None:
-    """The arm that has the whole skill: its own SFT branch, else the best; without the penalty, if that was measured."""
-    sign = 1 if skill.higher_is_better else -1
-    measured = [one for one in arms if one.arm.is_sft and skill.name in one.scores]
+def branch_reference(arms: Iterable[ArmResult], goal: Measure, role: Role = "sft") -> ArmResult | None:
+    """The arm that has the whole of a goal: its own branch, else the best of its role; if possible without the penalty."""
+    sign = 1 if goal.higher_is_better else -1
+    measured = [one for one in arms if one.arm.kind == "branch" and one.arm.role == role and goal.name in one.scores]
     return min(
         measured,
-        key=lambda one: (one.arm.penalised, one.name != skill.held_out, -sign * one.scores[skill.name]),
+        key=lambda one: (one.arm.penalised, one.name != goal.held_out, -sign * one.scores[goal.name]),
         default=None,
     )
 
 
-def alignment_tax(arms: Sequence[ArmResult], skill: Measure) -> dict[str, float]:
-    """What each arm of a run loses on a skill by being aligned, in the skill's own unit; below 0 it gained.
+def alignment_tax(arms: Sequence[ArmResult], goal: Measure, role: Role = "sft") -> dict[str, float]:
+    """What each arm of a run loses, by combining branches, of what one of them teaches; in the goal's unit, below 0 it gained.
 
-    It is relative to `skill_reference`. Only arms that combine the skill with the preference have a tax, and only if both
-    skills were measured.
+    It is relative to `branch_reference`. Only arms that combine branches have a tax, and only if both were measured.
     """
-    reference = skill_reference(arms, skill)
+    reference = branch_reference(arms, goal, role)
     if reference is None:
         return {}
-    sign = 1 if skill.higher_is_better else -1
+    sign = 1 if goal.higher_is_better else -1
     return {
-        one.name: sign * (reference.scores[skill.name] - one.scores[skill.name])
+        one.name: sign * (reference.scores[goal.name] - one.scores[goal.name])
         for one in arms
-        if one.arm.is_aligned and skill.name in one.scores
+        if one.arm.is_aligned and goal.name in one.scores
     }
 
 

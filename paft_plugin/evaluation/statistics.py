@@ -63,13 +63,18 @@ def wilson(right: float, items: int, level: float = LEVEL) -> Interval:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def mean_interval(values: Values, sources: Sequence[str | None] = ()) -> Interval:
-    """The 95 % interval of a mean over items; Wilson's where all are right or wrong."""
+def share_interval(values: Values, sources: Sequence[str | None] = ()) -> Interval:
+    """The 95 % interval of the share of items that are right, 1 and not 0: Wilson's, or of clusters t's."""
     groups = clusters(sources)
-    spread = _standard_error(values, groups)
-    if is_right_or_wrong(values) and (groups is None or not spread):
-        return wilson(float(values.mean()) * _count(values, groups), _count(values, groups))
-    return _around(float(values.mean()), _t(LEVEL, _count(values, groups)) * spread)
+    if groups is not None and _standard_error(values, groups):
+        return mean_interval(values, sources)
+    return wilson(float(values.mean()) * _count(values, groups), _count(values, groups))
+
+
+def mean_interval(values: Values, sources: Sequence[str | None] = ()) -> Interval:
+    """The 95 % interval of a mean over items."""
+    groups = clusters(sources)
+    return _around(float(values.mean()), _t(LEVEL, _count(values, groups)) * _standard_error(values, groups))
 
 
 def interval_of_score(score: float, stderr: float | None, items: int) -> Interval | None:
@@ -84,20 +89,23 @@ def interval_of_score(score: float, stderr: float | None, items: int) -> Interva
     return None if stderr is None else _around(score, _z(LEVEL) * stderr)
 
 
-def paired_change(before: Values, after: Values, sources: Sequence[str | None] = ()) -> MeanChange:
-    """How the mean changes from `before` to `after`, of the same items in the same order; `sources` as in `clusters`."""
-    changes = after - before
-    groups = clusters(sources)
-    are_shares = is_right_or_wrong(before) and is_right_or_wrong(after)
-    if are_shares and (groups is None or not _standard_error(changes, groups)):
-        won, lost = int((changes > 0).sum()), int((changes < 0).sum())
-        return _mcnemar(won, lost, _count(changes, groups))
+def change_of_share(before: Values, after: Values, sources: Sequence[str | None] = ()) -> MeanChange:
+    """How a share of right items changes, of the same items in the same order; `sources` as in `clusters`."""
+    changes, groups = after - before, clusters(sources)
+    if groups is not None and _standard_error(changes, groups):
+        return change_of_mean(before, after, sources)
+    won, lost = int((changes > 0).sum()), int((changes < 0).sum())
+    return _mcnemar(won, lost, _count(changes, groups))
+
+
+def change_of_mean(before: Values, after: Values, sources: Sequence[str | None] = ()) -> MeanChange:
+    """How a mean changes, of the same items in the same order; `sources` as in `clusters`."""
+    changes, groups = after - before, clusters(sources)
     if groups is None and len(changes) in BOOTSTRAPPED and abs(_skewness(changes)) > SKEWED:
         bootstrapped = _bootstrap(changes)
         if bootstrapped is not None:
             return bootstrapped
-    spread, count = _standard_error(changes, groups), _count(changes, groups)
-    found = _by_t(float(changes.mean()), spread, count, len(changes))
+    found = _by_t(float(changes.mean()), _standard_error(changes, groups), _count(changes, groups), len(changes))
     return replace(found, method="paired t" if groups is None else "cluster-robust t")
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from paft_plugin.drawing import joined
-from paft_plugin.evaluation.results import RESULTS, ArmResult, Measure, Results, skill_reference
+from paft_plugin.evaluation.arms import Role
+from paft_plugin.evaluation.results import RESULTS, ArmResult, Measure, Results, Swaps, branch_reference
 from paft_plugin.formats import BLANK, number, share, signed, threshold_label
 from paft_plugin.report.choice import Choice
 from paft_plugin.report.differences import Comparison, Difference, comparisons
@@ -16,11 +17,15 @@ def arm_table(results: Results, choice: Choice | None = None) -> Table:
     """A row for each arm: every measure with its interval, the alignment taxes, every sparsity; `choice` is marked."""
     chosen, tied = (choice.arm, choice.tied) if choice else (None, {})
     thresholds = [key for key in results.thresholds if any(key in arm.sparsity for arm in results.arms)]
-    taxed = [skill for skill in results.skills if any(skill in arm.taxes for arm in results.arms)]
+    taxed = [
+        skill
+        for skill in results.skills[:1]
+        if len(results.goals) < 3 and any(skill in arm.taxes for arm in results.arms)
+    ]
     columns = [
         Column("Arm", is_number=False),
         *(Column(_heading(measure)) for measure in results.measures),
-        *(Column("Alignment tax" if len(results.skills) == 1 else f"Tax on {skill}") for skill in taxed),
+        *(Column("Alignment tax") for _ in taxed),
         *(Column(f"Sparsity at {threshold_label(float(key))}", is_optional=True) for key in thresholds),
     ]
     rows = [
@@ -38,16 +43,16 @@ def arm_table(results: Results, choice: Choice | None = None) -> Table:
     ]
     note = "± reaches to the farther end of the 95 % interval. "
     note += "Sparsity is the share of a delta's entries with |δ| at or under the threshold."
-    references = [(skill, skill_reference(results.arms, results.measure(skill))) for skill in taxed]
-    paid = [f"of {skill} from {reference.name}" for skill, reference in references if reference]
-    if paid:
-        note += f" Alignment tax is what an arm loses {joined(paid)}."
+    reference = branch_reference(results.arms, results.measure(taxed[0])) if taxed else None
+    if reference:
+        note += f" Alignment tax is the {taxed[0]} of {reference.name} less that of the arm."
     return Table(columns, rows, "arms", "Every arm, as scored", note, elsewhere=RESULTS)
 
 
 def _heading(measure: Measure) -> str:
-    """A person's word for it with a capital; lm-eval's own as it is."""
-    name = measure.name if measure.name == measure.task else measure.name[:1].upper() + measure.name[1:]
+    """A person's word for it with a capital; a name with parts, and lm-eval's own, as it is."""
+    is_word = measure.name != measure.task and "_" not in measure.name
+    name = measure.name[:1].upper() + measure.name[1:] if is_word else measure.name
     return name if measure.higher_is_better else f"{name} (less is better)"
 
 
@@ -105,8 +110,84 @@ def _difference_cell(found: Difference | None) -> Cell:
     """A difference with its interval and p, and its verdict in words."""
     if found is None:
         return Cell(BLANK, "")
-    said = found.limits
+    lines = [found.limits]
     if found.change is not None:
-        said += f"; p {number(found.p)}{'' if found.adjusted is None else ', Holm'}"
-        said += f"; shows {number(found.change.detectable)}" if found.verdict == "unclear" else ""
-    return Cell(signed(found.value), found.value, verdict=found.verdict, detail=said)
+        lines.append(
+            f"p {'< 0.001' if found.p < 0.001 else f'= {found.p:.3f}'}{'' if found.adjusted is None else ' (Holm)'}"
+        )
+        lines += [f"would show {number(found.change.detectable)}"] if found.verdict == "unclear" else []
+    return Cell(signed(found.value), found.value, verdict=found.verdict, detail="\n".join(lines))
+
+
+def tax_table(results: Results) -> Table | None:
+    """What each branch lost in every arm that combines branches; None of a run with one skill, which has it among its arms."""
+    arms = [arm for arm in results.arms if arm.taxes]
+    if len(results.goals) < 3 or not arms:
+        return None
+    roles: list[tuple[Sequence[str], Role]] = [(results.skills, "sft"), (results.preferences, "preference")]
+    references = [
+        (name, reference)
+        for goals, role in roles
+        for name in goals
+        if (reference := branch_reference(results.arms, results.measure(name), role))
+    ]
+    return Table(
+        [
+            Column("Arm", is_number=False),
+            *(
+                Column(name if name.startswith(reference.name) else f"{name} of {reference.name}")
+                for name, reference in references
+            ),
+        ],
+        [Row([Cell(arm.name), *(number_cell(arm.taxes.get(name), signed) for name, _ in references)]) for arm in arms],
+        "taxes",
+        "What each branch lost in the arms that combine branches",
+        "The branch's own score less the arm's; below zero the arm has more of it than the branch.",
+    )
+
+
+def _of(name: str, reference: ArmResult) -> str:
+    return name if name.startswith(reference.name) else f"{name} of {reference.name}"
+
+
+def swap_tables(results: Results) -> list[Table]:
+    """How many answers went from right to wrong, and back, from SFT alone and from the base to each arm: averages hide it."""
+    base = results.first("base")
+    skills = [results.measure(name) for name in results.skills]
+    of_skill = {skill.name: branch_reference(results.arms, skill) for skill in skills}
+    alone = next((arm for arm in of_skill.values() if arm), None)
+    tables = (
+        _swap_table(results, "SFT alone", {one.name: of_skill.get(one.name) or alone for one in results.measures}),
+        _swap_table(results, "the base", {one.name: base for one in results.measures}),
+    )
+    return [table for table in tables if table]
+
+
+def _swap_table(results: Results, what: str, references: Mapping[str, ArmResult | None]) -> Table | None:
+    """`references`: measure → the arm that its answers were right or wrong in before."""
+    known = {
+        one: reference.name
+        for one in results.measures
+        if (reference := references[one.name])
+        and any(one.name in arm.swaps.get(reference.name, {}) for arm in results.arms)
+    }
+    if not known:
+        return None
+    rows = [
+        Row([Cell(arm.name), *(_swap_cell(arm.swaps.get(name, {}).get(one.name)) for one, name in known.items())])
+        for arm in results.arms
+        if any(name in arm.swaps for name in known.values())
+    ]
+    return Table(
+        [Column("Arm", is_number=False), *(Column(f"{one.name} ({name})") for one, name in known.items())],
+        rows,
+        f"swaps-{what.split()[-1]}",
+        f"Answers that changed from {what}",
+        "Lost: right in the arm in brackets, wrong in this one; won: the other way round. A score that stays may hide both.",
+    )
+
+
+def _swap_cell(swaps: Swaps | None) -> Cell:
+    return (
+        Cell(BLANK, "") if swaps is None else Cell(f"{swaps.lost} lost, {swaps.won} won of {swaps.items}", swaps.lost)
+    )

@@ -6,9 +6,8 @@ takes a difference that may be chance for one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 from paft_plugin.drawing import joined
@@ -17,11 +16,13 @@ from paft_plugin.formats import number
 from paft_plugin.report.differences import Difference, difference, silent_measures, told_apart
 
 RULE = (
-    "Leave out every measure that tells nothing here. Better and worse are differences on the same items with p ≤ 0.05.",
+    "Leave out every measure that tells nothing here. Better and worse are differences on the same items with p ≤ 0.05, unless "
+    "they are proven to be smaller than the measure's margin (two one-sided tests).",
     "Take the SFT arm with the best skill as the reference, for each skill; without an SFT arm, the arm with the best skill.",
     "Keep the arms that are worse in no skill than its reference.",
     "Of these, take the one with the best preference; arms that are worse in no preference are tied with it.",
-    "Of the tied, drop those that are worse than another in any other measure, unless that leaves none.",
+    "Of the tied, drop those that are worse than another in any other measure, unless that leaves none. Other views of the "
+    "same rows, and the distance from the base, are no other measures.",
     "Of what is left, name the one with the best preference, then skill, then sum of the other measures, then the sparsest; "
     "several measures are added up in units of their margins.",
 )
@@ -103,7 +104,11 @@ def choose(results: Results) -> Choice:
     scored = [arm for arm in results.arms if all(goal.name in arm.scores for goal in goals)]
     if not goals or not scored:
         return _none(results, silent)
-    field = _Field(results, scored, skills, preferences, telling([one.name for one in results.others]))
+    rows = {goal.held_out for goal in goals} - {None}
+    others = [
+        one for one in telling([one.name for one in results.others]) if one.held_out not in rows and not one.is_distance
+    ]
+    field = _Field(results, scored, skills, preferences, others)
     if not skills or not preferences:
         return _by_one_role(field, silent)
     references = field.references()
@@ -186,16 +191,30 @@ def _trade(field: _Field, references: Mapping[str, ArmResult], most: ArmResult) 
         return max(_loss(references.get(goal.name, most), arm, goal) for goal in field.goals)
 
     nearest = min(field.arms, key=greatest_loss)
-    scores: Callable[[ArmResult], str] = partial(_scores, measures=field.goals)
-    having = [(skill, references[skill.name]) for skill in field.skills]
-    kept = [f"{skill.name} {number(arm.scores[skill.name])} of {arm.name}" for skill, arm in having]
-    said = (
-        f"No arm keeps the {joined(kept)} and gains {_names(field.preferences)}: the most of that has {most.name} "
-        f"({scores(most)}). {nearest.name} gives up least of the best of each: {scores(nearest)}."
-    )
+    if len(field.goals) == 2:
+        said = _both_ways(field, references, most, nearest)
+    else:
+        worst = max(field.goals, key=lambda goal: _loss(references.get(goal.name, most), nearest, goal))
+        best = references.get(worst.name, most)
+        given_up = number(abs(best.scores[worst.name] - nearest.scores[worst.name]))
+        said = (
+            f"No arm keeps the skills of all SFT branches ({_names(field.skills)}) and gains {_names(field.preferences)}. "
+            f"{nearest.name} gives up least, counted in margins: most of all {given_up} of the {worst.name} of {best.name}."
+        )
     costs = _costs(field, nearest, references, most)
     several = "both" if len(field.goals) == 2 else "all"
     return Choice("trade", nearest, f"No arm has {several}; {nearest.name} is nearest", said, (), costs)
+
+
+def _both_ways(field: _Field, references: Mapping[str, ArmResult], most: ArmResult, nearest: ArmResult) -> str:
+    """What keeps the one skill, what has the most of the one preference, and what is between them."""
+    (skill,), (preference,) = field.skills, field.preferences
+    kept = references[skill.name]
+    return (
+        f"No arm keeps the {skill.name} of {kept.name} ({number(kept.scores[skill.name])}) and gains {preference.name}: the "
+        f"most of that has {most.name} ({_scores(most, field.goals)}). {nearest.name} gives up least of the better one of both: "
+        f"{_scores(nearest, field.goals)}."
+    )
 
 
 def _loss(best: ArmResult, arm: ArmResult, measure: Measure) -> float:

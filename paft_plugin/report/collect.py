@@ -13,7 +13,7 @@ from paft_plugin.evaluation.results import RESULTS, ArmResult, Results, gather, 
 from paft_plugin.files import inside, write_text
 from paft_plugin.formats import number, threshold_key
 from paft_plugin.inspection.inspected import INSPECTION_FILE, InspectedDelta, read_inspection
-from paft_plugin.report.arm_tables import arm_table, comparison_note
+from paft_plugin.report.arm_tables import arm_table, comparison_note, swap_tables, tax_table
 from paft_plugin.report.choice import choose
 from paft_plugin.report.differences import comparisons, silent_measures
 from paft_plugin.tables import VERDICT_WORDS, as_markdown
@@ -68,7 +68,9 @@ def readme(run: RunFile, results: Results, name: str) -> str:
         run=run,
         silent=silent_measures(results),
         table=as_markdown(arm_table(results)),
+        taxes=as_markdown(taxes) if (taxes := tax_table(results)) else "",
         choice=choice,
+        swaps=[(table.caption, as_markdown(table), table.note) for table in swap_tables(results)],
         comparisons=asked,
         comparisons_note="" if not asked else comparison_note(asked),
         words=VERDICT_WORDS,

@@ -5,12 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 from paft_plugin.drawing import joined
+from paft_plugin.evaluation.arms import Arm
 from paft_plugin.evaluation.results import ArmResult, Measure, Results, paired_values, standard_error
-from paft_plugin.evaluation.statistics import LEAST_ITEMS, LEVEL, MeanChange, holm, paired_change, unpaired_change
+from paft_plugin.evaluation.statistics import (
+    LEAST_ITEMS,
+    LEVEL,
+    MeanChange,
+    change_of_mean,
+    change_of_share,
+    holm,
+    is_right_or_wrong,
+    unpaired_change,
+)
 from paft_plugin.formats import number, signed
 
 ALPHA = round(1 - LEVEL, 9)
@@ -38,7 +48,8 @@ class Difference:
         name = self.measure.name
         pair = paired_values(self.before, self.after, name)
         if pair is not None and len(pair[0]) > 1:
-            return paired_change(*pair, self.before.items[name].sources)
+            is_share = not self.measure.in_nats and all(map(is_right_or_wrong, pair))
+            return (change_of_share if is_share else change_of_mean)(*pair, self.before.items[name].sources)
         errors = [standard_error(arm, name) for arm in (self.before, self.after)]
         known = [error for error in errors if error is not None]
         if len(known) < len(errors):
@@ -61,11 +72,11 @@ class Difference:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether `after` is better, worse or, to within the measure's margin, equivalent; else nobody can tell."""
-        if self.p <= ALPHA and self.value != 0:
-            return "better" if self.gain > 0 else "worse"
+        """Whether `after` is equivalent to within the measure's margin, or better or worse; else nobody can tell."""
         if self.change is not None and self.measure.margin is not None and self.change.is_within(self.measure.margin):
             return "equivalent"
+        if self.p <= ALPHA and self.value != 0:
+            return "better" if self.gain > 0 else "worse"
         return "unclear"
 
     @property
@@ -184,15 +195,25 @@ def _asked(results: Results, chosen: ArmResult | None) -> Iterator[tuple[str, Ar
         yield f"{chosen.name} instead of sequential training", sequential, chosen, is_declared
     for arm in results.arms:
         if arm.arm.kind == "branch" and (twin := results.arm(arm.arm.twin)):
-            yield "The penalty on the SFT branch", twin, arm, True
+            yield f"The penalty on {twin.name}", twin, arm, True
     if sequential and (start := next(filter(None, map(results.arm, sequential.arm.branches)), None)):
         yield "Preference training on top of SFT", start, sequential, True
-    for arm in results.arms:
-        if arm.arm.kind == "fused" and arm.arm.penalised:
+    whole = [arm for arm in results.arms if arm.arm.kind == "fused" and arm.arm.without is None]
+    for arm in whole:
+        if arm.arm.penalised:
             if sequential and arm is not chosen:
                 yield f"{arm.name} instead of sequential training", sequential, arm, True
             if twin := results.arm(arm.arm.twin):
                 yield f"The penalty, before fusing with {arm.arm.recipe}", twin, arm, True
+    for arm in results.arms:
+        is_rest = partial(_is_with_more, arm.arm)
+        if arm.arm.without and (full := next(filter(is_rest, whole), None)):
+            yield f"{arm.arm.without} in the fusion by {arm.arm.recipe}", arm, full, True
+
+
+def _is_with_more(left: Arm, whole: ArmResult) -> bool:
+    """Whether an arm fuses the same branches in the same way, and the one that `left` lacks."""
+    return whole.arm.recipe == left.recipe and set(left.branches) < set(whole.arm.branches)
 
 
 def told_apart(changes: Sequence[Difference]) -> str:

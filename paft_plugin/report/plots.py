@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from paft_plugin.drawing import (
+    FONT_SIZE,
     INK,
     MUTED,
     PAPER,
@@ -30,10 +31,12 @@ from paft_plugin.drawing import (
     styles_of,
 )  # fmt: skip
 from paft_plugin.evaluation.arms import Arm, arm_named
-from paft_plugin.evaluation.results import ArmResult, Measure, Results, skill_reference
+from paft_plugin.evaluation.results import ArmResult, Measure, Results, branch_reference
 from paft_plugin.formats import number, share, signed, threshold_label
+from paft_plugin.inspection.plots import MIDDLE, ON_DARK, ON_LIGHT, luminance
 from paft_plugin.inspection.training_log import Curve
 from paft_plugin.report.choice import Choice
+from paft_plugin.report.differences import silent_measures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,11 +62,21 @@ class RunData:
 
 @chart("tax", "What alignment costs", "arms")
 def tax_chart(run: RunData) -> Drawn | str:
-    """Skill against preference, one point an arm, with its 95 % intervals; where arms crowd, that part enlarged."""
+    """Skill against preference, one point an arm, with its 95 % intervals; where arms crowd, that part enlarged.
+
+    Of more than two goals, a map with a row for each arm.
+    """
     results, choice = run.results, run.choice
-    if not results.skills or not results.preferences:
-        return "The run names no measure of the skill, or none of the preference."
-    goals = results.measure(results.skills[0]), results.measure(results.preferences[0])
+    silent = silent_measures(results)
+    skills, preferences = (
+        [results.measure(name) for name in names if name not in silent]
+        for names in (results.skills, results.preferences)
+    )
+    if len(skills) + len(preferences) > 2:
+        return _goal_map(results, choice, [*skills, *preferences])
+    if not skills or not preferences:
+        return "No measure of a skill, or none of a preference, was named or tells anything."
+    goals = skills[0], preferences[0]
     points = [_point_of(arm, goals) for arm in results.arms if all(goal.name in arm.scores for goal in goals)]
     if len(points) < 2:
         return "Fewer than two arms have been scored on both the skill and the preference."
@@ -87,6 +100,60 @@ def tax_chart(run: RunData) -> Drawn | str:
         label_points(panels[1], crowd, crowd)
     alt = f"Scatter chart of {len(points)} arms: {goals[0].name} across, {goals[1].name} upwards."
     return Drawn(figure, _tax_caption(results, choice, *goals), alt, bool(crowd))
+
+
+def _goal_map(results: Results, choice: Choice, goals: Sequence[Measure]) -> Drawn | str:
+    """Every arm's score in every goal, the darker the more of what the best arm gained over the base it has."""
+    import numpy as np
+    from matplotlib.colors import LinearSegmentedColormap
+
+    arms = [arm for arm in results.arms if any(goal.name in arm.scores for goal in goals)]
+    if len(arms) < 2:
+        return "Fewer than two arms have been scored."
+    ends = {goal.name: _ends(results, arms, goal) for goal in goals}
+    parts = np.array([[_part(arm.scores.get(goal.name), *ends[goal.name]) for goal in goals] for arm in arms])
+    longest = max(len(arm.name) for arm in arms)
+    figure = new_figure(min(WIDE, max(WIDTH, 0.7 + 0.075 * longest + 0.85 * len(goals))), 1.2 + 0.27 * len(arms))
+    axes = figure.subplots()
+    shades = LinearSegmentedColormap.from_list("kept", GOAL_SHADES)
+    image = axes.imshow(np.ma.masked_invalid(parts), aspect="auto", cmap=shades, vmin=-1, vmax=1)
+    for row, arm in enumerate(arms):
+        for column, goal in enumerate(goals):
+            if goal.name in arm.scores:
+                is_light = luminance(tuple(shades(image.norm(parts[row, column])))[:3]) > MIDDLE
+                score = axes.text(
+                    column, row, number(arm.scores[goal.name]), ha="center", va="center", fontsize=FONT_SIZE - 1
+                )
+                score.set_color(ON_LIGHT if is_light else ON_DARK)
+    axes.set_xticks(range(len(goals)), [goal.name for goal in goals], rotation=30, ha="left", rotation_mode="anchor")
+    axes.set_yticks(range(len(arms)), [arm.name for arm in arms])
+    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    axes.grid(visible=False)
+    if choice.arm is not None:
+        axes.get_yticklabels()[[arm.name for arm in arms].index(choice.arm.name)].set_fontweight("bold")
+    said = "Blue: the share of the best arm's gain over the base that an arm has; orange: worse than the base."
+    said += "" if choice.arm is None else f" Bold: {choice.arm.name}."
+    alt = f"Map of {len(arms)} arms (rows) and what each has of {len(goals)} goals (columns)."
+    return Drawn(figure, said, alt, wide=len(goals) > 5)
+
+
+GOAL_SHADES = ("#D55E01", "#fffdfa", "#0072B3")
+"""Worse than the base, as the base, as the best arm. Not quite `COLOURS`: a page with another background would change those."""
+
+
+def _ends(results: Results, arms: Sequence[ArmResult], goal: Measure) -> tuple[float, float]:
+    """A goal's scores of the base (or else the worst arm) and of the best."""
+    sign = 1 if goal.higher_is_better else -1
+    scores = sorted((arm.scores[goal.name] for arm in arms if goal.name in arm.scores), key=lambda score: sign * score)
+    base = results.first("base")
+    return (base.scores.get(goal.name, scores[0]) if base else scores[0]), scores[-1]
+
+
+def _part(score: float | None, start: float, best: float) -> float:
+    """Where a score lies between the base's (0) and the best (1); as far below the base is -1."""
+    if score is None:
+        return math.nan
+    return max(-1.0, min(1.0, (score - start) / (best - start))) if best != start else 0.0
 
 
 def _point_of(arm: ArmResult, goals: tuple[Measure, Measure]) -> NamedPoint:
@@ -125,7 +192,7 @@ def _draw_point(axes: Axes, point: NamedPoint, style: Style, is_ringed: bool) ->
 def _tax_caption(results: Results, choice: Choice, skill: Measure, preference: Measure) -> str:
     corner = f"{'right' if skill.higher_is_better else 'left'} and {'up' if preference.higher_is_better else 'down'}"
     said = [f"Best is {corner}; bars are 95 % intervals."]
-    sequential, reference = results.first("sequential"), skill_reference(results.arms, skill)
+    sequential, reference = results.first("sequential"), branch_reference(results.arms, skill)
     if sequential is not None and skill.name in sequential.taxes and reference is not None:
         said.append(
             f"Sequential training ends at {_point(sequential, skill, preference)}, an alignment tax of "

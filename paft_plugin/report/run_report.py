@@ -18,7 +18,7 @@ from paft_plugin.inspection.inspected import INSPECTION_FILE, Inspection, read_i
 from paft_plugin.inspection.training_log import Curve, read_curve
 from paft_plugin.penalty.strength import missed_target
 from paft_plugin.reading import read_bytes
-from paft_plugin.report.arm_tables import arm_table, comparison_table
+from paft_plugin.report.arm_tables import arm_table, comparison_table, swap_tables, tax_table
 from paft_plugin.report.choice import RULE, Choice, choose
 from paft_plugin.report.differences import Difference, difference, silent_measures
 from paft_plugin.report.inspection_page import deltas_part, pairs_part, write_inspection_page
@@ -28,6 +28,8 @@ from paft_plugin.report.sections import Remark, diagnosis_remarks, lint_remarks,
 from paft_plugin.tables import Cell, number_cell
 from paft_plugin.templates import render
 
+COARSE = 5
+"""Margins: items that show only greater differences are said to be too few."""
 REPORT = Path("report") / "report.html"
 INSPECTIONS = (Path("inspection") / "branches", Path())
 """Where a run keeps the inspection of its branches, and where a folder that is nothing but an inspection does."""
@@ -89,6 +91,8 @@ def report_html(run: Path, results: Results) -> str:
         facts=[*_facts(results, choice, diagnosis, lint), *missed_targets(run)],
         arms=arm_table(results, choice),
         comparisons=comparison_table(results, choice),
+        taxes=tax_table(results),
+        swaps=swap_tables(results),
         arm_plots=shown(run_plots(data, "arms")),
         training=shown(run_plots(data, "training")),
         deltas=None if inspection is None else deltas_part(inspection),
@@ -146,6 +150,8 @@ def _tile(arm: ArmResult, cost: Difference) -> Cell:
     """One measure of the chosen arm; `detail` says how far it is from the arm that it is compared with."""
     name, itself = cost.measure.name, cost.before is cost.after
     against = "the best of all arms" if itself else f"{cost} against {cost.before.name}"
+    if cost.verdict == "unclear" and not itself:
+        against += f"; {cost.sight}"
     score = number_cell(arm.scores[name], number, arm.reach(name))
     return replace(score, detail=against, verdict="best" if itself else cost.verdict)
 
@@ -160,6 +166,11 @@ def _facts(
         changes = [difference(sequential, choice.arm, measure) for measure in results.measures]
         said = [f"{change.measure.name} {_in_words(change)}" for change in changes if change is not None]
         facts.append(f"Against sequential training: {'; '.join(said)}.")
+    facts += [
+        f"{cost.measure.name}: {cost.change.items} items show differences from {number(cost.change.detectable)} only. Score more."
+        for cost in choice.costs
+        if cost.change and cost.measure.margin and cost.change.detectable > COARSE * cost.measure.margin
+    ]
     for what, remarks, wrong, lesser in (
         ("Diagnosis of the branches", diagnosis, "failure signature", "open question"),
         ("Lint of the recipes", lint, "error", "warning"),

@@ -19,11 +19,12 @@ from paft_plugin.evaluation.statistics import (
     MeanChange,
     Values,
     calibration_error,
+    change_of_mean,
+    change_of_share,
     clusters,
     holm,
     interval_of_score,
-    mean_interval,
-    paired_change,
+    share_interval,
     unpaired_change,
     wilson,
 )
@@ -38,14 +39,14 @@ def shares(won: int, lost: int, items: int) -> tuple[Values, Values]:
 
 
 def change(won: int, lost: int, items: int) -> MeanChange:
-    return paired_change(*shares(won, lost, items))
+    return change_of_share(*shares(won, lost, items))
 
 
 @pytest.mark.parametrize(("right", "items"), [(0, 20), (20, 20), (7, 64), (199, 200)])
 def test_wilsons_interval(right: int, items: int) -> None:
     assert wilson(right, items) == pytest.approx(proportion_confint(right, items, method="wilson"), abs=1e-12)
     values = np.array([1.0] * right + [0.0] * (items - right))
-    assert mean_interval(values) == wilson(right, items)
+    assert share_interval(values) == wilson(right, items)
 
 
 def test_an_interval_of_a_score_without_items() -> None:
@@ -116,7 +117,7 @@ def test_even_if_nothing_changed_a_share_is_not_certain() -> None:
 def test_paired_t_and_its_equivalence_are_those_of_scipy_and_statsmodels() -> None:
     generator = np.random.default_rng(0)
     before, after = generator.normal(size=(2, 40))
-    found = paired_change(before, after)
+    found = change_of_mean(before, after)
     reference = stats.ttest_rel(after, before)
     assert found.method == "paired t"
     assert found.p == pytest.approx(reference.pvalue)
@@ -127,9 +128,9 @@ def test_paired_t_and_its_equivalence_are_those_of_scipy_and_statsmodels() -> No
 
 def test_skewed_changes_are_bootstrapped_the_same_each_time() -> None:
     changes = np.random.default_rng(3).lognormal(size=60) - 1
-    found = paired_change(np.zeros(60), changes)
+    found = change_of_mean(np.zeros(60), changes)
     assert found.method == "bootstrap t"
-    assert found == paired_change(np.zeros(60), changes)
+    assert found == change_of_mean(np.zeros(60), changes)
     low, high = found.interval
     assert (found.p <= 0.05) == (not low <= 0 <= high)
     # Drawn again, item by item:
@@ -141,7 +142,7 @@ def test_skewed_changes_are_bootstrapped_the_same_each_time() -> None:
     # Where most draws are of one value, there is nothing to draw from:
     single = np.zeros(60)
     single[0] = 1.5
-    assert paired_change(np.zeros(60), single).method == "paired t"
+    assert change_of_mean(np.zeros(60), single).method == "paired t"
 
 
 Draw = Callable[[np.random.Generator], tuple[Values, Values, tuple[str, ...]]]
@@ -169,7 +170,8 @@ def _in_documents(generator: np.random.Generator) -> tuple[Values, Values, tuple
 @pytest.mark.parametrize("draw", [_shares, _normal, _skewed, _in_documents])
 def test_95_of_100_intervals_hold_the_true_difference(draw: Draw) -> None:
     generator = np.random.default_rng(11)
-    intervals = [paired_change(*draw(generator)).interval for _ in range(250)]
+    how = change_of_share if draw is _shares else change_of_mean
+    intervals = [how(*draw(generator)).interval for _ in range(250)]
     covered = np.mean([low <= 0.04 <= high for low, high in intervals])
     assert 0.925 <= covered <= 0.99
 
@@ -189,7 +191,7 @@ def test_clusters_make_the_error_of_statsmodels() -> None:
     generator = np.random.default_rng(5)
     sources = [f"document {place // 6}" for place in range(120)]
     changes = generator.normal(size=120) + np.repeat(generator.normal(size=20), 6)
-    found = paired_change(np.zeros(120), changes, sources)
+    found = change_of_mean(np.zeros(120), changes, sources)
     groups = np.arange(120) // 6
     fit = OLS(changes, np.ones(120)).fit(cov_type="cluster", cov_kwds={"groups": groups, "df_correction": True})
     spread = (found.interval[1] - found.value) / stats.t.ppf(0.975, 19)
@@ -197,10 +199,10 @@ def test_clusters_make_the_error_of_statsmodels() -> None:
     assert spread == pytest.approx(float(fit.bse[0]))
     assert found.method == "cluster-robust t"
     assert found.p == pytest.approx(2 * stats.t.sf(abs(found.value) / spread, 19))
-    alone = paired_change(np.zeros(120), changes)
+    alone = change_of_mean(np.zeros(120), changes)
     assert np.ptp(found.interval) > 1.5 * np.ptp(alone.interval)
     # Without any spread between them, right and wrong are as sure as one item of each cluster.
-    same = paired_change(np.zeros(120), np.zeros(120), sources)
+    same = change_of_share(np.zeros(120), np.zeros(120), sources)
     assert same.interval == change(0, 0, 20).interval
 
 
@@ -235,7 +237,7 @@ def test_what_is_called_detectable_is_shown_in_eight_of_ten(items: int, changed:
 
 def test_a_mean_is_detectable_as_often() -> None:
     generator = np.random.default_rng(4)
-    apart = paired_change(np.zeros(40), generator.normal(size=40)).detectable
+    apart = change_of_mean(np.zeros(40), generator.normal(size=40)).detectable
     samples = generator.normal(apart, 1, size=(2000, 40))
     assert np.mean(stats.ttest_1samp(samples, 0, axis=1).pvalue <= 0.05) == pytest.approx(0.8, abs=0.1)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 
 from paft_plugin.deltas.measures import Histogram
-from paft_plugin.evaluation.arms import RunFile
+from paft_plugin.evaluation.arms import RUN_FILE, Arm, RunFile
+from paft_plugin.evaluation.items import ITEMS_FILE, ItemScore, write_items
+from paft_plugin.evaluation.results import ArmScore, Measure, ScoresFile
 from paft_plugin.evaluation.statistics import wilson
 from paft_plugin.files import write_json, write_text
 from paft_plugin.formats import threshold_key
@@ -325,3 +328,50 @@ def write_model(run: Path, arm: str) -> Path:
     write_text(run / "base" / "config.json", json.dumps({"_name_or_path": "owner/base-7b"}))
     write_text(run / "base" / "README.md", "---\nlicense: apache-2.0\n---\n# Base\n")
     return folder
+
+
+def branched_run(run: Path, skills: Sequence[str], preferences: Sequence[str], items: int = 120) -> Path:
+    """A scored run of any number of branches, each with held-out rows of its own: `run.json`, `scores.json` and `items.jsonl`."""
+    branches = {**dict.fromkeys(skills, "sft"), **dict.fromkeys(preferences, "preference")}
+    arms = [Arm(name="base", kind="base")]
+    arms += [Arm(name=name, kind="branch", role=role, branches=(name,)) for name, role in branches.items()]
+    for recipe in ("ties", "task_arithmetic"):
+        arms.append(Arm(name=f"paft-{recipe}", kind="fused", penalised=True, branches=tuple(branches), recipe=recipe))
+    arms += [
+        Arm(
+            name=f"without-{name}-ties", kind="fused", penalised=True, without=name, recipe="ties",
+            branches=tuple(other for other in branches if other != name),
+        )
+        for name in branches
+    ]  # fmt: skip
+    RunFile(base="base", thresholds=(1e-5,), arms=tuple(arms)).write(run / RUN_FILE)
+    measures = [Measure(f"{name}_match", f"held_out/{name}", "match", "none", True) for name in skills]
+    measures += [Measure(name, f"held_out/{name}", "gain", "none", True) for name in preferences]
+    measures += [Measure("kl_to_base", "held_out", "kl_to_base", "none", False)]
+    for place, arm in enumerate(arms):
+        values = dict(_branched_values(arm, skills, preferences, items, random.Random(place)))
+        folder = run / "scores" / arm.name
+        found = [
+            ItemScore(measure=measure, item=f"{number:04}", value=value, source="rows.jsonl")
+            for measure, of_items in values.items()
+            for number, value in enumerate(of_items)
+        ]
+        write_items(folder / ITEMS_FILE, found)
+        scores = {measure: sum(of_items) / items for measure, of_items in values.items()}
+        score = ArmScore(scores=scores, n=dict.fromkeys(scores, items))
+        ScoresFile(measures=tuple(measures), scores={arm.name: score}).write(folder / "scores.json")
+    return run
+
+
+def _branched_values(
+    arm: Arm, skills: Sequence[str], preferences: Sequence[str], items: int, luck: random.Random
+) -> Iterator[tuple[str, list[float]]]:
+    """Hard items have high numbers: what an arm has of a skill, it has of the easy ones, but for luck."""
+    share = {"branch": 0.9, "fused": 0.8 if arm.recipe == "ties" else 0.65}.get(arm.kind, 0.0)
+    for name in skills:
+        able = share if name in arm.branches else 0.1
+        yield f"{name}_match", [float(place / items + luck.gauss(0, 0.04) < able) for place in range(items)]
+    for name in preferences:
+        gain = 12 * share if name in arm.branches else 0.0
+        yield name, [0.0 if arm.kind == "base" else gain + luck.gauss(0, 3) for _ in range(items)]
+    yield "kl_to_base", [0.0 if arm.kind == "base" else abs(luck.gauss(0.1, 0.02)) for _ in range(items)]
