@@ -20,7 +20,7 @@ from paft_plugin.evaluation.items import ITEMS_FILE, ItemScore, read_items
 from paft_plugin.files import JsonFile, inside
 
 if TYPE_CHECKING:
-    from paft_plugin.evaluation.statistics import Interval, Values
+    from paft_plugin.evaluation.statistics import Interval, MeanChange, Values
 
 RESULTS = "results.json"
 """In the folder of a run."""
@@ -395,6 +395,23 @@ def paired_values(before: ArmResult, after: ArmResult, measure: str) -> tuple[Va
     if len(items) < 2 or items[0].names != items[1].names:
         return None
     return items[0].values, items[1].values
+
+
+def change_between(before: ArmResult, after: ArmResult, measure: Measure) -> MeanChange | None:
+    """How a measure changes, by the arms' items in pairs, else by both standard errors; None where neither is known."""
+    from paft_plugin.evaluation.statistics import change_of_mean, change_of_share, is_right_or_wrong, unpaired_change
+
+    name = measure.name
+    pair = paired_values(before, after, name)
+    if pair is not None and len(pair[0]) > 1:
+        is_share = not measure.in_nats and all(map(is_right_or_wrong, pair))
+        return (change_of_share if is_share else change_of_mean)(*pair, before.items[name].sources)
+    errors = [standard_error(arm, name) for arm in (before, after)]
+    known = [error for error in errors if error is not None]
+    if len(known) < len(errors):
+        return None
+    items = min(arm.n.get(name, 0) for arm in (before, after))
+    return unpaired_change(after.scores[name] - before.scores[name], math.hypot(*known), items)
 
 
 def item_values(run: Path, arm: str, scores: Mapping[str, float]) -> dict[str, ItemValues]:

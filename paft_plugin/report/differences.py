@@ -10,17 +10,8 @@ from typing import Literal
 
 from paft_plugin.drawing import joined
 from paft_plugin.evaluation.arms import Arm
-from paft_plugin.evaluation.results import ArmResult, Measure, Results, paired_values, standard_error
-from paft_plugin.evaluation.statistics import (
-    LEAST_ITEMS,
-    LEVEL,
-    MeanChange,
-    change_of_mean,
-    change_of_share,
-    holm,
-    is_right_or_wrong,
-    unpaired_change,
-)
+from paft_plugin.evaluation.results import ArmResult, Measure, Results, change_between, paired_values
+from paft_plugin.evaluation.statistics import LEAST_ITEMS, LEVEL, MeanChange, holm
 from paft_plugin.formats import number, signed
 
 ALPHA = round(1 - LEVEL, 9)
@@ -45,18 +36,7 @@ class Difference:
     @cached_property
     def change(self) -> MeanChange | None:
         """By the arms' items in pairs, else by both standard errors; None where neither is known."""
-        name = self.measure.name
-        pair = paired_values(self.before, self.after, name)
-        if pair is not None and len(pair[0]) > 1:
-            is_share = not self.measure.in_nats and all(map(is_right_or_wrong, pair))
-            return (change_of_share if is_share else change_of_mean)(*pair, self.before.items[name].sources)
-        errors = [standard_error(arm, name) for arm in (self.before, self.after)]
-        known = [error for error in errors if error is not None]
-        if len(known) < len(errors):
-            return None
-        return unpaired_change(
-            self.value, math.hypot(*known), min(arm.n.get(name, 0) for arm in (self.before, self.after))
-        )
+        return change_between(self.before, self.after, self.measure)
 
     @property
     def p(self) -> float:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from paft_plugin.evaluation.results import RESULTS, ArmResult, Measure, paired_values, standard_error
-from paft_plugin.evaluation.statistics import MeanChange, paired_change, unpaired_change
+from paft_plugin.evaluation.results import RESULTS, ArmResult, Measure, change_between
+from paft_plugin.evaluation.statistics import MeanChange, unpaired_change
 from paft_plugin.inspection.diagnosis.facts import Facts
 from paft_plugin.inspection.diagnosis.verdict import SURE, Check, Confidence, Evidence
 
@@ -89,12 +89,9 @@ def tempered(check: Check, scores: list[Evidence]) -> Check:
 
 
 def _change(before: ArmResult, after: ArmResult, measure: Measure) -> MeanChange:
-    values = paired_values(before, after, measure.name)
-    if values is not None:
-        return paired_change(*values, before.items[measure.name].sources)
-    errors = [standard_error(arm, measure.name) or 0.0 for arm in (before, after)]
+    """Where nothing is known of a spread, every difference counts."""
     difference = after.scores[measure.name] - before.scores[measure.name]
-    return unpaired_change(difference, math.hypot(*errors), before.n.get(measure.name, 0))
+    return change_between(before, after, measure) or unpaired_change(difference, 0.0, before.n.get(measure.name, 0))
 
 
 def _gain(facts: Facts, arm: ArmResult, measure: Measure) -> float | None:
