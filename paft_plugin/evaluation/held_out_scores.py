@@ -13,7 +13,7 @@ from paft_plugin.errors import PaftError, collecting, raise_if_any
 from paft_plugin.evaluation.held_out_rows import AnswerRow, HeldOutRow, PairRow, Split, Tokens, read_rows, write_rows
 from paft_plugin.evaluation.items import ItemScore
 from paft_plugin.evaluation.results import ArmScore, Measure
-from paft_plugin.files import JsonFile, write_bytes
+from paft_plugin.files import JsonFile, fingerprint, write_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -211,6 +211,10 @@ class HeldOutScorer:
         self._reference = [one for name, rows in self._compared.items() for one in _answers(name, rows)]
         self._worse = [one for name, rows in held_out.pairs.items() for one in _answers(name, rows, place=1)]
         self._texts = _Texts(tokenizer, held_out)
+
+    def fingerprint(self) -> str:
+        """Of the rows that are scored."""
+        return fingerprint(row.model_dump_json() for rows in self._held_out.rows.values() for row in rows)
 
     def score_base(self) -> tuple[list[ItemScore], Kept]:
         """The items of the base itself, and what is kept of it for others."""

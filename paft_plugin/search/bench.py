@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -20,7 +21,9 @@ from torch import Tensor
 
 from paft_plugin.errors import PaftError, some
 from paft_plugin.evaluation.candidates import Candidate, load
-from paft_plugin.evaluation.results import Measure
+from paft_plugin.evaluation.held_out_scores import FOLDER, HeldOutScorer, Kept, summarised
+from paft_plugin.evaluation.likelihood import AnswerModel
+from paft_plugin.evaluation.results import ArmScore, Measure
 from paft_plugin.evaluation.score import score_model
 from paft_plugin.evaluation.scorer import Scorer, quiet, tokenise_once
 from paft_plugin.fusion.merge import open_fusion
@@ -29,7 +32,7 @@ from paft_plugin.fusion.recipe.write import write_recipe
 from paft_plugin.search.config import SearchRequest
 from paft_plugin.search.report import recipe_request
 from paft_plugin.search.space import Options
-from paft_plugin.search.validation import open_goals
+from paft_plugin.search.validation import open_objectives
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -45,19 +48,45 @@ class Bench:
     request: SearchRequest
     goals: list[Measure]
     model: FusedModel
-    scorer: Scorer
+    scorer: Scorer | None
+    """Of lm-eval's tasks, if there are any."""
+    rows: HeldOutScorer | None
+    """Of held-out rows, if there are any."""
+    base: Kept | None
+    """What the base itself came to on them."""
+    items: dict[str, int]
+    """A goal's task → its number of scored items."""
     recipe: Path
     """Where the recipe of a trial is written meanwhile."""
 
     @classmethod
     def open(cls, request: SearchRequest, device: str, place: int = 0) -> Bench:
         """Load the base on a device, and open the tasks; `place` keeps the files of several benches apart."""
-        search = request.search
-        goals, tasks = open_goals(search.objectives, search.tasks, search.test_tasks, search.trust_task_code)
-        model = FusedModel(request.base, search.dtype, device, search.batch_size)
-        with quiet():
-            scorer = Scorer(model.lm, tasks, search.limit)
-        return cls(request, goals, model, scorer, request.folder / f".trial-{place}.yml")
+        search, objectives = request.search, open_objectives(request)
+        tasks, items = objectives.tasks, dict[str, int]()
+        model = FusedModel(request.base, search.dtype, device, search.batch_size, chat_template=bool(tasks))
+        scorer, rows, base = None, None, None
+        if tasks:
+            with quiet():
+                scorer = Scorer(model.lm, tasks, search.limit)
+            items = {name: scorer.items(name) for name in tasks}
+        if objectives.rows:
+            answering = AnswerModel(model.lm.model, search.batch_size)
+            readable, _ = objectives.rows.readable(answering.context)
+            rows = HeldOutScorer(answering, model.lm.tokenizer, readable)
+            scored, base = rows.score_base()
+            counts = summarised(scored).n
+            items |= {goal.task: counts[goal.name] for goal in objectives.measures if goal.name in counts}
+        recipe = request.folder / f".trial-{place}.yml"
+        return cls(request, objectives.measures, model, scorer, rows, base, items, recipe)
+
+    def inputs(self) -> dict[str, str]:
+        """Fingerprints of what is scored."""
+        of_tasks = [goal for goal in self.goals if not goal.task.startswith(FOLDER)]
+        found = {f"the task {goal.task}": self.scorer.fingerprint(goal.task) for goal in of_tasks if self.scorer}
+        if self.rows is not None:
+            found["the held-out rows"] = self.rows.fingerprint()
+        return found
 
     def score(self, method: str, options: Options, seed: int) -> Scored:
         """Merge by some settings, and score."""
@@ -68,11 +97,21 @@ class Bench:
             return None, [None for _ in self.goals]
         finally:
             self.recipe.unlink(missing_ok=True)
-        with quiet():
-            found = score_model(self.scorer, self.goals, "search.objectives")
-        values = [found.scores[goal.name] for goal in self.goals if goal.name in found.scores]
-        stderr = [found.stderr.get(goal.name) for goal in self.goals]
-        return (values if len(values) == len(self.goals) else None), stderr
+        found = [*self._on_tasks(), *self._on_rows()]
+        scores = {name: value for one in found for name, value in one.scores.items()}
+        errors = {name: error for one in found for name, error in one.stderr.items()}
+        values = [scores[goal.name] for goal in self.goals if math.isfinite(scores.get(goal.name, math.nan))]
+        return (values if len(values) == len(self.goals) else None), [errors.get(goal.name) for goal in self.goals]
+
+    def _on_tasks(self) -> Iterator[ArmScore]:
+        if self.scorer is not None:
+            goals = [goal for goal in self.goals if not goal.task.startswith(FOLDER)]
+            with quiet():
+                yield score_model(self.scorer, goals, "search.objectives")
+
+    def _on_rows(self) -> Iterator[ArmScore]:
+        if self.rows is not None and self.base is not None:
+            yield summarised(self.rows.score(self.base))
 
 
 # --- several devices ----------------------------------------------------------------------------------------------------
@@ -154,12 +193,15 @@ class FusedModel:
     Weights are merged and scored on `device`, scored in `dtype` (torch's names), `batch_size` prompts at once.
 
     Raises:
-        PaftError: The model cannot be loaded, or has no chat template.
+        PaftError: The model cannot be loaded, or lacks the `chat_template` that is asked for.
     """
 
-    def __init__(self, base: Path, dtype: str, device: str, batch_size: int) -> None:
+    def __init__(self, base: Path, dtype: str, device: str, batch_size: int, *, chat_template: bool = True) -> None:
+        candidate = Candidate("base", base)
         with quiet():
-            self.lm: HFLM = load(Candidate("base", base), batch_size=batch_size, device=device, dtype=dtype)
+            self.lm: HFLM = load(
+                candidate, batch_size=batch_size, device=device, dtype=dtype, chat_template=chat_template
+            )
         tokenise_once(self.lm)
         self._device = device
         self._parameters = _by_name(self.lm.model)

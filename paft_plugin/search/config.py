@@ -36,8 +36,9 @@ class SearchConfig(BaseModel):
     model_config = STRICT
 
     objectives: MeasuresByTask = Field(
-        min_length=1,
-        description="lm-eval task → which number of it counts. One: the best is found; more: the Pareto front.",
+        default_factory=dict,
+        description="Measures of held-out rows (sft_nll, preference …), lm-eval tasks; one: the best is found; more: the Pareto "
+        "front. Left out: what each branch is about, and `retained`.",
     )
     tasks: Folder | None = Field(
         default=None, description="Folder of lm-eval task files. Left out: lm-eval's own tasks."

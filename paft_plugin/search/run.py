@@ -20,18 +20,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from paft_plugin.deltas.belongs import check_belongs, check_finite
 from paft_plugin.deltas.delta import open_delta
 from paft_plugin.errors import PaftError, raise_if_any
-from paft_plugin.evaluation.scorer import Scorer
 from paft_plugin.files import fingerprint
 from paft_plugin.formats import number
 from paft_plugin.fusion.recipe.methods import METHODS
 from paft_plugin.machine import usable_devices
-from paft_plugin.search.bench import Benches, open_benches
+from paft_plugin.search.bench import Bench, Benches, open_benches
 from paft_plugin.search.config import SearchRequest, too_few
 from paft_plugin.search.plot import draw_front
 from paft_plugin.search.report import Outcome, compared, legend, merge_commands, table, write_outcome
 from paft_plugin.search.space import Space, make_spaces
 from paft_plugin.search.study import Finished, Study, locked, open_study
-from paft_plugin.search.validation import open_goals
+from paft_plugin.search.validation import open_objectives
 
 if TYPE_CHECKING:
     from paft_plugin.evaluation.results import Measure
@@ -75,13 +74,13 @@ def _search(request: SearchRequest, console: Console) -> Outcome:
     search, folder = request.search, request.folder
     devices = usable_devices(search.device, "search.device")
     branches = _branch_inputs(request)
-    open_goals(search.objectives, search.tasks, search.test_tasks, search.trust_task_code)  # before the model is loaded
+    open_objectives(request)  # before the model is loaded
     with locked(folder):
         console.print(f"Loading {request.base} …", highlight=False, markup=False)
         with open_benches(request, devices) as benches:
-            goals, scorer = benches.first.goals, benches.first.scorer
+            goals = benches.first.goals
             spaces = make_spaces(search.methods, request.branches)
-            inputs = branches | _scoring_inputs(request, goals, scorer, spaces)
+            inputs = branches | _scoring_inputs(benches.first, spaces)
             directions = [goal.direction for goal in goals]
             with open_study(folder, directions, inputs, spaces, search.seed) as study:
                 stopped = _try(study, benches, console)
@@ -91,7 +90,7 @@ def _search(request: SearchRequest, console: Console) -> Outcome:
                 f"{folder}: {' and '.join(changed)} changed during the search, so its trials are of different models. "
                 "Delete the folder and search anew once nothing writes them any more."
             )
-        items = {goal.task: scorer.items(goal.task) for goal in goals}
+        items = {goal.task: benches.first.items[goal.task] for goal in goals}
         versions = {name: version(name) for name in LIBRARIES}
         outcome = Outcome(request, devices[0], goals, trials, inputs, versions, items)
         _write(outcome, console, stopped)
@@ -228,16 +227,14 @@ def _branch_inputs(request: SearchRequest) -> dict[str, str]:
     }
 
 
-def _scoring_inputs(
-    request: SearchRequest, goals: list[Measure], scorer: Scorer, spaces: Mapping[str, Space]
-) -> dict[str, str]:
+def _scoring_inputs(bench: Bench, spaces: Mapping[str, Space]) -> dict[str, str]:
     """Fingerprints of what else decides the scores, or what is proposed."""
-    space = [[name, sorted(space.ranges.items())] for name, space in spaces.items()]
+    space, search = [[name, sorted(space.ranges.items())] for name, space in spaces.items()], bench.request.search
     return {
-        **{f"the task {goal.task}": scorer.fingerprint(goal.task) for goal in goals},
-        "the objectives": fingerprint(f"{goal.task} {goal.key} {goal.direction}" for goal in goals),
+        **bench.inputs(),
+        "the objectives": fingerprint(f"{goal.task} {goal.key} {goal.direction}" for goal in bench.goals),
         "the methods or their ranges": fingerprint([json.dumps(space)]),
-        "the seed": str(request.search.seed),
-        "the limit": str(request.search.limit),
-        "the dtype": request.search.dtype,
+        "the seed": str(search.seed),
+        "the limit": str(search.limit),
+        "the dtype": search.dtype,
     }

@@ -1,4 +1,4 @@
-"""The tasks that a search may score: lm-eval's, on their validation items and on nothing else.
+"""What a search may score: rows that the run holds out for validation, and lm-eval's tasks on their validation items alone.
 
 lm-eval scores a task's `test_split` wherever it has one. A search that did so would choose by the very items that are to judge
 its result. So every task is opened without its test split, and refused if no other is left to score, if what it calls
@@ -10,18 +10,97 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.evaluation.config import MeasureConfig
+from paft_plugin.evaluation.held_out_rows import HELD_OUT
+from paft_plugin.evaluation.held_out_scores import FOLDER, RETAINED, RETAINED_FILE, HeldOut, read_held_out
 from paft_plugin.evaluation.results import Measure
 from paft_plugin.evaluation.tasks import Catalogue, OpenTask, data_files, open_measures
+from paft_plugin.search.config import SearchRequest
 
 TEST = re.compile(r"(^|[^a-z])test(s|ing)?([^a-z]|$)", re.IGNORECASE)
 TEST_FOLDER = re.compile(r"test(s|ing)?([_-]?(set|split|data|items?))?", re.IGNORECASE)
 VALIDATION = re.compile(r"(^|[^a-z])(val|valid|validation|dev|development)([^a-z]|$)", re.IGNORECASE)
 WHY = "A search that chose by test items could not be judged by them any more"
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """What a search scores, opened."""
+
+    measures: list[Measure]
+    """In the order of the objectives."""
+    tasks: dict[str, OpenTask]
+    """lm-eval's, by name."""
+    rows: HeldOut
+    """The held-out rows of the other measures."""
+
+
+def open_objectives(request: SearchRequest) -> Objectives:
+    """Open what a search scores: measures of held-out rows by their names, anything else as an lm-eval task.
+
+    Without objectives these are what each branch is about, and what shall be retained.
+
+    Raises:
+        PaftError: All that is wrong: no rows were held out, and what `open_goals` finds in tasks.
+    """
+    search = request.search
+    rows = _validation_rows(request)
+    there = {measure.name: measure for measure in rows.measures()} if rows else {}
+    named = search.objectives or {name: MeasureConfig() for name in _usual(request, there)}
+    if not named:
+        raise PaftError(
+            f"search.objectives: missing, and no rows were held out in {request.output_dir / HELD_OUT}. Name lm-eval tasks, or "
+            "run `axolotl paft run` with `evaluation: {held_out: …}` first."
+        )
+    of_tasks = {name: config for name, config in named.items() if name not in there}
+    goals: list[Measure] = []
+    tasks: dict[str, OpenTask] = {}
+    if of_tasks:
+        goals, tasks = open_goals(of_tasks, search.tasks, search.test_tasks, search.trust_task_code)
+    by_task = dict(zip(of_tasks, goals, strict=True))
+    measures = [there[name] if name in there else by_task[name] for name in named]
+    return Objectives(measures, tasks, _only(rows, measures))
+
+
+def _validation_rows(request: SearchRequest) -> HeldOut:
+    """The rows that the run in `output_dir` holds out for validation, of each branch of which it does."""
+    files = {branch: request.output_dir / HELD_OUT / f"{branch.name}.jsonl" for branch in request.branches}
+    there = {branch: file for branch, file in files.items() if file.is_file()}
+    retained = request.output_dir / HELD_OUT / RETAINED_FILE
+    return read_held_out(
+        {branch.name: file for branch, file in there.items() if branch.role == "sft"},
+        {branch.name: file for branch, file in there.items() if branch.role == "preference"},
+        retained if retained.is_file() else None,
+        split="validation",
+    )
+
+
+def _usual(request: SearchRequest, there: Mapping[str, Measure]) -> list[str]:
+    """What each branch is about, as far as rows of it were held out, and what shall be retained."""
+    wanted = [
+        next((name for name in names if name in there), None)
+        for branch in request.branches
+        for names in [(f"{branch.name}_match", f"{branch.name}_nll", branch.name)]
+    ]
+    return [name for name in (*wanted, RETAINED if RETAINED in there else None) if name is not None]
+
+
+def _only(rows: HeldOut, measures: Iterable[Measure]) -> HeldOut:
+    """The rows that any of the measures is about."""
+    tasks = {measure.task for measure in measures}
+    if (
+        FOLDER in tasks or f"{FOLDER}/{RETAINED}" in tasks
+    ):  # the distance to the base is taken on all, and its own answers
+        return rows
+    return HeldOut(
+        {name: each for name, each in rows.answers.items() if f"{FOLDER}/{name}" in tasks},
+        {name: each for name, each in rows.pairs.items() if f"{FOLDER}/{name}" in tasks},
+    )
 
 
 def open_goals(
@@ -108,4 +187,4 @@ def _identity(doc: Mapping[str, Any]) -> str:
 
 def named_tasks(goals: Iterable[Measure]) -> str:
     """The tasks' names as lm-eval's command line takes them."""
-    return ",".join(dict.fromkeys(goal.task for goal in goals))
+    return ",".join(dict.fromkeys(goal.task for goal in goals if not goal.task.startswith(FOLDER)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import shutil
 import signal
 from collections.abc import Callable
@@ -21,13 +22,17 @@ from paft_plugin.cli import paft
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.candidates import Candidate, load
 from paft_plugin.evaluation.config import MeasureConfig
+from paft_plugin.evaluation.held_out_rows import AnswerRow, HeldOutRow, PairRow, Split
+from paft_plugin.evaluation.held_out_rows import write_rows as write_held_out_rows
+from paft_plugin.evaluation.held_out_scores import HeldOutScorer, read_held_out, summarised
+from paft_plugin.evaluation.likelihood import AnswerModel
 from paft_plugin.evaluation.scorer import Scorer
 from paft_plugin.fusion.merge import open_fusion, write_fusion
 from paft_plugin.fusion.recipe.methods import METHODS
 from paft_plugin.pipeline.arms import search_request
 from paft_plugin.search import run as running
 from paft_plugin.search.bench import FusedModel
-from paft_plugin.search.report import pareto_front, table
+from paft_plugin.search.report import pareto_front, recipe_name, table
 from paft_plugin.search.run import run_search
 from paft_plugin.search.study import locked
 from paft_plugin.search.validation import open_goals
@@ -294,3 +299,65 @@ def test_the_space_grows_with_the_branches_alone(world: Path, tmp_path: Path) ->
     ]
     recipe = next((tmp_path / "out" / "search" / "recipes").iterdir()).read_text()
     assert all(str(world / folder) in recipe for folder in folders.values())
+
+
+def write_held_out(folder: Path, vocabulary: int = 40) -> None:
+    """Rows of both splits for the world's two branches; of the test split there are more."""
+    rng = random.Random(0)
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(6, vocabulary) for _ in range(count))
+
+    kept: dict[str, list[HeldOutRow]] = {"sft": [], "preference": []}
+    for number in range(30):
+        split: Split = "validation" if number % 3 == 0 else "test"
+        common: dict[str, Any] = {"id": str(number), "split": split, "source": "rows", "prompt": tokens(5)}
+        kept["sft"].append(AnswerRow(**common, answer=tokens(3)))
+        kept["preference"].append(PairRow(**common, chosen=tokens(4), rejected=tokens(4)))
+    for name, rows in kept.items():
+        write_held_out_rows(folder / "held_out" / f"{name}.jsonl", rows)
+
+
+def test_without_objectives_it_searches_on_the_rows_that_the_run_held_out_for_validation(
+    paft_yml: Write, world: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    write_held_out(output)
+    file = paft_yml(objectives=[], tasks=None, test_tasks=None, methods=["task_arithmetic"], trials=3)
+    outcome = run_search(search_request(file), quiet())
+    assert [goal.name for goal in outcome.goals] == ["sft_match", "preference", "retained"]
+    assert outcome.items == {"held_out/sft": 10, "held_out/preference": 10, "held_out/retained": 10}
+    base = load(Candidate("base", world / "base"), batch_size=4, chat_template=False)
+    held = output / "held_out"
+    rows = read_held_out({"sft": held / "sft.jsonl"}, {"preference": held / "preference.jsonl"}, split="validation")
+    _, kept = HeldOutScorer(AnswerModel(base.model, 4), base.tokenizer, rows).score_base()
+    for trial in outcome.front:
+        write_fusion(
+            open_fusion(output / "search" / "recipes" / f"{recipe_name(trial)}.yml", 42, "cpu"),
+            tmp_path / f"{trial.number}",
+        )
+        merged = load(Candidate("x", tmp_path / f"{trial.number}"), batch_size=4, chat_template=False)
+        found = summarised(HeldOutScorer(AnswerModel(merged.model, 4), merged.tokenizer, rows).score(kept)).scores
+        assert trial.scores == pytest.approx([found[goal.name] for goal in outcome.goals], abs=1e-5)
+    with pytest.raises(PaftError, match="the objectives changed"):
+        run_search(
+            search_request(
+                paft_yml(objectives=["sft_nll"], tasks=None, test_tasks=None, methods=["task_arithmetic"], trials=3)
+            ),
+            quiet(),
+        )
+
+
+def test_rows_and_tasks_are_searched_together(paft_yml: Write, tmp_path: Path) -> None:
+    write_held_out(tmp_path / "output")
+    outcome = run_search(
+        search_request(paft_yml(objectives=("sft_nll", "first"), methods=["linear"], trials=1)), quiet()
+    )
+    assert [goal.name for goal in outcome.goals] == ["sft_nll", "first"]
+    assert outcome.items["held_out/sft"] == 10
+    assert len(outcome.trials[0].scores or ()) == 2
+
+
+def test_without_rows_and_without_objectives_there_is_nothing_to_search_for(paft_yml: Write) -> None:
+    with pytest.raises(PaftError, match=r"search\.objectives: missing, and no rows were held out"):
+        run_search(search_request(paft_yml(objectives=[], tasks=None)), quiet())
