@@ -17,9 +17,10 @@ from typing import Any
 from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.evaluation.config import MeasureConfig
 from paft_plugin.evaluation.held_out_rows import HELD_OUT
-from paft_plugin.evaluation.held_out_scores import FOLDER, RETAINED, RETAINED_FILE, HeldOut, read_held_out
+from paft_plugin.evaluation.held_out_scores import FOLDER, RETAINED, HeldOut, read_held_out
 from paft_plugin.evaluation.results import Measure
 from paft_plugin.evaluation.tasks import Catalogue, OpenTask, data_files, open_measures
+from paft_plugin.fusion.recipe.settings import ROLES
 from paft_plugin.search.config import SearchRequest
 
 TEST = re.compile(r"(^|[^a-z])test(s|ing)?([^a-z]|$)", re.IGNORECASE)
@@ -69,15 +70,9 @@ def open_objectives(request: SearchRequest) -> Objectives:
 
 def _validation_rows(request: SearchRequest) -> HeldOut:
     """The rows that the run in `output_dir` holds out for validation, of each branch of which it does."""
-    files = {branch: request.output_dir / HELD_OUT / f"{branch.name}.jsonl" for branch in request.branches}
-    there = {branch: file for branch, file in files.items() if file.is_file()}
-    retained = request.output_dir / HELD_OUT / RETAINED_FILE
-    return read_held_out(
-        {branch.name: file for branch, file in there.items() if branch.role == "sft"},
-        {branch.name: file for branch, file in there.items() if branch.role == "preference"},
-        retained if retained.is_file() else None,
-        split="validation",
-    )
+    of_role = {role: [branch.name for branch in request.branches if branch.role == role] for role in ROLES}
+    rows, _ = read_held_out(request.output_dir / HELD_OUT, of_role["sft"], of_role["preference"], split="validation")
+    return rows
 
 
 def _usual(request: SearchRequest, there: Mapping[str, Measure]) -> list[str]:

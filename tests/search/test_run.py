@@ -329,7 +329,7 @@ def test_without_objectives_it_searches_on_the_rows_that_the_run_held_out_for_va
     assert outcome.items == {"held_out/sft": 10, "held_out/preference": 10, "held_out/retained": 10}
     base = load(Candidate("base", world / "base"), batch_size=4, chat_template=False)
     held = output / "held_out"
-    rows = read_held_out({"sft": held / "sft.jsonl"}, {"preference": held / "preference.jsonl"}, split="validation")
+    rows, _ = read_held_out(held, ["sft"], ["preference"], split="validation")
     _, kept = HeldOutScorer(AnswerModel(base.model, 4), base.tokenizer, rows).score_base()
     for trial in outcome.front:
         write_fusion(
