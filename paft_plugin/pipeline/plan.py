@@ -388,41 +388,57 @@ def _inspect(
 
 
 def _evaluate(setup: Setup) -> Iterator[Planned]:
-    """Each arm by itself, so that one that changes or fails costs no other; the base first, if rows are compared with it."""
+    """The base first, if rows are compared with it; all adapters on it in one process, by one load of it; then whole models."""
     if setup.config.evaluation is None:
         return
     rows = _held_out_rows(setup)
-    base = setup.of_kind("base") or ([setup.base_arm] if rows else [])
-    for arm in (*base, *(arm for arm in setup.arms if arm.kind != "base")):
-        yield _score(setup, arm, rows)
+    for arm in setup.of_kind("base") or ([setup.base_arm] if rows else []):
+        yield _score(setup, f"evaluate-{arm.name}", [arm], rows)
+    adapters = [arm for arm in setup.arms if _is_adapter(setup, arm)]
+    if rows:
+        rows = (*rows, "--base-scores", str(setup.run_dir / SCORES / BASE))
+    if adapters:
+        yield _score(setup, "evaluate-adapters", adapters, rows)
+    for arm in setup.arms:
+        if arm.kind != "base" and arm not in adapters:
+            yield _score(setup, f"evaluate-{arm.name}", [arm], rows)
 
 
-def _score(setup: Setup, arm: Arm, rows: tuple[str, ...]) -> Planned:
-    """The scoring of one arm; `rows` says what it is scored on beside lm-eval's tasks."""
+def _score(setup: Setup, name: str, arms: Sequence[Arm], rows: tuple[str, ...]) -> Planned:
+    """The scoring of some arms in one process; `rows` says what they are scored on beside lm-eval's tasks."""
     evaluation = setup.config.evaluation
     assert evaluation is not None
     measures = setup.run_dir / CONFIGS / "measures.json"
     given = {measures: json_text(evaluation.model_dump(mode="json", exclude={"skill", "preference", "margin"}))}
     tasks = () if evaluation.tasks is None else task_inputs(evaluation.tasks)
-    model, as_adapter = setup.model(arm), arm.kind in ("branch", "joint") and setup.branches[arm.name].is_adapter
-    needs = [*([HOLD_OUT] if rows else []), *([arm.stage] if arm.stage else [])]
-    if rows and arm.kind != "base":
-        needs.append(f"evaluate-{BASE}")
-        rows = (*rows, "--base-scores", str(setup.run_dir / SCORES / BASE))
+    needs = [*([HOLD_OUT] if rows else []), *([f"evaluate-{BASE}"] if "--base-scores" in rows else [])]
+    folder, *more_folders = (SCORES / arm.name for arm in arms)
     stage = Stage(
-        name=f"evaluate-{arm.name}",
-        title=f"evaluate {arm.name}",
+        name=name,
+        title=f"evaluate {', '.join(arm.name for arm in arms)}",
         command=(
             *(sys.executable, "-m", "paft_plugin.evaluation.score", "--measures", str(measures)),
             *("--output-dir", str(setup.run_dir / SCORES), *rows),
-            *(("--adapter", arm.name, str(setup.base), str(model)) if as_adapter else (f"{arm.name}={model}",)),
+            *(word for arm in arms for word in _model_words(setup, arm)),
         ),
-        folder=SCORES / arm.name,
-        needs=tuple(needs),
-        inputs=(measures, *tasks, *_read_from_outside(setup, arm, as_adapter)),
+        folder=folder,
+        more_folders=tuple(more_folders),
+        needs=(*needs, *(arm.stage for arm in arms if arm.stage is not None)),
+        inputs=(measures, *tasks, *dict.fromkeys(path for arm in arms for path in _read_from_outside(setup, arm))),
         resources=DEVICE,
     )
     return Planned(stage, given)
+
+
+def _is_adapter(setup: Setup, arm: Arm) -> bool:
+    """Whether an arm is scored as an adapter on the base."""
+    return arm.kind in ("branch", "joint") and setup.branches[arm.name].is_adapter
+
+
+def _model_words(setup: Setup, arm: Arm) -> tuple[str, ...]:
+    """How an arm is named to the scoring."""
+    model = str(setup.model(arm))
+    return ("--adapter", arm.name, str(setup.base), model) if _is_adapter(setup, arm) else (f"{arm.name}={model}",)
 
 
 def _held_out_rows(setup: Setup) -> tuple[str, ...]:
@@ -433,9 +449,9 @@ def _held_out_rows(setup: Setup) -> tuple[str, ...]:
     return ("--held-out", str(setup.run_dir / HELD_OUT), *(word for words in of_branches for word in words))
 
 
-def _read_from_outside(setup: Setup, arm: Arm, as_adapter: bool) -> Iterator[Path]:
+def _read_from_outside(setup: Setup, arm: Arm) -> Iterator[Path]:
     """The models that an arm's evaluation reads and no stage makes."""
-    if as_adapter or arm.kind == "base":
+    if _is_adapter(setup, arm) or arm.kind == "base":
         yield setup.base
     if arm.stage is None and arm.kind != "base":
         yield setup.model(arm)

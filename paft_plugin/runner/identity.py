@@ -70,7 +70,7 @@ def identities(ordered: Sequence[Stage], run_dir: Path, given: Mapping[Path, str
         parts = {
             **{f"the version of {program}": version for program, version in stage.versions.items()},
             "its command": json.dumps(command),
-            "its folder": neutral.text(str(absolute(run_dir, stage.folder))),
+            "its folder": neutral.text(" ".join(str(absolute(run_dir, folder)) for folder in stage.folders)),
             **{f"variable {key}": neutral.text(value) for key, value in stage.environment.items()},
             **{
                 neutral.text(str(path)).removeprefix("{run}/"): digests[absolute(run_dir, path)]

@@ -82,8 +82,8 @@ def _reason(stage: Stage, run_dir: Path, identity: Identity, running: Mapping[st
     changed = [name for name in identity.differences(marker.parts) if not name.startswith("stage ")]
     if changed:
         return f"changed: {some(changed)}"
-    if not absolute(run_dir, stage.folder).is_dir():
-        return f"its folder {stage.folder} is gone"
+    if gone := [folder for folder in stage.folders if not absolute(run_dir, folder).is_dir()]:
+        return f"its folder {gone[0]} is gone"
     if again := [need for need in stage.needs if need in running]:
         return f"after {some(again)}"
     # The needed stages are up to date, but they ran again since: a run that was cut off in between.
@@ -110,20 +110,22 @@ def forget(stages: Iterable[Stage], run_dir: Path) -> None:
 
 
 def prepare_folder(stage: Stage, run_dir: Path, fingerprint: str) -> bool:
-    """Make the stage's folder ready to start in: empty, unless the stage resumes an attempt with the same fingerprint.
+    """Make the stage's folders ready to start in: empty, unless the stage resumes an attempt with the same fingerprint.
 
     Returns whether an earlier attempt is kept. Raises `PaftError`, and deletes nothing, for a folder that is not this run's.
     """
-    folder = absolute(run_dir, stage.folder)
-    if problem := outside(folder, run_dir):
-        raise PaftError(f"Stage {stage.name!r}: output folder {folder} {problem}; nothing was deleted.")
+    folders = [absolute(run_dir, folder) for folder in stage.folders]
+    for folder in folders:
+        if problem := outside(folder, run_dir):
+            raise PaftError(f"Stage {stage.name!r}: output folder {folder} {problem}; nothing was deleted.")
     kept = stage.resumes and _started(run_dir, stage.name) == fingerprint
     if not kept:
         _note(run_dir, stage.name).unlink(missing_ok=True)
-        if folder.exists():
+        for folder in filter(Path.exists, folders):
             shutil.rmtree(folder)
         write_text(_note(run_dir, stage.name), fingerprint)
-    folder.mkdir(parents=True, exist_ok=True)
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
     return kept
 
 

@@ -49,10 +49,17 @@ class Stage:
     """Extra variables that matter to the result; what only says where to run goes to the executor."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Programs that the command runs → their versions, which matter to the result."""
+    more_folders: tuple[Path, ...] = ()
+    """Output folders of its own beside `folder`, of a stage whose results have a folder each."""
     resumes: bool = False
     """The command itself goes on from what an interrupted attempt with the same fingerprint left in `folder`."""
     resources: Resources = Resources()
     """Where and when it may run; no part of its fingerprint."""
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """All its output folders."""
+        return (self.folder, *self.more_folders)
 
 
 def absolute(run_dir: Path, path: Path) -> Path:
@@ -122,8 +129,8 @@ def _name_problems(stages: Sequence[Stage]) -> Iterable[str]:
 def _folder_problems(stages: Sequence[Stage], run_dir: Path) -> Iterable[str]:
     """A stage that starts again empties its folder: so it must be its own, in the run directory, and hold no input."""
     taken = {absolute(run_dir, Path(name)): "the pipeline itself" for name in (MARKERS, LOGS)}
-    for stage in stages:
-        folder = absolute(run_dir, stage.folder)
+    for stage, place in [(each, place) for each in stages for place in each.folders]:
+        folder = absolute(run_dir, place)
         if problem := outside(folder, run_dir):
             yield f"Stage {stage.name!r}: output folder {folder} {problem}."
         for other, owner in taken.items():

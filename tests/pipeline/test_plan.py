@@ -144,7 +144,7 @@ def test_the_demo_s_stages_are_few(tmp_path: Path) -> None:
     setup = open_setup(tmp_path / "paft.yml", [], False)
     assert len(setup.arms) == 12
     stages = list(by_name(setup))
-    assert len(stages) == 30
+    assert len(stages) == 27
     # What makes an arm is one stage; the sequential baseline needs the dense branch as a model, and one itself.
     assert [name for name in stages if name.startswith(("fuse-", "merge-"))] == [
         *("merge-sft-whole", "merge-sequential"),
@@ -162,9 +162,10 @@ def test_trained_branches_are_taken_as_they_are(tmp_path: Path) -> None:
     assert arms_of(setup) == ["base", "sft-l1", "preference", "paft-ties"]
     assert not [name for name in stages if name in setup.branches]
     assert adapter in stages["fuse-paft-ties"].inputs
-    assert stages["evaluate-sft-l1"].needs == ()
-    assert adapter in stages["evaluate-sft-l1"].inputs, "another adapter there is scored anew"
-    assert "--adapter" in stages["evaluate-sft-l1"].command
+    assert stages["evaluate-adapters"].needs == ()
+    assert adapter in stages["evaluate-adapters"].inputs, "another adapter there is scored anew"
+    assert stages["evaluate-adapters"].command.count("--adapter") == 2, "both by one load of the base"
+    assert stages["evaluate-adapters"].folders == (Path("scores/sft-l1"), Path("scores/preference"))
     with pytest.raises(PaftError, match="needs the axolotl configs of the branches"):
         open_setup(file, ["sequential"], False)
     with pytest.raises(PaftError, match="needs the axolotl configs"):
@@ -225,14 +226,14 @@ def test_a_change_runs_what_depends_on_it_and_says_why(tmp_path: Path) -> None:
     kept = rows.read_bytes()
     rows.write_bytes(kept + kept.splitlines(keepends=True)[0])
     assert reasons(file)["dpo"] == f"changed: {rows}"
-    assert {"sft-l1", "evaluate-sft-l1", "evaluate-base"}.isdisjoint(reasons(file))
+    assert {"sft-l1", "evaluate-base"}.isdisjoint(reasons(file))
     assert reasons(file)["fuse-paft-ties"] == "after dpo"
     rows.write_bytes(kept)
     assert reasons(file) == {}
 
     edit(tmp_path / "sft.yml", learning_rate=1e-3)
     assert reasons(file)["sft-l1"] == "changed: configs/sft-l1.yml"
-    assert {"dpo", "evaluate-dpo"}.isdisjoint(reasons(file))
+    assert {"dpo", "evaluate-base"}.isdisjoint(reasons(file))
     edit(tmp_path / "sft.yml", learning_rate=5e-4)
     assert reasons(file) == {}
 
@@ -308,7 +309,9 @@ def test_an_arm_says_what_it_is(tmp_path: Path) -> None:
     for arm in setup.arms:
         if arm.stage is not None:
             assert absolute(setup.run_dir, stages[arm.stage].folder) == setup.model(arm), "its stage fills its folder"
-            assert arm.stage in stages[f"evaluate-{arm.name}"].needs
+            scored = stages.get(f"evaluate-{arm.name}", stages["evaluate-adapters"])
+            assert arm.stage in scored.needs
+            assert Path("scores") / arm.name in scored.folders
 
 
 def test_without_a_dense_twin_an_arm_names_none(tmp_path: Path) -> None:
@@ -442,9 +445,9 @@ def test_the_base_is_scored_first_if_rows_are_held_out(tmp_path: Path) -> None:
     stages = by_name(setup)
     out = setup.run_dir
     scored = [name for name in stages if name.startswith("evaluate-")]
-    assert scored == ["evaluate-base", "evaluate-sft-l1", "evaluate-paft-ties"]
+    assert scored == ["evaluate-base", "evaluate-adapters", "evaluate-paft-ties"]
     assert stages["evaluate-base"].needs == ("hold-out",)
-    assert stages["evaluate-sft-l1"].needs == ("hold-out", "sft-l1", "evaluate-base")
+    assert stages["evaluate-adapters"].needs == ("hold-out", "evaluate-base", "sft-l1")
     words = stages["evaluate-paft-ties"].command
     expected = ("--held-out", str(out / "held_out"), "--sft", "sft", "--preference", "preference")
     assert words[words.index("--held-out") :][:6] == expected

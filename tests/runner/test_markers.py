@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from paft_plugin.errors import PaftError
 from paft_plugin.runner.identity import identities
 from paft_plugin.runner.markers import prepare_folder, read_marker
-from paft_plugin.runner.stages import Stage, marker_path
+from paft_plugin.runner.stages import Stage, in_order, marker_path
 from tests.runner.plain_stages import fingerprints, finish, reasons, stage
 
 
@@ -52,6 +53,20 @@ def test_what_must_run_and_why(tmp_path: Path) -> None:
     finish(stages[:1], tmp_path)
     # A run that was cut off between a and b: a is up to date, b was made from what a had been.
     assert reasons(stages, tmp_path) == {"b": "after a", "d": "after b"}
+
+
+def test_a_stage_may_have_several_folders_all_of_its_own(tmp_path: Path) -> None:
+    both = stage("a", more_folders=(Path("b"),))
+    with pytest.raises(PaftError, match=r"Stage 'b': output folder .*/b overlaps .*, which belongs to stage 'a'"):
+        in_order([both, stage("b")], tmp_path)
+    finish([both], tmp_path)
+    assert reasons([both], tmp_path) == {}
+    (tmp_path / "b").rmdir()
+    assert reasons([both], tmp_path) == {"a": "its folder b is gone"}
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "old").touch()
+    prepare_folder(both, tmp_path, "new")
+    assert not list((tmp_path / "b").iterdir())
 
 
 def test_an_interrupted_stage_says_whether_it_goes_on(tmp_path: Path) -> None:
