@@ -195,7 +195,7 @@ def _read_branches(config: PaftConfig, file: Path, base: Path) -> Setup:
             found[branch.name] = branch
         except PaftError as error:
             problems += [f"{file}: {place}: {problem}" for problem in error.problems]
-    raise_if_any(problems or _role_problems(file, [found[name] for name in fused.values()]))
+    raise_if_any(problems)
     branches, twins = _with_twins(fused, found)
     setup = Setup(file, config, base, branches, fused, twins)
     return replace(setup, branches={**branches, **_joint_branch(setup), **_disjoint_branches(setup)})
@@ -259,19 +259,6 @@ def _arm_of(branch: Branch) -> str:
 def _is_reserved(name: str) -> bool:
     baselines = tuple(f"{word}-" for word in (SEQUENTIAL, DISJOINT))
     return name in (BASE, JOINT, SEQUENTIAL, DISJOINT) or name.startswith((PAFT, PARALLEL, WITHOUT, *baselines))
-
-
-def _role_problems(file: Path, fused: Sequence[Branch]) -> list[str]:
-    """Every branch has a role, and there is one of each."""
-    roles = {branch.name: branch.role for branch in fused}
-    if unknown := [name for name, role in roles.items() if role is None]:
-        return [f"{file}: branches.{name}: role: missing. Say what it taught: sft or preference." for name in unknown]
-    return [
-        f"{file}: branches: none has `role: {role}`. Add one; branches of one role alone are fused by `axolotl paft recipe "
-        "--branch NAME=DIR …`."
-        for role in ("sft", "preference")
-        if role not in roles.values()
-    ]
 
 
 def _with_twins(fused: Mapping[str, str], found: Mapping[str, Branch]) -> tuple[dict[str, Branch], dict[str, str]]:

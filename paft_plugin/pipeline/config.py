@@ -21,7 +21,15 @@ from pydantic import (
 from paft_plugin.evaluation.arms import Role
 from paft_plugin.evaluation.config import EvaluationConfig, held_out_measures, measure_names
 from paft_plugin.files import is_hub_name
-from paft_plugin.fusion.recipe.settings import MethodName, RecipeSettings, setting_problems
+from paft_plugin.fusion.recipe.settings import (
+    ROLES,
+    TWO,
+    BranchName,
+    MethodName,
+    RecipeSettings,
+    number_problems,
+    setting_problems,
+)
 from paft_plugin.schema import (
     STRICT,
     MappingOfNames,
@@ -112,6 +120,11 @@ def _no_baseline(name: str) -> str:
     return f"no baseline, and nothing says how it is trained. {suggestion(name, BASELINES)}"
 
 
+def _role(name: str, spec: BranchSpec) -> Role | None:
+    """What a branch says that it teaches, in its name if it must be."""
+    return spec.role or next((role for role in ROLES if role == name), None)
+
+
 class BranchSpec(BaseModel):
     """A training: an axolotl config, or the folder of one that is done."""
 
@@ -127,9 +140,7 @@ class BranchSpec(BaseModel):
         default=None,
         description="A branch that is trained already, by any trainer: folder or hub name of an adapter or a model.",
     )
-    role: Role | None = Field(
-        default=None, description="What it teaches: sft (a skill) or preference. Left out: what its config trains."
-    )
+    role: Role | None = Field(default=None, description="What it teaches: sft (a skill) or preference.")
     devices: int = Field(default=1, ge=1, description="GPUs that its training takes.")
     launcher: Literal["python", "accelerate", "torchrun"] | None = Field(
         default=None, description="axolotl's own launcher. Left out: python on one GPU or none, accelerate on more."
@@ -204,15 +215,9 @@ class CompareConfig(BaseModel):
         return self.model_copy(update=dict(branches))
 
 
-def _fitting_settings(methods: dict[str, RecipeSettings]) -> dict[str, RecipeSettings]:
-    """What a method does not take is said now, not after the trainings."""
-    raise_lines([f"{name}: {problem}" for name, own in methods.items() for problem in setting_problems(name, own)])
-    return methods
-
-
 def _bad_names(key: str, names: Iterable[str]) -> list[str]:
-    """Those of the names under `key` that cannot be a file's."""
-    return [f"{key}.{name}: use letters, digits, '.', '_' and '-'." for name in names if not NAME.fullmatch(name)]
+    """Those of the names that cannot be a file's; `key` leads to them."""
+    return [f"{key}{name}: use letters, digits, '.', '_' and '-'." for name in names if not NAME.fullmatch(name)]
 
 
 class FusionConfig(BaseModel):
@@ -220,7 +225,7 @@ class FusionConfig(BaseModel):
 
     model_config = STRICT
 
-    methods: Annotated[dict[MethodName, RecipeSettings], MappingOfNames, AfterValidator(_fitting_settings)] = Field(
+    methods: Annotated[dict[MethodName, RecipeSettings], MappingOfNames] = Field(
         default_factory=lambda: {"ties": RecipeSettings(), "dare_ties": RecipeSettings()},
         description="Merge methods, as a list or with settings for each; each makes one recipe.",
     )
@@ -238,7 +243,7 @@ class FusionConfig(BaseModel):
             for name in self.recipes
             if name in self.methods
         ]
-        raise_lines(_bad_names("recipes", self.recipes) + twice)
+        raise_lines(_bad_names("recipes.", self.recipes) + twice)
         return self
 
 
@@ -367,11 +372,42 @@ class PaftConfig(BaseModel):
             )
         return spec
 
-    @model_validator(mode="after")
-    def _branch_names(self) -> PaftConfig:
-        few = ["branches: there is only one, and a fusion needs two. Add another."] if len(self.branches) == 1 else []
-        raise_lines([*_bad_names("compare", self.compare.branches), *_bad_names("branches", self.branches), *few])
-        return self
+    @field_validator("branches")
+    @classmethod
+    def _whole(cls, branches: dict[str, BranchSpec]) -> dict[str, BranchSpec]:
+        """Each with its role, which `sft` and `preference` have by their names; at least one of each."""
+        found = {name: spec.model_copy(update={"role": _role(name, spec)}) for name, spec in branches.items()}
+        roles = {name: spec.role for name, spec in found.items()}
+        unknown = [
+            f"{name}: role: missing. Say what it teaches: sft or preference."
+            for name, role in roles.items()
+            if not role
+        ]
+        lacking = [
+            f"none has `role: {role}`. Add one; branches of one role are fused by `axolotl paft recipe --branch NAME=DIR …`."
+            for role in ROLES
+            if roles and not unknown and role not in roles.values()
+        ]
+        raise_lines([*_bad_names("", branches), *unknown, *lacking])
+        return found
+
+    @field_validator("compare")
+    @classmethod
+    def _names_of_files(cls, compare: CompareConfig) -> CompareConfig:
+        raise_lines(_bad_names("", compare.branches))
+        return compare
+
+    @field_validator("fusion")
+    @classmethod
+    def _fitting_settings(cls, fusion: FusionConfig, info: ValidationInfo) -> FusionConfig:
+        """What a method does not take is said now, not after the trainings."""
+        branches = [BranchName(name, spec.role or "sft") for name, spec in (info.data.get("branches") or {}).items()]
+        problems = {
+            name: [*setting_problems(name, own, branches or TWO), *number_problems(name, len(branches or TWO))]
+            for name, own in fusion.methods.items()
+        }
+        raise_lines([f"methods.{name}: {problem}" for name, several in problems.items() for problem in several])
+        return fusion
 
     @property
     def fused(self) -> Mapping[str, BranchSpec]:
@@ -379,7 +415,7 @@ class PaftConfig(BaseModel):
         short = {"sft": self.sft, "preference": self.preference}
         named = {key: spec.model_copy(update={"role": key}) for key, spec in short.items() if spec is not None}
         # Two that are called so are the short form, whichever comes first.
-        return {**named, **{name: self.branches[name] for name in sorted(self.branches, key="sft".__ne__)}}
+        return named or {name: self.branches[name] for name in sorted(self.branches, key="sft".__ne__)}
 
     @property
     def orders(self) -> Orders:

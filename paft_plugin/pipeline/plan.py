@@ -16,7 +16,7 @@ from paft_plugin.evaluation.held_out_rows import HELD_OUT
 from paft_plugin.evaluation.task_code import task_inputs
 from paft_plugin.files import json_text, read_json_or_nothing, write_text
 from paft_plugin.fusion.recipe.render import adapter_recipe
-from paft_plugin.fusion.recipe.settings import RecipeSettings
+from paft_plugin.fusion.recipe.settings import BranchName, RecipeSettings
 from paft_plugin.pipeline.arms import BASE, BRANCHES, MODELS, PREFERENCE, SFT, Setup
 from paft_plugin.pipeline.baselines import joint_epochs
 from paft_plugin.pipeline.branches import Branch, config_text
@@ -286,9 +286,10 @@ def _fuse(setup: Setup, arm: Arm) -> Planned:
     fusion = setup.config.fusion
     own = fusion.recipes.get(arm.recipe) if arm.kind == "fused" else None
     if own is None:
+        names = [BranchName(setup.key(name), setup.branches[name].role or "sft") for name in arm.branches]
         recipe = [
             *("--base", str(setup.base), *_branches(setup, arm), "--method", arm.recipe),
-            *(fusion.methods[arm.recipe] if arm.kind == "fused" else RecipeSettings()).options(),
+            *(fusion.methods[arm.recipe].only(names) if arm.kind == "fused" else RecipeSettings()).options(),
         ]
     else:
         file = _given_recipe(setup, arm.name)

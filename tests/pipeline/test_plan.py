@@ -399,22 +399,23 @@ def test_a_recipe_of_the_user_s_own_names_branches_as_the_file_does(tmp_path: Pa
     assert text.startswith(f"models: [{setup.run_dir / 'branches' / 'my-math-l1'}, ")
 
 
+SFT, DPO = {"config": "sft.yml", "role": "sft"}, {"config": "dpo.yml", "role": "preference"}
+
+
 @pytest.mark.parametrize(
     ("branches", "said"),
     [
-        ({"math": {"config": "sft.yml"}}, "branches: there is only one, and a fusion needs two"),
-        ({"math": {"config": "sft.yml"}, "code": {"config": "dense.yml"}}, "none has `role: preference`"),
-        ({"math": {"config": "dpo.yml"}, "code": {"config": "dpo.yml"}}, "none has `role: sft`"),
-        ({"math": {"config": "sft.yml"}, "done": {"trained": "base"}}, "branches.done: role: missing"),
-        ({"math": {"config": "sft.yml"}, "t": {"config": "sft.yml", "role": "preference"}}, "no preference training"),
-        (
-            {"math": {"config": "sft.yml"}, "base": {"config": "dpo.yml"}},
-            "branches.base: an arm of the run is called so",
-        ),
-        ({"math": {"config": "sft.yml"}, "paft-t": {"config": "dpo.yml"}}, "branches.paft-t: an arm of the run is"),
-        ({"math": {"config": "sft.yml"}, "math-l1": {"config": "dpo.yml"}}, "branches.math-l1: an arm of the run is"),
-        ({"math": {"config": "sft.yml"}, "a b": {"config": "dpo.yml"}}, "branches.a b: use letters"),
-        ({"math": {"config": "sft.yml"}, "t": {"trained": "gone", "role": "sft"}}, "gone is no folder"),
+        ({"math": SFT}, "branches: none has `role: preference`"),
+        ({"math": SFT, "code": SFT}, "branches: none has `role: preference`"),
+        ({"math": DPO, "code": DPO}, "branches: none has `role: sft`"),
+        ({"math": SFT, "done": {"trained": "base"}}, "branches: done: role: missing"),
+        ({"math": SFT, "t": {"config": "dpo.yml"}}, "branches: t: role: missing"),
+        ({"math": SFT, "t": {"config": "sft.yml", "role": "preference"}}, "no preference training"),
+        ({"math": SFT, "base": DPO}, "branches.base: an arm of the run is called so"),
+        ({"math": SFT, "paft-t": DPO}, "branches.paft-t: an arm of the run is"),
+        ({"math": SFT, "math-l1": DPO}, "branches.math-l1: an arm of the run is"),
+        ({"math": SFT, "a b": DPO}, "branches: a b: use letters"),
+        ({"math": SFT, "t": {"trained": "gone", "role": "sft"}}, "gone is no folder"),
     ],
 )
 def test_branches_that_cannot_be(tmp_path: Path, branches: dict[str, object], said: str) -> None:
@@ -455,3 +456,27 @@ def test_the_base_is_scored_first_if_rows_are_held_out(tmp_path: Path) -> None:
     assert "--base-scores" not in stages["evaluate-base"].command
     part = by_name(open_setup(write_run(tmp_path, evaluation=evaluation, preference=str(trained)), [], False))
     assert "--preference" not in part["evaluate-base"].command
+
+
+def test_settings_by_branch_reach_the_recipes_that_have_the_branch(tmp_path: Path) -> None:
+    methods = {"ties": {"weight": {"math": 0.5, "*": 2.0}, "filter": ["mlp:density-math=0.1"]}}
+    stages = by_name(open_setup(write_three(tmp_path, fusion={"methods": methods})))
+    assert "math=0.5" in stages["fuse-paft-ties"].command
+    assert "math=0.5" not in stages["fuse-without-math-ties"].command
+    assert "2.0" in stages["fuse-without-math-ties"].command
+    assert "--filter" not in stages["fuse-without-math-ties"].command
+
+
+@pytest.mark.parametrize(
+    ("methods", "said"),
+    [
+        (
+            {"ties": {"weight": {"maths": 0.5}}},
+            "methods.ties: --weight maths=0.5: there is no branch maths. Did you mean math",
+        ),
+        ({"slerp": {}}, "fusion: methods.slerp: --method slerp: takes exactly 2 branches, not 3"),
+    ],
+)
+def test_settings_that_do_not_fit_the_branches(tmp_path: Path, methods: dict[str, object], said: str) -> None:
+    with pytest.raises(PaftError, match=said):
+        open_setup(write_three(tmp_path, fusion={"methods": methods}))

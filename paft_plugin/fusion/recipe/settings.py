@@ -519,6 +519,15 @@ ORDINALS = {2: "second", 3: "third", 4: "fourth", 5: "fifth"}
 # --- what is wrong with settings ----------------------------------------------------------------------------------------
 
 
+def number_problems(name: str, count: int) -> list[str]:
+    """Why a method cannot take so many branches."""
+    method = METHODS[name]
+    if not count or method.least <= count <= (method.most or count):
+        return []
+    wants = f"takes {'exactly' if method.most else 'at least'} {method.least} branches"
+    return [f"--method {name}: {wants}, not {count}. Any number: {takers(lambda other: other.most is None)}."]
+
+
 def setting_problems(name: str, settings: RecipeSettings, branches: Sequence[BranchName] = TWO) -> list[str]:
     """Every mistake in the settings of a method, a sentence each, with what to do. They are named as the options."""
     method = METHODS.get(name)

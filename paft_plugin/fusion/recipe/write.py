@@ -19,9 +19,16 @@ from paft_plugin.deltas.store import FLOATS, TensorStore, is_adapter, open_model
 from paft_plugin.deltas.tokenizer import VOCABULARY_FILES, same_tokenizer
 from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.files import fingerprint, write_text
-from paft_plugin.fusion.recipe.methods import METHODS, takers
+from paft_plugin.fusion.recipe.methods import METHODS
 from paft_plugin.fusion.recipe.render import MATERIALIZED, MERGE_DTYPE, Recipe, RecipeBranch, render_recipe
-from paft_plugin.fusion.recipe.settings import DEPTH, ROLES, RecipeSettings, parameters, setting_problems
+from paft_plugin.fusion.recipe.settings import (
+    DEPTH,
+    ROLES,
+    RecipeSettings,
+    number_problems,
+    parameters,
+    setting_problems,
+)
 
 SEEDS = 2**32  # numpy's range, which mergekit seeds too
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -178,7 +185,7 @@ def request_problems(request: RecipeRequest) -> list[str]:
 
 def _branch_problems(request: RecipeRequest) -> list[str]:
     """Too few or too many branches for the method, two of one name, or one that is called like a role that it has not."""
-    method, names = METHODS[request.method], [branch.name for branch in request.branches]
+    names = [branch.name for branch in request.branches]
     problems = [
         f"--branch {name}: {names.count(name)} branches have this name. Give each its own."
         for name in dict.fromkeys(names)
@@ -196,11 +203,7 @@ def _branch_problems(request: RecipeRequest) -> list[str]:
     ]
     if not names:
         problems.append("No branch is given. Give --sft and --preference, or a --branch NAME=DIR for each.")
-    elif not method.least <= len(names) <= (method.most or len(names)):
-        many = takers(lambda other: other.most is None)
-        wants = f"takes {'exactly' if method.most else 'at least'} {method.least} branches"
-        problems.append(f"--method {method.name}: {wants}, not {len(names)}. Any number: {many}.")
-    return problems
+    return problems + number_problems(request.method, len(names))
 
 
 def _needs_tokenizer(request: RecipeRequest) -> bool:
