@@ -116,6 +116,8 @@ STYLES = {
     ("sft", True): Style(COLOURS[1], "s", "--"),
     ("preference", False): Style(COLOURS[2], "^", "-."),
     ("sequential", False): Style(COLOURS[3], "D", ":"),
+    ("joint", False): Style(COLOURS[5], "p", "-."),
+    ("disjoint", False): Style(COLOURS[5], "*", ":"),
     ("fused", False): Style(COLOURS[4], "v", "-"),
     ("fused", True): Style(COLOURS[1], "P", "--"),
 }

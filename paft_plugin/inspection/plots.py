@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 USUAL_THRESHOLD = 1e-5
 MOST_PAIRS = 4
 MOST_NUMBERS = 80  # cells that still have room for their number
+TOGETHER = 4  # deltas in one histogram, or small histograms side by side
+SPARSE = "-l1"  # ends the name of a penalised branch, whose dense twin is called as it is without
 NARROW_MODEL = 20  # layers; of more, a map takes the whole width
 # On the colours of a map, which are the same in a light and a dark page: so neither is a colour that a page replaces.
 ON_DARK, ON_LIGHT = "#fffffe", "#000001"
@@ -58,7 +60,11 @@ def sparsity_by_layer(inspection: Inspection) -> Drawn | str:
     axes.set_ylabel(f"share of entries with |δ| ≤ {threshold_label(threshold)}")
     whole_numbers(axes.xaxis)
     figure.legend(loc="outside upper center", ncols=min(len(layered), 4))
-    said = " ".join(_sparsity_said(delta, threshold) for delta in layered)
+    if len(layered) > TOGETHER:
+        totals = [f"{delta.name} {share(delta.figures.total.sparsity(threshold))}" for delta in layered]
+        said = f"In total: {joined(totals)}."
+    else:
+        said = " ".join(_sparsity_said(delta, threshold) for delta in layered)
     return Drawn(
         figure,
         f"A sparse delta is a line near the top. {said}",
@@ -82,38 +88,55 @@ def histograms(inspection: Inspection) -> Drawn | str:
     drawn = [delta for delta in inspection.deltas if sum(delta.histogram.counts)]
     if not drawn:
         return "Every entry of every delta is exactly zero, or beyond the histogram's ends."
-    figure = new_figure()
-    axes = figure.subplots()
+    panels = [[delta] for delta in drawn] if len(drawn) > TOGETHER else [drawn]
+    columns = min(len(panels), TOGETHER)
+    rows = math.ceil(len(panels) / columns)
+    figure = new_figure(drawing.WIDE if columns > 1 else drawing.WIDTH, 1 + 1.6 * rows if columns > 1 else 3.2)
+    grid = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     styles = drawing.styles_of([arm_named(delta.name) for delta in drawn])
-    for delta in drawn:
-        histogram, style = delta.histogram, styles[delta.name]
-        shares = [count / delta.figures.total.entries for count in histogram.counts]
-        axes.stairs(
-            shares, histogram.log10_edges, color=style.colour, linestyle=style.line, linewidth=1.6, label=delta.name
-        )
-    low, high = _filled(drawn)
-    axes.set_xlim(low, high)
-    axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_formatter(
-        lambda exponent, _: plain_number(10.0**exponent) if exponent == int(exponent) else ""
-    )
-    whole_numbers(axes.xaxis)
     threshold = plotted_threshold(inspection)
-    if threshold is not None and threshold > 0 and low < math.log10(threshold) < high:
-        axes.axvline(math.log10(threshold), color=drawing.MUTED, linewidth=0.9, linestyle=":")
-        axes.annotate(
-            threshold_label(threshold), (math.log10(threshold), 1), xycoords=("data", "axes fraction"),
-            xytext=(3, -2), textcoords="offset points", va="top", fontsize=8, color=drawing.MUTED,
-        )  # fmt: skip
-    axes.set_xlabel("|δ|")
-    axes.set_ylabel("share of entries per bin")
-    figure.legend(loc="outside upper center", ncols=min(len(drawn), 4))
+    for axes, deltas in zip(grid, panels, strict=False):
+        for delta in deltas:
+            histogram, style = delta.histogram, styles[delta.name]
+            shares = [count / delta.figures.total.entries for count in histogram.counts]
+            line = style.line if len(deltas) > 1 else "-"
+            axes.stairs(
+                shares, histogram.log10_edges, color=style.colour, linestyle=line, linewidth=1.6, label=delta.name
+            )
+    for axes in grid[: len(panels)]:  # once all is drawn: a limit ends the scaling of what comes later
+        _histogram_axes(axes, _filled(drawn), threshold)
+    if columns > 1:
+        for axes, (delta,) in zip(grid, panels, strict=False):
+            axes.set_title(delta.name, loc="left")
+        for axes in grid[len(panels) :]:
+            axes.remove()
+    else:
+        figure.legend(loc="outside upper center", ncols=len(drawn))
+    figure.supxlabel("|δ|", fontsize=drawing.FONT_SIZE)
+    figure.supylabel("share of entries per bin", fontsize=drawing.FONT_SIZE)
     return Drawn(
         figure,
         "Left of the dotted line an entry counts as zero at that threshold. " * (threshold is not None)
         + " ".join(_histogram_said(delta) for delta in drawn),
         f"Histogram of |δ| on a logarithmic scale for {joined([delta.name for delta in drawn])}.",
+        wide=columns > 1,
     )
+
+
+def _histogram_axes(axes: Axes, ends: tuple[float, float], threshold: float | None) -> None:
+    """Decades of |δ| across, and where an entry begins to count."""
+    axes.set_xlim(*ends)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_formatter(
+        lambda exponent, _: plain_number(10.0**exponent) if exponent == int(exponent) else ""
+    )
+    whole_numbers(axes.xaxis)
+    if threshold is not None and threshold > 0 and ends[0] < math.log10(threshold) < ends[1]:
+        axes.axvline(math.log10(threshold), color=drawing.MUTED, linewidth=0.9, linestyle=":")
+        axes.annotate(
+            threshold_label(threshold), (math.log10(threshold), 1), xycoords=("data", "axes fraction"),
+            xytext=(3, -2), textcoords="offset points", va="top", fontsize=8, color=drawing.MUTED,
+        )  # fmt: skip
 
 
 def _filled(deltas: Sequence[InspectedDelta]) -> tuple[float, float]:
@@ -184,13 +207,16 @@ def interference_map(inspection: Inspection) -> Drawn | str:
 
 
 def plotted_pairs(inspection: Inspection) -> list[InspectedPair]:
-    """The first few of those pairs that a fusion could combine: not an SFT branch with its own twin, if there are others."""
-    return _candidates(inspection)[:MOST_PAIRS]
+    """A few of those pairs that a fusion could combine, of many the ones that pull apart most: no branch with its own twin."""
+    pairs, threshold = _candidates(inspection), plotted_threshold(inspection)
+    if len(pairs) <= MOST_PAIRS or threshold is None:
+        return pairs[:MOST_PAIRS]
+    return sorted(pairs, key=lambda pair: -conflict_share(pair.figures.total, threshold))[:MOST_PAIRS]
 
 
 def _candidates(inspection: Inspection) -> list[InspectedPair]:
     def are_twins(pair: InspectedPair) -> bool:
-        return arm_named(pair.first).twin == pair.second or arm_named(pair.second).twin == pair.first
+        return f"{pair.first}{SPARSE}" == pair.second or f"{pair.second}{SPARSE}" == pair.first
 
     return [pair for pair in inspection.pairs if not are_twins(pair)] or list(inspection.pairs)
 

@@ -15,6 +15,8 @@ from paft_plugin.evaluation.statistics import LEAST_ITEMS, LEVEL, MeanChange, ho
 from paft_plugin.formats import number, signed
 
 ALPHA = round(1 - LEVEL, 9)
+BASELINES = ("sequential", "joint", "disjoint")
+"""Kinds of arms that a sceptic asks for first."""
 Verdict = Literal["better", "worse", "equivalent", "unclear"]
 
 
@@ -169,15 +171,18 @@ def comparisons(results: Results, chosen: ArmResult | None) -> list[Comparison]:
 
 def _asked(results: Results, chosen: ArmResult | None) -> Iterator[tuple[str, ArmResult, ArmResult, bool]]:
     """Question, arms, and whether it was declared before there were scores."""
+    baselines = [arm for arm in results.arms if arm.arm.kind in BASELINES]
     sequential = results.first("sequential")
-    if sequential and chosen and chosen is not sequential:
-        is_declared = chosen.arm.kind == "fused" and chosen.arm.penalised
-        yield f"{chosen.name} instead of sequential training", sequential, chosen, is_declared
+    for baseline in baselines:
+        if chosen and chosen is not baseline:
+            is_declared = baseline is sequential and chosen.arm.kind == "fused" and chosen.arm.penalised
+            yield f"{chosen.name} instead of {_named(baseline.arm)}", baseline, chosen, is_declared
     for arm in results.arms:
         if arm.arm.kind == "branch" and (twin := results.arm(arm.arm.twin)):
             yield f"The penalty on {twin.name}", twin, arm, True
-    if sequential and (start := next(filter(None, map(results.arm, sequential.arm.branches)), None)):
-        yield "Preference training on top of SFT", start, sequential, True
+    for arm in baselines:
+        if arm.arm.kind == "sequential" and (start := next(filter(None, map(results.arm, arm.arm.branches)), None)):
+            yield f"Training on top of {start.name}", start, arm, True
     whole = [arm for arm in results.arms if arm.arm.kind == "fused" and arm.arm.without is None]
     for arm in whole:
         if arm.arm.penalised:
@@ -189,6 +194,11 @@ def _asked(results: Results, chosen: ArmResult | None) -> Iterator[tuple[str, Ar
         is_rest = partial(_is_with_more, arm.arm)
         if arm.arm.without and (full := next(filter(is_rest, whole), None)):
             yield f"{arm.arm.without} in the fusion by {arm.arm.recipe}", arm, full, True
+
+
+def _named(baseline: Arm) -> str:
+    names = {"sequential": "sequential training", "joint": "joint training", "disjoint": "disjoint modules"}
+    return names[baseline.kind] if baseline.name in (baseline.kind, "sequential") else baseline.name
 
 
 def _is_with_more(left: Arm, whole: ArmResult) -> bool:

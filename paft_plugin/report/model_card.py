@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from paft_plugin import __version__
 from paft_plugin.drawing import Plot, as_png, joined
 from paft_plugin.errors import PaftError
+from paft_plugin.evaluation.arms import Arm, arm_named
 from paft_plugin.evaluation.results import RESULTS, ArmResult, Results, read_results
 from paft_plugin.files import (
     ADAPTER_CONFIG,
@@ -161,6 +162,7 @@ def card_text(run: Path, results: Results, arm: ArmResult, picture: Plot | str) 
         metadata=_metadata(results, arm, method, base, data, folder).to_yaml(),
         arm=arm,
         base_said=_named(base),
+        made_of=_made_of(results, arm.arm),
         method=method,
         table=as_markdown(table),
         verdict=_said(choice, arm),
@@ -231,6 +233,15 @@ def _named(base: Base) -> str:
     if not base.path:
         return "A base model"
     return f"The base model `{base.path}` (a local folder that names no model on the hub)"
+
+
+def _made_of(results: Results, arm: Arm) -> str:
+    """The branches that were fused, two by what they are and more by their names."""
+    penalty = " trained with an L1 penalty on its delta"
+    if len(arm.branches) < 3:
+        return f"an SFT branch{penalty if arm.penalised else ''} and a preference branch"
+    found = [one.arm if (one := results.arm(name)) else arm_named(name) for name in arm.branches]
+    return joined([f"`{one.name}`{penalty if one.penalised else ''}" for one in found])
 
 
 def _said(choice: Choice, arm: ArmResult) -> str:

@@ -275,37 +275,41 @@ def loss_chart(run: RunData) -> Drawn | str:
         return "Neither a checkpoint nor a log of an SFT branch holds losses."
     figure = new_figure()
     axes = figure.subplots()
+    styles = styles_of([arm for _, arm in trained])
     for curve, arm in trained:
-        style, known = style_of(arm), _known(curve.steps, curve.loss)
+        style, known = styles[arm.name], _known(curve.steps, curve.loss)
         drawn: dict[str, Any] = {"color": style.colour, "marker": style.marker, "linestyle": style.line}
-        axes.plot(*known, **drawn, label=f"{curve.branch}: task loss")
+        axes.plot(*known, **drawn, label=f"{curve.branch}: task loss" if len(trained) < MANY else curve.branch)
         parts = zip(curve.loss, curve.lambda_, curve.l1_norm, strict=True)
         steps, total = _known(curve.steps, [loss + strength * norm for loss, strength, norm in parts])
-        if len(steps) > 1 and any(strength > 0 for strength in curve.lambda_):
+        if len(trained) < MANY and len(steps) > 1 and any(strength > 0 for strength in curve.lambda_):
             label = f"{curve.branch}: with λ‖δ‖₁"
             axes.plot(steps, total, color=style.colour, linestyle=":", linewidth=1.1, label=label)
     step_axis(axes)
-    axes.set_ylabel("loss (nats)")
-    axes.legend(loc="best")
-    said = _loss_said([(curve, arm.penalised) for curve, arm in trained])
-    return Drawn(figure, said, "Line chart of the training loss over the optimizer steps.")
+    axes.set_ylabel("loss (nats)" if len(trained) < MANY else "task loss (nats)")
+    if len(trained) < MANY:
+        axes.legend(loc="best")
+    else:
+        figure.legend(loc="outside upper center", ncols=min(len(trained), 4))
+    return Drawn(figure, _loss_said(trained), "Line chart of the training loss over the optimizer steps.")
 
 
-def _loss_said(trained: Sequence[tuple[Curve, bool]]) -> str:
-    """Where the losses end; each curve with whether its branch was trained with the penalty."""
-    ends = {is_penalised: curve for curve, is_penalised in trained if curve.final_loss is not None}
+def _loss_said(trained: Sequence[tuple[Curve, Arm]]) -> str:
+    """Where the losses end, each penalised branch beside its dense twin."""
+    ends = {arm.name: curve.final_loss for curve, arm in trained if curve.final_loss is not None}
     over = "over the last fifth of the logged steps"
-    if len(ends) < 2:
-        ((is_penalised, curve),) = ends.items()
+    pairs = [(arm.name, arm.twin) for _, arm in trained if arm.twin in ends and arm.name in ends]
+    if not pairs:
+        has = any(arm.penalised for _, arm in trained)
+        said = joined([f"{name} ends at {number(loss)}" for name, loss in ends.items()])
         return (
-            f"The task loss of {curve.branch} ends at {number(curve.final_loss)} {over}; the run has no losses of an SFT branch "
-            f"{'without' if is_penalised else 'with'} the penalty to compare it with."
+            f"The task loss of {said} {over}; the run has no losses of an SFT branch {'without' if has else 'with'} the penalty "
+            "to compare it with."
         )
-    sparse, dense = ends[True].final_loss or 0.0, ends[False].final_loss or 0.0
-    return (
-        f"With the penalty the task loss ends at {number(sparse)}, without it at {number(dense)} ({over}): "
-        f"a difference of {signed(sparse - dense)} nats. One batch's loss varies; the arms' scores judge."
+    said = joined(
+        [f"of {name} ends at {number(ends[name])}, without it at {number(ends[str(twin)])}" for name, twin in pairs]
     )
+    return f"With the penalty the task loss {said} ({over}). One batch's loss varies; the arms' scores judge."
 
 
 def _known(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], list[float]]:

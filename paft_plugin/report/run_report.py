@@ -20,7 +20,7 @@ from paft_plugin.penalty.strength import missed_target
 from paft_plugin.reading import read_bytes
 from paft_plugin.report.arm_tables import arm_table, comparison_table, swap_tables, tax_table
 from paft_plugin.report.choice import RULE, Choice, choose
-from paft_plugin.report.differences import Difference, difference, silent_measures
+from paft_plugin.report.differences import BASELINES, Difference, difference, silent_measures
 from paft_plugin.report.inspection_page import deltas_part, pairs_part, write_inspection_page
 from paft_plugin.report.page import prose, shown
 from paft_plugin.report.plots import RunData, run_plots
@@ -161,11 +161,11 @@ def _facts(
 ) -> list[str]:
     """What else to know at first sight, in a line each: the paper's first question, and what the checks found."""
     facts = []
-    sequential = results.first("sequential")
-    if sequential is not None and choice.arm is not None and choice.arm is not sequential:
-        changes = [difference(sequential, choice.arm, measure) for measure in results.measures]
-        said = [f"{change.measure.name} {_in_words(change)}" for change in changes if change is not None]
-        facts.append(f"Against sequential training: {'; '.join(said)}.")
+    for baseline in results.arms:
+        if baseline.arm.kind in BASELINES and choice.arm is not None and choice.arm is not baseline:
+            changes = [difference(baseline, choice.arm, results.measure(name)) for name in results.goals]
+            said = [f"{change.measure.name} {_in_words(change)}" for change in changes if change is not None]
+            facts += [f"Against {baseline.name}: {'; '.join(said)}."] if said else []
     facts += [
         f"{cost.measure.name}: {cost.change.items} items show differences from {number(cost.change.detectable)} only. Score more."
         for cost in choice.costs

@@ -23,11 +23,12 @@ from paft_plugin.drawing import (
     style_of,
     styles_of,
 )
-from paft_plugin.evaluation.arms import arm_named
-from paft_plugin.evaluation.results import Results, read_results
+from paft_plugin.evaluation.arms import Arm, arm_named
+from paft_plugin.evaluation.results import ArmResult, Results, read_results
 from paft_plugin.inspection.inspected import Inspection, write_inspection
 from paft_plugin.inspection.plots import (
     PLOTS,
+    conflict_share,
     histograms,
     interference_map,
     luminance,
@@ -145,7 +146,7 @@ def test_captions_hold_the_numbers_of_the_run(inspection: Inspection, results: R
     assert "Ringed: paft-ties, skill 1.000 and preference 1.000" in captions["tax"]
     assert "λ goes from 1e-06 to 2.7e-05" in captions["strength"]
     assert "20.0% (step 10) to 80.0% (step 40); dotted: its target, 90%" in captions["strength"]
-    assert "ends at 0.150, without it at 0.150" in captions["loss"]
+    assert "of sft-l1 ends at 0.150, without it at 0.150" in captions["loss"]
 
 
 def test_the_extremes_in_a_caption_are_those_of_the_layers() -> None:
@@ -280,3 +281,32 @@ def test_one_branch_alone_and_a_constant_strength_are_drawn(tmp_path: Path, resu
         assert (
             f"λ stays at {strength:.3g}" in plot(strength_chart(RunData(results, choose(results), [constant]))).caption
         )
+
+
+def test_of_many_deltas_each_has_a_histogram_and_the_map_shows_the_worst_pairs() -> None:
+    many = {
+        f"branch{place}{end}": random_delta(place, 1e-3, 0.5, layers=2) for place in range(3) for end in ("", "-l1")
+    }
+    inspection = inspect(many)
+    drawn = plot(histograms(inspection))
+    assert [axes.get_title("left") for axes in drawn.figure.axes] == list(many)
+    for axes in drawn.figure.axes:
+        (bars,) = axes.patches
+        heights = bars.get_data().values  # type: ignore[attr-defined]
+        assert axes.get_ylim()[1] >= heights.max()
+    assert drawn.wide
+    shown = plotted_pairs(inspection)
+    assert not [pair for pair in shown if pair.second == f"{pair.first}-l1"]
+    least = min(conflict_share(pair.figures.total, 1e-5) for pair in shown)
+    rest = [pair for pair in inspection.pairs if pair not in shown and pair.second != f"{pair.first}-l1"]
+    assert all(conflict_share(pair.figures.total, 1e-5) <= least for pair in rest)
+
+
+def test_losses_of_several_branches_are_those_of_twins(curves: list[Curve], results: Results) -> None:
+    of = {name: ArmResult(arm=Arm(name=name, kind="branch", role="sft")) for name in ("a", "b")}
+    of |= {
+        f"{n}-l1": ArmResult(arm=Arm(name=f"{n}-l1", kind="branch", role="sft", penalised=True, twin=n)) for n in "ab"
+    }
+    several = [replace(curves[0], branch=name, loss=(1.0 + place,) * 4) for place, name in enumerate(of)]
+    drawn = plot(loss_chart(RunData(results.model_copy(update={"arms": tuple(of.values())}), choose(results), several)))
+    assert "of a-l1 ends at 3.000, without it at 1.000 and of b-l1 ends at 4.000, without it at 2.000" in drawn.caption
