@@ -63,8 +63,49 @@ def _different_names(measures: dict[str, MeasureConfig]) -> dict[str, MeasureCon
     return measures
 
 
-MeasuresByTask = Annotated[dict[str, MeasureConfig], MappingOfNames, AfterValidator(_different_names)]
-"""lm-eval task or group → which number of it counts."""
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "open-llm-leaderboard-v1": {
+        "arc_challenge": {"metric": "acc_norm", "num_fewshot": 25},
+        "hellaswag": {"metric": "acc_norm", "num_fewshot": 10},
+        "mmlu": {"metric": "acc", "num_fewshot": 5},
+        "truthfulqa_mc2": {"metric": "acc", "num_fewshot": 0},
+        "winogrande": {"metric": "acc", "num_fewshot": 5},
+        "gsm8k": {"metric": "exact_match", "filter": "strict-match", "num_fewshot": 5},
+    },
+    "open-llm-leaderboard-v2": {
+        "leaderboard_ifeval": {"metric": "prompt_level_strict_acc"},
+        "leaderboard_bbh": {"metric": "acc_norm"},
+        "leaderboard_math_hard": {"metric": "exact_match"},
+        "leaderboard_gpqa": {"metric": "acc_norm"},
+        "leaderboard_musr": {"metric": "acc_norm"},
+        "leaderboard_mmlu_pro": {"metric": "acc"},
+    },
+    "ifeval": {"ifeval": {"metric": "prompt_level_strict_acc"}},
+}
+"""What stands among the measures for several of lm-eval's own tasks, each as published: the first are those of the paper."""
+
+
+def _with_presets(value: Any) -> Any:
+    """A preset's name is replaced by its tasks; what is said of one of them beside it counts."""
+    if not isinstance(value, dict):
+        return value
+    found: dict[Any, Any] = {}
+    for name, settings in value.items():
+        if name not in PRESETS or (name in PRESETS[name] and settings):
+            found[name] = settings
+        elif settings:
+            raise ValueError(
+                f"{name}: stands for {', '.join(PRESETS[name])}, and takes no settings. Name those instead."
+            )
+        else:
+            found |= {task: own for task, own in PRESETS[name].items() if task not in value or task == name}
+    return found
+
+
+MeasuresByTask = Annotated[
+    dict[str, MeasureConfig], BeforeValidator(_with_presets), MappingOfNames, AfterValidator(_different_names)
+]
+"""lm-eval task or group, or a preset → which number of it counts."""
 
 
 def _held_out(value: Any) -> Any:
@@ -116,9 +157,7 @@ class EvaluationConfig(BaseModel):
 
     model_config = STRICT
 
-    tasks: Folder | None = Field(
-        default=None, description="Folder of lm-eval task files. Left out: lm-eval's own tasks."
-    )
+    tasks: Folder | None = Field(default=None, description="Folder of lm-eval task files, beside lm-eval's own tasks.")
     trust_task_code: bool = Field(
         default=False, description="Whether task files of that folder may run code (!function); read it first."
     )
@@ -134,7 +173,8 @@ class EvaluationConfig(BaseModel):
     )
     measures: MeasuresByTask = Field(
         default_factory=dict,
-        description="lm-eval tasks or groups, as a list or with which number of each counts.",
+        description="lm-eval tasks or groups, of that folder or lm-eval's own, or presets "
+        "(open-llm-leaderboard-v1, -v2, ifeval), as a list or with which number of each counts.",
     )
     skill: Names = Field(
         default=(),
@@ -161,7 +201,8 @@ class EvaluationConfig(BaseModel):
     device: str = Field("auto", description="Where models are scored: cpu, cuda …; auto takes a GPU if there is one.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="In what the weights are scored. auto: the checkpoint's own, but bfloat16 for float32 on a GPU.",
+        description="In what the weights are scored. auto: the checkpoint's own, but bfloat16 for float32 on a GPU, and "
+        "float32 on a CPU that is no faster in half precision.",
     )
     apply_chat_template: bool = Field(
         True, description="Ask in the tokenizer's chat template, which must then be there; false: plain text."

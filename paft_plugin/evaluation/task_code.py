@@ -99,6 +99,18 @@ def task_inputs(folder: Path) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def tasks_in(folder: Path | None) -> set[str]:
+    """What lm-eval task files of a folder call their tasks, groups and tags."""
+    found: set[str] = set()
+    for file in _task_files(folder) if folder is not None else ():
+        try:
+            content = read_yaml_file(file, loader=_TaskLoader)
+        except PaftError:
+            continue  # whoever opens the tasks says so
+        found |= {name for key in ("task", "group", "tag") for name in _values(content, key) if isinstance(name, str)}
+    return found
+
+
 def _task_files(folder: Path) -> Iterator[Path]:
     """What lm-eval indexes, in a fixed order."""
     for root, folders, names in os.walk(folder):

@@ -21,6 +21,7 @@ from paft_plugin.evaluation.task_code import check_tasks, fill_templates_in_sand
 if TYPE_CHECKING:
     from lm_eval.api.group import ConfigurableGroup
     from lm_eval.api.task import Task
+    from lm_eval.tasks import TaskManager
 
 
 SEED = 0
@@ -57,7 +58,7 @@ def _parts(tree: Mapping[Any, Any]) -> dict[str, Task]:
 
 
 class Catalogue:
-    """The tasks that there are in a folder; None: lm-eval's own.
+    """The tasks that there are in a folder, and lm-eval's own; one in the folder is meant before one of the same name.
 
     `trusted` is `trust_task_code` of the section `where`: whether files of the folder may run code.
 
@@ -66,17 +67,28 @@ class Catalogue:
     """
 
     def __init__(self, folder: Path | None, where: str = "evaluation", trusted: bool = False) -> None:
-        from lm_eval.tasks import TaskManager
-
         fill_templates_in_sandbox()
         if folder is not None:
             check_tasks(folder, where, trusted)
-        self._place = f"in {folder}" if folder else "of lm-eval"
-        # lm-eval's own tasks are thousands of files to look through.
+        self._folder, self._knows_all = folder, folder is None
+        self._manager = self._index()
+
+    @property
+    def _place(self) -> str:
+        return " nor ".join(
+            [*([f"in {self._folder}"] if self._folder else []), *(["of lm-eval"] if self._knows_all else [])]
+        )
+
+    def _index(self) -> TaskManager:
+        """The tasks of the folder alone, or those of lm-eval, too: thousands of files, which take five seconds."""
+        from lm_eval.tasks import TaskManager
+
         try:
-            self._manager = TaskManager(include_path=str(folder) if folder else None, include_defaults=folder is None)
+            return TaskManager(
+                include_path=str(self._folder) if self._folder else None, include_defaults=self._knows_all
+            )
         except Exception as error:  # YAML's, or whatever lm-eval makes of a file that is none of its own
-            raise PaftError(f"{folder}: cannot be read as lm-eval tasks: {_cause(error)}") from error
+            raise PaftError(f"{self._folder}: cannot be read as lm-eval tasks: {_cause(error)}") from error
 
     @property
     def single_tasks(self) -> list[str]:
@@ -89,6 +101,9 @@ class Catalogue:
         Raises:
             PaftError: There is no such thing; suggests the closest one.
         """
+        if name not in self._manager.task_index and not self._knows_all:
+            self._knows_all = True
+            self._manager = self._index()
         if name in self._manager.task_index:
             return str(self._manager.task_index[name]["type"])
         hint = did_you_mean(name, self._manager.task_index, otherwise="Name a task's own `task:`.")
@@ -103,7 +118,7 @@ class Catalogue:
         try:
             return self._yaml(name, "full")
         except Exception as error:  # of whatever code the task brings along
-            raise PaftError(f"{where}: cannot be opened: {_cause(error)}. {self._hint(name)}") from error
+            raise PaftError(f"{where}: cannot be opened: {_cause(error)}. {self._hint(name, error)}") from error
 
     def _yaml(self, name: str, mode: str) -> dict[str, Any]:
         """The YAML in one of lm-eval's modes: full, or simple (functions are left out, so no code of the task runs)."""
@@ -128,11 +143,11 @@ class Catalogue:
             with redirect_stderr(StringIO()):  # the bars of `datasets`
                 opened = OpenTask(name, get_task_dict([{"task": name, **changes}], self._manager))
         except Exception as error:  # whatever `datasets`, Jinja or lm-eval make of a bad file or task
-            raise PaftError(f"{where}: cannot be opened: {_cause(error)}. {self._hint(name)}") from error
+            raise PaftError(f"{where}: cannot be opened: {_cause(error)}. {self._hint(name, error)}") from error
         raise_if_any([f"{where}: {problem}" for problem in _unfit(opened)])
         return opened
 
-    def _hint(self, name: str) -> str:
+    def _hint(self, name: str, error: BaseException) -> str:
         """Where to look for what is wrong with a task or a group."""
         content = self._yaml(name, "simple")
         if self._manager.task_index[name]["type"] == "group":
@@ -141,6 +156,8 @@ class Catalogue:
                 return f"There is no {some(missing)} {self._place}."
         elif files := data_files(content):
             return f"Correct the task or its data, {some(files)}."
+        elif "offline" in _cause(error).lower():
+            return f"It needs the hub ({content.get('dataset_path')}), and HF_HUB_OFFLINE is set: unset it, or leave this out."
         return "Correct the task, or see to its data."
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from paft_plugin.errors import PaftError, collecting, raise_if_any
 from paft_plugin.evaluation.arms import Arm, Kind, Role
+from paft_plugin.evaluation.task_code import tasks_in
 from paft_plugin.fusion.recipe.render import RecipeBranch
 from paft_plugin.pipeline.baselines import (
     OF_ROLE,
@@ -133,7 +134,7 @@ class Setup:
             *([self.config.base] if self.config.base_is_remote else []),
             *(str(branch.trained) for branch in self.needed if branch.spec.is_remote),
             *(name for branch in self.needed for name in branch.remote_data()),
-            *(evaluation.measures if evaluation and evaluation.tasks is None else []),
+            *(sorted(evaluation.by_task.keys() - tasks_in(evaluation.tasks)) if evaluation else ()),
         ]
 
     def branch_folder(self, name: str) -> Path:

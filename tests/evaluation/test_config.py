@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from paft_plugin.errors import PaftError
-from paft_plugin.evaluation.config import EvaluationConfig, MeasureConfig, read_measures
+from paft_plugin.evaluation.config import PRESETS, EvaluationConfig, MeasureConfig, read_measures
 from paft_plugin.files import write_json
 from paft_plugin.schema import validate
 
@@ -100,3 +100,29 @@ def test_as_json_it_is_the_same_from_anywhere(tmp_path: Path, monkeypatch: pytes
     write_json(file, config.model_dump(mode="json"))
     monkeypatch.chdir("/")
     assert read_measures(file) == config
+
+
+def test_a_preset_stands_for_tasks_and_what_is_said_of_one_of_them_counts() -> None:
+    config = EvaluationConfig.model_validate({"measures": ["ifeval", "open-llm-leaderboard-v1", "mine"]})
+    assert list(config.measures) == ["ifeval", *PRESETS["open-llm-leaderboard-v1"], "mine"]
+    assert config.measures["gsm8k"] == MeasureConfig(metric="exact_match", filter="strict-match", num_fewshot=5)
+    measures = {
+        "open-llm-leaderboard-v1": {},
+        "gsm8k": {"num_fewshot": 0},
+        "ifeval": {"metric": "inst_level_strict_acc"},
+    }
+    config = EvaluationConfig.model_validate({"measures": measures})
+    assert config.measures["gsm8k"] == MeasureConfig(num_fewshot=0)
+    assert config.measures["ifeval"].metric == "inst_level_strict_acc"
+    assert EvaluationConfig.model_validate(config.model_dump(mode="json")) == config
+    with pytest.raises(
+        ValueError, match=r"open-llm-leaderboard-v2: stands for leaderboard_ifeval, .* takes no settings"
+    ):
+        EvaluationConfig.model_validate({"measures": {"open-llm-leaderboard-v2": {"num_fewshot": 1}}})
+
+
+def test_the_tasks_of_what_should_be_retained_are_asked_as_well() -> None:
+    config = EvaluationConfig.model_validate({"measures": ["a"], "retained": ["b"]})
+    assert config.by_task == {"a": MeasureConfig(), "b": MeasureConfig(name="retained")}
+    config = EvaluationConfig.model_validate({"measures": ["a"], "retained": ["a", "b", "c"]})
+    assert config.by_task == {name: MeasureConfig() for name in "abc"}

@@ -14,7 +14,7 @@ from lm_eval.tasks import TaskManager
 from paft_plugin.demo import data
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.candidates import Candidate, load
-from paft_plugin.evaluation.config import MeasureConfig
+from paft_plugin.evaluation.config import PRESETS, MeasureConfig
 from paft_plugin.evaluation.results import ArmScore, Measure
 from paft_plugin.evaluation.score import score_model
 from paft_plugin.evaluation.scorer import Scorer
@@ -239,7 +239,7 @@ def test_bad_tasks_and_items_are_one_line_each_and_all_at_once(tmp_path: Path) -
         "gone: cannot be opened: Unable to find",
         "template: cannot be opened: ",
         "absent: cannot be opened: 'promt' is undefined",
-        f"itms: no such task in {tmp_path / 'tasks'}. Did you mean items?",
+        f"itms: no such task in {tmp_path / 'tasks'} nor of lm-eval. Did you mean items?",
     )
     assert len(found) == len(starts)
     for problem, start in zip(found, starts, strict=True):
@@ -265,8 +265,38 @@ def test_a_folder_with_a_file_that_is_no_yaml_is_one_line(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow  # it looks through thousands of files
-def test_lm_eval_s_own_tasks_are_known_by_name() -> None:
-    catalogue = Catalogue(None)
+def test_lm_eval_s_own_tasks_are_known_by_name(tmp_path: Path) -> None:
+    """Beside those of a folder, which are meant first; presets ask for what there is, and need the hub."""
+    write_rows(tmp_path / "items.jsonl", make_items(1, 5))
+    for name in ("mine", "gsm8k"):
+        make_task(tmp_path / "tasks", name, tmp_path / "items.jsonl")
+    catalogue = Catalogue(tmp_path / "tasks")
+    assert len(catalogue.single_tasks) == 2
     assert [catalogue.kind(name, "x") for name in ("gsm8k", "mmlu", "truthfulqa")] == ["task", "group", "tag"]
-    with pytest.raises(PaftError, match=r"^here: no such task of lm-eval\. Did you mean gsm8k\?$"):
+    assert catalogue.config("gsm8k", "x")["output_type"] == "multiple_choice"
+    with pytest.raises(PaftError, match=r"^here: no such task in .*tasks nor of lm-eval\. Did you mean gsm8k\?$"):
         catalogue.kind("gsm8kk", "here")
+    with pytest.raises(
+        PaftError, match=r"^x: cannot be opened: .* It needs the hub \(.*ai2_arc\), and HF_HUB_OFFLINE is set"
+    ):
+        catalogue.open("arc_challenge", "x")
+
+    own = Catalogue(None)
+    for measures in PRESETS.values():
+        for task, settings in measures.items():
+            assert own.kind(task, task) in ("task", "group")
+            for part in parts(own, task):
+                metrics = {each["metric"]: each for each in part["metric_list"]}
+                assert metrics[settings["metric"]]["aggregation"] == "mean"
+                filters = [each["name"] for each in part.get("filter_list") or [{"name": "none"}]]
+                assert settings.get("filter", "none") in filters
+                assert part.get("num_fewshot") in (None, settings.get("num_fewshot")) or "num_fewshot" not in settings
+
+
+def parts(catalogue: Catalogue, name: str) -> list[dict[str, Any]]:
+    """The YAML of a task, or of the first task of each part of a group."""
+    if catalogue.kind(name, name) == "task":
+        return [catalogue._yaml(name, "simple")]  # functions of some need libraries that are not there
+    entry = catalogue._manager.task_index[name]
+    inner = entry["task"] if entry["type"] == "tag" else catalogue._yaml(name, "simple")["task"]
+    return [part for each in inner for part in parts(catalogue, each)[:1]]

@@ -238,7 +238,7 @@ def test_all_mistakes_at_once_before_anything_is_scored(
         f"arm dpo: no model in {tmp_path / 'a'}",
         f"arm dpo: no adapter in {tmp_path / 'b'}",
         "evaluation.device: nonsense is not to be had here",
-        f"evaluation.measures.paft_skil: no such task in {tasks}. Did you mean paft_skill?",
+        f"evaluation.measures.paft_skil: no such task in {tasks} nor of lm-eval. Did you mean paft_skill?",
     ]
 
 

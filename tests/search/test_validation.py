@@ -114,7 +114,7 @@ def test_bad_tasks_are_one_line_each_and_all_at_once(tmp_path: Path) -> None:
         "search.objectives.gone: cannot be opened: ",
         "search.objectives.template: cannot be opened: ",
         "search.objectives.tested: has only test items",
-        f"search.objectives.twp: no such task in {tmp_path / 'tasks'}. Did you mean two?",
+        f"search.objectives.twp: no such task in {tmp_path / 'tasks'} nor of lm-eval. Did you mean two?",
     )
     assert len(caught.value.problems) == len(starts)
     for problem, start in zip(caught.value.problems, starts, strict=True):

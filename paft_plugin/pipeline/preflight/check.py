@@ -103,13 +103,13 @@ def check_launcher(setup: Setup, branch: Branch) -> Findings:
 def check_evaluation(setup: Setup) -> Findings:
     """The tasks are there, can be opened, and report the numbers that are asked for."""
     findings, evaluation = Findings(), setup.config.evaluation
-    if evaluation is None or not evaluation.measures:
+    if evaluation is None or not evaluation.by_task:
         return findings
     from paft_plugin.evaluation.scorer import quiet
     from paft_plugin.evaluation.tasks import open_measures
 
     with collecting(findings.problems), quiet():
-        open_measures(evaluation.measures, evaluation.tasks, trusted=evaluation.trust_task_code)
+        open_measures(evaluation.by_task, evaluation.tasks, trusted=evaluation.trust_task_code)
     return findings
 
 
