@@ -19,7 +19,7 @@ from paft_plugin.evaluation.arms import read_run
 from paft_plugin.pipeline.arms import Setup, open_setup
 from paft_plugin.pipeline.config import ExecutorConfig
 from paft_plugin.pipeline.estimate.disk import free_bytes, needed_bytes
-from paft_plugin.pipeline.plan import Plan, make_plan, readable
+from paft_plugin.pipeline.plan import SCORES, Plan, make_plan, readable
 from paft_plugin.pipeline.preflight import preflight
 from paft_plugin.pipeline.secrets import find_secrets
 from paft_plugin.pipeline.stage_logs import STAGE_LOGS
@@ -29,7 +29,7 @@ from paft_plugin.runner.identity import identities
 from paft_plugin.runner.local import LocalExecutor
 from paft_plugin.runner.logs import size
 from paft_plugin.runner.markers import outdated
-from paft_plugin.runner.scheduler import run_stages
+from paft_plugin.runner.scheduler import StagesFailedError, run_stages
 from paft_plugin.runner.stages import in_order
 from paft_plugin.runner.watch.display import Display
 from paft_plugin.runner.watch.events import EventLog
@@ -46,15 +46,19 @@ def run_pipeline(file: Path, console: Console, *, arms: Sequence[str] = (), sequ
     plan = make_plan(setup)
     check(setup, plan, console)
     executor = make_executor(setup.config.executor)
-    run_stages(
-        plan.stages,
-        setup.run_dir,
-        executor,
-        [Display(setup.run_dir, console, STAGE_LOGS), EventLog(setup.run_dir, __version__, STAGE_LOGS)],
-        prepare=partial(write_files, setup, plan),
-        variables=variables(setup),
-        reader=STAGE_LOGS,
-    )
+    try:
+        run_stages(
+            plan.stages,
+            setup.run_dir,
+            executor,
+            [Display(setup.run_dir, console, STAGE_LOGS), EventLog(setup.run_dir, __version__, STAGE_LOGS)],
+            prepare=partial(write_files, setup, plan),
+            variables=variables(setup),
+            reader=STAGE_LOGS,
+        )
+    except StagesFailedError:
+        show_rest(setup, plan, console)
+        raise
     show_results(setup.run_dir, console)
     return setup
 
@@ -140,6 +144,24 @@ def show_results(run_dir: Path, console: Console) -> None:
     for missed in missed_targets(run_dir):
         _warn(console, missed)
     console.print(Text(f"Read on in {run_dir / REPORT}"), soft_wrap=True, highlight=False)
+
+
+def show_rest(setup: Setup, plan: Plan, console: Console) -> None:
+    """The table of the arms that do not need what failed: a branch that fails leaves the fusions of the others."""
+    from paft_plugin.report.arm_tables import arm_table
+    from paft_plugin.report.collect import collect
+
+    waiting, planned = why_run(setup, plan), read_run(setup.run_dir)
+    done = [stage for stage in plan.stages if stage.name not in waiting]
+    scored = {
+        folder.name for stage in done for folder in (stage.folder, *stage.more_folders) if folder.parent == SCORES
+    }
+    through = [arm for arm in setup.arms if arm.name in scored]
+    if planned is None or not through:
+        return
+    results = collect(setup.run_dir, planned.model_copy(update={"arms": tuple(through)}))
+    console.print(Text("What does not need it is done:"))
+    console.print(arm_table(results))
 
 
 def _warn(console: Console, warning: str) -> None:

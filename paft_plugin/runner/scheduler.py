@@ -27,6 +27,10 @@ _GRACE_EXTRA = 5.0  # seconds beyond the grace that a stage may take to end befo
 _ATTEMPTS = 4  # of a stage whose place goes away under it
 
 
+class StagesFailedError(PaftError):
+    """Stages failed, and all that does not need them is through."""
+
+
 def run_stages(
     wanted: Sequence[Stage],
     run_dir: Path,
@@ -49,8 +53,8 @@ def run_stages(
         reader: Knows causes of failures.
 
     Raises:
-        PaftError: mistakes in the stages, another run at work, or failed stages, all of them, once everything
-            that does not need them is through. Finished stages are kept in every case.
+        PaftError: mistakes in the stages, or another run at work.
+        StagesFailedError: all stages that failed, once everything that does not need them is through. What was finished is kept.
         EndedBySignal: after SIGINT, SIGTERM or SIGHUP, once every process of the run is gone.
     """
     run_dir = absolute(Path.cwd(), run_dir)
@@ -143,7 +147,7 @@ class _Run:
         finally:
             self._stop(interrupts)
         if self.failures:
-            raise PaftError([*self.failures[:-1], f"{self.failures[-1]}\n{logs.GO_ON}"])
+            raise StagesFailedError([*self.failures[:-1], f"{self.failures[-1]}\n{logs.GO_ON}"])
 
     def _tell(self, what: Callable[[Watcher], None]) -> None:
         for watcher in self.watchers:

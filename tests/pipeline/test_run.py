@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,14 @@ from rich.console import Console
 from paft_plugin.cli import paft
 from paft_plugin.errors import PaftError
 from paft_plugin.files import write_json
-from paft_plugin.pipeline.arms import open_setup
+from paft_plugin.pipeline import run as running
+from paft_plugin.pipeline.arms import Setup, open_setup
 from paft_plugin.pipeline.config import ExecutorConfig
-from paft_plugin.pipeline.run import make_executor, prepare, show_results, variables
+from paft_plugin.pipeline.plan import Plan, make_plan
+from paft_plugin.pipeline.run import make_executor, prepare, run_pipeline, show_results, variables
 from paft_plugin.runner.local import LocalExecutor
+from paft_plugin.runner.scheduler import StagesFailedError
+from tests.deltas.builders import make_adapter
 from tests.pipeline.hub import FakeHub
 from tests.pipeline.runs import edit, write_run
 
@@ -140,3 +145,26 @@ def test_a_missed_target_is_said_under_the_table(tmp_path: Path) -> None:
     write_json(run_dir / "branches" / "sft-l1" / "paft.json", {"schema": 1, **missed, **ended})
     show_results(run_dir, Console(file=shown, width=100))
     assert "Warning: sft-l1: paft_target_sparsity: 0.9 was missed: 10.6%" in shown.getvalue()
+
+
+@pytest.mark.slow
+def test_a_branch_that_fails_leaves_the_fusions_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_run(tmp_path, fusion={"methods": ["task_arithmetic"]})
+    for seed, name in enumerate(("code", "taste")):
+        make_adapter(tmp_path / "base", tmp_path / name, seed=seed, size=0.01)
+    done = {"code": {"trained": "code", "role": "sft"}, "taste": {"trained": "taste", "role": "preference"}}
+    branches = {"math": {"config": "sft.yml", "role": "sft"}, **done}
+    edit(file, sft=None, preference=None, branches=branches)
+
+    def with_failure(setup: Setup) -> Plan:
+        plan = make_plan(setup)
+        stages = [replace(one, command=("false",)) if one.name == "math-l1" else one for one in plan.stages]
+        return replace(plan, stages=stages)
+
+    monkeypatch.setattr(running, "make_plan", with_failure)
+    shown = io.StringIO()
+    with pytest.raises(StagesFailedError, match="math-l1"):
+        run_pipeline(file, Console(file=shown, width=120))
+    rest = shown.getvalue().partition("What does not need it is done:")[2]
+    assert "without-math-task_arithmetic" in rest
+    assert "paft-task_arithmetic" not in rest
