@@ -49,6 +49,11 @@ class OpenTask:
         """Every single task in it, by name."""
         return _parts(self.tree)
 
+    def items(self, limit: int | None) -> int:
+        """How many items are scored, at most `limit` of each part."""
+        counts = (len(part.eval_docs) for part in self.parts.values())
+        return sum(count if limit is None else min(count, limit) for count in counts)
+
 
 def _parts(tree: Mapping[Any, Any]) -> dict[str, Task]:
     found: dict[str, Task] = {}

@@ -106,10 +106,18 @@ def check_evaluation(setup: Setup) -> Findings:
     if evaluation is None or not evaluation.by_task:
         return findings
     from paft_plugin.evaluation.scorer import quiet
+    from paft_plugin.evaluation.statistics import LEAST_ITEMS
     from paft_plugin.evaluation.tasks import open_measures
 
     with collecting(findings.problems), quiet():
-        open_measures(evaluation.by_task, evaluation.tasks, trusted=evaluation.trust_task_code)
+        measures, tasks = open_measures(evaluation.by_task, evaluation.tasks, trusted=evaluation.trust_task_code)
+        for measure in measures:
+            items = tasks[measure.task].items(evaluation.limit)
+            if items < LEAST_ITEMS:
+                findings.warn(
+                    f"evaluation.measures: {measure.name} has {items} items, and fewer than {LEAST_ITEMS} show no difference "
+                    "between arms, however large. Raise `limit`, or take a task with more."
+                )
     return findings
 
 

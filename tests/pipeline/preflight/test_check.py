@@ -25,6 +25,8 @@ def test_tasks_that_cannot_be_scored_are_all_named(room: Room, demo: Path, tmp_p
     assert check_evaluation(room.setup(evaluation=sound)).problems == []
     assert check_evaluation(room.setup()).problems == []
     wrong = {"tasks": "tasks", "measures": {"paft_skil": {}, "paft_style": {"metric": "acc_norm"}}}
+    (few,) = check_evaluation(room.setup(evaluation={**sound, "limit": 5})).warnings
+    assert "has 5 items, and fewer than 6 show no difference" in few
     problems = check_evaluation(room.setup(evaluation=wrong)).problems
     assert len(problems) == 2
     assert "Did you mean paft_skill?" in problems[0]
