@@ -17,7 +17,7 @@ from typing import Any
 from paft_plugin.errors import Findings, PaftError, raise_if_any
 from paft_plugin.evaluation.held_out_rows import HeldOutCounts, HeldOutSummary, write_rows
 from paft_plugin.files import write_json
-from paft_plugin.pipeline.held_out.choice import FEW, Chosen, RowIdentity, choose, choose_all
+from paft_plugin.pipeline.held_out.choice import FEW, FOR_VALIDATION, Chosen, RowIdentity, choose, choose_all
 from paft_plugin.pipeline.held_out.request import AXOLOTL, PROMPTS, RETAINED, Question, Request, rest_file
 from paft_plugin.reading import read_json_file
 
@@ -124,16 +124,21 @@ def _say_of_branch(question: Question, rows: Sequence[RowIdentity], found: Chose
             f"{where}: {found.shared} of {len(rows)} rows have a prompt that another row of a branch has, too: they are not held "
             f"out{but if found.taken else ''}."
         )
-    if isinstance(question.amount, int) and test < question.amount:
+    most = len(rows) // 2 * FOR_VALIDATION // (FOR_VALIDATION + 1)
+    if isinstance(question.amount, int) and question.amount > most:
         findings.problem(
-            f"{where}: {key}: {question.amount} rows for the test and a quarter as many for validation cannot be held out of "
-            f"{len(rows)}, of which half stay for the training. Ask for at most {test}, or add rows."
+            f"{where}: {key}: {question.amount} rows for the test and a quarter as many for validation are more than half of "
+            f"{len(rows)}. Ask for at most {most}, or add rows."
         )
     elif not test:
         findings.warn(
             f"{where}: none of its {len(rows)} rows can be held out, so no model is scored on its data. Add rows."
         )
-    elif test < FEW:
+    elif test < found.wanted:
+        findings.warn(
+            f"{where}: {test} of its {len(rows)} rows are held out for the test, since no more can be; not {found.wanted}."
+        )
+    if 0 < test < FEW:
         findings.warn(
             f"{where}: {test} of its {len(rows)} rows are held out for the test, too few to show any but large differences. Add "
             f"rows, or set {key} higher."

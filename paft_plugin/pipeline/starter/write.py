@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from paft_plugin.errors import PaftError, as_written, collecting
 from paft_plugin.files import write_text
 from paft_plugin.penalty.strength import ENOUGH_STEPS
 from paft_plugin.pipeline.branches import PLUGIN
+from paft_plugin.pipeline.held_out.choice import MOST, SHARE
 from paft_plugin.pipeline.starter.model import UNKNOWN, BaseModel, look_at, sequence_length, with_system
 from paft_plugin.pipeline.starter.rows import Reading, read_preference, read_sft
 from paft_plugin.templates import render
@@ -72,13 +74,19 @@ def write_starter(wish: Wish, gpu: bool, force: bool = False) -> list[Path]:
     wish.output.mkdir(parents=True, exist_ok=True)
     with as_written(wish.base, "Download it again."):
         texts = [
-            render(HERE, "paft.yml.jinja", key=_key, base=base, rl=wish.rl),
+            render(HERE, "paft.yml.jinja", key=_key, base=base, rl=wish.rl, held_out=_held_out(sft, preference)),
             _branch(wish, base, sft, gpu, None, sft.alpaca),
             _branch(wish, base, preference, gpu, wish.rl, sft.alpaca),
         ]
     for file, text in zip(files, texts, strict=True):
         write_text(file, text)
     return files
+
+
+def _held_out(sft: Reading, preference: Reading) -> dict[str, int]:
+    """How many rows of each branch to hold out, of those whose rows were counted."""
+    counts = {"sft": sft.count, "preference": preference.count}
+    return {name: min(MOST, math.ceil(count * SHARE)) for name, count in counts.items() if count is not None}
 
 
 def _branch(wish: Wish, base: BaseModel, data: Reading, gpu: bool, rl: Strategy | None, alpaca: bool) -> str:

@@ -52,6 +52,13 @@ def test_more_than_half_of_the_rows_is_refused(room: Room, check: Preflight) -> 
     assert "Ask for at most 12" in problem
 
 
+def test_rows_that_are_all_alike_are_none(room: Room, check: Preflight) -> None:
+    datasets = room.data("sft.jsonl", [chat("add 1+1", "2")] * 30, **CHAT)
+    found = check(evaluation={"held_out": {"sft": 3}}, sft={"datasets": datasets})
+    assert found.problems == []
+    assert any("none of its 30 rows can be held out" in warning for warning in found.warnings)
+
+
 def test_a_branch_that_is_trained_already_has_no_rows(tmp_path: Path, room: Room) -> None:
     from paft_plugin.pipeline.preflight.check import check_held_out
 
