@@ -197,15 +197,17 @@ class EvaluationConfig(BaseModel):
     limit: int | None = Field(
         default=None, ge=1, description="Items of each task (of a group: of each of its tasks) at most."
     )
-    batch_size: int = Field(8, ge=1, description="Prompts at once.")
-    device: str = Field("auto", description="Where models are scored: cpu, cuda …; auto takes a GPU if there is one.")
+    batch_size: int = Field(default=8, ge=1, description="Prompts at once.")
+    device: str = Field(
+        default="auto", description="Where models are scored: cpu, cuda …; auto takes a GPU if there is one."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto",
+        default="auto",
         description="In what the weights are scored. auto: the checkpoint's own, but bfloat16 for float32 on a GPU, and "
         "float32 on a CPU that is no faster in half precision.",
     )
     apply_chat_template: bool = Field(
-        True, description="Ask in the tokenizer's chat template, which must then be there; false: plain text."
+        default=True, description="Ask in the tokenizer's chat template, which must then be there; false: plain text."
     )
 
     @field_validator("skill", "preference")

@@ -258,8 +258,8 @@ class InspectionConfig(BaseModel):
 
 
 def _evaluation(value: Any) -> Any:
-    """`false`: nothing is scored."""
-    return None if value is False else value
+    """`false`: nothing is scored; nothing behind it: as if it were left out."""
+    return None if value is False else {} if value is None else value
 
 
 def _executor(value: Any) -> Any:
@@ -334,8 +334,9 @@ class PaftConfig(BaseModel):
         default_factory=lambda: InspectionConfig(), description="What is measured of the deltas."
     )
     evaluation: Annotated[EvaluationConfig | None, BeforeValidator(_evaluation)] = Field(
-        default=None,
-        description="What every arm is scored on: held-out rows, lm-eval's tasks; false: nothing is scored.",
+        default_factory=lambda: EvaluationConfig(),
+        description="What every arm is scored on: rows that are held out of the branches' own data unless it is said, lm-eval's "
+        "tasks; false: nothing is scored.",
     )
     executor: Annotated[ExecutorConfig, BeforeValidator(_executor)] = Field(
         default_factory=lambda: ExecutorConfig(), description="Where it runs: local or ray."

@@ -390,9 +390,9 @@ def _inspect(
 
 def _evaluate(setup: Setup) -> Iterator[Planned]:
     """The base first, if rows are compared with it; all adapters on it in one process, by one load of it; then whole models."""
-    if setup.config.evaluation is None:
+    evaluation, rows = setup.config.evaluation, _held_out_rows(setup)
+    if evaluation is None or not (rows or evaluation.by_task):
         return
-    rows = _held_out_rows(setup)
     for arm in setup.of_kind("base") or ([setup.base_arm] if rows else []):
         yield _score(setup, f"evaluate-{arm.name}", [arm], rows)
     adapters = [arm for arm in setup.arms if _is_adapter(setup, arm)]

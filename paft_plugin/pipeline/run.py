@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -64,12 +65,15 @@ def run_pipeline(file: Path, console: Console, *, arms: Sequence[str] = (), sequ
 
 
 def prepare(file: Path, arms: Sequence[str] = (), sequential: bool = False) -> Setup:
-    """Write what a run's stages are given (axolotl configs, recipes, measures), and run none of them.
+    """Write what a run's trainings and fusions are given (axolotl configs, recipes), and run none of them.
+
+    Nothing is scored, so no rows are held out: whoever trains by hand trains on all of them.
 
     Raises:
         PaftError: All that is wrong with the file and what it names.
     """
     setup = open_setup(file, arms, sequential)
+    setup = replace(setup, config=setup.config.model_copy(update={"evaluation": None}))
     write_files(setup, make_plan(setup))
     return setup
 

@@ -52,6 +52,7 @@ def test_healthy(sft: Path, preference: Path, tmp_path: Path) -> None:
         "sft": "sft.yml",
         "preference": "preference.yml",
         "output_dir": "run",
+        "evaluation": False,
         "executor": "ray",  # trained elsewhere: this machine's lack of a GPU does not count
     }
     file = tmp_path / "paft.yml"

@@ -77,7 +77,7 @@ def test_it_trains_both_branches_and_the_baseline_and_fuses(tmp_path: Path) -> N
         data |= {"path": str(write_rows(tmp_path / f"{branch}.jsonl", given)), "ds_type": "json", "split": "train"}
         here = ON_A_CPU | {"base_model": str(base), "datasets": [data]}
         content[branch] = {"config": str(config), "overrides": here}
-    del content["evaluation"]
+    content["evaluation"] = False
     file = tmp_path / "paft.yml"
     file.write_text(yaml.safe_dump(content | {"base": str(base), "output_dir": "run"}), encoding="utf-8")
     ended = subprocess.run(

@@ -41,6 +41,7 @@ class Room:
             "base": str(self.demo / "base"),
             **({} if "branches" in paft else {"sft": "sft.yml", "preference": "preference.yml"}),
             "output_dir": "run",
+            "evaluation": False,
             **paft,
         }
         file = self.folder / "paft.yml"

@@ -128,6 +128,8 @@ class Request(BaseModel):
     folder: Path
     """Gets everything."""
     branches: tuple[Question, ...]
+    nothing_else: bool = False
+    """Whether these rows are all that models are scored on."""
     retained: Question | None = None
     """Rows that no branch is trained on; all of them are for scoring."""
     apart_from: Path | None = None
@@ -143,7 +145,13 @@ def request_of(setup: Setup) -> Request | None:
     retained = _retained(setup, asked, evaluation.retained) if isinstance(evaluation.retained, Path) else None
     if not asked and retained is None:
         return None
-    return Request(base=setup.base, folder=setup.run_dir / HELD_OUT, branches=asked, retained=retained)
+    return Request(
+        base=setup.base,
+        folder=setup.run_dir / HELD_OUT,
+        branches=asked,
+        retained=retained,
+        nothing_else=not evaluation.by_task,
+    )
 
 
 def request_beside(setup: Setup, branch: Branch) -> Request | None:

@@ -102,6 +102,11 @@ def _said(request: Request, readers: Mapping[str, _Reading], chosen: Mapping[str
             _say_of_retained(question, found, findings)
         else:
             _say_of_branch(question, rows, found, findings)
+    if request.nothing_else and not any(found.count("test") for found in chosen.values()):
+        findings.problem(
+            "evaluation: no row can be held out, so that there is nothing to score on. Add rows, name lm-eval tasks under "
+            "`measures:`, or set `evaluation: false`."
+        )
     return findings
 
 
