@@ -126,6 +126,7 @@ def test_the_readme_s_example_is_valid(tmp_path: Path) -> None:
     (example,) = (block for block in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if block.startswith("base:"))
     for name in ("sft.yml", "preference.yml", "orpo.yml"):
         write_yaml(tmp_path / name, {"adapter": "lora"})
+    (tmp_path / "others.jsonl").touch()
     (tmp_path / "paft.yml").write_text(example)
     config = read_config(tmp_path / "paft.yml")
     assert (config.base_is_remote, config.orders, config.evaluation.skill) == (True, ((),), ("skill",))  # type: ignore[union-attr]

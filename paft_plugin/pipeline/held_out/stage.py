@@ -225,6 +225,7 @@ def _read_and_write(question: Question, request: Request, pipe: Connection, fold
     from paft_plugin.pipeline.starter.rows import read_sft
 
     datasets.disable_progress_bars()
+    datasets.disable_caching()  # which would write beside a data set that a user has saved
     content = question.content
     if question is request.retained:
         (given,) = content["datasets"]
