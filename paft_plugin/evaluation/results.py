@@ -304,8 +304,8 @@ def gather(
     What was not measured is no goal. `margins` are by measure; that of `""` is of all shares.
     """
     measured = {measure.name: measure for measure in measures}
-    skills = [name for name in skills if name in measured] or _held_out_goals(measures, "match", "nll")
-    preferences = [name for name in preferences if name in measured] or _held_out_goals(measures, "gain")
+    skills = [name for name in skills if name in measured] or held_out_goals(measures, "match", "nll")
+    preferences = [name for name in preferences if name in measured] or held_out_goals(measures, "gain")
     taxes = {skill: alignment_tax(arms, measured[skill]) for skill in skills}
     taxes |= {name: alignment_tax(arms, measured[name], "preference") for name in preferences}
     references = dict.fromkeys(
@@ -335,7 +335,7 @@ def gather(
     )
 
 
-def _held_out_goals(measures: Sequence[Measure], *metrics: str) -> list[str]:
+def held_out_goals(measures: Sequence[Measure], *metrics: str) -> list[str]:
     """For each branch with held-out rows the first of `metrics` that was taken on them."""
     goals: dict[str, str] = {}
     for metric in metrics:

@@ -24,7 +24,7 @@ from paft_plugin.pipeline.baselines import (
     training_only,
 )
 from paft_plugin.pipeline.branches import Branch, check_strategy, read_branch, without_penalty
-from paft_plugin.pipeline.config import PaftConfig, read_config
+from paft_plugin.pipeline.config import ALPHA, PaftConfig, read_config
 from paft_plugin.pipeline.hub import base_folder, with_folders
 from paft_plugin.runner.devices import find_devices
 from paft_plugin.schema import suggestion
@@ -314,7 +314,7 @@ def _possible(setup: Setup) -> Iterator[Arm]:
         yield Arm(name=JOINT, kind="joint", branches=(JOINT,), model=folder, stage=JOINT)
     yield from _sequential_arms(setup)
     yield from _disjoint_arm(setup)
-    recipes = [*setup.config.fusion.methods, *setup.config.fusion.recipes]
+    recipes = [*setup.config.fusion.methods, *_alpha(setup), *setup.config.fusion.recipes]
     sparse, dense = list(setup.fused.values()), setup.dense
     for recipe in recipes if dense is not None else ():
         yield _fused_arm(setup, recipe, f"{PARALLEL}{recipe}", dense or ())
@@ -326,6 +326,21 @@ def _possible(setup: Setup) -> Iterator[Arm]:
         for key, left_out in setup.fused.items():
             rest = [name for name in sparse if name != left_out]
             yield _fused_arm(setup, recipe, f"{WITHOUT}{key}-{recipe}", rest, without=left_out)
+
+
+def _alpha(setup: Setup) -> list[str]:
+    """The way from one branch to the other, if it is wanted."""
+    if setup.config.fusion.alpha is None:
+        return []
+    where, roles = f"{setup.file}: fusion.methods.{ALPHA}", [setup.branches[name].role for name in setup.fused.values()]
+    if sorted(map(str, roles)) != sorted(ROLES):
+        raise PaftError(
+            f"{where}: goes from one SFT branch to one preference branch, and there are {len(roles)} branches. Leave it out; "
+            "`axolotl paft search` weighs any number."
+        )
+    if setup.config.evaluation is None:
+        raise PaftError(f"{where}: is chosen by scores, and `evaluation: false` takes none. Leave one of them out.")
+    return [ALPHA]
 
 
 def _branch_arm(setup: Setup, branch: Branch) -> Arm:

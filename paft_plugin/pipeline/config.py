@@ -220,6 +220,16 @@ def _bad_names(key: str, names: Iterable[str]) -> list[str]:
     return [f"{key}{name}: use letters, digits, '.', '_' and '-'." for name in names if not NAME.fullmatch(name)]
 
 
+class AlphaConfig(BaseModel):
+    """What is under `fusion: {methods: {alpha: …}}`."""
+
+    model_config = STRICT
+
+    points: int = Field(
+        default=11, ge=2, le=101, description="From the SFT branch to the preference branch, both included."
+    )
+
+
 class FusionConfig(BaseModel):
     """What is under `fusion:`."""
 
@@ -235,6 +245,24 @@ class FusionConfig(BaseModel):
         "called, stand for the folders.",
     )
     seed: int = Field(default=42, ge=0, lt=2**32, description="Of methods that drop by chance.")
+    alpha: AlphaConfig | None = Field(
+        default=None, description="What stands under `methods` for alpha: the way from one branch to the other."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _alpha_by_itself(cls, content: Any) -> Any:
+        """Among the methods it is a word like them, but no merge: the point is searched first."""
+        methods = content.get("methods") if isinstance(content, dict) else None
+        if not isinstance(methods, (list, dict)) or ALPHA not in methods:
+            return content
+        own = methods[ALPHA] if isinstance(methods, dict) else None
+        rest: Any = (
+            {name: said for name, said in methods.items() if name != ALPHA}
+            if isinstance(methods, dict)
+            else [name for name in methods if name != ALPHA]
+        )
+        return {**content, "methods": rest, "alpha": {} if own is None else own}
 
     @model_validator(mode="after")
     def _names(self) -> FusionConfig:

@@ -12,14 +12,16 @@ from string import Template
 from paft_plugin import __version__
 from paft_plugin.errors import PaftError, some
 from paft_plugin.evaluation.arms import RUN_FILE, Arm, RunFile, Step
+from paft_plugin.evaluation.config import EvaluationConfig
 from paft_plugin.evaluation.held_out_rows import HELD_OUT
 from paft_plugin.evaluation.task_code import task_inputs
-from paft_plugin.files import json_text, read_json_or_nothing, write_text
+from paft_plugin.files import RECIPE_FILE, json_text, read_json_or_nothing, write_text
 from paft_plugin.fusion.recipe.render import adapter_recipe
 from paft_plugin.fusion.recipe.settings import BranchName, RecipeSettings
 from paft_plugin.pipeline.arms import BASE, BRANCHES, MODELS, PREFERENCE, SFT, Setup
 from paft_plugin.pipeline.baselines import joint_epochs
 from paft_plugin.pipeline.branches import Branch, config_text
+from paft_plugin.pipeline.config import ALPHA
 from paft_plugin.pipeline.estimate.memory import estimate_memory
 from paft_plugin.pipeline.held_out.request import (
     REST,
@@ -34,6 +36,8 @@ from paft_plugin.pipeline.held_out.request import (
 from paft_plugin.pipeline.joint_rows import ROWS_FILE, JointRequest, joint_source
 from paft_plugin.reading import MOST_YAML_BYTES, UnreadableError, read_text
 from paft_plugin.runner.stages import Resources, Stage
+from paft_plugin.search.alpha import AlphaRequest
+from paft_plugin.search.alpha_curve import CURVES
 
 CONFIGS = RUN_FILE.parent
 """What stages are given: axolotl configs, recipes of the user's, what is scored."""
@@ -87,6 +91,7 @@ def make_plan(setup: Setup) -> Plan:
         *_train_joint(setup),
         *_train_sequential(setup),
         *_inspect_branches(setup),
+        *(_find_alpha(setup, arm) for arm in setup.of_kind("fused") if arm.recipe == ALPHA),
         *(_fuse(setup, arm) for kind in ("disjoint", "fused") for arm in setup.of_kind(kind)),
         *_inspect_fused(setup),
         *_evaluate(setup),
@@ -203,7 +208,7 @@ def _train_joint(setup: Setup) -> Iterator[Planned]:
             strategy=str(branch.content["rl"]),
             seed=setup.config.fusion.seed,
             sources=tuple(
-                joint_source(question(setup, each.name, each), each, joint_epochs(given)) for each in sources
+                joint_source(question(setup, setup.key(each.name), each), each, joint_epochs(given)) for each in sources
             ),
         )
         file = setup.run_dir / CONFIGS / f"{JOINT_ROWS}.json"
@@ -285,7 +290,11 @@ def _fuse(setup: Setup, arm: Arm) -> Planned:
     inputs, files = (setup.base, *_from_outside(setup, arm.branches)), {}
     fusion = setup.config.fusion
     own = fusion.recipes.get(arm.recipe) if arm.kind == "fused" else None
-    if own is None:
+    needs = _made_here(setup, arm)
+    if arm.kind == "fused" and arm.recipe == ALPHA:
+        needs = (*needs, f"{ALPHA}-{arm.name}")
+        recipe = ["--recipe", str(setup.run_dir / CURVES / arm.name / RECIPE_FILE)]
+    elif own is None:
         names = [BranchName(setup.key(name), setup.branches[name].role or "sft") for name in arm.branches]
         recipe = [
             *("--base", str(setup.base), *_branches(setup, arm), "--method", arm.recipe),
@@ -299,11 +308,47 @@ def _fuse(setup: Setup, arm: Arm) -> Planned:
         title=f"fuse {arm.name}",
         command=paft("fuse", str(setup.model(arm)), *recipe, "--seed", str(fusion.seed), "--quiet"),
         folder=Path(arm.model),
-        needs=_made_here(setup, arm),
+        needs=needs,
         inputs=inputs,
         resources=DEVICE,
     )
     return Planned(stage, files)
+
+
+def _find_alpha(setup: Setup, arm: Arm) -> Planned:
+    """Score the way from one branch to the other on validation items, and write the recipe of the point that is taken."""
+    evaluation, alpha = setup.config.evaluation, setup.config.fusion.alpha
+    assert evaluation is not None
+    assert alpha is not None
+    measures, text = _measures(setup, evaluation)
+    rows = request_of(setup) is not None
+    sft, preference = sorted(arm.branches, key=lambda name: setup.branches[name].role != "sft")
+    folder = CURVES / arm.name
+    request = AlphaRequest(
+        arm=arm.name,
+        base=setup.base,
+        branches=(setup.branch_folder(sft), setup.branch_folder(preference)),
+        names=(setup.key(sft), setup.key(preference)),
+        points=alpha.points,
+        measures=measures,
+        held_out=setup.run_dir / HELD_OUT if rows else None,
+        skills=evaluation.skill,
+        preferences=evaluation.preference,
+        out_dtype=_dtype(setup.base),
+        seed=setup.config.fusion.seed,
+        folder=setup.run_dir / folder,
+    )
+    file = setup.run_dir / CONFIGS / f"{ALPHA}-{arm.name}.json"
+    stage = Stage(
+        name=f"{ALPHA}-{arm.name}",
+        title=f"score {alpha.points} points of {arm.name} on validation items",
+        command=(sys.executable, "-m", "paft_plugin.search.alpha", str(file)),
+        folder=folder,
+        needs=(*_made_here(setup, arm), *((HOLD_OUT,) if rows else ())),
+        inputs=(file, measures, setup.base, *_tasks(evaluation), *_from_outside(setup, arm.branches)),
+        resources=DEVICE,
+    )
+    return Planned(stage, {file: json_text(request.model_dump(mode="json")), measures: text})
 
 
 def _branches(setup: Setup, arm: Arm) -> Iterator[str]:
@@ -409,9 +454,7 @@ def _score(setup: Setup, name: str, arms: Sequence[Arm], rows: tuple[str, ...]) 
     """The scoring of some arms in one process; `rows` says what they are scored on beside lm-eval's tasks."""
     evaluation = setup.config.evaluation
     assert evaluation is not None
-    measures = setup.run_dir / CONFIGS / "measures.json"
-    given = {measures: json_text(evaluation.model_dump(mode="json", exclude={"skill", "preference", "margin"}))}
-    tasks = () if evaluation.tasks is None else task_inputs(evaluation.tasks)
+    measures, text = _measures(setup, evaluation)
     needs = [*([HOLD_OUT] if rows else []), *([f"evaluate-{BASE}"] if "--base-scores" in rows else [])]
     folder, *more_folders = (SCORES / arm.name for arm in arms)
     stage = Stage(
@@ -425,10 +468,25 @@ def _score(setup: Setup, name: str, arms: Sequence[Arm], rows: tuple[str, ...]) 
         folder=folder,
         more_folders=tuple(more_folders),
         needs=(*needs, *(arm.stage for arm in arms if arm.stage is not None)),
-        inputs=(measures, *tasks, *dict.fromkeys(path for arm in arms for path in _read_from_outside(setup, arm))),
+        inputs=(
+            measures,
+            *_tasks(evaluation),
+            *dict.fromkeys(path for arm in arms for path in _read_from_outside(setup, arm)),
+        ),
         resources=DEVICE,
     )
-    return Planned(stage, given)
+    return Planned(stage, {measures: text})
+
+
+def _measures(setup: Setup, evaluation: EvaluationConfig) -> tuple[Path, str]:
+    """The file that says what is scored, and its text."""
+    content = evaluation.model_dump(mode="json", exclude={"skill", "preference", "margin"})
+    return setup.run_dir / CONFIGS / "measures.json", json_text(content)
+
+
+def _tasks(evaluation: EvaluationConfig) -> tuple[Path, ...]:
+    """The user's own files of tasks."""
+    return () if evaluation.tasks is None else tuple(task_inputs(evaluation.tasks))
 
 
 def _is_adapter(setup: Setup, arm: Arm) -> bool:

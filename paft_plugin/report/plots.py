@@ -37,6 +37,7 @@ from paft_plugin.inspection.plots import MIDDLE, ON_DARK, ON_LIGHT, luminance
 from paft_plugin.inspection.training_log import Curve
 from paft_plugin.report.choice import Choice
 from paft_plugin.report.differences import silent_measures
+from paft_plugin.search.alpha_curve import RULE, AlphaCurve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,6 +55,8 @@ class RunData:
     """Of its branches, as far as anything was logged."""
     targets: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     """Branch → (threshold, sparsity that it was to end at), where it had a target."""
+    ways: Sequence[AlphaCurve] = ()
+    """From an SFT branch to the preference branch, of the arms that are a point on the way."""
 
     def arm(self, name: str) -> Arm:
         """The arm or branch of that name."""
@@ -318,10 +321,57 @@ def _known(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], li
     return [step for step, _ in pairs], [value for _, value in pairs]
 
 
-PLOTS: tuple[Chart[RunData], ...] = (tax_chart, strength_chart, loss_chart)
+@chart("alpha", "From SFT to preferences", "arms")
+def alpha_chart(run: RunData) -> Drawn | str:
+    """Each goal over alpha, a row each, with 95 % intervals, and the calibration error where there is one; what was taken."""
+    if not run.ways:
+        return "No arm interpolates between the branches: add alpha to fusion.methods."
+    goals = list(dict.fromkeys(name for way in run.ways for name in way.goals)) or [run.ways[0].measures[0].name]
+    calibrated = [name for way in run.ways for point in way.points for name in point.calibration]
+    rows = len(goals) + bool(calibrated)
+    figure = new_figure(height=1.3 + 1.7 * rows)
+    axes = list(figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])
+    styles = styles_of([run.arm(way.arm) for way in run.ways])
+    for way in run.ways:
+        style = styles[way.arm]
+        for own, name in zip(axes, goals, strict=False):
+            _draw_way(own, way, name, style)
+        for name in dict.fromkeys(calibrated):
+            errors = [(point.alpha, point.calibration[name]) for point in way.points if name in point.calibration]
+            axes[-1].plot(
+                *zip(*errors, strict=True), color=style.colour, marker=style.marker, label=f"{way.arm}, {name}"
+            )
+    for own, name in zip(axes, goals, strict=False):
+        own.set_ylabel(name)
+    if calibrated:
+        axes[-1].set_ylabel("ECE")
+        axes[-1].legend(loc="best")
+    axes[0].legend(loc="best")
+    axes[-1].set_xlabel("alpha (0: SFT, 1: preferences)")
+    taken = joined([f"{way.arm} takes alpha {way.chosen:g}" for way in run.ways])
+    caption = f"Validation items, which judge no arm; bars are 95 % intervals, dotted is the base. {taken}. {RULE}"
+    return Drawn(figure, caption, f"Line charts of {joined(goals)} over alpha, one above the other.")
+
+
+def _draw_way(axes: Axes, way: AlphaCurve, name: str, style: Style) -> None:
+    known = [point for point in way.points if name in point.scores]
+    at, values = [point.alpha for point in known], [point.scores[name] for point in known]
+    ends = [point.intervals.get(name, (value, value)) for point, value in zip(known, values, strict=True)]
+    reach = [[max(0.0, value - low) for value, (low, _) in zip(values, ends, strict=True)]]
+    reach += [[max(0.0, high - value) for value, (_, high) in zip(values, ends, strict=True)]]
+    axes.errorbar(at, values, yerr=reach, color=style.colour, elinewidth=0.8, marker=style.marker, label=way.arm)
+    if name in way.base:
+        axes.axhline(way.base[name], color=MUTED, linewidth=0.9, linestyle=":", zorder=1)
+    if name in way.point.scores:
+        at_chosen = way.chosen, way.point.scores[name]
+        axes.scatter(*at_chosen, marker="o", s=170, facecolors="none", edgecolors=INK, linewidths=1.2, zorder=4)
+
+
+PLOTS: tuple[Chart[RunData], ...] = (tax_chart, alpha_chart, strength_chart, loss_chart)
 """In the order in which they are read."""
 
 
 def run_plots(run: RunData, section: str) -> list[Plot | Missing]:
     """What is drawn of a run in one section of its page: `arms` or `training`."""
-    return [each(run) for each in PLOTS if each.section == section]
+    wanted = [each for each in PLOTS if each is not alpha_chart or run.ways]
+    return [each(run) for each in wanted if each.section == section]

@@ -25,6 +25,7 @@ from paft_plugin.report.inspection_page import deltas_part, pairs_part, write_in
 from paft_plugin.report.page import prose, shown
 from paft_plugin.report.plots import RunData, run_plots
 from paft_plugin.report.sections import Remark, diagnosis_remarks, lint_remarks, search_part
+from paft_plugin.search.alpha_curve import ALPHA_FILE, CURVES, AlphaCurve
 from paft_plugin.tables import Cell, number_cell
 from paft_plugin.templates import render
 
@@ -75,7 +76,8 @@ def report_html(run: Path, results: Results) -> str:
     search, lint = search_part(run), lint_remarks(run)
     diagnosis, no_diagnosis = _diagnosis(run)
     repeat, curves = how_to_repeat(run), _curves(run, [one.arm for one in results.arms])
-    data = RunData(results, choice, curves, _targets(run, curves))
+    ways = [way for file in below(run, f"{CURVES}/*/{ALPHA_FILE}") if (way := AlphaCurve.read_or_nothing(file))]
+    data = RunData(results, choice, curves, _targets(run, curves), ways)
     name = run.absolute().name
     return render(
         "paft_plugin.report",

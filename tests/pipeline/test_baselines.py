@@ -77,9 +77,9 @@ def test_an_order_is_a_chain_of_trainings_with_merges_between(tmp_path: Path) ->
 def test_orders_of_three_share_what_they_begin_with(tmp_path: Path) -> None:
     file = write_run(tmp_path, sft=None, preference=None)
     branches = {
-        "math": {"config": "sft.yml"},
-        "code": {"config": "sft.yml", "overrides": {"plugins": None, "paft_l1_lambda": None}},
-        "taste": {"config": "dpo.yml"},
+        "math": {"config": "sft.yml", "role": "sft"},
+        "code": {"config": "sft.yml", "role": "sft", "overrides": {"plugins": None, "paft_l1_lambda": None}},
+        "taste": {"config": "dpo.yml", "role": "preference"},
     }
     edit(file, branches=branches, sequential=[["code", "math"], ["code", "math", "taste"], ["taste", "code"]])
     setup = open_setup(file)
@@ -160,11 +160,43 @@ def test_modules_of_other_architectures_have_their_group(tmp_path: Path, modules
     assert list(linear_modules(tmp_path).values()) == [group]
 
 
+def test_alpha_is_one_arm_with_the_penalty_and_one_without(tmp_path: Path) -> None:
+    evaluation = {"held_out": {"sft": 8}}
+    file = write_run(tmp_path, fusion={"methods": ["ties", "alpha"]}, arms=["p*-alpha"], evaluation=evaluation)
+    setup = open_setup(file)
+    assert {arm.name: (arm.recipe, arm.twin, arm.branches) for arm in setup.arms} == {
+        "parallel-alpha": ("alpha", None, ("sft", "dpo")),
+        "paft-alpha": ("alpha", "parallel-alpha", ("sft-l1", "dpo")),
+    }
+    stages = {stage.name: stage for stage in make_plan(setup).stages}
+    assert stages["alpha-paft-alpha"].needs == ("sft-l1", "dpo", "hold-out")
+    assert stages["alpha-paft-alpha"].title == "score 11 points of paft-alpha on validation items"
+    assert stages["fuse-paft-alpha"].needs == ("sft-l1", "dpo", "alpha-paft-alpha")
+    assert str(setup.run_dir / "alpha" / "paft-alpha" / "recipe.yml") in stages["fuse-paft-alpha"].command
+    edit(file, fusion={"methods": {"alpha": {"points": 5}}})
+    titles = [stage.title for stage in make_plan(open_setup(file)).stages]
+    assert "score 5 points of parallel-alpha on validation items" in titles
+
+
+def test_alpha_goes_from_one_branch_to_one_other(tmp_path: Path) -> None:
+    file = write_run(tmp_path, sft=None, preference=None, fusion={"methods": ["alpha"]})
+    sft, preference = {"config": "sft.yml", "role": "sft"}, {"config": "dpo.yml", "role": "preference"}
+    edit(file, branches={"math": sft, "code": sft, "taste": preference})
+    with pytest.raises(
+        PaftError, match=r"fusion\.methods\.alpha: goes from one SFT branch to one preference branch, and there"
+    ):
+        open_setup(file)
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
         ({"compare": ["disjont"]}, "compare: disjont: no baseline, and nothing says how it is trained. Did you mean disjoint?"),
         ({"compare": ["alpha"]}, "compare: alpha: is a way to fuse. Name it under `fusion: {methods: [alpha]}`."),
+        ({"fusion": {"methods": {"alpha": {"points": 1}}}}, "fusion.alpha.points: Input should be greater than or equal to 2"),
+        ({"fusion": {"methods": ["alpha"]}, "evaluation": False}, "fusion.methods.alpha: is chosen by scores, and `evaluation"),
+        ({"compare": ["joint"], "sft": "base"}, "compare.joint: needs the axolotl config of sft, which is given as `trained:`"),
+        ({"compare": {"joint": {"sft_weight": 0}}}, "compare.joint.sft_weight: Input should be greater than 0"),
         ({"compare": ["disjoint", "disjoint"]}, "disjoint is there twice"),
         ({"compare": {"disjoint": {"sftt": "mlp"}}}, "compare.disjoint.sftt: no such branch. Did you mean sft?"),
         ({"compare": {"disjoint": {"sft": "mpl"}}}, "compare.disjoint.sft: mpl: no such module. Did you mean mlp?"),

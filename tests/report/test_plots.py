@@ -24,7 +24,7 @@ from paft_plugin.drawing import (
     styles_of,
 )
 from paft_plugin.evaluation.arms import Arm, arm_named
-from paft_plugin.evaluation.results import ArmResult, Results, read_results
+from paft_plugin.evaluation.results import ArmResult, Measure, Results, read_results
 from paft_plugin.inspection.inspected import Inspection, write_inspection
 from paft_plugin.inspection.plots import (
     PLOTS,
@@ -39,8 +39,9 @@ from paft_plugin.inspection.plots import (
 from paft_plugin.inspection.training_log import Curve, read_curve
 from paft_plugin.report import plots as of_runs
 from paft_plugin.report.choice import choose
-from paft_plugin.report.plots import RunData, loss_chart, strength_chart, tax_chart
+from paft_plugin.report.plots import RunData, alpha_chart, loss_chart, strength_chart, tax_chart
 from paft_plugin.report.run_report import write_report
+from paft_plugin.search.alpha_curve import AlphaCurve, AlphaPoint, grid
 from tests.report.runs import inspect, random_delta, three_deltas, write_branch, write_run
 
 DELTAS = three_deltas()
@@ -73,8 +74,43 @@ def plot(drawn: Plot | Missing) -> Plot:
     return drawn
 
 
+def way(arm: str, skill: float = 1.0) -> AlphaCurve:
+    """Five points from SFT to preferences, of which the third is taken."""
+    points = [
+        AlphaPoint(
+            alpha=alpha,
+            scores={"skill": skill * (1 - alpha**3), "preference": 10 * alpha},
+            intervals={"skill": (0.8 * skill * (1 - alpha**3), 1.0), "preference": (10 * alpha - 1, 10 * alpha + 1)},
+            calibration={"skill": 0.1 + 0.2 * alpha},
+        )
+        for alpha in grid(5)
+    ]
+    measures = (
+        Measure("skill", "task", "acc", "none", higher_is_better=True),
+        Measure("preference", "held_out/preference", "gain", "none", higher_is_better=True),
+    )
+    goals, base = {"skill": 0.0, "preference": 1.0}, {"skill": 0.1, "preference": 0.0}
+    return AlphaCurve(
+        arm=arm, measures=measures, goals=goals, base=base, points=tuple(points), chosen=0.5, items={"skill": 50}
+    )
+
+
+def test_the_way_from_sft_to_preferences_is_drawn_where_there_is_one(results: Results, tmp_path: Path) -> None:
+    drawn = plot(alpha_chart(RunData(results, choose(results), ways=[way("paft-alpha")])))
+    skill, preference, calibration = drawn.figure.axes
+    assert (skill.get_ylabel(), preference.get_ylabel(), calibration.get_ylabel()) == ("skill", "preference", "ECE")
+    assert list(calibration.lines[0].get_ydata()) == pytest.approx([0.1, 0.15, 0.2, 0.25, 0.3])
+    assert "paft-alpha takes alpha 0.5" in drawn.caption
+    folder = write_run(tmp_path / "run")
+    assert 'id="alpha"' not in write_report(folder).read_text(encoding="utf-8")
+    way("paft-alpha").write(folder / "alpha" / "paft-alpha" / "alpha.json")
+    assert '<figure id="alpha"' in write_report(folder).read_text(encoding="utf-8")
+
+
 def every_plot(inspection: Inspection, results: Results, curves: Sequence[Curve]) -> list[Plot]:
-    run = RunData(results, choose(results), curves, {"sft-l1": ("1e-05", 0.9)})
+    run = RunData(
+        results, choose(results), curves, {"sft-l1": ("1e-05", 0.9)}, [way("parallel-alpha"), way("paft-alpha", 0.9)]
+    )
     return [plot(drawn) for drawn in (*(each(inspection) for each in PLOTS), *(each(run) for each in of_runs.PLOTS))]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from paft_plugin.files import ADAPTER_CONFIG
 from paft_plugin.fusion.recipe.methods import METHODS
 from paft_plugin.fusion.recipe.settings import ROLES, BranchName, Parameter
 from paft_plugin.schema import Keys
@@ -109,6 +110,27 @@ def adapter_recipe(base: Path, adapter: Path, out_dtype: str) -> str:
     }
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
     return f"# {adapter.name} as a whole model.\n{text}"
+
+
+def interpolation_recipe(base: Path, branches: tuple[Path, Path], alpha: float, out_dtype: str) -> str:
+    """The recipe of θ_pre + (1−α)·δ₁ + α·δ₂, which is (1−α)·θ₁ + α·θ₂: at either end the one model to the last bit."""
+    weights = {branch: weight for branch, weight in zip(branches, (1 - alpha, alpha), strict=True) if weight}
+    models = [
+        {
+            "model": model_reference(base, branch) if (branch / ADAPTER_CONFIG).is_file() else model_reference(branch),
+            "parameters": {"weight": weight},
+        }
+        for branch, weight in weights.items()
+    ]
+    content = {
+        "merge_method": "linear",
+        "models": models,
+        "parameters": {"normalize": False},
+        "dtype": MERGE_DTYPE,
+        "out_dtype": out_dtype,
+    }
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+    return f"# From {branches[0].name} (alpha 0) to {branches[1].name} (alpha 1): alpha {alpha:g}.\n{text}"
 
 
 def _of_branch(recipe: Recipe, branch: RecipeBranch) -> dict[str, Any]:

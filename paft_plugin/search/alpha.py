@@ -1,0 +1,240 @@
+"""`python -m paft_plugin.search.alpha REQUEST`: the way from the SFT branch to the preference branch, scored on validation items.
+
+No merged model is written: one base in memory takes on each point in turn, by the engine that merges the point which is taken.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from paft_plugin.errors import BAD_INPUT, PaftError
+from paft_plugin.evaluation.config import read_measures
+from paft_plugin.evaluation.held_out_scores import HeldOut, Kept, read_held_out, summarised
+from paft_plugin.evaluation.results import Measure, held_out_goals
+from paft_plugin.files import RECIPE_FILE, write_text
+from paft_plugin.formats import number
+from paft_plugin.fusion.recipe.render import interpolation_recipe
+from paft_plugin.reading import read_json_file
+from paft_plugin.search.alpha_curve import (
+    ALPHA_FILE,
+    AlphaCurve,
+    AlphaPoint,
+    choose_point,
+    grid,
+    mean_intervals,
+    usable_goals,
+)
+
+if TYPE_CHECKING:
+    from paft_plugin.evaluation.held_out_scores import HeldOutScorer
+    from paft_plugin.evaluation.items import ItemScore
+    from paft_plugin.evaluation.scorer import Scorer
+    from paft_plugin.evaluation.tasks import OpenTask
+    from paft_plugin.search.bench import FusedModel
+
+
+class AlphaRequest(BaseModel):
+    """What is asked."""
+
+    model_config = ConfigDict(frozen=True)
+
+    arm: str
+    base: Path
+    branches: tuple[Path, Path]
+    """Folders of the SFT branch and of the preference branch."""
+    names: tuple[str, str]
+    """What their held-out rows are called."""
+    points: int
+    measures: Path
+    """JSON file: what is under `evaluation:`."""
+    held_out: Path | None
+    """Folder of the held-out rows, if there are any."""
+    skills: tuple[str, ...]
+    preferences: tuple[str, ...]
+    """The goals, as far as the user has named them."""
+    out_dtype: str
+    seed: int
+    folder: Path
+    """Gets the curve, and the recipe of the point that is taken."""
+
+
+def find_alpha(request: AlphaRequest) -> AlphaCurve:
+    """Score every point, choose one, and write the curve and its recipe.
+
+    Raises:
+        PaftError: The branches cannot be merged, or there are no validation items.
+    """
+    way = _Way.open(request)
+    base = way.score(-1.0)
+    print(f"base: {_shown(base)}")
+    points = []
+    recipe = request.folder / RECIPE_FILE
+    for alpha in grid(request.points):
+        write_text(recipe, interpolation_recipe(request.base, request.branches, alpha, request.out_dtype))
+        way.model.become(recipe, request.seed)
+        points.append(way.score(alpha))
+        print(f"alpha {alpha:g}: {_shown(points[-1])}", flush=True)
+    measures = {measure.name: measure for measure in way.measures}
+    goals, notes = usable_goals(points, base.scores, way.ends, measures)
+    chosen = choose_point(points, base.scores, goals)
+    write_text(recipe, interpolation_recipe(request.base, request.branches, chosen, request.out_dtype))
+    curve = AlphaCurve(
+        arm=request.arm,
+        measures=tuple(way.measures),
+        goals=goals,
+        base=base.scores,
+        points=tuple(points),
+        chosen=chosen,
+        items=way.items,
+        notes=(*way.notes, *notes),
+    )
+    curve.write(request.folder / ALPHA_FILE)
+    return curve
+
+
+def _shown(point: AlphaPoint) -> str:
+    return "  ".join(f"{name} {number(value)}" for name, value in point.scores.items())
+
+
+@dataclass
+class _Way:
+    """The model that takes on each point, and what scores it."""
+
+    model: FusedModel
+    rows: HeldOutScorer | None
+    tasks: Scorer | None
+    of_tasks: list[Measure]
+    measures: list[Measure]
+    ends: Mapping[str, float]
+    """Goal → where its branch lies."""
+    notes: tuple[str, ...]
+    items: dict[str, int]
+    kept: Kept | None = None
+
+    @classmethod
+    def open(cls, request: AlphaRequest) -> _Way:
+        """Load the base, the rows and the tasks."""
+        from paft_plugin.evaluation.held_out_scores import HeldOutScorer
+        from paft_plugin.evaluation.likelihood import AnswerModel
+        from paft_plugin.evaluation.scorer import Scorer, quiet
+        from paft_plugin.machine import usable_device
+        from paft_plugin.search.bench import FusedModel
+        from paft_plugin.search.validation import open_goals
+
+        config = read_measures(request.measures)
+        held_out, notes = _validation_rows(request)
+        of_tasks: list[Measure] = []
+        tasks: dict[str, OpenTask] = {}
+        for name, measure in config.by_task.items():
+            try:
+                found, opened = open_goals({name: measure}, config.tasks, None, config.trust_task_code)
+            except PaftError as error:
+                notes += [f"{name}: not on the way, because {error.problems[0]}"]
+            else:
+                of_tasks, tasks = [*of_tasks, *found], {**tasks, **opened}
+        ends = _ends(request, held_out, of_tasks)
+        device = usable_device(config.device, "evaluation.device")
+        chat = bool(tasks) and config.apply_chat_template
+        model = FusedModel(request.base, str(config.dtype), device, config.batch_size, chat_template=chat)
+        asked = AnswerModel(model.lm.model, config.batch_size)
+        rows, lines = held_out.readable(asked.context)
+        with quiet():
+            scorer = Scorer(model.lm, tasks, config.limit, apply_chat_template=chat) if tasks else None
+        taken = {measure.name for measure in of_tasks}
+        return cls(
+            model=model,
+            rows=HeldOutScorer(asked, model.lm.tokenizer, rows) if rows else None,
+            tasks=scorer,
+            of_tasks=of_tasks,
+            measures=[*(one for one in rows.measures() if one.name not in taken), *of_tasks],
+            ends=ends,
+            notes=(*notes, *lines),
+            items={measure.name: scorer.items(measure.task) for measure in of_tasks} if scorer else {},
+        )
+
+    def score(self, alpha: float) -> AlphaPoint:
+        """What the model comes to as it is now; the first one scored is the base."""
+        from paft_plugin.evaluation.scorer import quiet
+
+        items: list[ItemScore] = []
+        scores: dict[str, float] = {}
+        calibration: dict[str, float] = {}
+        if self.rows is not None:
+            if self.kept is None:
+                items, self.kept = self.rows.score_base()
+            else:
+                items = self.rows.score(self.kept)
+            summary = summarised(items)
+            scores, self.items = dict(summary.scores), {**dict(summary.n), **self.items}
+        if self.tasks is not None:
+            with quiet():
+                found = self.tasks.score()
+            for measure in self.of_tasks:
+                scores[measure.name] = found[measure.task].values[measure.key]
+                items += self.tasks.item_scores(measure, found[measure.task])
+                if (missed := self.tasks.calibration(measure, found[measure.task])) is not None:
+                    calibration[measure.name] = missed
+        values: dict[str, list[float]] = defaultdict(list)
+        for item in items:
+            values[item.measure].append(item.value)
+        known = {measure.name for measure in self.measures}
+        return AlphaPoint(
+            alpha=alpha,
+            scores={name: value for name, value in scores.items() if name in known},
+            intervals={name: interval for name, interval in mean_intervals(values).items() if name in known},
+            calibration=calibration,
+        )
+
+
+def _validation_rows(request: AlphaRequest) -> tuple[HeldOut, list[str]]:
+    if request.held_out is None:
+        return HeldOut(retained=()), []
+    sft, preference = request.names
+    return read_held_out(request.held_out, [sft], [preference], "validation", own_answers=False)
+
+
+def _ends(request: AlphaRequest, held_out: HeldOut, of_tasks: list[Measure]) -> dict[str, float]:
+    """The measures that a point is chosen by, and where the branches lie that were trained for them.
+
+    Those that the user has named, as far as they have validation items; else those of held-out rows.
+    """
+    measures = [*held_out.measures(), *of_tasks]
+    names = {measure.name for measure in measures}
+    skills = [name for name in request.skills if name in names] or held_out_goals(measures, "match", "nll")
+    preferences = [name for name in request.preferences if name in names] or held_out_goals(measures, "gain")
+    if not names:
+        raise PaftError(
+            f"{request.arm}: there are no validation items to choose a point by: hold rows out (evaluation.held_out), or name "
+            "tasks that have a validation_split."
+        )
+    return {**dict.fromkeys(skills, 0.0), **dict.fromkeys(preferences, 1.0)}
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code: 2 for a user's mistake."""
+    if len(arguments) != 1:
+        print("Usage: python -m paft_plugin.search.alpha REQUEST", file=sys.stderr)
+        return BAD_INPUT
+    logging.disable(logging.INFO)
+    try:
+        request = AlphaRequest.model_validate(read_json_file(Path(arguments[0]), "Run `axolotl paft run` again."))
+        curve = find_alpha(request)
+    except PaftError as error:
+        print("\n".join(f"Error: {problem}" for problem in error.problems), file=sys.stderr)
+        return BAD_INPUT
+    for note in curve.notes:
+        print(f"Warning: {note}", file=sys.stderr)
+    print(f"Took alpha {curve.chosen:g}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
