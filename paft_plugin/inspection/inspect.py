@@ -1,8 +1,8 @@
 """Inspect deltas of one base model: what to measure (`Settings`), opening and checking them, and `inspect_deltas` itself.
 
 A tensor is worked on by one thread, for all deltas that change it. The first pass counts each delta and compares each pair, and
-counts closely where TIES will probably trim; the second one elects signs. (A delta whose edges were guessed wrong is read once
-more in between.) Memory is that of a few blocks and histograms for each thread, whatever the model.
+counts closely where TIES will probably trim; the second one elects signs, of each pair and among all. (A delta whose edges were
+guessed wrong is read once more in between.) Memory is that of a few blocks and histograms for each thread, whatever the model.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,8 +25,9 @@ from paft_plugin.deltas.measures import DECADES
 from paft_plugin.deltas.store import open_model
 from paft_plugin.errors import raise_if_any, some
 from paft_plugin.inspection import kernels
+from paft_plugin.inspection.elections import FEWEST, ElectionTally
 from paft_plugin.inspection.inspected import Figures, Groups, InspectedDelta, InspectedPair, Inspection, place_of
-from paft_plugin.inspection.measures import Interference, Measures, Rank, Subspaces
+from paft_plugin.inspection.measures import Elections, Interference, Measures, Rank, Subspaces
 from paft_plugin.inspection.pairs import PairTally, Trim, find_trim, likely_edges
 from paft_plugin.inspection.rank import compare_spaces, estimated_rank, rank_from_factors
 from paft_plugin.inspection.stream import ReadAhead, changes
@@ -100,6 +101,8 @@ class TensorResult:
     ranks: dict[str, Rank | None] = field(default_factory=dict)
     pairs: dict[Pair, PairTally] = field(default_factory=dict)
     subspaces: dict[Pair, Subspaces | None] = field(default_factory=dict)
+    election: ElectionTally | None = None
+    """Among all deltas of the inspection, if they are enough."""
 
 
 def inspect_deltas(
@@ -138,7 +141,7 @@ def _in_order(pool: ThreadPoolExecutor, deltas: Mapping[str, Delta], settings: S
 
     def work(name: str) -> TensorResult:
         ahead.release(name)
-        return inspect_tensor(name, changed(name), settings)
+        return inspect_tensor(name, changed(name), settings, election_of(deltas, settings))
 
     def changed(name: str) -> dict[str, Delta]:
         return {which: delta for which, delta in deltas.items() if name in changeable[which]}
@@ -154,14 +157,16 @@ def _in_order(pool: ThreadPoolExecutor, deltas: Mapping[str, Delta], settings: S
             yield under_way.popleft().result()
 
 
-def inspect_tensor(name: str, deltas: Mapping[str, Delta], settings: Settings) -> TensorResult:
-    """Measure one tensor of every delta that changes it, and of every pair of these."""
-    result = TensorResult(name, next(iter(deltas.values())).base.shape(name))
+def inspect_tensor(
+    name: str, deltas: Mapping[str, Delta], settings: Settings, election: ElectionTally | None = None
+) -> TensorResult:
+    """Measure one tensor of every delta that changes it, of every pair of these, and the election among all in `election`."""
+    result = TensorResult(name, next(iter(deltas.values())).base.shape(name), election=election)
     pairs = list(itertools.combinations(deltas, 2)) if settings.pairs else []
     result.pairs = {pair: PairTally(settings.thresholds, settings.densities) for pair in pairs}
     counts = {
         which: Counting(
-            delta, name, settings.thresholds, likely_edges(delta, name, settings.densities) if pairs else ()
+            delta, name, settings.thresholds, likely_edges(delta, name, settings.densities) if pairs or election else ()
         )
         for which, delta in deltas.items()
     }
@@ -178,7 +183,7 @@ def inspect_tensor(name: str, deltas: Mapping[str, Delta], settings: Settings) -
         result.ranks[which] = (
             rank_from_factors(*product) if product else estimated_rank(delta, name, counts[which].by_row)
         )
-    if pairs:
+    if pairs or election:
         trims = {
             which: find_trim(delta, name, result.tallies[which], settings.densities, counts[which].within)
             for which, delta in deltas.items()
@@ -191,13 +196,20 @@ def inspect_tensor(name: str, deltas: Mapping[str, Delta], settings: Settings) -
 
 
 def _elect(result: TensorResult, deltas: Mapping[str, Delta], trims: Mapping[str, Trim]) -> None:
-    """The second pass over a tensor: what is left of each two deltas once each is trimmed."""
+    """The second pass over a tensor: what is left of each two deltas, and of all together, once each is trimmed."""
     for (one, other), sums in result.pairs.items():
         sums.trim((result.tallies[one], result.tallies[other]), (trims[one], trims[other]))
     for _, block in changes(result.name, list(deltas.values())):
         by_delta = dict(zip(deltas, block, strict=True))
         for (one, other), sums in result.pairs.items():
             sums.elect(by_delta[one], by_delta[other], (trims[one], trims[other]))
+        if result.election is not None:
+            result.election.elect(by_delta, trims)
+
+
+def election_of(deltas: Collection[str], settings: Settings) -> ElectionTally | None:
+    """Nothing yet of the election among all deltas; None where there is none to be held."""
+    return ElectionTally(tuple(deltas), settings.densities) if settings.pairs and len(deltas) >= FEWEST else None
 
 
 class _Everything:
@@ -213,6 +225,9 @@ class _Everything:
             pair: Groups(lambda: PairTally(thresholds, densities), PairTally.interference)
             for pair in (itertools.combinations(deltas, 2) if settings.pairs else ())
         }
+        self._of_all: Groups[ElectionTally, Elections] = Groups(
+            lambda: ElectionTally(tuple(deltas), densities), ElectionTally.elections
+        )
         self._diverged: dict[str, list[str]] = {}
         self._broken: dict[str, None] = {}
         """Tensors of the base that are not finite themselves."""
@@ -230,6 +245,8 @@ class _Everything:
             if sums.entries and not (self._diverged or self._broken):
                 figures = sums.interference(result.subspaces[pair])
                 self._of_pairs[pair].add(result.name, result.shape, sums, figures)
+        if result.election is not None and result.election.entries and not (self._diverged or self._broken):
+            self._of_all.add(result.name, result.shape, result.election, result.election.elections())
 
     def inspection(self, base: Path) -> Inspection:
         """All figures; raises `PaftError` if a delta or the base is not finite."""
@@ -251,6 +268,7 @@ class _Everything:
             pairs=tuple(
                 InspectedPair(*pair, groups.finished()) for pair, groups in self._of_pairs.items() if groups.tensors
             ),
+            elections=self._of_all.finished() if self._of_all.tensors else None,
         )
 
     def _inspected(self, which: str, delta: Delta) -> InspectedDelta:

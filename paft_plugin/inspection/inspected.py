@@ -23,13 +23,13 @@ from pydantic.dataclasses import dataclass
 from paft_plugin.deltas.measures import Histogram
 from paft_plugin.errors import PaftError
 from paft_plugin.files import JsonFile, write_text
-from paft_plugin.inspection.measures import Interference, Measures
+from paft_plugin.inspection.measures import Elections, Interference, Measures
 
 INSPECTION_FILE = "inspection.json"
 LEVELS = 5
 """Down to the list of tensors: indented to the last number, the file would be two and a half times as large."""
 
-M = TypeVar("M", Measures, Interference)
+M = TypeVar("M", Measures, Interference, Elections)
 S = TypeVar("S", bound="Sums")
 
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
@@ -196,13 +196,16 @@ class Inspection(JsonFile):
     """In the order in which they were given."""
     pairs: tuple[InspectedPair, ...] = ()
     """Every pair of deltas that share tensors; none if pairs were not asked for."""
+    elections: Figures[Elections] | None = None
+    """All deltas together; None of fewer than three, or if pairs were not asked for."""
 
     def delta(self, name: str) -> InspectedDelta:
         """The delta of this name (`KeyError` if there is none)."""
         return {delta.name: delta for delta in self.deltas}[name]
 
     def content(self) -> dict[str, Any]:
-        return {"schema": self.SCHEMA, **self.model_dump(mode="json", by_alias=True)}
+        without = {"elections"} if self.elections is None else set()
+        return {"schema": self.SCHEMA, **self.model_dump(mode="json", by_alias=True, exclude=without)}
 
     def write(self, path: Path) -> None:
         write_text(path, _in_lines(self.content(), LEVELS) + "\n")

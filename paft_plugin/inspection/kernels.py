@@ -256,6 +256,79 @@ def elect(
 
 
 @_compiled
+def elect_all(
+    block: Floats,  # (B, n) δ of each of B branches
+    edges: Floats,  # (D, B) as of `elect`
+    shares: Floats,  # (D, B)
+    seeds: NDArray[np.uint32],  # (B,) of the lots that entries at an edge draw
+    first: int,  # the place of the block's first entry in its tensor
+    outcome: Doubles,  # (D, B, 4), gains entries that are elected, lost to one, lost to several, and Σ|δ| of the elected ones
+) -> None:
+    """The election of signs among all branches."""
+    branches = block.shape[0]
+    lots, kept = np.empty((branches, FEW), np.uint32), np.empty((branches, FEW), np.float32)
+    positive, negative = np.empty(FEW), np.empty(FEW)  # Σ|δ| of either sign
+    scratch = np.empty((4, FEW), np.float32)
+    greatest, least, sign, alone = scratch[0], scratch[1], scratch[2], scratch[3]
+    for start in range(0, block.shape[1], FEW):
+        few = min(FEW, block.shape[1] - start)
+        for branch in range(branches):
+            _draw_lots(np.uint32((first + start) & 0xFFFFFFFF), seeds[branch], lots[branch][:few])
+        for each in range(edges.shape[0]):
+            positive[:few], negative[:few], greatest[:few], least[:few] = 0, 0, 0, 0
+            for branch in range(branches):
+                values = block[branch, start : start + few]
+                left, lot = kept[branch][:few], lots[branch][:few]
+                _trim(values, lot, edges[each, branch], shares[each, branch], left)
+                for index in range(few):
+                    positive[index] += np.float64(max(left[index], NONE))
+                    negative[index] += np.float64(max(-left[index], NONE))
+                for index in range(few):
+                    greatest[index] = max(greatest[index], left[index])
+                    least[index] = min(least[index], left[index])
+            for index in range(few):
+                up, down = positive[index], negative[index]
+                goes_up = up >= down
+                by_one = (np.float64(greatest[index]) >= down) if goes_up else (np.float64(-least[index]) > up)
+                sign[index] = ONE if goes_up else -ONE
+                alone[index] = ONE if by_one else NONE
+            for branch in range(branches):
+                left = kept[branch][:few]
+                won, lost, to_one, mass = NONE, NONE, NONE, NONE
+                for index in range(few):
+                    own = left[index] * sign[index]
+                    won += ONE if own > 0 else NONE
+                    lost += ONE if own < 0 else NONE
+                    to_one += alone[index] if own < 0 else NONE
+                    mass += max(own, NONE)
+                outcome[each, branch, 0] += won
+                outcome[each, branch, 1] += to_one
+                outcome[each, branch, 2] += lost - to_one
+                outcome[each, branch, 3] += mass
+
+
+@_compiled
+def _draw_lots(first: np.uint32, seed: np.uint32, lots: NDArray[np.uint32]) -> None:
+    """Numbers that look random, of each place and seed the same (the finaliser of MurmurHash3)."""
+    for index in range(lots.size):
+        mixed = ((first + np.uint32(index)) * np.uint32(0x9E3779B1)) ^ seed
+        mixed = (mixed ^ (mixed >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+        mixed = (mixed ^ (mixed >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+        lots[index] = mixed ^ (mixed >> np.uint32(16))
+
+
+@_compiled
+def _trim(values: Floats, lots: NDArray[np.uint32], edge: np.float32, share: np.float32, kept: Floats) -> None:
+    """`kept` becomes what is left of `values`: of those at the edge the share that draws a small lot."""
+    small = np.uint32(min(np.float64(share) * 4294967296.0, 4294967295.0))
+    for index in range(values.size):
+        value = values[index]
+        size = abs(value)
+        at_edge = value if lots[index] <= small else NONE
+        kept[index] = value if size > edge else (at_edge if size == edge else NONE)
+
+
+@_compiled
 def measure(
     before: Floats,  # (R, C) θ_pre
     change: Floats,  # (R, C) δ

@@ -139,6 +139,40 @@ class Election:
 
 
 @dataclass(frozen=True)
+class Vote:
+    """What becomes of one branch's entries when all branches, of equal weight, elect signs at one density; in entries.
+
+    Of equal magnitudes at the edge of a trim as many are kept as there is room for, up to chance.
+    """
+
+    nonzero: int
+    """Entries ≠ 0, before trimming."""
+    won: int
+    """Kept, and of the elected sign: they take part in the merged delta."""
+    lost_to_one: int
+    """Kept, but overruled where one entry of another branch is, by itself, enough to overrule all of this sign."""
+    lost_to_several: int
+    """Kept, but overruled where only several together are: a coalition."""
+    mass: float
+    """Σ|δ| of those that won."""
+
+    @property
+    def trimmed(self) -> int:
+        """Entries ≠ 0 that trimming removes."""
+        return self.nonzero - self.won - self.lost_to_one - self.lost_to_several
+
+
+@dataclass(frozen=True)
+class Elections:
+    """What TIES makes of three deltas or more at once, over one tensor or a group of them; of equal weights."""
+
+    entries: int
+    """Of the tensors that any of them changes."""
+    ties: Mapping[str, tuple[Vote, ...]]
+    """Density → a vote for each delta, in the order of `Inspection.deltas`; each tensor is trimmed by itself."""
+
+
+@dataclass(frozen=True)
 class Subspaces:
     """How far the subspaces of two adapters coincide: the mean cos² of their principal angles.
 

@@ -41,3 +41,22 @@ def ties(one: Tensor, other: Tensor, density: float) -> dict[str, tuple[float, f
     first, second = (tuple(int(part.sum()) for part in each) for each in (kept, elected))
     mass = (trimmed.double().abs() * elected).flatten(1).sum(dim=1)
     return {"kept": first, "elected": second, "mass": (float(mass[0]), float(mass[1]))}
+
+
+def kept(delta: Tensor, density: float) -> Tensor:
+    """Where mergekit's trimming keeps an entry ≠ 0."""
+    return magnitude(delta, density) != 0
+
+
+def election(deltas: list[Tensor], density: float) -> list[tuple[float, float, float, float, float]]:
+    """Of each of many deltas: entries kept, won, lost to one other, lost only to several; and Σ|δ| of those that won."""
+    trimmed = torch.stack([magnitude(delta, density) for delta in deltas]).double()
+    won = get_mask(trimmed, method="sum").bool() & (trimmed != 0)
+    lost = (trimmed != 0) & ~won
+    own_side = torch.stack([(trimmed.sign() == each.sign()).double().mul(trimmed.abs()).sum(0) for each in trimmed])
+    greatest = torch.stack([((trimmed.sign() == -each.sign()) * trimmed.abs()).amax(0) for each in trimmed])
+    # Of a sum of zero the sign is positive: an equal opponent is enough for it, and not for the other.
+    to_one = lost & ((greatest > own_side) | ((greatest == own_side) & (trimmed < 0)))
+    mass = (trimmed.abs() * won).flatten(1).sum(dim=1)
+    counts = [each.flatten(1).sum(dim=1).double() for each in (trimmed != 0, won, to_one, lost & ~to_one)]
+    return [tuple(float(each[place]) for each in (*counts, mass)) for place in range(len(deltas))]  # type: ignore[misc]

@@ -88,7 +88,7 @@ class Facts:
         is_short = role != self.branches[other].role and all(
             len(self.recipes[arm]) == 2 for arm in self.arms_of(branch, other)
         )
-        return f"--{setting}-{role}" if is_short else f"--branch {branch}=DIR,{setting}="
+        return f"--{setting}-{role}" if is_short else f"--{setting} {branch}="
 
     def density(self, branch: str, other: str) -> float | None:
         """The least share of `branch` that a recipe keeps when it fuses it with `other`; None if none trims."""
