@@ -131,8 +131,8 @@ class _Schema1(BaseModel):
         if name.startswith("disjoint-"):
             return Arm(name=name, kind="disjoint")
         if name in self.branches:
-            role: Role = "sft" if name in ("sft", "sft-l1") else "preference"
-            twin = "sft" if name == "sft-l1" else None
+            twin = name.removesuffix("-l1") if name.endswith("-l1") else None
+            role: Role = "sft" if name == "sft" or twin is not None else "preference"
             return Arm(name=name, kind="branch", role=role, penalised=twin is not None, branches=(name,), twin=twin)
         kind, _, recipe = name.partition("-")
         twin = f"parallel-{recipe}" if kind == "paft" else None

@@ -8,11 +8,12 @@ magnitudes at the edge of a trim each draws a lot: an expected value, as of pair
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from paft_plugin.evaluation.arms import arm_named
 from paft_plugin.formats import threshold_key
 from paft_plugin.inspection import kernels
 from paft_plugin.inspection.kernels import Counts, Doubles, Floats
@@ -21,6 +22,13 @@ from paft_plugin.inspection.pairs import Trim
 
 FEWEST = 3
 """Deltas of which an election among all is another one than that of a pair."""
+
+
+def electors(names: Collection[str]) -> tuple[str, ...]:
+    """The deltas that elect signs together: all but dense twins, which are fused in another one's place; none of a mere pair."""
+    twins = {arm_named(name).twin for name in names}
+    found = tuple(name for name in names if name not in twins)
+    return found if len(found) >= FEWEST else ()
 
 
 @dataclass
@@ -48,6 +56,8 @@ class ElectionTally:
 
     def elect(self, changes: Mapping[str, Floats], trims: Mapping[str, Trim]) -> None:
         """Take in the next block of those deltas that change the tensor, all of them in the same order."""
+        if not changes:
+            return
         block = np.stack([change.reshape(-1) for change in changes.values()])
         edges = np.stack([trims[name].edges for name in changes], axis=1)
         shares = np.stack([trims[name].shares for name in changes], axis=1)
@@ -62,10 +72,10 @@ class ElectionTally:
     def elections(self) -> Elections:
         """What the sums come to."""
         votes = {
-            threshold_key(density): tuple(
-                Vote(int(nonzero), int(row[0]), int(row[1]), int(row[2]), float(row[3]))
-                for nonzero, row in zip(self.nonzero, outcome, strict=True)
-            )
+            threshold_key(density): {
+                name: Vote(int(nonzero), int(row[0]), int(row[1]), int(row[2]), float(row[3]))
+                for name, nonzero, row in zip(self.names, self.nonzero, outcome, strict=True)
+            }
             for density, outcome in zip(self.densities, self.outcome, strict=True)
         }
         return Elections(self.entries, votes)

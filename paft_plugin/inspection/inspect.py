@@ -25,7 +25,7 @@ from paft_plugin.deltas.measures import DECADES
 from paft_plugin.deltas.store import open_model
 from paft_plugin.errors import raise_if_any, some
 from paft_plugin.inspection import kernels
-from paft_plugin.inspection.elections import FEWEST, ElectionTally
+from paft_plugin.inspection.elections import ElectionTally, electors
 from paft_plugin.inspection.inspected import Figures, Groups, InspectedDelta, InspectedPair, Inspection, place_of
 from paft_plugin.inspection.measures import Elections, Interference, Measures, Rank, Subspaces
 from paft_plugin.inspection.pairs import PairTally, Trim, find_trim, likely_edges
@@ -39,8 +39,8 @@ DENSITIES = (0.1, 0.2, 0.5, 1.0)
 """Our own choice; mergekit's TIES recipes mostly have 0.2 or 0.5."""
 MOST_THREADS = 8
 """More would only wait for memory, and each holds files mapped."""
-UNDER_WAY = 48
-"""Tensors that are begun, or wait for an earlier one; each keeps a histogram of 260 kB for each delta."""
+WAITING, FEWEST_WAITING = 96, 16
+"""Histograms, of 260 kB each, of tensors that are begun or wait for an earlier one, one for each delta; and the least tensors."""
 
 Pair = tuple[str, str]
 OnEntries = Callable[[int, int], None]
@@ -151,7 +151,7 @@ def _in_order(pool: ThreadPoolExecutor, deltas: Mapping[str, Delta], settings: S
         for name in names:
             under_way.append(pool.submit(work, name))
             # An embedding takes as long as many others: meanwhile the other threads go on.
-            if len(under_way) > UNDER_WAY:
+            if len(under_way) > max(FEWEST_WAITING, WAITING // len(deltas)):
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()
@@ -204,12 +204,15 @@ def _elect(result: TensorResult, deltas: Mapping[str, Delta], trims: Mapping[str
         for (one, other), sums in result.pairs.items():
             sums.elect(by_delta[one], by_delta[other], (trims[one], trims[other]))
         if result.election is not None:
-            result.election.elect(by_delta, trims)
+            result.election.elect(
+                {which: by_delta[which] for which in result.election.names if which in by_delta}, trims
+            )
 
 
 def election_of(deltas: Collection[str], settings: Settings) -> ElectionTally | None:
     """Nothing yet of the election among all deltas; None where there is none to be held."""
-    return ElectionTally(tuple(deltas), settings.densities) if settings.pairs and len(deltas) >= FEWEST else None
+    names = electors(deltas) if settings.pairs else ()
+    return ElectionTally(names, settings.densities) if names else None
 
 
 class _Everything:
@@ -226,7 +229,7 @@ class _Everything:
             for pair in (itertools.combinations(deltas, 2) if settings.pairs else ())
         }
         self._of_all: Groups[ElectionTally, Elections] = Groups(
-            lambda: ElectionTally(tuple(deltas), densities), ElectionTally.elections
+            lambda: ElectionTally(electors(deltas), densities), ElectionTally.elections
         )
         self._diverged: dict[str, list[str]] = {}
         self._broken: dict[str, None] = {}

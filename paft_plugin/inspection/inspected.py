@@ -197,7 +197,7 @@ class Inspection(JsonFile):
     pairs: tuple[InspectedPair, ...] = ()
     """Every pair of deltas that share tensors; none if pairs were not asked for."""
     elections: Figures[Elections] | None = None
-    """All deltas together; None of fewer than three, or if pairs were not asked for."""
+    """All deltas together but dense twins; None of fewer than three, or if pairs were not asked for."""
 
     def delta(self, name: str) -> InspectedDelta:
         """The delta of this name (`KeyError` if there is none)."""

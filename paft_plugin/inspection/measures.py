@@ -168,8 +168,8 @@ class Elections:
 
     entries: int
     """Of the tensors that any of them changes."""
-    ties: Mapping[str, tuple[Vote, ...]]
-    """Density → a vote for each delta, in the order of `Inspection.deltas`; each tensor is trimmed by itself."""
+    ties: Mapping[str, Mapping[str, Vote]]
+    """Density → delta → its vote; each tensor is trimmed by itself."""
 
 
 @dataclass(frozen=True)

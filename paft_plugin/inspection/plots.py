@@ -6,7 +6,7 @@ What stands in `PLOTS` is drawn: as a file beside `inspection.json`, on its page
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,18 +14,25 @@ from paft_plugin import drawing
 from paft_plugin.drawing import Chart, Drawn, Missing, Plot, chart, joined, new_figure, plain_number, whole_numbers
 from paft_plugin.evaluation.arms import arm_named
 from paft_plugin.files import write_bytes
-from paft_plugin.formats import share, threshold_key, threshold_label
+from paft_plugin.formats import MINUS, share, threshold_key, threshold_label
 from paft_plugin.inspection.inspected import InspectedDelta, InspectedPair, Inspection
-from paft_plugin.inspection.measures import Interference
+from paft_plugin.inspection.measures import Interference, Vote
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 USUAL_THRESHOLD = 1e-5
 MOST_PAIRS = 4
+ELECTED = (1.0, 0.2)  # densities of which elections are drawn: untrimmed, and what TIES recipes mostly have
+OUTCOMES = {
+    "won": (drawing.COLOURS[0], ""),
+    "lost to one": (drawing.COLOURS[4], "///"),
+    "lost to several": (drawing.COLOURS[1], "xxx"),
+    "trimmed": (drawing.GRID, ""),
+}
+"""What becomes of an entry → colour and hatching."""
 MOST_NUMBERS = 80  # cells that still have room for their number
 TOGETHER = 4  # deltas in one histogram, or small histograms side by side
-SPARSE = "-l1"  # ends the name of a penalised branch, whose dense twin is called as it is without
 NARROW_MODEL = 20  # layers; of more, a map takes the whole width
 # On the colours of a map, which are the same in a light and a dark page: so neither is a colour that a page replaces.
 ON_DARK, ON_LIGHT = "#fffffe", "#000001"
@@ -216,7 +223,7 @@ def plotted_pairs(inspection: Inspection) -> list[InspectedPair]:
 
 def _candidates(inspection: Inspection) -> list[InspectedPair]:
     def are_twins(pair: InspectedPair) -> bool:
-        return f"{pair.first}{SPARSE}" == pair.second or f"{pair.second}{SPARSE}" == pair.first
+        return arm_named(pair.first).twin == pair.second or arm_named(pair.second).twin == pair.first
 
     return [pair for pair in inspection.pairs if not are_twins(pair)] or list(inspection.pairs)
 
@@ -273,19 +280,119 @@ def _interference_said(pair: InspectedPair, threshold: float) -> str:
     return f"{said}."
 
 
-PLOTS: tuple[Chart[Inspection], ...] = (sparsity_by_layer, histograms, interference_map)
+@chart("elections", "Who wins the election of signs", "interference")
+def elections_chart(inspection: Inspection) -> Drawn | str:
+    """A bar for each branch: what TIES makes of its entries when all of them are fused at once."""
+    if inspection.elections is None:
+        return "Fewer than three branches were inspected together."
+    ties = inspection.elections.total.ties
+    shown = [key for density in ELECTED if (key := threshold_key(density)) in ties] or list(ties)[-1:]
+    names = list(ties[shown[0]])
+    figure = new_figure(drawing.WIDE if len(shown) > 1 else drawing.WIDTH, 0.3 * len(names) + 1.25)
+    panels = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
+    for panel, key in zip(panels, shown, strict=True):
+        left = [0.0] * len(names)
+        for what, (colour, hatch) in OUTCOMES.items():
+            shares = [outcome_share(vote, what) for vote in ties[key].values()]
+            panel.barh(
+                names, shares, 0.72, left, color=colour, hatch=hatch, edgecolor=drawing.PAPER, linewidth=0.6, label=what
+            )
+            left = [start + share for start, share in zip(left, shares, strict=True)]
+        panel.set_title("nothing trimmed" if float(key) == 1 else f"TIES, density {float(key):g}", loc="left")
+        panel.set_xlim(0, 1)
+        panel.xaxis.set_major_formatter(lambda part, _: f"{100 * part:.0f} %")
+        panel.set_xlabel("of the branch's entries ≠ 0")
+        panel.grid(visible=False, axis="y")
+        panel.tick_params(axis="y", length=0)
+    panels[0].invert_yaxis()
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(OUTCOMES))
+    return Drawn(
+        figure,
+        "All branches at once, with equal weights. Lost to one: a single entry of another branch outweighs all that pull this "
+        f"way; lost to several: only a coalition does. {' '.join(_elections_said(name, ties[shown[0]][name]) for name in names)}",
+        f"Stacked bars, one for each of {joined(names)}: shares of entries that win, lose to one, lose to several, are trimmed.",
+        len(shown) > 1,
+    )
+
+
+def outcome_share(vote: Vote, what: str) -> float:
+    """Of a branch's entries ≠ 0 those of one of `OUTCOMES`."""
+    counts = dict(zip(OUTCOMES, (vote.won, vote.lost_to_one, vote.lost_to_several, vote.trimmed), strict=True))
+    return counts[what] / vote.nonzero if vote.nonzero else 0.0
+
+
+def _elections_said(name: str, vote: Vote) -> str:
+    won, lost = outcome_share(vote, "won"), outcome_share(vote, "lost to several")
+    return f"{name} wins {share(won, 0)} and loses {share(lost, 0)} to coalitions."
+
+
+@chart("pairs", "Every two branches", "interference")
+def pair_matrix(inspection: Inspection) -> Drawn | str:
+    """Branch × branch: the cosine of their deltas, and how far their signs oppose."""
+    if inspection.elections is None:
+        return "Fewer than three branches were inspected together."
+    names = list(next(iter(inspection.elections.total.ties.values())))
+    found = {(pair.first, pair.second): pair.figures.total for pair in inspection.pairs}
+    figure = new_figure(drawing.WIDE, 0.36 * len(names) + 1.3)
+    for panel, (title, measure, colours, low, form) in zip(figure.subplots(1, 2, sharey=True), MATRICES, strict=True):
+        grid = [[math.nan] * (len(names) - 1) for _ in names[1:]]
+        for (one, other), total in found.items():
+            value = getattr(total, measure)
+            if one in names and other in names and value is not None:
+                column, row = sorted((names.index(one), names.index(other)))
+                grid[row - 1][column] = value
+        image = panel.imshow(grid, cmap=colours, vmin=low, vmax=1, aspect="auto", interpolation="none")
+        _frame(panel, title, names[1:])
+        panel.set_xlabel("")
+        panel.set_xticks(range(len(names) - 1), names[:-1], rotation=30, ha="right", rotation_mode="anchor")
+        for row, values in enumerate(grid):
+            for column, value in enumerate(values):
+                if math.isfinite(value):
+                    colour = ON_LIGHT if luminance(image.cmap(image.norm(value))[:3]) > MIDDLE else ON_DARK
+                    panel.text(column, row, form(value), ha="center", va="center", fontsize=7, color=colour)
+    return Drawn(
+        figure,
+        "Left: 1 is the same direction, 0 unrelated, −1 the opposite. Right: of what both change, the part by magnitude where "
+        f"their signs oppose; half is what unrelated deltas have. {_pairs_said(found, names)}",
+        f"Two heat maps of {joined(names)} by each other.",
+        wide=True,
+    )
+
+
+def _pairs_said(found: Mapping[tuple[str, str], Interference], names: Sequence[str]) -> str:
+    known = {
+        pair: total.cosine for pair, total in found.items() if total.cosine is not None and set(pair) <= set(names)
+    }
+    if not known:
+        return "No two have a tensor in common."
+    nearest = max(known, key=lambda pair: abs(known[pair]))
+    return f"The nearest are {joined(nearest)}, with a cosine of {known[nearest]:.2f}."
+
+
+MATRICES: tuple[tuple[str, str, str, float, Callable[[float], str]], ...] = (
+    ("cosine", "cosine", "PuOr_r", -1, lambda value: f"{round(value, 2) + 0.0:.2f}".replace("-", MINUS)),
+    ("signs that oppose, by magnitude", "conflict_weight", "cividis", 0, lambda part: f"{100 * part:.0f} %"),
+)
+"""Title, figure, colours that colour-blind people can tell apart, their lower end, and how a number is written."""
+PLOTS: tuple[Chart[Inspection], ...] = (sparsity_by_layer, histograms, elections_chart, pair_matrix, interference_map)
 """In the order in which they are read."""
+
+
+def charts_of(inspection: Inspection) -> list[Chart[Inspection]]:
+    """Those that are about as many branches as there are."""
+    return [each for each in PLOTS if inspection.elections is not None or each not in (elections_chart, pair_matrix)]
 
 
 def inspection_plots(inspection: Inspection, section: str) -> list[Plot | Missing]:
     """What is drawn of an inspection in one section of a page: `deltas` or `interference`."""
-    return [each(inspection) for each in PLOTS if each.section == section]
+    return [each(inspection) for each in charts_of(inspection) if each.section == section]
 
 
 def write_plots(inspection: Inspection, folder: Path) -> list[Path]:
     """Write each plot that there is something to draw for as a PNG; returns the files."""
     written = []
-    for each in PLOTS:
+    for each in charts_of(inspection):
         plot = each(inspection)
         if isinstance(plot, Plot):
             written.append(folder / f"{plot.name}.png")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from paft_plugin.formats import BLANK, measured, number, share, signed, threshold_key, threshold_label
 from paft_plugin.inspection.inspected import InspectedDelta, InspectedPair, Inspection
 from paft_plugin.inspection.measures import Measures
-from paft_plugin.inspection.plots import conflict_share, plotted_threshold
+from paft_plugin.inspection.plots import MOST_PAIRS, OUTCOMES, conflict_share, outcome_share, plotted_threshold
 from paft_plugin.tables import Cell, Column, Row, Table, number_cell
 
 Figure = Callable[[Measures], Cell]
@@ -148,6 +148,32 @@ def election_table(inspection: Inspection) -> Table | None:
     )
 
 
+def votes_table(inspection: Inspection) -> Table | None:
+    """What becomes of each branch's entries ≠ 0 when TIES fuses all at once, at each density; None of fewer than three."""
+    if inspection.elections is None:
+        return None
+    rows = []
+    for density, votes in sorted(inspection.elections.total.ties.items(), key=lambda each: -float(each[0])):
+        whole = sum(vote.mass for vote in votes.values())
+        for place, (name, vote) in enumerate(votes.items(), 1):
+            shares = [*(outcome_share(vote, what) for what in OUTCOMES), vote.mass / whole if whole else None]
+            cells = [
+                Cell(name),
+                Cell(f"{float(density):g}", float(density)),
+                *(number_cell(each, share) for each in shares),
+            ]
+            rows.append(Row(cells, ends_section=place == len(votes)))
+    headings = ("Density", *(what.capitalize() for what in OUTCOMES), "Of the merged Σ|δ|")
+    return Table(
+        [Column("Of δ ≠ 0", is_number=False), *map(Column, headings)],
+        rows,
+        "votes",
+        "The election of signs among all branches at once",
+        "As TIES holds it, with equal weights. Lost to one: overruled where a single entry of another branch outweighs all "
+        "entries of this sign; lost to several: where only a coalition does.",
+    )
+
+
 def ties_table(inspection: Inspection) -> Table | None:
     """What becomes of each pair's entries ≠ 0 under TIES, the first's and the second's, at each density; None without pairs."""
     rows = []
@@ -170,6 +196,7 @@ def _name(pair: InspectedPair) -> str:
 
 
 def terminal_tables(inspection: Inspection) -> list[Table]:
-    """A column for each delta, then a row for each pair, then what TIES makes of each pair."""
+    """A column for each delta, then a row for each pair, then what TIES makes of each pair, or of all where they are many."""
     tables = [sparsity_table(inspection).turned(), size_table(inspection).turned(), pair_table(inspection)]
-    return [table for table in (*tables, ties_table(inspection)) if table is not None]
+    elections = [ties_table(inspection)] if len(inspection.pairs) <= MOST_PAIRS else []
+    return [table for table in (*tables, *elections, votes_table(inspection)) if table is not None]

@@ -18,6 +18,7 @@ from paft_plugin.inspection.tables import (
     pair_table,
     size_table,
     sparsity_table,
+    votes_table,
 )
 from paft_plugin.report.page import Shown, shown
 from paft_plugin.tables import Table
@@ -46,8 +47,8 @@ def deltas_part(inspection: Inspection) -> Part:
 def pairs_part(inspection: Inspection) -> Part:
     """Interference."""
     drawn, missing = shown(inspection_plots(inspection, "interference"))
-    tables, details = pair_table(inspection), election_table(inspection)
-    return Part(list(filter(None, [tables])), list(filter(None, [details])), drawn, missing)
+    tables, details = [pair_table(inspection), votes_table(inspection)], election_table(inspection)
+    return Part(list(filter(None, tables)), list(filter(None, [details])), drawn, missing)
 
 
 def write_inspection_page(folder: Path) -> Path:

@@ -38,8 +38,7 @@ def inspect(
 
 def votes(inspection: Inspection, density: float) -> dict[str, Vote]:
     assert inspection.elections is not None
-    found = inspection.elections.total.ties[threshold_key(density)]
-    return dict(zip([delta.name for delta in inspection.deltas], found, strict=True))
+    return dict(inspection.elections.total.ties[threshold_key(density)])
 
 
 def test_three_deltas_by_hand(tmp_path: Path) -> None:
@@ -136,14 +135,23 @@ def test_the_figures_of_groups_add_up_and_two_deltas_have_none(tmp_path: Path) -
     elections = read_inspection(tmp_path / "file").elections
     assert elections == inspection.elections
     assert elections is not None
-    for place in range(3):
-        whole = elections.total.ties["0.5"][place]
+    for which in ("d0", "d1", "d2"):
+        whole = elections.total.ties["0.5"][which]
         for groups in (
             elections.layers.values(),
             elections.modules.values(),
             [each.figures for each in elections.tensors],
         ):
-            assert sum(group.ties["0.5"][place].won for group in groups) == whole.won
+            assert sum(group.ties["0.5"][which].won for group in groups) == whole.won
     two = inspect(tmp_path / "two", {which: deltas[which] for which in ("d0", "d1")})
     assert two.elections is None
     assert "elections" not in two.content()
+
+
+def test_a_dense_twin_elects_nothing_beside_the_branch_that_it_is_the_twin_of(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    deltas = {which: {NAME: torch.randn(20, 30)} for which in ("math", "math-l1", "code-l1", "taste")}
+    inspection = inspect(tmp_path / "four", deltas)
+    assert list(votes(inspection, 0.5)) == ["math-l1", "code-l1", "taste"]
+    pair = {which: deltas[which] for which in ("math", "math-l1", "taste")}
+    assert inspect(tmp_path / "three", pair).elections is None

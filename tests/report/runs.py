@@ -19,6 +19,7 @@ from paft_plugin.evaluation.results import ArmScore, Measure, ScoresFile
 from paft_plugin.evaluation.statistics import wilson
 from paft_plugin.files import write_json, write_text
 from paft_plugin.formats import threshold_key
+from paft_plugin.inspection.elections import electors
 from paft_plugin.inspection.inspected import (
     Figures,
     InspectedDelta,
@@ -27,7 +28,8 @@ from paft_plugin.inspection.inspected import (
     TensorFigures,
     write_inspection,
 )
-from paft_plugin.inspection.measures import Election, Interference, Measures, Overlap
+from paft_plugin.inspection.measures import Election, Elections, Interference, Measures, Overlap, Vote
+from tests.inspection import brute
 
 MODULES = ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj")
 THRESHOLDS = (1e-5, 1e-3)
@@ -75,7 +77,22 @@ def inspect(deltas: Mapping[str, Tensors], *, with_pairs: bool = True) -> Inspec
             )
             for one, other in pairs
         ),
+        elections=_elections({name: deltas[name] for name in electors(names)}) if with_pairs else None,
     )
+
+
+def _elections(deltas: Mapping[str, Tensors]) -> Figures[Any] | None:
+    """Of deltas that change the same tensors; at every density as at 1."""
+    if not deltas:
+        return None
+
+    def elections(entries: Tensor) -> Elections:
+        counted = brute.election(list(entries.flatten(1)), 1.0)
+        votes = {name: Vote(*map(int, counts), mass) for name, (*counts, mass) in zip(deltas, counted, strict=True)}
+        return Elections(entries[0].numel(), {threshold_key(density): votes for density in DENSITIES})
+
+    places = next(iter(deltas.values()))
+    return _figures({place: torch.stack([delta[place] for delta in deltas.values()]) for place in places}, elections)
 
 
 def _figures(tensors: Tensors, measured: Any) -> Figures[Any]:

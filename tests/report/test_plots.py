@@ -27,11 +27,15 @@ from paft_plugin.evaluation.arms import Arm, arm_named
 from paft_plugin.evaluation.results import ArmResult, Measure, Results, read_results
 from paft_plugin.inspection.inspected import Inspection, write_inspection
 from paft_plugin.inspection.plots import (
+    OUTCOMES,
     PLOTS,
+    charts_of,
     conflict_share,
+    elections_chart,
     histograms,
     interference_map,
     luminance,
+    pair_matrix,
     plotted_pairs,
     sparsity_by_layer,
     write_plots,
@@ -111,7 +115,8 @@ def every_plot(inspection: Inspection, results: Results, curves: Sequence[Curve]
     run = RunData(
         results, choose(results), curves, {"sft-l1": ("1e-05", 0.9)}, [way("parallel-alpha"), way("paft-alpha", 0.9)]
     )
-    return [plot(drawn) for drawn in (*(each(inspection) for each in PLOTS), *(each(run) for each in of_runs.PLOTS))]
+    drawn = [*(each(inspection) for each in charts_of(inspection)), *(each(run) for each in of_runs.PLOTS)]
+    return list(map(plot, drawn))
 
 
 @chart("entries", "Entries of every delta", "deltas")
@@ -217,6 +222,24 @@ def test_the_map_shows_the_pairs_that_a_fusion_could_combine(inspection: Inspect
     assert len([axes for axes in drawn.figure.axes if axes.get_title("left")]) == 4
 
 
+@pytest.mark.parametrize("count", [3, 4, 8])
+def test_of_many_branches_every_one_is_named_and_drawn_in_a_style_of_its_own(count: int) -> None:
+    names = [f"branch-{place}" + "-l1" * (place % 2) for place in range(count)]
+    many = inspect({name: random_delta(seed, 1e-3, 0.5, layers=2) for seed, name in enumerate(names)})
+    assert charts_of(many) == list(PLOTS)
+    lines = plot(sparsity_by_layer(many)).figure.axes[0].lines
+    assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}) == count
+    panels = plot(elections_chart(many)).figure.axes
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == names
+    for axes in panels:
+        ends = [patch.get_x() + patch.get_width() for patch in axes.patches[-count:]]  # type: ignore[attr-defined]
+        assert ends == pytest.approx([1.0] * count)
+        assert len({(patch.get_facecolor(), patch.get_hatch()) for patch in axes.patches}) == len(OUTCOMES)
+    cosine = plot(pair_matrix(many)).figure.axes[0]
+    assert len(cosine.texts) == count * (count - 1) / 2
+    assert [label.get_text() for label in cosine.get_xticklabels()] == names[:-1]
+
+
 def test_numbers_on_the_map_can_be_read(inspection: Inspection) -> None:
     from matplotlib.colors import to_rgb
 
@@ -241,7 +264,7 @@ def test_opposite_deltas_conflict_everywhere_and_equal_ones_nowhere() -> None:
 
 def test_a_large_model_and_odd_names_are_drawn() -> None:
     deep = inspect({"<b>&": random_delta(0, 1e-3, 0.5, layers=40), "b": random_delta(1, 1e-3, 0.5, layers=40)})
-    for one in (plot(each(deep)) for each in PLOTS):
+    for one in (plot(each(deep)) for each in charts_of(deep)):
         ElementTree.fromstring(as_svg(one))  # noqa: S314
         assert "<b>" not in as_svg(one)
     assert plot(interference_map(deep)).wide
