@@ -315,8 +315,9 @@ def gather(
         ]
     )
     by_name = {one.name: one for one in arms}
+    goals_first = sorted(measures, key=lambda one: one.name not in (*skills, *preferences))
     return Results(
-        measures=tuple(replace(one, margin=_margin(one, arms, margins or {})) for one in measures),
+        measures=tuple(replace(one, margin=_margin(one, arms, margins or {})) for one in goals_first),
         skills=tuple(skills),
         preferences=tuple(preferences),
         thresholds=tuple({threshold for arm in arms for threshold in arm.sparsity}),

@@ -137,14 +137,23 @@ def check(setup: Setup, plan: Plan, console: Console) -> None:
 
 
 def show_results(run_dir: Path, console: Console) -> None:
-    """The table of all arms, and where to read on."""
-    from paft_plugin.report.arm_tables import arm_table
+    """What measured nothing, the table of all arms and of what each branch lost, the arm to use, and where to read on."""
+    from paft_plugin.report.arm_tables import arm_table, tax_table
+    from paft_plugin.report.choice import choose
     from paft_plugin.report.collect import collect
+    from paft_plugin.report.differences import silent_measures
     from paft_plugin.report.run_report import REPORT, missed_targets
 
     run = read_run(run_dir)
     assert run is not None, "the run itself wrote it"
-    console.print(arm_table(collect(run_dir, run)))
+    results = collect(run_dir, run)
+    choice = choose(results)
+    for measure, why in silent_measures(results).items():
+        _warn(console, f"{measure} tells nothing here, because {why}.")
+    console.print(arm_table(results, choice))
+    if taxes := tax_table(results):
+        console.print(Text(f"{taxes.caption}:"), taxes)
+    console.print(Text(f"{choice.headline}. {choice.explanation}"), highlight=False)
     for missed in missed_targets(run_dir):
         _warn(console, missed)
     console.print(Text(f"Read on in {run_dir / REPORT}"), soft_wrap=True, highlight=False)

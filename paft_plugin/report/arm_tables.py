@@ -9,7 +9,7 @@ from paft_plugin.evaluation.arms import Role
 from paft_plugin.evaluation.results import RESULTS, ArmResult, Measure, Results, Swaps, branch_reference
 from paft_plugin.formats import BLANK, number, share, signed, threshold_label
 from paft_plugin.report.choice import Choice
-from paft_plugin.report.differences import Comparison, Difference, comparisons
+from paft_plugin.report.differences import Comparison, Difference, comparisons, silent_measures
 from paft_plugin.tables import Cell, Column, Row, Table, number_cell
 
 
@@ -22,9 +22,10 @@ def arm_table(results: Results, choice: Choice | None = None) -> Table:
         for skill in results.skills[:1]
         if len(results.goals) < 3 and any(skill in arm.taxes for arm in results.arms)
     ]
+    silent = silent_measures(results)
     columns = [
         Column("Arm", is_number=False),
-        *(Column(_heading(measure)) for measure in results.measures),
+        *(Column(f"{_heading(one)}{' (tells nothing)' if one.name in silent else ''}") for one in results.measures),
         *(Column("Alignment tax") for _ in taxed),
         *(Column(f"Sparsity at {threshold_label(float(key))}", is_optional=True) for key in thresholds),
     ]
@@ -46,6 +47,7 @@ def arm_table(results: Results, choice: Choice | None = None) -> Table:
     reference = branch_reference(results.arms, results.measure(taxed[0])) if taxed else None
     if reference:
         note += f" Alignment tax is the {taxed[0]} of {reference.name} less that of the arm."
+    note += "".join(f" {name} tells nothing here, because {why}." for name, why in silent.items())
     return Table(columns, rows, "arms", "Every arm, as scored", note, elsewhere=RESULTS)
 
 
@@ -65,11 +67,12 @@ def comparison_table(results: Results, choice: Choice) -> Table | None:
     asked = comparisons(results, choice.arm)
     if not asked:
         return None
+    measures = [one for one in results.measures if one.name not in silent_measures(results)]
     questions = [Cell(one.question, detail=f"{one.before.name} → {one.after.name}{_afterwards(one)}") for one in asked]
     return Table(
         [
             Column("Question", is_number=False),
-            *(Column(_heading(m) + ("" if m.name in results.goals else ", exploratory")) for m in results.measures),
+            *(Column(_heading(m) + ("" if m.name in results.goals else ", exploratory")) for m in measures),
         ],
         [Row([cell, *map(_difference_cell, one.differences)]) for cell, one in zip(questions, asked, strict=True)],
         "comparisons",
@@ -100,9 +103,12 @@ def _how(asked: Sequence[Comparison]) -> Iterator[str]:
     declared = sum(change.adjusted is not None for change in changes)
     if declared:
         yield f"Verdicts on {declared} declared contrasts are by Holm's correction; the others are exploratory: some are chance."
-    margins = {change.measure.name: change.measure.margin for change in changes if change.measure.margin is not None}
+    margins: dict[float, list[str]] = {}
+    for measure in {change.measure.name: change.measure for change in changes}.values():
+        if measure.margin is not None:
+            margins.setdefault(measure.margin, []).append(measure.name)
     if margins:
-        said = joined([f"{measure} {margin:g}" for measure, margin in margins.items()])
+        said = "; ".join(f"{margin:g} of {joined(names)}" for margin, names in margins.items())
         yield f"Equivalent: by two one-sided tests nearer than the margin ({said})."
 
 

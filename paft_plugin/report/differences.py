@@ -132,7 +132,7 @@ class Comparison:
     before: ArmResult
     after: ArmResult
     differences: tuple[Difference | None, ...]
-    """One for each measure."""
+    """One for each measure that tells anything."""
     is_declared: bool = True
     """Whether it was asked before there were scores."""
 
@@ -143,16 +143,17 @@ def comparisons(results: Results, chosen: ArmResult | None) -> list[Comparison]:
     Declared are their answers in what the branches teach, as far as a measure of that tells anything: Holm's correction is over
     these. All others are exploratory.
     """
+    silent = silent_measures(results)
+    measures = [one for one in results.measures if one.name not in silent]
     found = [
-        Comparison(question, before, after, tuple(difference(before, after, m) for m in results.measures), is_declared)
+        Comparison(question, before, after, tuple(difference(before, after, one) for one in measures), is_declared)
         for question, before, after, is_declared in _asked(results, chosen)
     ]
-    declared_measures = set(results.goals) - silent_measures(results).keys()
     declared = [
         change
         for one in found
         for change in one.differences
-        if one.is_declared and change is not None and change.measure.name in declared_measures
+        if one.is_declared and change is not None and change.measure.name in results.goals
     ]
     corrected = dict(zip(map(id, declared), holm([change.p for change in declared]), strict=True))
     return [

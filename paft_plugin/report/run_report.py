@@ -171,7 +171,8 @@ def _facts(
     facts += [
         f"{cost.measure.name}: {cost.change.items} items show differences from {number(cost.change.detectable)} only. Score more."
         for cost in choice.costs
-        if cost.change and cost.measure.margin and cost.change.detectable > COARSE * cost.measure.margin
+        if cost.verdict == "unclear" and cost.change and cost.measure.margin
+        if cost.change.detectable > COARSE * cost.measure.margin
     ]
     for what, remarks, wrong, lesser in (
         ("Diagnosis of the branches", diagnosis, "failure signature", "open question"),

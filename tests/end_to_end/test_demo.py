@@ -75,9 +75,9 @@ def interrupt_once_training_runs(run_dir: Path) -> None:
 
 def check_results(run_dir: Path) -> None:
     results = json.loads((run_dir / "results.json").read_text())
-    assert results["schema"] == 2
-    assert [measure["name"] for measure in results["measures"]] == MEASURES
-    assert (results["skill"], results["preference"]) == ("skill", "preference")
+    assert results["schema"] == 3
+    assert set(MEASURES) <= {measure["name"] for measure in results["measures"]}
+    assert (results["skills"], results["preferences"]) == (["skill"], ["preference"])
     assert results["thresholds"] == ["1e-05", "0.001"]
     arms = {arm["arm"]: arm for arm in results["arms"]}
     assert list(arms) == ARMS == list(QUICK_DEMO.arms)

@@ -64,8 +64,10 @@ def whole(names: Sequence[str], thresholds: Sequence[str] = ("1e-05", "0.001")) 
     """Every arm of every measure, with the widest cells that there are."""
     arms = ("base", "sft", "sft-l1", "dpo", "sequential", "parallel-dare_ties", "paft-ties")
     sparsity = dict.fromkeys(thresholds, 1.0)
-    scores = dict.fromkeys(names, 0.5)
-    return compare([ArmResult(arm=arm_named(arm), scores=scores, sparsity=sparsity) for arm in arms], names, names[0])
+    scores = {arm: dict.fromkeys(names, 0.25 if arm == "base" else 0.5) for arm in arms}
+    return compare(
+        [ArmResult(arm=arm_named(arm), scores=scores[arm], sparsity=sparsity) for arm in arms], names, names[0]
+    )
 
 
 def test_markdown() -> None:
