@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file
@@ -125,3 +128,62 @@ def test_nothing_is_tokenised_twice(base: Path, tasks: Path, monkeypatch: pytest
         type(model.tokenizer), "encode", lambda _, text, **__: [2] if text == "</s>" else pytest.fail(text)
     )
     assert scorer.score() == first
+
+
+def test_the_items_of_a_mean_have_it_for_their_mean(base: Path, tasks: Path) -> None:
+    measures, opened = open_tasks(tasks)
+    scorer = Scorer(plain(base), opened)
+    found = scorer.score()
+    for measure in measures:
+        items = scorer.item_scores(measure, found[measure.task], keep_texts=True)
+        assert len({item.item for item in items}) == len(items) == scorer.items(measure.task)
+        mean = sum(item.value for item in items) / len(items)
+        assert mean == pytest.approx(found[measure.task].values[measure.key], abs=1e-9)
+        assert all(item.answer is not None and item.measure == measure.name for item in items)
+        bare = scorer.item_scores(measure, found[measure.task])
+        assert bare == [item.model_copy(update={"answer": None}) for item in items]
+
+
+@pytest.mark.parametrize("metric", ["acc", "acc_norm"])
+def test_a_choice_says_how_sure_it_was(metric: str, base: Path, tmp_path: Path) -> None:
+    """By lm-eval's own likelihoods of the answers; of unequal length, so that the two metrics differ."""
+    rows = [{**row, "answers": [row["answers"][0], row["answers"][1][:2]]} for row in make_items(5)]
+    write_rows(tmp_path / "items.jsonl", rows)
+    listed = [{"metric": metric, "aggregation": "mean", "higher_is_better": True}]
+    make_task(tmp_path / "tasks", "choice", tmp_path / "items.jsonl", metric_list=listed)
+    ((measure,), opened) = open_measures({"choice": MeasureConfig()}, tmp_path / "tasks")
+    model = plain(base)
+    scorer = Scorer(model, opened)
+    items = scorer.item_scores(measure, scorer.score()["choice"], keep_texts=True)
+    for row, item in zip(rows, items, strict=True):
+        context = model.apply_chat_template([{"role": "user", "content": row["prompt"]}])
+        requests = [Instance("loglikelihood", {}, (context, answer), 0) for answer in row["answers"]]
+        scores = [value for value, _ in model.loglikelihood(requests, disable_tqdm=True)]
+        scores = [s / len(a) for s, a in zip(scores, row["answers"], strict=True)] if metric == "acc_norm" else scores
+        likely = torch.tensor(scores).double().softmax(0)
+        assert item.probability == pytest.approx(float(likely.max()), abs=1e-5)
+        assert item.answer == row["answers"][int(likely.argmax())]
+        assert item.value == (row["right"] == int(likely.argmax()))
+
+
+@pytest.mark.parametrize("by_size", [True, False])
+def test_a_group_that_weighs_its_tasks_alike_has_no_items(by_size: bool, base: Path, tmp_path: Path) -> None:
+    for name, count in (("one", 5), ("two", 20)):
+        write_rows(tmp_path / f"{name}.jsonl", make_items(count, count))
+        make_task(tmp_path / "tasks", name, tmp_path / f"{name}.jsonl")
+    group = {"group": "both", "task": ["one", "two"]}
+    group |= {"aggregate_metric_list": [{"metric": "acc", "aggregation": "mean", "weight_by_size": by_size}]}
+    (tmp_path / "tasks" / "both.yaml").write_text(yaml.safe_dump(group))
+    ((measure,), opened) = open_measures({"both": MeasureConfig()}, tmp_path / "tasks")
+    scorer = Scorer(plain(base), opened)
+    assert len(scorer.item_scores(measure, scorer.score()["both"])) == (25 if by_size else 0)
+
+
+def test_what_is_no_mean_has_no_items(base: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "items.jsonl", make_items(0))
+    metrics = [{"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}]
+    more = {"output_type": "loglikelihood", "doc_to_choice": None, "doc_to_target": "{{answers[right]}}"}
+    make_task(tmp_path / "tasks", "likely", tmp_path / "items.jsonl", metric_list=metrics, **more)
+    ((measure,), opened) = open_measures({"likely": MeasureConfig()}, tmp_path / "tasks")
+    scorer = Scorer(plain(base), opened)
+    assert scorer.item_scores(measure, scorer.score()["likely"]) == []
