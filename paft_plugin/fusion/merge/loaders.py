@@ -16,6 +16,7 @@ from torch import Tensor
 
 from paft_plugin.deltas.adapter import open_adapter
 from paft_plugin.deltas.belongs import branch_findings, check_finite
+from paft_plugin.deltas.changes import Rows
 from paft_plugin.deltas.delta import Delta, delta_of
 from paft_plugin.deltas.fit import BUFFERS
 from paft_plugin.deltas.quantised import quantised
@@ -55,6 +56,10 @@ class ModelLoader:
         """One tensor in its own dtype."""
         return self.store.tensor(name)
 
+    def rows(self, name: str) -> Rows:
+        """Ranges of a tensor's rows, the same as in `tensor`; each is good until the next one."""
+        return self.store.slices(name)
+
     def dtype(self, name: str) -> torch.dtype:
         """The dtype of what `tensor` gives."""
         return self.stored_dtype(name)
@@ -93,6 +98,15 @@ class AdapterLoader(ModelLoader):
         tensor = tensor.float()
         changed = self._changed.get(name)
         return tensor if changed is None else self._with_delta(tensor, changed)
+
+    def rows(self, name: str) -> Rows:
+        """Ranges of a tensor's rows in fp32, the same as in `tensor`."""
+        changed = self._changed.get(name)
+        if changed is None or not self.store.shape(name) or self._adapter.copies.get(changed):
+            whole = torch.atleast_1d(self.tensor(name))
+            return lambda start, stop: whole[start:stop]
+        before, delta = self.store.slices(name), self.delta.rows(changed)
+        return lambda start, stop: delta(start, stop).add_(before(start, stop).float())
 
     def _with_delta(self, base: Tensor, name: str) -> Tensor:
         delta = self.delta.one(name)

@@ -25,6 +25,7 @@ from mergekit.tokenizer import TokenizerInfo
 from torch import Tensor
 
 from paft_plugin.errors import raise_if_any, some
+from paft_plugin.fusion.merge.blocks import blocked, is_worth_it
 from paft_plugin.fusion.merge.loaders import ModelLoader
 from paft_plugin.fusion.merge.untouched import draws, gives_base, gives_input_rounded, skip_draws
 from paft_plugin.fusion.mergekit_internals import Graph, stored_name
@@ -55,7 +56,11 @@ class MergePlan:
         joined = self._graph.replace(
             (merge, Joined(merge=merge, run=partial(self._one, merge, save))) for merge, save in merges
         )
-        self._ahead = LoadAhead([one.merge for one in joined], loaders)
+        found = ((merge, blocked(merge, merge.gather_tensors.arguments(), loaders)) for merge, _ in merges)
+        self._blocked = {
+            id(merge): each for merge, each in found if each and self._device == "cpu" and is_worth_it(each)
+        }
+        self._ahead = LoadAhead([one.merge for one in joined if id(one.merge) not in self._blocked], loaders)
 
     def run(self, quiet: bool) -> Iterator[tuple[str, Tensor] | TokenizerInfo]:
         """Yield (name, tensor in its final dtype), and the tokenizer where the recipe builds one."""
@@ -82,11 +87,14 @@ class MergePlan:
         return [self._loaders[model].store.tensor(stored) for model, stored in names.items() if stored]
 
     def _one(self, merge: ExecuteMergeMethodTask, save: SaveTensor) -> Tensor | None:
-        inputs = self._ahead.take(merge)
+        in_blocks = self._blocked.get(id(merge))
+        inputs = None if in_blocks else self._ahead.take(merge)
         if inputs is None:
             copy = _copy_if_untouched(merge, save, self._loaders, self._device)
             if copy is not None:
                 return copy
+            if in_blocks is not None:
+                return in_blocks.run(in_blocks.choose(), self._device if merge.uses_accelerator() else "cpu")
             inputs = load_inputs(merge)
         # What mergekit's executor does with what it has loaded: move, gather, merge.
         if merge.uses_accelerator():
