@@ -35,13 +35,16 @@ def lint(
         raise click.UsageError("Missing argument 'RECIPE...'.")
 
     from paft_plugin.fusion.lint.findings import LintFile, as_text, errors, summary
-    from paft_plugin.fusion.lint.linter import lint_recipe
+    from paft_plugin.fusion.lint.linter import lint_recipe, method_in
+    from paft_plugin.fusion.recipe.methods import how_it_trims
 
     with quietly():
         findings = {file: lint_recipe(file, read_weights=not no_weights) for file in recipes}
-    for found in findings.values():
+    for file, found in findings.items():
         for line in as_text(found, width):
             click.echo(line)
+        if said := how_it_trims(method_in(file)):
+            click.echo(f"{file}: {said}")
     click.echo(summary(findings, not no_weights))
     if json_file is not None:
         LintFile.of(findings, not no_weights).write(json_file)

@@ -49,6 +49,7 @@ def merge(
     The recipe is linted first: errors stop the merge, warnings are shown and recorded.
     """
     from paft_plugin.fusion.merge import open_fusion, reuse_freed_memory, write_fusion
+    from paft_plugin.fusion.recipe.methods import how_it_trims
 
     if not adapter and (rank is not None or max_error is not None):
         raise PaftError("--rank and --max-error are about an adapter. Add --adapter, or leave them out.")
@@ -61,6 +62,8 @@ def merge(
         notes = write_fusion(fusion, out, out_shard_size, findings, quiet)
     for note in notes:
         click.echo(f"Warning: {note}", err=True)
+    if said := how_it_trims(fusion.config.merge_method):
+        click.echo(said)
     click.echo(f"Merged into {out}.")
 
 

@@ -129,7 +129,8 @@ def recipe(**options: Any) -> None:
     """Write a mergekit recipe that fuses branches of one base model; its header holds the command that runs it."""
     import shlex
 
-    from paft_plugin.fusion.recipe.render import merge_command
+    from paft_plugin.fusion.recipe.methods import how_it_trims
+    from paft_plugin.fusion.recipe.render import build_recipe, merge_command
     from paft_plugin.fusion.recipe.write import RecipeRequest, write_recipe
 
     given = {name: options.pop(name) for name in RecipeSettings.model_fields if name != "extras"}
@@ -147,4 +148,6 @@ def recipe(**options: Any) -> None:
     for folder in (branch.whole for branch in written.branches if branch.whole is not None):
         size = sum(file.stat().st_size for file in folder.iterdir())
         click.echo(f"Whole model: {folder} ({size / 1e9:.2f} GB). Delete it after the merge.")
+    if said := how_it_trims(str(build_recipe(written)["merge_method"])):
+        click.echo(said)
     click.echo(f"Wrote {written.file}. Run it with:\n{shlex.join(merge_command(written))}")

@@ -13,6 +13,7 @@ from paft_plugin.errors import PaftError
 from paft_plugin.fusion.lint.document import CACHE, DTYPE
 from paft_plugin.fusion.lint.findings import Finding, Rule
 from paft_plugin.fusion.lint.recipe import SoundRecipe, recipe_check, weight_check
+from paft_plugin.fusion.merge.global_trim import TIES_GLOBAL
 from paft_plugin.fusion.mergekit_internals import name_in_cache
 from paft_plugin.schema import Keys
 
@@ -20,6 +21,19 @@ TENSORS = 4
 """How many adapted tensors of a cached model are compared with the adapter: retraining changes all of them."""
 TOLERANCE = {"F32": 0.01, "F64": 0.01}
 """Relative error of a cached delta that is still the same adapter; rounded to 16 bits, most of a small delta is gone."""
+
+
+OWN_METHOD = Rule.warning(
+    506, "own-method", "The method is one of `axolotl paft merge`'s own: mergekit-yaml does not know it, and stops."
+)
+
+
+@recipe_check
+def own_method(recipe: SoundRecipe) -> Iterator[Finding]:
+    """A merge method that mergekit itself has not."""
+    if recipe.spec.name == TIES_GLOBAL:
+        message = f"mergekit-yaml has no {TIES_GLOBAL}: its ties trims each tensor by itself, not the whole delta."
+        yield recipe.finding(OWN_METHOD, ("merge_method",), message, "Merge with `axolotl paft merge`.")
 
 
 ADAPTER_FLAGS = Rule.warning(
@@ -34,7 +48,7 @@ ADAPTER_ROUNDED = Rule.warning(
 def flags(recipe: SoundRecipe) -> Iterator[Finding]:
     """The header's command lacks a flag that an adapter needs, or there is no such command."""
     adapters = [(keys, reference) for keys, reference in recipe.references if reference.lora]
-    if not adapters:
+    if not adapters or recipe.spec.name == TIES_GLOBAL:
         return
     fix = f"Run `mergekit-yaml RECIPE OUT {CACHE} NEW_FOLDER {DTYPE} float32`, or `axolotl paft merge`, which needs neither."
     header = recipe.document.header

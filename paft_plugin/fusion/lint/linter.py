@@ -39,6 +39,12 @@ def lint_recipe(path: Path, *, read_weights: bool = True) -> list[Finding]:
     return sorted(unique, key=lambda finding: (finding.line or 0, finding.code))
 
 
+def method_in(path: Path) -> str:
+    """The merge method that a recipe names; empty if it cannot be read."""
+    document = read(path)
+    return "" if isinstance(document, Finding) else str(document.content.get("merge_method", ""))
+
+
 def as_recipe(document: Document, explained: bool) -> tuple[SoundRecipe | None, list[Finding]]:
     """The recipe for the checks, or what keeps it from being one; `explained` if an error in its structure may be why."""
     config, findings = shape.wrong_kinds(document, explained)

@@ -1,7 +1,7 @@
 """One tensor merged in blocks of rows: memory that does not grow with the branches, where a method goes entry by entry.
 
-mergekit's method does the work on each block, as on a whole tensor. What it trims depends on a whole tensor, or with `ties_global`
-on the whole delta; so that is decided before, branch by branch, and mergekit's trimming functions only carry it out.
+mergekit's method does the work on each block, as on a whole tensor. What it trims depends on a whole tensor, or with
+`ties_global` on the whole delta; so that is decided before, branch by branch, and mergekit's trimming functions carry it out.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TOO_SMALL = 1e-7
 """Norms below which mergekit does not rescale."""
 
 
-class Kept(Protocol):
+class TrimOfDelta(Protocol):
     """Which entries of a branch's delta are kept, asked block by block in order."""
 
     def of(self, delta: Tensor, start: int) -> Tensor:
@@ -46,7 +46,7 @@ class Kept(Protocol):
 
 
 @dataclass(frozen=True)
-class Whole:
+class WholeDelta:
     """Nothing is trimmed."""
 
     def of(self, delta: Tensor, start: int) -> Tensor:
@@ -55,7 +55,7 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class MaskedDelta:
     """What one of mergekit's trimming functions chose of a whole tensor."""
 
     bits: NDArray[np.uint8]
@@ -90,6 +90,11 @@ class BlockedMerge:
         """Rows of a block: their entries begin at a whole byte of a mask."""
         return max(8, BLOCK // max(1, self.width) // 8 * 8)
 
+    @property
+    def keys(self) -> dict[ModelReference | None, str]:
+        """Model → mergekit's name of its input."""
+        return {load.model: key for key, load in self.merge.gather_tensors.arguments().items()}
+
     def rows(self) -> dict[str, Rows]:
         """Of each input; what they are made of is read here."""
         return {key: _in_dtype(loader.rows(name), dtype) for key, (loader, name, dtype) in self.loads.items()}
@@ -99,7 +104,7 @@ class BlockedMerge:
         rows = self.shape[0] if self.shape else 1
         return ((start, min(start + self.step, rows)) for start in range(0, rows, self.step))
 
-    def run(self, kept: Sequence[Kept], device: str) -> Tensor:
+    def run(self, kept: Sequence[TrimOfDelta], device: str) -> Tensor:
         """The merged tensor; `kept` has one for each branch, in mergekit's order."""
         rows, done, width = self.rows(), [], self.width
         for start, stop in self.blocks():
@@ -109,14 +114,14 @@ class BlockedMerge:
             done.append(merged.cpu())
         return torch.cat(done).reshape(self.shape)
 
-    def choose(self) -> list[Kept]:
+    def choose(self) -> list[TrimOfDelta]:
         """What the method keeps of each branch, as it would of whole tensors, which are in memory one at a time."""
         method, base = method_called(self.merge.method_name), self.merge.base_model
         branches = [model for model in self.merge.model_order if model != base]
         how = method.sparsification_method if isinstance(method, GeneralizedTaskArithmeticMerge) else None
         if how is None:
-            return [Whole() for _ in branches]
-        keys = {load.model: key for key, load in self.merge.gather_tensors.arguments().items()}
+            return [WholeDelta() for _ in branches]
+        keys = self.keys
         before, rescale = self._tensor(keys[base]), self.merge.parameters["rescale"]
         return [
             self._chosen(keys[model], before, how, dict(self.merge.input_parameters[model].items()), rescale)
@@ -125,15 +130,15 @@ class BlockedMerge:
 
     def _chosen(
         self, key: str, base: Tensor, how: SparsificationMethod, given: Mapping[str, Any], rescale: bool
-    ) -> Kept:
+    ) -> TrimOfDelta:
         if given["density"] >= 1:
-            return Whole()
+            return WholeDelta()
         delta = self._tensor(key) - base
         more = {name: given[name] for name in ("gamma", "epsilon") if name in given}
         left = sparsify(delta, density=given["density"], method=how, **more)
         bits = np.packbits((left != 0).flatten().numpy())
         whole, rest = delta.abs().sum(), left.abs().sum()
-        return Chosen(bits, whole / rest if rescale and min(whole, rest) >= TOO_SMALL else None)
+        return MaskedDelta(bits, whole / rest if rescale and min(whole, rest) >= TOO_SMALL else None)
 
     def _tensor(self, key: str) -> Tensor:
         loader, name, dtype = self.loads[key]
@@ -167,7 +172,7 @@ def _in_dtype(rows: Rows, dtype: torch.dtype) -> Rows:
     return lambda start, stop: rows(start, stop).to(dtype)
 
 
-def _carrying_out(kept: Sequence[Kept], start: int) -> dict[str, Callable[..., Tensor]]:
+def _carrying_out(kept: Sequence[TrimOfDelta], start: int) -> dict[str, Callable[..., Tensor]]:
     """mergekit's trimming functions for one block: each call is for the next branch."""
     following = iter(kept)
 

@@ -7,7 +7,7 @@ then not be loaded, or merged, at all. Of the others, the next one's inputs are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial, reduce
 from itertools import pairwise
@@ -25,7 +25,8 @@ from mergekit.tokenizer import TokenizerInfo
 from torch import Tensor
 
 from paft_plugin.errors import raise_if_any, some
-from paft_plugin.fusion.merge.blocks import blocked, is_worth_it
+from paft_plugin.fusion.merge.blocks import BlockedMerge, TrimOfDelta, blocked, is_worth_it
+from paft_plugin.fusion.merge.global_trim import TIES_GLOBAL, largest_of_all
 from paft_plugin.fusion.merge.loaders import ModelLoader
 from paft_plugin.fusion.merge.untouched import draws, gives_base, gives_input_rounded, skip_draws
 from paft_plugin.fusion.mergekit_internals import Graph, stored_name
@@ -56,10 +57,16 @@ class MergePlan:
         joined = self._graph.replace(
             (merge, Joined(merge=merge, run=partial(self._one, merge, save))) for merge, save in merges
         )
-        found = ((merge, blocked(merge, merge.gather_tensors.arguments(), loaders)) for merge, _ in merges)
-        self._blocked = {
-            id(merge): each for merge, each in found if each and self._device == "cpu" and is_worth_it(each)
-        }
+        self._kept: Sequence[TrimOfDelta] = ()
+        """Of a global trim: for each branch what is kept of its whole delta."""
+        found = {id(merge): blocked(merge, merge.gather_tensors.arguments(), loaders) for merge, _ in merges}
+        self._blocked = {key: each for key, each in found.items() if each is not None}
+        if any(merge.method_name == TIES_GLOBAL for save in saves if (merge := save.tensor_task)):
+            raise_if_any(_not_in_blocks(saves, self._blocked, loaders))
+            self._kept = largest_of_all(list(self._blocked.values()))
+        else:
+            worth = self._device == "cpu"
+            self._blocked = {key: each for key, each in self._blocked.items() if worth and is_worth_it(each)}
         self._ahead = LoadAhead([one.merge for one in joined if id(one.merge) not in self._blocked], loaders)
 
     def run(self, quiet: bool) -> Iterator[tuple[str, Tensor] | TokenizerInfo]:
@@ -94,7 +101,7 @@ class MergePlan:
             if copy is not None:
                 return copy
             if in_blocks is not None:
-                return in_blocks.run(in_blocks.choose(), self._device if merge.uses_accelerator() else "cpu")
+                return in_blocks.run(self._kept or in_blocks.choose(), self._device)
             inputs = load_inputs(merge)
         # What mergekit's executor does with what it has loaded: move, gather, merge.
         if merge.uses_accelerator():
@@ -241,6 +248,26 @@ def _misfits(saves: list[SaveTensor], loaders: Loaders) -> list[str]:
             )
     more = [f"The same of {len(problems) - 3} more tensors."] if len(problems) > 3 else []
     return problems[:3] + more
+
+
+def _not_in_blocks(saves: list[SaveTensor], blocked: Mapping[int, BlockedMerge], loaders: Loaders) -> list[str]:
+    """Why a global trim cannot be: a tensor that is not merged entry by entry, as the files hold it, would be trimmed alone."""
+    names = [
+        save.tensor_name for save in saves if id(save.tensor_task) not in blocked and not _is_absent(save, loaders)
+    ]
+    if not names:
+        return []
+    return [
+        f"{TIES_GLOBAL}: {some(names)} cannot be trimmed with all others: it merges the models' tensors as they are, in "
+        "`dtype: float32`, without a tokenizer. Change that, or take ties, which trims each tensor by itself."
+    ]
+
+
+def _is_absent(save: SaveTensor, loaders: Loaders) -> bool:
+    """Whether a tensor is optional, and no model has it."""
+    merge = _plain_merge(save)
+    loads = merge.gather_tensors.arguments().values() if merge else ()
+    return bool(loads) and all(load.optional and not stored_name(load, loaders[load.model]) for load in loads)
 
 
 def _plain_merge(save: SaveTensor) -> ExecuteMergeMethodTask | None:

@@ -229,6 +229,8 @@ _ALL = (
         ),
     ),
 )
+TIES_GLOBAL = "ties_global"
+"""What a recipe calls TIES with the trim of its paper, which `axolotl paft merge` has and mergekit has not."""
 METHODS = {method.name: method for method in _ALL}
 NOT_OFFERED = {
     "arcee_fusion": "it fuses one model into one other. Between two branches it takes from the second what differs most from "
@@ -238,6 +240,16 @@ NOT_OFFERED = {
     "passthrough": "it copies one model and merges nothing",
 }
 """mergekit's other methods → why they make no sense for branches of one base model."""
+
+
+def how_it_trims(merge_method: str) -> str:
+    """Which trim a recipe's merge method has, for those that keep the largest entries; empty for the others."""
+    if merge_method == TIES_GLOBAL:
+        return f"{TIES_GLOBAL} trims each whole delta, as the TIES paper does. Plain mergekit-yaml has no such method."
+    method = METHODS.get(merge_method)
+    if method is None or method.selects != "largest":
+        return ""
+    return f"{merge_method} trims each tensor by itself, as mergekit does."
 
 
 def no_such_method(name: str) -> str:

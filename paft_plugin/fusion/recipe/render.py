@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from paft_plugin.files import ADAPTER_CONFIG
-from paft_plugin.fusion.recipe.methods import METHODS
+from paft_plugin.fusion.recipe.methods import METHODS, TIES_GLOBAL, how_it_trims
 from paft_plugin.fusion.recipe.settings import ROLES, BranchName, Parameter
 from paft_plugin.schema import Keys
 
@@ -61,6 +61,8 @@ class Recipe:
     merged: Path
     tokenizer_named: bool
     """Whether mergekit must be told to take the base's tokenizer."""
+    trims_globally: bool
+    """Whether TIES trims whole deltas rather than each tensor: that is for `axolotl paft merge` alone."""
     lora_cache: Path | None
     """Where mergekit writes each adapter as a whole model; None where it reads no adapter."""
     warnings: tuple[str, ...] = ()
@@ -69,6 +71,8 @@ class Recipe:
 
 def merge_command(recipe: Recipe) -> list[str]:
     """The command that runs a recipe correctly, as an argument list."""
+    if recipe.trims_globally:
+        return ["axolotl", "paft", "merge", str(recipe.file), str(recipe.merged), "--seed", str(recipe.seed)]
     command = ["mergekit-yaml", str(recipe.file), str(recipe.merged)]
     if recipe.lora_cache is not None:
         command += ["--lora-merge-cache", str(recipe.lora_cache), "--lora-merge-dtype", MERGE_DTYPE]
@@ -79,7 +83,7 @@ def build_recipe(recipe: Recipe) -> dict[str, Any]:
     """The recipe as mergekit's YAML holds it, in plain dicts and lists."""
     layout = METHODS[recipe.method].layout
     branches = [_of_branch(recipe, branch) for branch in recipe.branches]
-    content: dict[str, Any] = {"merge_method": recipe.method}
+    content: dict[str, Any] = {"merge_method": TIES_GLOBAL if recipe.trims_globally else recipe.method}
     if layout != "models":
         content["base_model"] = model_reference(recipe.base) if layout == "deltas" else branches[0]
     content["models"] = [{"model": model, **_parameters_of(recipe, place)} for place, model in enumerate(branches)]
@@ -161,6 +165,8 @@ def _header(recipe: Recipe) -> list[str]:
         "Written by `axolotl paft recipe`. Run it with exactly these flags:",
         shlex.join(merge_command(recipe)),
     ]
+    if recipe.trims_globally:
+        lines.append(how_it_trims(TIES_GLOBAL))
     if recipe.lora_cache is not None:
         lines += [
             f"--lora-merge-dtype {MERGE_DTYPE}: base + adapter rounded to the base's dtype would lose most of a small delta.",

@@ -47,7 +47,7 @@ class Setting:
     """What is to be known of a setting beside its fields' names and types. Fields for one role alone share it."""
 
     name: str
-    default: Callable[[Method], Value | None]
+    default: Callable[[Method], Value | str | None]
     """A method's own value; None where the method does not take the setting."""
     untaken: str
     """What is true of a method that does not take it: the end of a sentence."""
@@ -171,6 +171,11 @@ SCALE = Setting(
     searched=(0.4, 1.6),
     in_mean=True,
 )
+TRIM = Setting(
+    "trim",
+    default=lambda method: "tensor" if method.name == "ties" else None,
+    untaken="has but one way to choose what it keeps",
+)
 NORMALIZE = Setting(
     "normalize",
     default=lambda method: method.normalizes,
@@ -290,6 +295,11 @@ class RecipeSettings(BaseModel):
     )
     scale: Annotated[float | None, SCALE] = Field(
         default=None, description="Factor on the merged delta (mergekit's lambda). [1]"
+    )
+    trim: Annotated[Literal["tensor", "global"] | None, TRIM] = Field(
+        default=None,
+        description="ties: keep the largest entries of each tensor, as mergekit does, or of the whole delta, as published "
+        "(global: for `axolotl paft merge` alone). [tensor]",
     )
     normalize: Annotated[bool | None, NORMALIZE] = Field(
         default=None,
@@ -511,6 +521,7 @@ def rounded(value: float) -> float:
     return float(f"{value:.12g}")
 
 
+WHY_GLOBAL = "of all entries of the whole delta, as the TIES paper has it (its top 20 %), not of each tensor"
 MOST_SUMS = 10_000
 """Combinations of weights by tensor whose sums are looked at."""
 ORDINALS = {2: "second", 3: "third", 4: "fourth", 5: "fifth"}
@@ -538,6 +549,10 @@ def setting_problems(name: str, settings: RecipeSettings, branches: Sequence[Bra
         problems["density"] = _window_problems(method, settings, branches)
     if method.weight is not None and branches:
         problems["weight"] += _sum_problems(method, settings, branches)
+    if settings.trim == "global" and any(one.setting.startswith("density") for one in settings.filter):
+        problems["trim"].append(
+            "--trim global and --filter …:density: there is one threshold for a whole delta. Give one of the two."
+        )
     if not problems["scale"]:
         problems["scale"] = _scale_beside_filters(method, settings, branches)
     more = [
@@ -673,7 +688,7 @@ def parameters(
             why = _why_depth(weights, place)
             found.append(Parameter("weight", weights[place].content(scaled, behind), why, place))
         if densities is not None:
-            why = _why_density(method, idle, place)
+            why = _why_density(method, settings, idle, place)
             found.append(Parameter("density", densities[place].content(), why, place))
         for extra, value in extras.items():
             if extra.per_branch:
@@ -709,10 +724,11 @@ def _why_depth(weights: Sequence[PerTensor], place: int) -> str:
     )
 
 
-def _why_density(method: Method, idle: Sequence[bool], place: int) -> str:
+def _why_density(method: Method, settings: RecipeSettings, idle: Sequence[bool], place: int) -> str:
     if idle[place]:
         return f"so sparse that the largest {method.density:.0%} of each tensor hold all of it: trimming would only cost time"
-    return method.density_reason if all(idle[:place]) else ""
+    why = WHY_GLOBAL if settings.trim == "global" else method.density_reason
+    return why if all(idle[:place]) else ""
 
 
 def _normalizing(method: Method, settings: RecipeSettings, scale: float, in_weights: bool) -> list[Parameter]:

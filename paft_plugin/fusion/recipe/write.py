@@ -136,7 +136,11 @@ def settle(
     `dtype` is the base's own, `cache` a fingerprint of what base and adapters hold, `behind` as in `parameters`; the others are
     fields of `Recipe`.
     """
-    reads_adapter = any(branch.is_adapter for branch in request.branches) and not request.materialize
+    trims_globally = request.settings.trim == "global"
+    # `axolotl paft merge` needs neither flags nor models for adapters.
+    reads_adapter = any(branch.is_adapter for branch in request.branches) and not (
+        request.materialize or trims_globally
+    )
     return Recipe(
         method=request.method,
         base=request.base,
@@ -148,6 +152,7 @@ def settle(
         file=request.output,
         merged=request.merged_folder,
         tokenizer_named=tokenizer_named,
+        trims_globally=trims_globally,
         lora_cache=request.output.parent / f".lora-cache-{cache}" if reads_adapter else None,
     )
 

@@ -101,6 +101,7 @@ for name, case in [
     ("weights-idle", spoilt("models.0.parameters.weight", 0.1, method="della", pair="dense", density=0.2, epsilon=0.1)),
     ("dtype-rounds", lambda bench: without(bench.recipe(pair="adapters") | {"dtype": "bfloat16"}, "out_dtype")),
     ("adapter-flags", lambda bench: bench.recipe(pair="adapters")),
+    ("own-method", spoilt("merge_method", "ties_global", method="ties", pair="adapters", density=0.5)),
 ]:  # fmt: skip
     plant(name)(case)
 
@@ -116,7 +117,6 @@ def without(recipe: Recipe, *keys: str) -> Recipe:
 
 ALSO = {
     "unlisted": {"adapter-flags"},
-    "unlisted-refused": {"adapter-flags"},
     # These recipes name no command for their adapters.
     "dtype-rounds": {"adapter-flags"},
     "wrong-folder": {"adapter-flags"},

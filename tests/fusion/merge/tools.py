@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from paft_plugin.fusion.merge import open_fusion
+from paft_plugin.fusion.recipe.methods import TIES_GLOBAL
 from tests.fusion.mergekit_runs import run_mergekit
 from tests.fusion.world import World
 
@@ -113,7 +114,7 @@ def assert_same(one: Tensors, other: Tensors) -> None:
 
 def fusing_methods() -> set[str]:
     """What the installed mergekit registers, without passthrough, which takes one model."""
-    return {method.spec.name for method in merge_methods.registered_methods()} - {"passthrough"}
+    return {method.spec.name for method in merge_methods.registered_methods()} - {"passthrough", TIES_GLOBAL}
 
 
 def _model(branch: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:

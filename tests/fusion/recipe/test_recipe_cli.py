@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -70,6 +70,7 @@ def test_every_setting_is_an_option_that_gives_it_back() -> None:
     values: dict[Any, Any] = {
         float | None: 0.25,
         bool | None: False,
+        Literal["tensor", "global"] | None: "global",
         float | dict[str, float] | None: {"*": 0.5, "b": 1.0},
         tuple[float, float] | None: (0.5, 1.5),
         tuple[float, float] | dict[str, tuple[float, float]] | None: {"b": (0.0, 2.0)},
