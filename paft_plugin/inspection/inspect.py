@@ -39,8 +39,8 @@ DENSITIES = (0.1, 0.2, 0.5, 1.0)
 """Our own choice; mergekit's TIES recipes mostly have 0.2 or 0.5."""
 MOST_THREADS = 8
 """More would only wait for memory, and each holds files mapped."""
-WAITING, FEWEST_WAITING = 96, 16
-"""Histograms, of 260 kB each, of tensors that are begun or wait for an earlier one, one for each delta; and the least tensors."""
+UNDER_WAY = 48
+"""Tensors that are begun, or wait for an earlier one; each keeps a histogram of 260 kB for each delta."""
 
 Pair = tuple[str, str]
 OnEntries = Callable[[int, int], None]
@@ -151,7 +151,7 @@ def _in_order(pool: ThreadPoolExecutor, deltas: Mapping[str, Delta], settings: S
         for name in names:
             under_way.append(pool.submit(work, name))
             # An embedding takes as long as many others: meanwhile the other threads go on.
-            if len(under_way) > max(FEWEST_WAITING, WAITING // len(deltas)):
+            if len(under_way) > UNDER_WAY:
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()

@@ -35,7 +35,7 @@ class Measures:
     """Threshold, as `threshold_key` writes it → entries with |δ| ≤ threshold, both in fp32."""
     unseen: Mapping[str, int]
     """Dtype (`bfloat16`) → entries that rounding to it hides: round(θ_pre + δ) = round(θ_pre), as in arXiv 2505.11711. It holds
-    the base's own dtype, and bfloat16 as well where that is wider."""
+    the base's own dtype, and bfloat16."""
     l1: float
     l2: float
     largest: float

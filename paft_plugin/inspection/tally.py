@@ -157,7 +157,7 @@ def rounded_to(dtype: str) -> tuple[str, ...]:
     """The dtypes in which a change may be lost, given the base's as safetensors calls it."""
     # A base in fp64 is read as fp32, as deltas are.
     own = "float32" if dtype == "F64" else FLOATS[dtype]
-    return (own, "bfloat16") if own == "float32" else (own,)
+    return (own,) if own == "bfloat16" else (own, "bfloat16")
 
 
 def _hidden_by(dtype: str, before: Floats, change: Floats) -> int:

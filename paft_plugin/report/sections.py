@@ -15,7 +15,7 @@ from paft_plugin.errors import PaftError
 from paft_plugin.files import LINT_FILE, fused_files, inside, read_json
 from paft_plugin.formats import measured, number
 from paft_plugin.fusion.lint.findings import Finding, LintFile
-from paft_plugin.inspection.diagnosis.text import evidence_table
+from paft_plugin.inspection.diagnosis.text import by_confidence, evidence_table, grouped
 from paft_plugin.inspection.diagnosis.verdict import Check, Diagnosis
 from paft_plugin.reading import read_bytes
 from paft_plugin.report.page import Shown
@@ -43,9 +43,17 @@ class Remark:
 
 
 def diagnosis_remarks(diagnosis: Diagnosis) -> list[Remark]:
-    """Every check: what was found, then what could not be decided, then what is well."""
+    """Every check: what was found, then what could not be decided, then what is well; of many branches these two together."""
     checks = sorted(diagnosis.checks, key=lambda check: list(STATES).index(check.state))
-    return [_check_remark(check, place) for place, check in enumerate(checks)]
+    together = grouped([check for check in checks if not check.found])
+    alone = [check for check in checks if (check.state, check.signature) not in together]
+    return [
+        *(_check_remark(check, place) for place, check in enumerate(alone)),
+        *(
+            Remark(STATES[state][0], f"{STATES[state][1]}: {signature}", " ".join(by_confidence(group)))
+            for (state, signature), group in together.items()
+        ),
+    ]
 
 
 def _check_remark(check: Check, place: int) -> Remark:

@@ -52,6 +52,18 @@ def test_the_text_says_what_by_which_numbers_and_what_to_do(tmp_path: Path) -> N
     assert "1 found, 3 not found, 0 that cannot be told" in text
 
 
+def test_of_eight_branches_what_is_well_stands_together_and_each_finding_in_full(tmp_path: Path) -> None:
+    names = [f"b{place}" for place in range(8)]
+    deltas = {name: dense(place) * (10 if place == 7 else 1) for place, name in enumerate(names)}
+    result = run(PlantedRun(deltas).write(tmp_path), *[text for name in names for text in ("--sft", name)])
+    assert result.exit_code == 3
+    assert result.output.count("FOUND: dominance") == 7
+    assert result.output.count("not found: dominance\n") == 1
+    after = result.output.partition("not found: continued branch\n")[2]
+    assert "b0 × b1, b0 × b2" in " ".join(after.split())
+    assert len(after.splitlines()) < 40
+
+
 def test_the_file_for_machines_holds_every_check(tmp_path: Path) -> None:
     mismatched = PlantedRun({"sft": dense(1), "dpo": sparse(2)}).write(tmp_path)
     file = tmp_path / "diagnosis.json"

@@ -77,7 +77,7 @@ def of_kind(base: Path, folder: Path, kind: str, seed: int) -> Path:
     return make_model(base, folder, seed=seed)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kinds", [("adapter", "adapter"), ("adapter", "model"), ("model", "model")])
 def test_every_tensor_and_pair_is_as_brute_force_says(
     tmp_path: Path, kinds: tuple[str, str], dtype: torch.dtype

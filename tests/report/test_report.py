@@ -14,9 +14,12 @@ import pytest
 from click.testing import CliRunner
 
 from paft_plugin.cli import paft
+from paft_plugin.drawing import joined
 from paft_plugin.errors import PaftError
+from paft_plugin.inspection.diagnosis.verdict import Diagnosis, judged
 from paft_plugin.inspection.inspected import write_inspection
 from paft_plugin.report.run_report import write_report
+from paft_plugin.report.sections import diagnosis_remarks
 from tests.report.runs import RUN_CONTENT, SCORES, inspect, random_delta, results_content, three_deltas
 
 Run = Callable[..., Path]
@@ -271,3 +274,15 @@ def test_a_missed_target_is_said_at_first_sight(make_run: Run, ended: float, mis
     file = run / "branches" / "sft-l1" / "paft.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "sparsity": {"1e-05": ended}}))
     assert ("sft-l1: paft_target_sparsity: 0.9 was missed: 50.0%" in check_shape(write_report(run)).text) == missed
+
+
+def test_what_is_well_of_many_branches_is_one_remark_for_each_signature() -> None:
+    pairs = list(itertools.combinations("abcdef", 2))
+    checks = [judged("dominance", pair, "clear", "Well.", missing=["x"] if "a" in pair else []) for pair in pairs]
+    found = judged("dominance", ("f", "g"), "found", "Ill.", culprit="g")
+    remarks = diagnosis_remarks(Diagnosis("run", tuple("abcdef"), ("g",), {}, (*checks, found)))
+    assert [remark.label for remark in remarks] == ["Found: dominance (f and g)", "Not found: dominance"]
+    assert remarks[1].said.startswith("high confidence: b × c, b × d")
+    assert "medium confidence: a × b, a × c" in remarks[1].said
+    few = diagnosis_remarks(Diagnosis("run", tuple("abc"), (), {}, tuple(checks[:3])))
+    assert [remark.label for remark in few] == [f"Not found: dominance ({joined(pair)})" for pair in pairs[:3]]
