@@ -300,11 +300,14 @@ def gather(
 ) -> Results:
     """The results of all arms of a run: with intervals, margins, taxes, and what changed from SFT alone and from the base.
 
-    Where no goal is named, held-out rows are: whether the answer is right, else how likely it is, and the gain of the margin.
+    Where no goal is named, held-out rows are: whether the answer is right, or how likely it is where that tells no arms apart,
+    and the gain of the margin.
     What was not measured is no goal. `margins` are by measure; that of `""` is of all shares.
     """
     measured = {measure.name: measure for measure in measures}
-    skills = [name for name in skills if name in measured] or held_out_goals(measures, "match", "nll")
+    telling = [measure for measure in measures if _tells(measure, arms)]
+    skills = [name for name in skills if name in measured] or held_out_goals(telling, "match", "nll")
+    skills = skills or held_out_goals(measures, "match", "nll")
     preferences = [name for name in preferences if name in measured] or held_out_goals(measures, "gain")
     taxes = {skill: alignment_tax(arms, measured[skill]) for skill in skills}
     taxes |= {name: alignment_tax(arms, measured[name], "preference") for name in preferences}
@@ -334,6 +337,14 @@ def gather(
             for one in arms
         ),
     )
+
+
+def _tells(measure: Measure, arms: Sequence[ArmResult]) -> bool:
+    """Whether the arms differ, and a share is not at one end of its range in all of them."""
+    scores = [arm.scores[measure.name] for arm in arms if measure.name in arm.scores]
+    if len(set(scores)) < 2:
+        return False
+    return measure.in_nats or (max(scores) > SHARE_MARGIN and min(scores) < 1 - SHARE_MARGIN)
 
 
 def held_out_goals(measures: Sequence[Measure], *metrics: str) -> list[str]:

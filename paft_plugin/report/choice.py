@@ -230,8 +230,12 @@ def _by_one_role(field: _Field, silent: Mapping[str, str]) -> Choice:
     ties = field.ties(best, tied)
     said = f"It has the best {_scores(best, field.goals)}; {why}. {told_apart(ties)}".rstrip()
     base = field.results.first("base")
+    if base and base.name in (best.name, *(arm.name for arm in tied)):
+        ties = field.ties(base, [arm for arm in (best, *tied) if arm is not base])
+        said = f"No arm is shown to have more {_names(field.goals)}; {why}. {told_apart(ties)} Score more items, or train longer."
+        return Choice("nothing", base, "Nothing beats the base model", said, ties)
     compared = [measure for measure in field.results.measures if measure.name not in silent]
-    costs = [difference(base, best, measure) for measure in compared] if base and base is not best else []
+    costs = [difference(base, best, measure) for measure in compared] if base else []
     return Choice("one measure", best, f"Use {best.name}", said, ties, tuple(filter(None, costs)))
 
 

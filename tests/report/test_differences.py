@@ -212,3 +212,28 @@ def test_any_number_of_branches(skills: int, preferences: int, tmp_path: Path) -
     cells = [cell.whole for row in arm_table(results).rows for cell in row.cells]
     assert all(cell in page and cell in readme for cell in cells)
     assert json.loads((run / "results.json").read_text())["schema"] == 3
+
+
+def test_the_default_skill_is_one_that_tells_arms_apart() -> None:
+    match, nll = (Measure(f"sft_{what}", "held_out/sft", what, "none", what == "match") for what in ("match", "nll"))
+
+    def skills(matched: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
+        losses = {"base": 2.0, "sft": 1.0, "paft-ties": 1.2}
+        arms = [arm(name, sft_match=matched[name], sft_nll=[loss] * 199 + [loss + 1]) for name, loss in losses.items()]
+        return gather((match, nll), arms).skills
+
+    names = ("base", "sft", "paft-ties")
+    assert skills({name: right(range(50 * place)) for place, name in enumerate(names)}) == ("sft_match",)
+    assert skills({name: right(range(place)) for place, name in enumerate(names)}) == ("sft_nll",)
+    assert skills(dict.fromkeys(names, right(range(50)))) == ("sft_nll",)
+
+
+def test_by_one_measure_too_the_base_is_only_beaten_by_what_is_shown_to_be_better() -> None:
+    arms = [
+        arm("base", skill=right(range(100))),
+        arm("sft", skill=right(range(101))),
+        arm("dpo", skill=right(range(50))),
+    ]
+    choice = choose(gather((SKILL,), arms, ["skill"]))
+    assert (choice.kind, choice.arm and choice.arm.name) == ("nothing", "base")
+    assert "Equivalent to it: sft." in choice.explanation or "cannot be told apart from sft" in choice.explanation
