@@ -79,6 +79,8 @@ def inspect(
     console = Console()
     for table in terminal_tables(inspection):
         console.print(table)
+    for one, other in inspection.apart:
+        click.echo(f"{one} and {other} change no tensor in common: neither can get into the other's way.")
     click.echo(f"Wrote {', '.join(file.name for file in written)} into {output_dir}.")
 
 

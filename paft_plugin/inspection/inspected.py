@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -202,6 +203,12 @@ class Inspection(JsonFile):
     def delta(self, name: str) -> InspectedDelta:
         """The delta of this name (`KeyError` if there is none)."""
         return {delta.name: delta for delta in self.deltas}[name]
+
+    @property
+    def apart(self) -> list[tuple[str, str]]:
+        """Every two deltas that change no tensor in common, so that nothing of one can get into the other's way."""
+        changed = {delta.name: {tensor.name for tensor in delta.figures.tensors} for delta in self.deltas}
+        return [(one, other) for one, other in combinations(changed, 2) if not changed[one] & changed[other]]
 
     def content(self) -> dict[str, Any]:
         without = {"elections"} if self.elections is None else set()
