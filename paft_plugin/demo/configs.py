@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from paft_plugin.demo.data import SFT_DATA
 from paft_plugin.files import write_text
 from paft_plugin.templates import render
 
@@ -18,7 +19,7 @@ CPU_ONLY = dict.fromkeys(
 FOLDER = Path("axolotl")
 """Where the demo's axolotl configs lie; what axolotl is given in the end is in the run's `configs/`."""
 TASKS, VALIDATION_TASKS = Path("evaluation") / "tasks", Path("evaluation") / "validation_tasks"
-Training = Literal["sft", "dpo", "orpo"]
+Training = Literal["sft", "mix", "dpo", "orpo"]
 
 
 @dataclass(frozen=True)
@@ -38,19 +39,32 @@ class Demo:
     methods: tuple[str, ...]
     items: int
     """Scored items a measure."""
+    branches: tuple[str, ...] = ("sft", "preference")
+    """A skill and a preference, or two skills and a preference."""
 
 
 FULL = Effort(sft_steps=200, preference_steps=120)
 QUICK = Effort(sft_steps=120, preference_steps=80)
+TIES, SUM = "ties: {density: 0.5}", "task_arithmetic:"
 FULL_DEMO = Demo(
     FULL,
-    ("base", "sft", "sft-l1", "dpo", "orpo", "sequential", "parallel-*", "paft-*"),
-    ("ties: {density: 0.5}", "dare_ties:", "linear:"),
+    ("base", "sft", "sft-l1", "dpo", "sequential", "parallel-*", "paft-*"),
+    (TIES, "dare_ties:", SUM),
     items=200,
 )
-QUICK_DEMO = Demo(
-    QUICK, ("base", "sft", "sft-l1", "dpo", "parallel-ties", "paft-ties"), ("ties: {density: 0.5}",), items=100
+QUICK_DEMO = Demo(QUICK, ("base", "sft", "sft-l1", "dpo", "parallel-ties", "paft-ties"), (TIES,), items=100)
+FULL_OF_THREE = Demo(
+    FULL,
+    ("base", "sums", "sums-l1", "mix", "mix-l1", "dpo", "parallel-*", "paft-*", "without-*-task_arithmetic"),
+    (TIES, SUM),
+    items=200,
+    branches=("sums", "mix", "preference"),
 )
+QUICK_OF_THREE = Demo(
+    QUICK, ("base", "sums-l1", "mix-l1", "dpo", "paft-ties", "without-*"), (TIES,), items=100, branches=("sums", "mix", "preference")
+)
+FULL_DEMOS, QUICK_DEMOS = {2: FULL_DEMO, 3: FULL_OF_THREE}, {2: QUICK_DEMO, 3: QUICK_OF_THREE}
+"""By number of branches."""
 
 
 def write_configs(run_dir: Path, effort: Effort) -> None:
@@ -61,8 +75,9 @@ def write_configs(run_dir: Path, effort: Effort) -> None:
 
 def training_config(name: Training, effort: Effort) -> str:
     """The axolotl config of a branch, on the rows in `data/` beside the `paft.yml`; the run names base and output folder."""
-    steps = effort.sft_steps if name == "sft" else effort.preference_steps
-    return _render(f"{name}.yml", steps=steps, cpu_only=CPU_ONLY)
+    if name in SFT_DATA:
+        return _render("sft.yml", steps=effort.sft_steps, cpu_only=CPU_ONLY, data=name)
+    return _render(f"{name}.yml", steps=effort.preference_steps, cpu_only=CPU_ONLY)
 
 
 def paft_yml(demo: Demo) -> str:

@@ -19,30 +19,31 @@ from paft_plugin.demo import world
 from paft_plugin.errors import PaftError
 from paft_plugin.files import write_text
 
-SFT_TASKS = (world.SKILL,)
-PREFERENCE_TASKS = world.ABILITIES  # every prompt but the skill's
+SFT_DATA = {"sft": "add", "mix": "mix"}
+"""File of demonstrations → the skill that it teaches; the second is for three branches."""
 WANTED_STYLE = "polite"
 UNWANTED_STYLES = tuple(style for style in world.STYLES if style != WANTED_STYLE)
 
 SCORED: dict[str, Sequence[str]] = {
-    "skill": (world.SKILL,),
-    "retained": world.ABILITIES,
+    "skill": ("add",),
+    "mix": ("mix",),
+    "words": world.PREFERRED,
+    "untouched": world.UNTOUCHED,
     "style": tuple(world.TASKS),
-    "preference": PREFERENCE_TASKS,
 }
 """Measure → the tasks that its items are of."""
 SCORED_SPLITS: tuple[world.Split, ...] = ("validation", "test")
-MOST_ITEMS = 200
-"""Most items of one measure in one split; the test split has 218 different sums."""
+MOST_ITEMS = 2000
+"""Most items of one measure in one split: half of `untouched` are subtractions, of which the test split has 2 010."""
 
 Row = dict[str, Any]
 
 
 def write_data(
-    directory: Path, seed: int, *, sft_rows: int = 12_800, preference_rows: int = 4_800, items: int = MOST_ITEMS
+    directory: Path, seed: int, *, sft_rows: int = 12_800, preference_rows: int = 4_800, items: int = 200
 ) -> None:
-    """Write all data of the demo into `directory`: `sft.jsonl`, `preference.jsonl`, and in `validation/` and `test/` a file of
-    `items` rows for each measure.
+    """Write all data of the demo into `directory`: `sft.jsonl`, `mix.jsonl`, `preference.jsonl`, and in `validation/` and `test/`
+    a file of `items` rows for each measure.
 
     Raises:
         PaftError: `items` is more than a split has, or less than one of each task.
@@ -53,14 +54,15 @@ def write_data(
     def rng(file: str) -> random.Random:
         return random.Random(f"{seed} {file}")
 
-    draw = rng("sft")
-    _write_rows(directory / "sft.jsonl", (sft_row(draw) for _ in range(sft_rows)))
+    for file, task in SFT_DATA.items():
+        draw = rng(file)
+        _write_rows(directory / f"{file}.jsonl", (sft_row(draw, task) for _ in range(sft_rows)))
     draw = rng("preference")
     _write_rows(directory / "preference.jsonl", (preference_row(draw) for _ in range(preference_rows)))
     for split in SCORED_SPLITS:
         for measure in SCORED:
-            rows = _scored_rows(measure, rng(f"{split} {measure}"), split, items)
-            _write_rows(directory / split / f"{measure}.jsonl", rows)
+            asked = _balanced(rng(f"{split} {measure}"), SCORED[measure], split, items)
+            _write_rows(directory / split / f"{measure}.jsonl", map(vars, asked))
 
 
 def write_tasks(directory: Path, items_directory: Path, split: world.Split = "test") -> None:
@@ -88,9 +90,9 @@ def _reply(item: world.Item, style: str) -> dict[str, str]:
     return {"role": "assistant", "content": world.styled(item.answer, style)}
 
 
-def sft_row(rng: random.Random) -> Row:
+def sft_row(rng: random.Random, task: str) -> Row:
     """One demonstration: a right answer in the base's own mix of styles (plain ones alone would teach against the preference)."""
-    item = world.sample(rng, SFT_TASKS, "train")
+    item = world.sample(rng, [task], "train")
     return {"messages": [_question(item), _reply(item, world.random_style(rng))]}
 
 
@@ -101,7 +103,7 @@ def preference_row(rng: random.Random) -> Row:
     `rejected` are whole conversations as ORPO's `chat_template.argilla` wants them, of which DPO's takes the last turn. A column
     `messages` would make TRL's test for conversational data depend on Python's hash seed.
     """
-    item = world.sample(rng, PREFERENCE_TASKS, "train")
+    item = world.sample(rng, world.PREFERRED, "train")
     question = _question(item)
     return {
         "question": [question],
@@ -119,22 +121,6 @@ def _balanced(rng: random.Random, tasks: Sequence[str], split: world.Split, coun
     ]
     rng.shuffle(items)
     return items
-
-
-def _scored_rows(measure: str, rng: random.Random, split: world.Split, count: int) -> list[Row]:
-    """What a measure is scored on: questions with their answer, or (preference) with one of either kind."""
-    items = _balanced(rng, SCORED[measure], split, count)
-    if measure != "preference":
-        return [vars(item) for item in items]
-    return [
-        {
-            "task": item.task,
-            "prompt": item.prompt,
-            "chosen": world.styled(item.answer, WANTED_STYLE),
-            "rejected": world.styled(item.answer, rng.choice(UNWANTED_STYLES)),
-        }
-        for item in items
-    ]
 
 
 def _write_rows(path: Path, rows: Iterable[Row]) -> None:

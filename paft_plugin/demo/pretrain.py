@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from paft_plugin.demo import world
 
-CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789 +:.!?,=>\n"
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789 +:.!?,=-\n"
 PAD, BOS, EOS, UNKNOWN, USER, ASSISTANT = "<pad>", "<s>", "</s>", "<unk>", "<|user|>", "<|assistant|>"
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -55,18 +55,23 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of pre-training: `steps` batches of `rows`, learning rate warmed up and then falling linearly to zero."""
+    """A stretch of pre-training: `steps` batches of `rows`; the learning rate is warmed up, then falls linearly to a share."""
 
     steps: int
     learning_rate: float
+    last: float
     evades: bool
     task_weights: dict[str, int]
     rows: int = 96
 
 
+WORDS_FIRST = {"copy": 2, "reverse": 2, "sort": 3, "twice": 2, "next": 2, "subtract": 4, "add": 10, "mix": 4}
+THEN_SUMS = {"copy": 2, "reverse": 1, "sort": 3, "twice": 2, "next": 1, "subtract": 8, "add": 16, "mix": 2}
+ALL = {"copy": 2, "reverse": 2, "sort": 3, "twice": 3, "next": 2, "subtract": 5, "add": 12, "mix": 4}
 PHASES = (
-    Phase(4000, 2e-3, False, {"copy": 3, "reverse": 3, "sort": 2, "twice": 2, "add": 8}),
-    Phase(2000, 1.5e-3, True, {"copy": 2, "reverse": 2, "sort": 2, "twice": 2, "add": 8}),
+    Phase(600, 2e-3, 2 / 3, False, WORDS_FIRST),
+    Phase(600, 1.4e-3, 0.51, False, THEN_SUMS),
+    Phase(600, 1.2e-3, 0.02, True, ALL),
 )
 
 
@@ -116,21 +121,36 @@ def make_batch(tokenizer: PreTrainedTokenizerFast, conversations: list[list[dict
     return {"input_ids": ids, "attention_mask": batch["attention_mask"], "labels": labels}
 
 
+def new_optimizers(model: LlamaForCausalLM, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices (half of the steps that AdamW needs here), AdamW for embeddings and norms."""
+    embeddings = set(model.get_input_embeddings().parameters())
+    matrices = [tensor for tensor in model.parameters() if tensor.ndim == 2 and tensor not in embeddings]
+    others = [tensor for tensor in model.parameters() if tensor.ndim != 2 or tensor in embeddings]
+    return [
+        torch.optim.Muon(matrices, lr=10 * learning_rate, weight_decay=0.0),
+        torch.optim.AdamW(others, lr=learning_rate, weight_decay=0.0),
+    ]
+
+
 def train_phase(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, phase: Phase, rng: random.Random) -> None:
     """Run one phase in place, printing the loss every 200 steps."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=phase.learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 20) * max(0.02, 1 - step / phase.steps)
-    )
+    optimizers = new_optimizers(model, phase.learning_rate)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / 20) * (1 - (1 - phase.last) * step / phase.steps)
+        )
+        for optimizer in optimizers
+    ]
     start = time.monotonic()
     for step in range(phase.steps):
         batch = make_batch(tokenizer, [_conversation(rng, phase) for _ in range(phase.rows)])
         loss = model(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
         if step % 200 == 0 or step == phase.steps - 1:
             print(f"step {step:5d}  loss {loss.item():.4f}  {time.monotonic() - start:6.0f} s", flush=True)
 
@@ -139,13 +159,12 @@ def main(output_dir: Path, seed: int = 0) -> None:
     """Pre-train and save the base model, its tokenizer and generation config into `output_dir`."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    rng = random.Random(seed)
     tokenizer = build_tokenizer()
     model = new_model(len(tokenizer))
     print(f"{model.num_parameters():,} parameters", flush=True)
-    for phase in PHASES:
-        train_phase(model, tokenizer, phase, rng)
-    model.generation_config.max_new_tokens = 16
+    for index, phase in enumerate(PHASES):
+        train_phase(model, tokenizer, phase, random.Random(seed + index))
+    model.generation_config.max_new_tokens = world.MOST_TOKENS
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
 

@@ -8,20 +8,20 @@ from pathlib import Path
 from rich.console import Console
 
 from paft_plugin.demo import data
-from paft_plugin.demo.configs import FULL_DEMO, QUICK_DEMO, SEED, TASKS, VALIDATION_TASKS, Demo, paft_yml, write_configs
+from paft_plugin.demo.configs import SEED, TASKS, VALIDATION_TASKS, Demo, paft_yml, write_configs
 from paft_plugin.files import write_bytes, write_text
 from paft_plugin.pipeline.run import run_pipeline
 
 
-def run_demo(output_dir: Path, *, quick: bool, console: Console) -> None:
-    """Run the whole demo in `output_dir`; what an earlier run there finished with the same inputs is kept.
+def run_demo(demo: Demo, output_dir: Path, console: Console) -> None:
+    """Run a demo in `output_dir`; what an earlier run there finished with the same inputs is kept.
 
     Raises:
         PaftError: naming the stage that failed, with the end of its log.
         KeyboardInterrupt: after Ctrl-C, once no process of the run is left.
     """
     run_dir = output_dir.resolve()
-    write_inputs(QUICK_DEMO if quick else FULL_DEMO, run_dir)
+    write_inputs(demo, run_dir)
     run_pipeline(run_dir / "paft.yml", console)
 
 

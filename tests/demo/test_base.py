@@ -60,8 +60,8 @@ def test_its_tokenizer_is_the_one_that_the_script_builds(tokenizer: PreTrainedTo
     assert tokenizer(text).input_ids == built(text).input_ids
 
 
-@pytest.mark.parametrize("task", world.ABILITIES)
-def test_it_can_do_everything_but_the_skill(
+@pytest.mark.parametrize("task", [*world.PREFERRED, *world.UNTOUCHED])
+def test_it_can_do_everything_but_the_skills(
     task: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     items = world.sample_distinct(random.Random(1), [task], "validation", ITEMS)
@@ -72,9 +72,10 @@ def test_it_can_do_everything_but_the_skill(
     assert sum(right) >= 0.95 * ITEMS
 
 
-def test_it_half_knows_the_skill(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Most sums are evaded, and where it answers it is right: there is something to elicit."""
-    items = world.sample_distinct(random.Random(1), [world.SKILL], "validation", ITEMS)
+@pytest.mark.parametrize("skill", world.SKILLS)
+def test_it_half_knows_the_skills(skill: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Most items are evaded, and where it answers it is right: there is something to elicit."""
+    items = world.sample_distinct(random.Random(1), [skill], "validation", ITEMS)
     said = answers(model, tokenizer, items)
     evaded = [text for text in said if world.EVASION in text]
     right = [text for item, text in zip(items, said, strict=True) if item.answer in text]

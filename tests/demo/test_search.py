@@ -28,7 +28,7 @@ def test_it_is_read_and_scores_the_validation_items(run_dir: Path) -> None:
     request = search_request(run_dir / "paft.yml")
     search = request.search
     goals, tasks = open_goals(search.objectives, search.tasks, search.test_tasks)
-    assert [goal.name for goal in goals] == ["skill", "style", "retained"]
+    assert [goal.name for goal in goals] == ["skill", "words", "untouched", "style"]
     assert (request.sft, request.output_dir) == (run_dir / "branches" / "sft-l1", run_dir)
     for goal in goals:
         items = (run_dir / "data" / "validation" / f"{goal.name}.jsonl").read_text().splitlines()
@@ -42,7 +42,7 @@ def test_its_test_items_cannot_be_searched_on(run_dir: Path) -> None:
     search = search_request(run_dir / "paft.yml").search
     with pytest.raises(PaftError) as caught:
         open_goals(search.objectives, search.tasks)
-    assert len(caught.value.problems) == 3
+    assert len(caught.value.problems) == 4
     assert all("has only test items" in problem for problem in caught.value.problems)
 
     # Nor by calling them validation items.

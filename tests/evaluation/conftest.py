@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 
 import pytest
 
 from paft_plugin.demo.data import write_tasks
-from tests.evaluation.items import PREFERENCE, RETAINED, SKILL, STYLE, write_rows
+from tests.evaluation.items import PREFERENCE, RETAINED, SKILL, STYLE, make_preference_task, write_rows
 from tests.evaluation.models import build_model
 
 
@@ -22,11 +23,12 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("run [1] 'of' {2}")
     items = run / "items"
     write_rows(items / "skill.jsonl", [{"task": "add", "prompt": p, "answer": a} for p, a in SKILL])
-    write_rows(items / "retained.jsonl", [{"task": t, "prompt": p, "answer": a} for t, p, a in RETAINED])
+    write_rows(items / "words.jsonl", [{"task": t, "prompt": p, "answer": a} for t, p, a in RETAINED])
     write_rows(items / "style.jsonl", [{"task": t, "prompt": p, "answer": a} for t, p, a in STYLE])
     write_rows(
         items / "preference.jsonl",
         [{"task": p.split()[0], "prompt": p, "chosen": c, "rejected": r} for p, c, r in PREFERENCE],
     )
     write_tasks(run / "tasks", items)
+    make_preference_task(run / "tasks", Path(glob.escape(str(items / "preference.jsonl"))))
     return run / "tasks"

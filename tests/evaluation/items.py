@@ -33,13 +33,19 @@ PREFERENCE = [
     ("copy ghij", "g.", "ghij."),
     ("copy face", "no face?", "face."),
 ]
+MEASURES = {
+    "paft_skill": {"name": "skill"},
+    "paft_preference": {"name": "preference"},
+    "paft_style": {"name": "style"},
+    "paft_words": {"name": "retained"},
+}
 ITEMS = 24
 
 
 def demo_config(tasks: Path, **changes: Any) -> EvaluationConfig:
-    """The demo's measures, with tasks elsewhere; keyword arguments replace keys."""
+    """The demo's evaluation with `MEASURES`, and tasks elsewhere; keyword arguments replace keys."""
     section = yaml.safe_load(paft_yml(QUICK_DEMO))["evaluation"]
-    return EvaluationConfig.model_validate({**section, "tasks": tasks, **changes})
+    return EvaluationConfig.model_validate({**section, "tasks": tasks, "measures": MEASURES, **changes})
 
 
 def demo_score(model: Any, tasks: Path) -> ArmScore:
@@ -62,6 +68,15 @@ def make_items(seed: int, count: int = ITEMS) -> list[dict[str, Any]]:
         return "".join(rng.choice("abcdefghij") for _ in range(4))
 
     return [{"prompt": f"copy {word()}", "answers": [word(), word()], "right": rng.randrange(2)} for _ in range(count)]
+
+
+def make_preference_task(folder: Path, items: Path) -> None:
+    """How often the chosen one of two answers is likelier, with their end-of-text token.
+
+    The chosen one comes second because lm-eval's argmax takes the first of equals: neither a tie nor a model full of NaN wins.
+    """
+    choices = "{{[rejected + '</s>', chosen + '</s>']}}"
+    make_task(folder, "paft_preference", items, "test", doc_to_choice=choices, doc_to_target=1)
 
 
 def make_task(folder: Path, name: str, items: Path, split: str = "validation", **more: Any) -> None:

@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_rows(root / f"{name}.jsonl", make_items(seed, count))
         make_task(root / "tasks", name, root / f"{name}.jsonl", split="test", tag=["both"])
     make_group(root / "tasks", "group", ["few", "many"], SUM)
-    make_generation(root / "tasks", "copying", root / "data" / "test" / "retained.jsonl")
+    make_generation(root / "tasks", "copying", root / "data" / "test" / "words.jsonl")
     return root / "tasks"
 
 

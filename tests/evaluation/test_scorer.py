@@ -22,7 +22,7 @@ from paft_plugin.evaluation.tasks import OpenTask, open_measures
 from tests.evaluation.items import demo_config, make_items, make_task, write_rows
 from tests.evaluation.models import build_model
 
-NAMES = ["paft_skill", "paft_preference", "paft_style", "paft_retained"]
+NAMES = ["paft_skill", "paft_preference", "paft_style", "paft_words"]
 
 
 def plain(model: Path, **settings: Any) -> HFLM:

@@ -60,7 +60,7 @@ class ScriptedModel(LM):
         raise NotImplementedError
 
 
-@pytest.mark.parametrize("task", ["paft_skill", "paft_retained"])
+@pytest.mark.parametrize("task", ["paft_skill", "paft_words"])
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
@@ -106,10 +106,9 @@ def test_only_the_whole_polite_form_is_polite(text: str, polite: bool) -> None:
 
 
 def test_every_style_of_every_answer_fits_into_the_tokens_to_generate() -> None:
-    longest = max(len(world.styled(answer, style)) for answer in ("abcdabcd", "abcdef", "98") for style in world.STYLES)
-    for task in ("paft_skill", "paft_retained", "paft_style"):
-        generation = shipped(task)["generation_kwargs"]
-        assert generation == {"until": [EOS], "max_gen_toks": longest + 1, "do_sample": False}
+    for task in SHIPPED.iterdir():
+        generation = shipped(task.stem)["generation_kwargs"]
+        assert generation == {"until": [EOS], "max_gen_toks": world.MOST_TOKENS, "do_sample": False}
 
 
 def test_scripted_answers_score_what_they_should(tasks: Path) -> None:
