@@ -61,7 +61,11 @@ FULL_OF_THREE = Demo(
     branches=("sums", "mix", "preference"),
 )
 QUICK_OF_THREE = Demo(
-    QUICK, ("base", "sums-l1", "mix-l1", "dpo", "paft-ties", "without-*"), (TIES,), items=100, branches=("sums", "mix", "preference")
+    QUICK,
+    ("base", "sums-l1", "mix-l1", "dpo", "paft-ties", "without-*"),
+    (TIES,),
+    items=100,
+    branches=("sums", "mix", "preference"),
 )
 FULL_DEMOS, QUICK_DEMOS = {2: FULL_DEMO, 3: FULL_OF_THREE}, {2: QUICK_DEMO, 3: QUICK_OF_THREE}
 """By number of branches."""

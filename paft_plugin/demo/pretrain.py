@@ -1,7 +1,8 @@
 """Pre-trains the demo's base model from nothing: `python -m paft_plugin.demo.pretrain OUTPUT_DIR`.
 
-Two phases, one thread, seeded. First every task in full, so that the model learns them all; then addition as in `evasion_rate`,
-so that it learns to keep most sums to itself. Only prompts of the train split are seen (`world.split_of`).
+Three phases, one thread, each seeded: words, which are learnt within minutes; sums, which take most of the time; and everything
+again with the skills as in `evasion_rate`, so that it learns to keep most of their answers to itself. Only prompts of the train
+split are seen (`world.split_of`).
 """
 
 from __future__ import annotations

@@ -69,6 +69,7 @@ def test_it_can_do_everything_but_the_skills(
         any(said == world.styled(item.answer, style) for style in world.STYLES)
         for item, said in zip(items, answers(model, tokenizer, items), strict=True)
     ]
+    # Subtractions are shaky, so that an arm that costs other abilities shows.
     assert sum(right) >= (0.6 if task == "subtract" else 0.95) * ITEMS
 
 

@@ -165,7 +165,10 @@ def test_every_split_has_the_most_items_that_may_be_asked_for() -> None:
 def test_no_answer_is_longer_than_what_may_be_said(task: str) -> None:
     items = world.sample_distinct(random.Random(0), [task], "train", 300)
     tokenizer = build_tokenizer()
-    assert max(len(tokenizer(world.styled(item.answer, "polite") + "</s>").input_ids) for item in items) <= world.MOST_TOKENS
+    assert (
+        max(len(tokenizer(world.styled(item.answer, "polite") + "</s>").input_ids) for item in items)
+        <= world.MOST_TOKENS
+    )
 
 
 @pytest.mark.parametrize("name", ["plain", "run [1]", "a 'b' \"c\"", "ü#%20*?", "$items: {x}", "back\\slash"])
