@@ -228,5 +228,7 @@ def test_padding_changes_no_generation(heard: Heard, base: Path) -> None:
     assert len(texts) > 2, "a model that always says the same proves nothing"
     for context, text in heard.generated:
         ids = torch.tensor([tokenizer(context)["input_ids"]])
-        alone = model.generate(ids, max_new_tokens=world.MOST_TOKENS, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+        alone = model.generate(ids, max_new_tokens=world.MOST_TOKENS, do_sample=False, pad_token_id=0)[
+            0, ids.shape[1] :
+        ]
         assert text == tokenizer.decode(alone, skip_special_tokens=True)
