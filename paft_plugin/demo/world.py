@@ -2,8 +2,8 @@
 
 The base model knows words (`PREFERRED`, and one of `UNTOUCHED`), most subtractions, and *half knows* two skills (`SKILLS`): it
 has learnt them, but evades most of what is asked (`EVASION`), so that a small delta is enough to elicit what is there. The dial
-of their difficulty is the number of digits or letters. Styles are what preferences are about: the base mixes them (`STYLE_MIX`), the
-preference data want `polite`. What no branch trains on (`UNTOUCHED`) shows what a delta costs beside what it is for.
+of their difficulty is the number of digits or letters. Styles are what preferences are about: the base mixes them (`STYLE_MIX`),
+the preference data want `polite`. What no branch trains on (`UNTOUCHED`) shows what a delta costs beside what it is for.
 
 Every prompt belongs to exactly one split by a hash of its content, so no prompt that is scored was ever trained on: not in
 pre-training, not in SFT, not in the preference pairs.

@@ -29,7 +29,8 @@ def test_it_is_read_and_scores_the_validation_items(run_dir: Path) -> None:
     search = request.search
     goals, tasks = open_goals(search.objectives, search.tasks, search.test_tasks)
     assert [goal.name for goal in goals] == ["skill", "words", "untouched", "style"]
-    assert (request.sft, request.output_dir) == (run_dir / "branches" / "sft-l1", run_dir)
+    assert request.output_dir == run_dir
+    assert [branch.path for branch in request.branches] == [run_dir / "branches" / name for name in ("sft-l1", "dpo")]
     for goal in goals:
         items = (run_dir / "data" / "validation" / f"{goal.name}.jsonl").read_text().splitlines()
         assert list(tasks[goal.task].parts[goal.task].eval_docs) == [json.loads(line) for line in items]

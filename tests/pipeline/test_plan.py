@@ -142,13 +142,13 @@ def test_every_stage_comes_after_what_it_needs_and_knows_what_it_reads(tmp_path:
 def test_the_demo_s_stages_are_few(tmp_path: Path) -> None:
     write_inputs(FULL_DEMO, tmp_path)
     setup = open_setup(tmp_path / "paft.yml", [], False)
-    assert len(setup.arms) == 12
+    assert len(setup.arms) == 11
     stages = list(by_name(setup))
-    assert len(stages) == 27
+    assert len(stages) == 25
     # What makes an arm is one stage; the sequential baseline needs the dense branch as a model, and one itself.
     assert [name for name in stages if name.startswith(("fuse-", "merge-"))] == [
         *("merge-sft-whole", "merge-sequential"),
-        *(f"fuse-{kind}-{method}" for kind in ("parallel", "paft") for method in ("ties", "dare_ties", "linear")),
+        *(f"fuse-{kind}-{method}" for kind in ("parallel", "paft") for method in ("ties", "dare_ties", "task_arithmetic")),
     ]
 
 
