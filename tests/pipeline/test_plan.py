@@ -148,7 +148,11 @@ def test_the_demo_s_stages_are_few(tmp_path: Path) -> None:
     # What makes an arm is one stage; the sequential baseline needs the dense branch as a model, and one itself.
     assert [name for name in stages if name.startswith(("fuse-", "merge-"))] == [
         *("merge-sft-whole", "merge-sequential"),
-        *(f"fuse-{kind}-{method}" for kind in ("parallel", "paft") for method in ("ties", "dare_ties", "task_arithmetic")),
+        *(
+            f"fuse-{kind}-{method}"
+            for kind in ("parallel", "paft")
+            for method in ("ties", "dare_ties", "task_arithmetic")
+        ),
     ]
 
 
