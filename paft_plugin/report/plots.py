@@ -217,7 +217,8 @@ def strength_chart(run: RunData) -> Drawn | str:
     penalised = [curve for curve in run.curves if any(map(math.isfinite, curve.lambda_)) and curve.sparsity]
     if not penalised:
         return "No branch has a record of λ: none was trained with the penalty."
-    figure = new_figure(height=3.6)
+    are_many = len(penalised) >= MANY
+    figure = new_figure(height=3.6 + (0.2 * math.ceil(len(penalised) / 2) if are_many else 0))
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.6))
     styles = styles_of([run.arm(curve.branch) for curve in penalised])
     said = []
@@ -229,14 +230,17 @@ def strength_chart(run: RunData) -> Drawn | str:
         label = f"{curve.branch}, |δ| ≤ {threshold_label(float(threshold))}"
         below.plot(*_known(curve.steps, curve.sparsity[threshold]), label=label, **drawn)
         if target:
-            below.axhline(target[1], color=MUTED, linewidth=0.9, linestyle=":", zorder=1)
+            below.axhline(target[1], color=style.colour if are_many else MUTED, linewidth=0.9, linestyle=":", zorder=1)
         said.append(_strength_said(curve, threshold, target))
     _strength_axis(above, [strength for curve in penalised for strength in curve.lambda_])
     above.set_ylabel("λ")
     below.set_ylabel("sparsity")
     below.set_ylim(-0.02, 1.02)
     step_axis(below)
-    below.legend(loc="best")
+    if are_many:
+        figure.legend(loc="outside upper center", ncols=2)
+    else:
+        below.legend(loc="best")
     return Drawn(figure, " ".join(said), "Two line charts over the optimizer steps: λ above, sparsity below.")
 
 

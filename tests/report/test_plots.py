@@ -361,6 +361,22 @@ def test_of_many_deltas_each_has_a_histogram_and_the_map_shows_the_worst_pairs()
     assert all(conflict_share(pair.figures.total, 1e-5) <= least for pair in rest)
 
 
+def test_strengths_of_several_branches_are_named_above_and_their_targets_have_their_colours(
+    curves: list[Curve], results: Results
+) -> None:
+    curve = next(curve for curve in curves if curve.branch == "sft-l1")
+    several = [replace(curve, branch=f"{name}-l1") for name in "abc"]
+    targets = {one.branch: ("1e-05", 0.5 + place / 10) for place, one in enumerate(several)}
+    figure = plot(strength_chart(RunData(results, choose(results), several, targets))).figure
+    below, (legend,) = figure.axes[1], figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [f"{name}-l1, |δ| ≤ 1e-5" for name in "abc"]
+    lines = {line.get_label(): line.get_color() for line in below.lines if not str(line.get_label()).startswith("_")}
+    dotted = [line for line in below.lines if str(line.get_label()).startswith("_")]
+    assert [(line.get_ydata()[0], line.get_color()) for line in dotted] == [
+        (target, colour) for (_, target), colour in zip(targets.values(), lines.values(), strict=True)
+    ]
+
+
 def test_losses_of_several_branches_are_those_of_twins(curves: list[Curve], results: Results) -> None:
     of = {name: ArmResult(arm=Arm(name=name, kind="branch", role="sft")) for name in ("a", "b")}
     of |= {
