@@ -96,7 +96,8 @@ def measure_many(folder: Path, repeats: int, held: bool) -> Iterator[BenchmarkRo
             figures += [figure(f"{name}, two", two, unit), figure(f"{name}, eight", eight, unit)]
             figures.append(figure(f"{name}, eight / two", quotients(eight, two), "×", bar if held else None))
             timings |= {f"{name}, two": two, f"{name}, eight": eight}
-        yield BenchmarkRow(f"{method}, {MANY}", figures, timings)
+        note = f"axolotl paft merge of {len(BRANCHES)} adapters beside that of two of them, as above"
+        yield BenchmarkRow(f"{method}, {MANY}", figures, timings, note)
 
 
 def _row(

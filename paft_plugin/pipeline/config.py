@@ -236,7 +236,7 @@ class FusionConfig(BaseModel):
     model_config = STRICT
 
     methods: Annotated[dict[MethodName, RecipeSettings], MappingOfNames] = Field(
-        default_factory=lambda: {"ties": RecipeSettings(), "dare_ties": RecipeSettings()},
+        default_factory=lambda: {name: RecipeSettings() for name in ("ties", "dare_ties", "ram")},
         description="Merge methods, as a list or with settings for each; each makes one recipe.",
     )
     recipes: dict[str, Annotated[Path, AfterValidator(given_file)]] = Field(

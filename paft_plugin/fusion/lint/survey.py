@@ -71,7 +71,7 @@ def survey(recipe: SoundRecipe) -> Iterator[TensorFacts]:
     if not deltas or base is None:
         return
     names = sorted({name for delta in deltas.values() for name in delta.names})
-    layers = 1 + max((_layer(name) for name in names), default=0)
+    layers = 1 + max((_layer(name) for name in base.names), default=0)
     for name in names:
         shared, own = _resolved(recipe, name, _layer(name) / max(1, layers - 1))
         yield _look_at(recipe, name, shared, own)

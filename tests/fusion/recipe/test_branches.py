@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from click.testing import CliRunner, Result
 from paft_plugin.cli import paft
 from paft_plugin.fusion.recipe.methods import METHODS
 from paft_plugin.fusion.recipe.settings import BranchName, RecipeSettings, setting_problems
-from tests.deltas.builders import make_adapter, make_base, weights
+from tests.deltas.builders import make_adapter, make_base, merged_by_peft, weights
+from tests.fusion.merge.tools import ours
 from tests.fusion.world import World
 
 THREE = (BranchName("math", "sft"), BranchName("code", "sft"), BranchName("taste", "preference"))
@@ -104,17 +106,50 @@ def test_every_method_says_how_many_branches_it_takes(method: str) -> None:
     assert (METHODS[method].least, METHODS[method].most) == (least, most[0] if most else None)
 
 
+def test_three_branches_are_fused_in_one_go(world: World, tmp_path: Path) -> None:
+    options = [*three(world), "--method", "ties", "--depth", "taste=0.5:1", "--quiet"]
+    result = call("fuse", tmp_path / "out", "--base", world["base"], *options)
+    assert result.exit_code == 0, result.output
+    assert set(weights(tmp_path / "out")) == set(weights(world["base"]))
+
+
+def test_an_adapter_of_three_adapters_is_exact_and_has_their_ranks_together(world: World, tmp_path: Path) -> None:
+    third = make_adapter(world["base"], tmp_path / "third", seed=7, r=3)
+    file, out = tmp_path / "r.yml", tmp_path / "adapter"
+    options = [f"--branch=math={world['sft']}", f"--branch=code={world['dpo']},weight=0.5", f"--branch=b={third}"]
+    for words in (
+        ("recipe", "--base", world["base"], *options, "--method", "task_arithmetic", "--output", file),
+        ("merge", file, out, "--adapter", "--quiet"),
+    ):
+        result = call(*map(str, words))
+        assert result.exit_code == 0, result.output
+    ranks = [
+        json.loads((folder / "adapter_config.json").read_text())["r"] for folder in (world["sft"], world["dpo"], third)
+    ]
+    assert json.loads((out / "adapter_config.json").read_text())["r"] == sum(ranks)
+    expected = ours(file)
+    for name, tensor in merged_by_peft(world["base"], out).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-6, msg=name)
+
+
+def test_three_adapters_as_whole_models_are_named_after_their_branches(world: World, tmp_path: Path) -> None:
+    options = [f"--branch=math={world['sft']}", f"--branch=code={world['dpo']}", f"--branch=b={world['sft-full']}"]
+    content = written(world, tmp_path, *options, "--method", "linear", "--materialize")
+    names = [Path(model["model"]["model"]["path"]).name.rpartition("-")[0] for model in content["models"]]
+    assert names == ["math", "code", "sft"]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_three_branches_by_every_method_that_takes_them(world: World, tmp_path: Path, method: str) -> None:
-    result = call("fuse", tmp_path / "out", "--base", world["base"], *three(world), "--method", method, "--quiet")
-    if METHODS[method].most is None:
-        assert result.exit_code == 0, result.output
-        base, merged = weights(world["base"]), weights(tmp_path / "out")
-        assert any(not torch.equal(tensor[: len(merged[name])], merged[name]) for name, tensor in base.items())
-        assert all(bool(tensor.isfinite().all()) for tensor in merged.values())
-    else:
+    result = call("recipe", "--base", world["base"], *three(world), "--method", method, "--output", tmp_path / "r.yml")
+    if METHODS[method].most is not None:
         assert result.exit_code == 2
         assert f"{method}: takes exactly 2 branches, not 3" in result.output
+        return
+    assert result.exit_code == 0, result.output
+    base, merged = weights(world["base"]), ours(tmp_path / "r.yml")
+    assert any(not torch.equal(tensor[: len(merged[name])], merged[name]) for name, tensor in base.items())
+    assert all(bool(tensor.isfinite().all()) for tensor in merged.values())
 
 
 BAD: list[tuple[list[str], str]] = [
