@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -333,19 +335,26 @@ def test_of_three_branches_the_overruled_and_the_continued_one_are_found_with_op
             remedy.setting for check in diagnosis.findings for remedy in check.remedies if "--" in remedy.setting
         ]
         culprit = next(iter(expected))[1]
-        assert set(options) <= {
-            f"--branch {name}=DIR,{what}=" for name in (culprit, "math-l1") for what in ("weight", "density")
-        }
+        assert set(options) <= {f"--{what} {name}=" for name in (culprit, "math-l1") for what in ("weight", "density")}
 
 
-def test_branches_that_no_run_names_are_given_with_their_roles_and_twins(tmp_path: Path) -> None:
-    folder = three_branches().write(tmp_path)
+def test_without_a_run_the_endings_of_names_tell_twins_and_other_names_are_given(tmp_path: Path) -> None:
+    run = three_branches()
+    by_name = diagnose(run.write(tmp_path / "endings"))
+    assert (set(by_name.sft), by_name.twins) == ({"math-l1", "code-l1"}, {"math-l1": "math", "code-l1": "code"})
+    assert found(by_name) == {("excessive L1", "code-l1")}
+
+    def other(named: Mapping[str, Any]) -> dict[str, Any]:
+        return {name.replace("-l1", "-sparse"): value for name, value in named.items()}
+
+    named = replace(run, deltas=other(run.deltas), losses=other(run.losses), proofs=other(run.proofs), recipes={})
+    folder = named.write(tmp_path / "others")
     with pytest.raises(PaftError, match="--sft"):
         diagnose(folder)
-    diagnosis = diagnose(folder, ["math-l1", "code-l1"], (), {"": "math", "code-l1": "code"})
-    assert diagnosis.twins == {"math-l1": "math", "code-l1": "code"}
+    diagnosis = diagnose(folder, ["math-sparse", "code-sparse"], (), {"": "math", "code-sparse": "code"})
+    assert diagnosis.twins == {"math-sparse": "math", "code-sparse": "code"}
     assert diagnosis.preferences == ("taste",)
-    assert found(diagnosis) == {("excessive L1", "code-l1")}
+    assert found(diagnosis) == {("excessive L1", "code-sparse")}
 
 
 def test_names_that_say_nothing_are_asked_for_and_strange_ones_are_all_refused(tmp_path: Path) -> None:
