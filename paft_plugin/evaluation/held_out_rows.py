@@ -17,6 +17,7 @@ HELD_OUT = Path("held_out")
 """Below the folder of a run: a file for each branch."""
 RETAINED = "retained"
 """Instead of a branch: what no branch should change."""
+SUMMARY = "summary.json"
 Split = Literal["validation", "test"]
 """Something may be chosen on the first; on the other, arms are judged."""
 SCHEMA = 1

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paft_plugin.evaluation.arms import RunFile, read_run
+from paft_plugin.evaluation.held_out_rows import HELD_OUT, SUMMARY, HeldOutSummary
 from paft_plugin.evaluation.results import RESULTS, ArmResult, Results, gather, item_values, read_scores
 from paft_plugin.files import inside, write_text
 from paft_plugin.formats import number, threshold_key
@@ -33,7 +34,8 @@ def write_results(run_dir: Path) -> None:
         return
     results = collect(run_dir, run)
     results.write(inside(run_dir, RESULTS))
-    write_text(inside(run_dir, "README.md"), readme(run, results, run_dir.resolve().name))
+    rows = HeldOutSummary.read_or_nothing(run_dir / HELD_OUT / SUMMARY)
+    write_text(inside(run_dir, "README.md"), readme(run, results, run_dir.resolve().name, rows))
 
 
 def collect(run_dir: Path, run: RunFile) -> Results:
@@ -57,8 +59,11 @@ def collect(run_dir: Path, run: RunFile) -> Results:
     return gather(measures, arms, run.skills, run.preferences, run.margins)
 
 
-def readme(run: RunFile, results: Results, name: str) -> str:
-    """The `README.md` of the run called `name`: its table, what its differences say, and the commands that repeat it by hand."""
+def readme(run: RunFile, results: Results, name: str, rows: HeldOutSummary | None = None) -> str:
+    """The `README.md` of the run called `name`: its table, what its differences say, and the commands that repeat it by hand.
+
+    `rows`: how many were held out.
+    """
     choice = choose(results)
     asked = [one for one in comparisons(results, choice.arm) if any(one.differences)]
     return render(
@@ -66,6 +71,7 @@ def readme(run: RunFile, results: Results, name: str) -> str:
         "run.md",
         name=name,
         run=run,
+        rows=rows,
         silent=silent_measures(results),
         table=as_markdown(arm_table(results)),
         taxes=as_markdown(taxes) if (taxes := tax_table(results)) else "",

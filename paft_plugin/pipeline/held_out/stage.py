@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from paft_plugin.errors import Findings, PaftError, raise_if_any
-from paft_plugin.evaluation.held_out_rows import HeldOutCounts, HeldOutSummary, write_rows
+from paft_plugin.evaluation.held_out_rows import SUMMARY, HeldOutCounts, HeldOutSummary, write_rows
 from paft_plugin.files import write_json
 from paft_plugin.pipeline.held_out.choice import FEW, FOR_VALIDATION, Chosen, RowIdentity, choose, choose_all
 from paft_plugin.pipeline.held_out.request import AXOLOTL, PROMPTS, RETAINED, Question, Request, rest_file
@@ -51,7 +51,7 @@ def hold_out(request: Request) -> HeldOutSummary:
         summary = HeldOutSummary(
             branches={name: _counts(readers[name].rows, chosen[name]) for name in readers}, notes=notes
         )
-        summary.write(request.folder / "summary.json")
+        summary.write(request.folder / SUMMARY)
         return summary
 
 
