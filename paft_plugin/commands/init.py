@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from paft_plugin.commands import FOLDER
+from paft_plugin.errors import raise_if_any
 
 
 @click.command()
@@ -22,17 +23,41 @@ from paft_plugin.commands import FOLDER
     show_default=True,
     help="How preferences are learnt.",
 )
+@click.option(
+    "--branch",
+    "branches",
+    multiple=True,
+    metavar="NAME=DIR[,role=ROLE]",
+    help="A further branch, trained already by any trainer: folder or hub name of an adapter or a model; may be repeated. "
+    "[role: sft]",
+)
 @click.option("--force", is_flag=True, help="Write over files that are there.")
-def init(base: str, sft_data: str, preference_data: str, output: Path, adapter: str, rl: str, force: bool) -> None:
+def init(
+    base: str,
+    sft_data: str,
+    preference_data: str,
+    output: Path,
+    adapter: str,
+    rl: str,
+    branches: tuple[str, ...],
+    force: bool,
+) -> None:
     """Write a commented paft.yml with its two axolotl configs for BASE (a folder or a hub name) and two data sets.
 
     Looks at the base and at the rows; every value that it chooses says why.
     """
     import torch
 
-    from paft_plugin.pipeline.starter import Wish, write_starter
+    from paft_plugin.commands.recipe import read_branches
+    from paft_plugin.pipeline.starter import TrainedBranch, Wish, write_starter
 
-    wish = Wish(base, sft_data, preference_data, output, adapter, rl)  # type: ignore[arg-type]
+    found, own, problems = read_branches(None, None, branches)
+    problems += [
+        f"--branch: {', '.join(texts)}: a recipe's setting. Set it under `fusion:`." for texts in own.values() if texts
+    ]
+    raise_if_any(problems)
+    trained = tuple(TrainedBranch(branch.name, branch.role, str(branch.path)) for branch in found)
+    wish = Wish(base, sft_data, preference_data, output, adapter, rl, trained)  # type: ignore[arg-type]
     files = write_starter(wish, gpu=torch.cuda.is_available(), force=force)
     click.echo(f"Wrote {', '.join(str(file) for file in files)}.")
     click.echo(f"Read them, then see what they would do:\naxolotl paft run {files[0]} --dry-run")

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from paft_plugin.pipeline.starter.write import Wish, write_starter
+from paft_plugin.pipeline.starter.write import TrainedBranch, Wish, write_starter
 
-__all__ = ["Wish", "write_starter"]
+__all__ = ["TrainedBranch", "Wish", "write_starter"]

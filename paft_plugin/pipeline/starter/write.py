@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,10 +12,14 @@ from typing import Any, Literal
 
 import yaml
 
+from paft_plugin.deltas.proof import why_unproven
 from paft_plugin.errors import PaftError, as_written, collecting
-from paft_plugin.files import write_text
+from paft_plugin.evaluation.arms import Role
+from paft_plugin.files import is_hub_name, resolved, write_text
 from paft_plugin.penalty.strength import ENOUGH_STEPS
+from paft_plugin.pipeline.arms import SPARSE
 from paft_plugin.pipeline.branches import PLUGIN
+from paft_plugin.pipeline.config import NAME
 from paft_plugin.pipeline.held_out.choice import MOST, SHARE
 from paft_plugin.pipeline.starter.model import UNKNOWN, BaseModel, look_at, sequence_length, with_system
 from paft_plugin.pipeline.starter.rows import Reading, read_preference, read_sft
@@ -25,6 +30,8 @@ Strategy = Literal["dpo", "orpo", "simpo"]
 HERE = "paft_plugin.pipeline.starter"
 ENOUGH_TO_HOLD_OUT = 1000
 MICRO = 2
+METHODS = ["task_arithmetic", "dare_ties", "ties", "ram"]
+_TAKEN = ("sft", "preference", "base", "sequential", "joint", "disjoint")
 WIDTH = 120
 
 # (adapter, large) → learning rate: common starting points, not measured optima.
@@ -37,6 +44,37 @@ PREFERENCE_RATES = {
 
 
 @dataclass(frozen=True)
+class TrainedBranch:
+    """A branch that is trained already."""
+
+    name: str
+    role: Role
+    place: str
+    """A folder, or a hub name."""
+
+    @property
+    def folder(self) -> Path:
+        return resolved(Path(self.place))
+
+    @property
+    def entry(self) -> dict[str, str]:
+        """What stands under `branches:`."""
+        return {"trained": str(self.folder) if self.folder.is_dir() else self.place, "role": self.role}
+
+    @property
+    def problems(self) -> list[str]:
+        """Why it cannot be one."""
+        said = f"--branch {self.name}"
+        if self.name in _TAKEN or not NAME.fullmatch(self.name):
+            return [
+                f"{said}: cannot be a branch's name here. Use letters, digits, '.', '_' and '-', and not a branch's of this run."
+            ]
+        if not self.folder.is_dir() and not is_hub_name(self.place, self.folder):
+            return [f"{said}: {self.place} is neither a folder nor a hub name. Give the output of a finished training."]
+        return []
+
+
+@dataclass(frozen=True)
 class Wish:
     """What a person asks for."""
 
@@ -46,6 +84,7 @@ class Wish:
     output: Path
     adapter: Adapter = "lora"
     rl: Strategy = "dpo"
+    branches: tuple[TrainedBranch, ...] = ()
 
 
 ROWS_ALIKE = "Write all of its rows alike, a message as {role: …, content: …}."
@@ -61,6 +100,7 @@ def write_starter(wish: Wish, gpu: bool, force: bool = False) -> list[Path]:
     problems = [f"{file} is there already. Choose another --output, or --force." for file in files if file.exists()]
     problems = [] if force else problems
     base = sft = preference = None
+    problems += [problem for branch in wish.branches for problem in branch.problems]
     with collecting(problems), as_written(wish.base, "Download it again."):
         base = look_at(wish.base)
     with collecting(problems), as_written(wish.sft_data, ROWS_ALIKE):
@@ -74,13 +114,30 @@ def write_starter(wish: Wish, gpu: bool, force: bool = False) -> list[Path]:
     wish.output.mkdir(parents=True, exist_ok=True)
     with as_written(wish.base, "Download it again."):
         texts = [
-            render(HERE, "paft.yml.jinja", key=_key, base=base, rl=wish.rl, held_out=_held_out(sft, preference)),
+            render(
+                HERE,
+                "paft.yml.jinja",
+                methods=METHODS,
+                key=_key,
+                base=base,
+                rl=wish.rl,
+                branches=wish.branches,
+                arms=_further_arms(wish.branches),
+                held_out=_held_out(sft, preference) | {branch.name: 0 for branch in wish.branches},
+            ),
             _branch(wish, base, sft, gpu, None, sft.alpaca),
             _branch(wish, base, preference, gpu, wish.rl, sft.alpaca),
         ]
     for file, text in zip(files, texts, strict=True):
         write_text(file, text)
     return files
+
+
+def _further_arms(branches: Sequence[TrainedBranch]) -> list[str]:
+    """The arms of branches that are trained already, and of all fused; a penalised one has no dense twin to fuse."""
+    sparse = [each for each in branches if each.role == "sft" and why_unproven(each.folder) is None]
+    names = [f"{each.name}{SPARSE}" if each in sparse else each.name for each in branches]
+    return [*names, *([] if sparse else ["parallel-*"]), "paft-*", f"without-*-{METHODS[0]}"]
 
 
 def _held_out(sft: Reading, preference: Reading) -> dict[str, int]:

@@ -19,7 +19,7 @@ from paft_plugin.penalty.strength import ENOUGH_STEPS
 from paft_plugin.pipeline.arms import Setup, resolve
 from paft_plugin.pipeline.config import read_config
 from paft_plugin.pipeline.preflight import preflight
-from paft_plugin.pipeline.starter import Wish, write_starter
+from paft_plugin.pipeline.starter import TrainedBranch, Wish, write_starter
 from paft_plugin.pipeline.starter.write import MICRO
 from tests.pipeline.rows import ALPACA, CHAT, PAIR, SHAREGPT, WHOLE
 
@@ -112,6 +112,47 @@ def test_what_it_says_to_write_for_one_way_alone_trains_two_branches(demo: Path,
     content = yaml.safe_load(text) | yaml.safe_load(arms) | {"sequential": False}
     (tmp_path / "paft.yml").write_text(yaml.safe_dump(content), encoding="utf-8")
     assert [branch.name for branch in setup_of(tmp_path).trainings] == [["sft-l1", "dpo"], ["dpo", "sft"]][way]
+
+
+def test_branches_of_other_trainers_are_fused_as_they_are(demo: Path, tmp_path: Path) -> None:
+    files = rows_file(tmp_path, "sft.jsonl", CHAT), rows_file(tmp_path, "pairs.jsonl", PAIR)
+    (tmp_path / "math lora").mkdir()
+    (tmp_path / "math lora" / "adapter_config.json").write_text("{}")
+    arguments = [
+        "init",
+        str(demo / "base"),
+        "--sft-data",
+        files[0],
+        "--preference-data",
+        files[1],
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    ended = CliRunner().invoke(
+        paft, [*arguments, "--branch", f"math={tmp_path / 'math lora'}", "--branch", "taste={},role=nose"]
+    )
+    assert ended.exit_code == 2
+    assert "nose" in ended.output
+    ended = CliRunner().invoke(paft, [*arguments, "--branch", f"math={tmp_path / 'math lora'}"])
+    assert ended.exit_code == 0, ended.output
+    setup = setup_of(tmp_path / "out")
+    assert setup.fused == {"sft": "sft-l1", "preference": "dpo", "math": "math"}
+    assert [branch.name for branch in setup.trainings] == ["sft-l1", "dpo", "sft"]
+    names = {arm.name for arm in setup.arms}
+    assert {
+        "base",
+        "sft",
+        "sft-l1",
+        "dpo",
+        "math",
+        "parallel-ties",
+        "paft-ram",
+        "without-math-task_arithmetic",
+    } <= names
+    with pytest.raises(PaftError, match=r"gone is neither a folder nor a hub name"):
+        write_starter(
+            Wish(str(demo / "base"), *files, tmp_path / "b", branches=(TrainedBranch("x", "sft", "gone"),)), gpu=False
+        )
 
 
 def test_a_base_without_template_and_padding(demo: Path, tmp_path: Path) -> None:
