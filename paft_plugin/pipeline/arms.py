@@ -130,10 +130,11 @@ class Setup:
     def remote(self) -> list[str]:
         """What the run needs from a hub: hub names, or lm-eval's own tasks."""
         evaluation = self.config.evaluation
+        sources = dict.fromkeys(name for branch in self.needed for name in branch.made_of or (branch.name,))
         return [
             *([self.config.base] if self.config.base_is_remote else []),
             *(str(branch.trained) for branch in self.needed if branch.spec.is_remote),
-            *(name for branch in self.needed for name in branch.remote_data()),
+            *(name for branch in sources for name in self.branches[branch].remote_data()),
             *(sorted(evaluation.by_task.keys() - tasks_in(evaluation.tasks)) if evaluation else ()),
         ]
 

@@ -126,6 +126,12 @@ def test_full_fine_tuning_unfreezes_its_own_parameters(tmp_path: Path) -> None:
     assert not trained("disjoint-preference", f"{layer}mlp.up_proj.weight")
 
 
+def test_the_hub_is_asked_for_the_rows_of_a_joint_training(tmp_path: Path) -> None:
+    file = write_run(tmp_path, compare=["joint"], arms=["base"], evaluation=False)
+    edit(file, sft={"config": "sft.yml", "overrides": {"datasets": [{"path": "org/rows", "type": "chat_template"}]}})
+    assert open_setup(file).remote == ["org/rows"]
+
+
 def test_what_would_train_more_than_its_modules_is_left_out_and_said(tmp_path: Path) -> None:
     file = write_run(tmp_path, compare=["disjoint"])
     edit(file, sft={"config": "sft.yml", "overrides": {"lora_modules_to_save": ["embed_tokens"]}})
