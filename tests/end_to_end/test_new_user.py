@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from paft_plugin.demo.pretrain import build_tokenizer
 from paft_plugin.evaluation.held_out_rows import HeldOutSummary
 from paft_plugin.evaluation.results import read_results
+from paft_plugin.report.choice import choose
 from tests.end_to_end.architectures import GROUPED
 from tests.pipeline.runs import edit
 
@@ -62,4 +63,7 @@ def test_own_rows_are_enough_for_a_report_that_names_an_arm(tmp_path: Path) -> N
     assert {"sft_nll", "sft_match", "preference", "kl_to_base", "retained"} <= names
     assert [arm.name for arm in results.arms] == ["base", "sft", "dpo", "parallel-task_arithmetic"]
     assert "Read on in" in said
-    assert any(f"**Use {arm.name}.**" in (run / "README.md").read_text(encoding="utf-8") for arm in results.arms)
+    choice = choose(results)
+    assert choice.arm is not None
+    assert choice.arm.name in choice.headline or "base model" in choice.headline
+    assert f"**{choice.headline}.**" in (run / "README.md").read_text(encoding="utf-8")
