@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 TARGET = 0.9
 STARTS = (1e-6, 1e-4, 1e-2)  # 1e-4 is the demo's own λ
-UNTRAINED = 0.30  # the task's loss before the first step
+UNTRAINED = 0.28  # the task's loss before the first step
 
 
 def test_the_demo_ends_at_the_target_from_any_start_and_learns_as_with_a_constant_strength(tmp_path: Path) -> None:
