@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from paft_plugin.deltas.changes import Rows
 from paft_plugin.fusion.merge.loaders import ModelLoader
+from paft_plugin.fusion.merge.untouched import draws
 from paft_plugin.fusion.mergekit_internals import stored_name, trimming_by
 
 FEW = 2
@@ -34,6 +36,8 @@ BY_ENTRY = ("linear", "ram")
 """Methods beside the weighted sums of deltas in which an entry of the result depends on the same entry of the inputs alone."""
 TRIMMERS = ("magnitude", "magnitude_outliers", "bernoulli", "della_magprune")
 """mergekit's trimming functions, one for each of its ways."""
+AT_ONCE = 2
+"""Branches whose trims are chosen at the same time, where none are drawn by chance."""
 TOO_SMALL = 1e-7
 """Norms below which mergekit does not rescale."""
 
@@ -115,7 +119,7 @@ class BlockedMerge:
         return torch.cat(done).reshape(self.shape)
 
     def choose(self) -> list[TrimOfDelta]:
-        """What the method keeps of each branch, as it would of whole tensors, which are in memory one at a time."""
+        """What the method keeps of each branch, as it would of whole tensors, of which two branches' are in memory at a time."""
         method, base = method_called(self.merge.method_name), self.merge.base_model
         branches = [model for model in self.merge.model_order if model != base]
         how = method.sparsification_method if isinstance(method, GeneralizedTaskArithmeticMerge) else None
@@ -123,10 +127,14 @@ class BlockedMerge:
             return [WholeDelta() for _ in branches]
         keys = self.keys
         before, rescale = self._tensor(keys[base]), self.merge.parameters["rescale"]
-        return [
-            self._chosen(keys[model], before, how, dict(self.merge.input_parameters[model].items()), rescale)
-            for model in branches
-        ]
+
+        def chosen(model: ModelReference) -> TrimOfDelta:
+            return self._chosen(keys[model], before, how, dict(self.merge.input_parameters[model].items()), rescale)
+
+        if draws(method):  # one after the other, as mergekit draws
+            return list(map(chosen, branches))
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return list(pool.map(chosen, branches))
 
     def _chosen(
         self, key: str, base: Tensor, how: SparsificationMethod, given: Mapping[str, Any], rescale: bool
