@@ -280,7 +280,7 @@ def _interference_said(pair: InspectedPair, threshold: float) -> str:
     return f"{said}."
 
 
-@chart("elections", "Who wins the election of signs", "interference")
+@chart("winners", "Who wins the election of signs", "interference")
 def elections_chart(inspection: Inspection) -> Drawn | str:
     """A bar for each branch: what TIES makes of its entries when all of them are fused at once."""
     if inspection.elections is None:
@@ -327,7 +327,7 @@ def _elections_said(name: str, vote: Vote) -> str:
     return f"{name} wins {share(won, 0)} and loses {share(lost, 0)} to coalitions."
 
 
-@chart("pairs", "Every two branches", "interference")
+@chart("matrix", "Every two branches", "interference")
 def pair_matrix(inspection: Inspection) -> Drawn | str:
     """Branch × branch: the cosine of their deltas, and how far their signs oppose."""
     if inspection.elections is None:
