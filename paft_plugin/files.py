@@ -233,12 +233,17 @@ def read_json_lines(path: Path, kind: type[Line], schema: int, again: str) -> li
             raise UnreadableError(path, f"not of schema {schema}", number, again)
         for text in texts:
             number += 1
-            lines.append(kind.model_validate(shown(json.loads(text))))
+            lines.append(kind.model_validate(shown(json.loads(text, parse_constant=_no_number))))
     except UnreadableError:
         raise
     except (ValueError, RecursionError):
         raise UnreadableError(path, f"line {number} is damaged", number, again) from None
     return lines
+
+
+def _no_number(constant: str) -> float:
+    """NaN and infinity are no JSON, though Python reads them."""
+    raise ValueError(constant)
 
 
 def lock_file(path: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -357,14 +358,14 @@ def _words(text: str) -> str:
 
 
 def summarised(items: Iterable[ItemScore]) -> ArmScore:
-    """The mean of each measure over its items, with its standard error."""
+    """The mean of each measure over its items, with its standard error; only `n` of one with an item that is not finite."""
     values: dict[str, list[float]] = {}
     for item in items:
         values.setdefault(item.measure, []).append(item.value)
-    means = {name: sum(each) / len(each) for name, each in values.items()}
+    means = {name: sum(each) / len(each) for name, each in values.items() if all(map(math.isfinite, each))}
     return ArmScore(
         scores=means,
-        stderr={name: _error(each, means[name]) for name, each in values.items() if len(each) > 1},
+        stderr={name: _error(values[name], mean) for name, mean in means.items() if len(values[name]) > 1},
         n={name: len(each) for name, each in values.items()},
     )
 

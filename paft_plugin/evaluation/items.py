@@ -20,14 +20,14 @@ SCHEMA = 1
 class ItemScore(BaseModel):
     """One item of one measure, as one model answered it."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     measure: str
     """The measure's name."""
     item: str
     """Which item it is: a fingerprint of its content, the same for every arm."""
     value: float
-    """What counts, of the measure's mean; 0 and 1 for wrong and right."""
+    """What counts, of the measure's mean; 0 and 1 for wrong and right. One that is not finite leaves the measure out."""
     source: str | None = None
     """What items share that are not independent of each other: a document, a data file."""
     probability: float | None = None

@@ -128,7 +128,7 @@ class _Bench:
             items, base = self._on_rows(model, tokenizer, base, folder)
         taken = {measure.name for measure in self.measures}
         found = summarised(item for item in items if item.measure not in taken)
-        items = [item for item in items if item.measure not in taken]
+        items = [item for item in items if item.measure in found.scores]
         if self.tasks:
             own, more = self._on_tasks(model, tokenizer)
             found, items = found.with_more(own), [*items, *more]

@@ -197,6 +197,8 @@ def _choice(task: Task, sample: Mapping[str, Any], metric: str) -> tuple[str, fl
     if metric == "acc_norm":  # by lm-eval's word for it: per character
         scores = [score / max(1, len(choice)) for score, choice in zip(scores, choices, strict=True)]
     best = max(scores)
+    if math.isinf(best) or any(map(math.isnan, scores)):
+        return None
     return choices[scores.index(best)], 1 / math.fsum(math.exp(score - best) for score in scores)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.held_out_rows import AnswerRow, PairRow, read_rows, write_rows
+from paft_plugin.evaluation.held_out_scores import summarised
 from paft_plugin.evaluation.items import ItemScore, read_items, write_items
 
 ITEMS = [
@@ -48,3 +50,10 @@ def test_rows_of_another_kind_are_refused(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", [PAIR])
     with pytest.raises(PaftError, match="line 2 is damaged"):
         read_rows(tmp_path / "rows.jsonl", AnswerRow)
+
+
+def test_a_measure_with_an_item_that_is_not_finite_has_no_mean() -> None:
+    items = [ItemScore(measure="bad", item="a", value=math.nan), ItemScore(measure="bad", item="b", value=1.0), *ITEMS]
+    found = summarised(items)
+    assert set(found.scores) == {"sft_match", "sft_nll"}
+    assert found.n == {"bad": 2, "sft_match": 1, "sft_nll": 1}

@@ -93,6 +93,7 @@ def test_the_same_every_time_and_what_is_in_it(
         "metric": "exact_match",
         "filter": "answer",
         "higher_is_better": True,
+        "margin": None,
     }
     assert (list(content["scores"]), list(other["scores"])) == (["base"], ["sft"])
     for each in (content["scores"]["base"], other["scores"]["sft"]):
