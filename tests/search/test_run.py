@@ -34,6 +34,7 @@ from paft_plugin.search import run as running
 from paft_plugin.search.bench import FusedModel
 from paft_plugin.search.report import pareto_front, recipe_name, table
 from paft_plugin.search.run import run_search
+from paft_plugin.search.space import DEFAULTS
 from paft_plugin.search.study import locked
 from paft_plugin.search.validation import open_goals
 
@@ -75,12 +76,12 @@ def searched(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_defaults_are_tried_first_and_the_front_covers_them(searched: Path) -> None:
     found = trials(searched / "out")
     assert [trial["number"] for trial in found] == list(range(1, 13))
-    assert [trial["method"] for trial in found if trial["is_default"]] == [trial["method"] for trial in found[:5]]
+    assert [trial["method"] for trial in found if trial["is_default"]] == list(DEFAULTS)
     scores = [tuple(trial["scores"].values()) for trial in found]
     assert len(set(scores)) > 4  # or this would say nothing
     assert [trial["number"] - 1 for trial in found if trial["on_front"]] == pareto_front(scores, [True, True])
     front = [tuple(trial["scores"].values()) for trial in found if trial["on_front"]]
-    for default in scores[:5]:
+    for default in scores[: len(DEFAULTS)]:
         assert any(all(a >= b for a, b in zip(row, default, strict=True)) for row in front)
 
 
@@ -189,7 +190,7 @@ def test_at_the_command_line_a_mistake_is_a_line_and_exit_code_2(paft_yml: Write
     for arguments, said in (
         (["nowhere.yml"], "nowhere.yml: no such file"),
         ([str(paft_yml(trails=3))], "search.trails: no such key. Did you mean trials?"),
-        ([str(paft_yml()), "--trials", "2"], "--trials: 2 is fewer than the 5 methods"),
+        ([str(paft_yml()), "--trials", "2"], f"--trials: 2 is fewer than the {len(DEFAULTS)} methods"),
     ):
         result = CliRunner().invoke(paft, ["search", *arguments])
         assert result.exit_code == 2

@@ -188,20 +188,18 @@ def test_an_adapter_whose_product_would_overflow_is_not_written(world: World, tm
 
 
 def test_a_search_goes_on_after_settings_that_overflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from paft_plugin.search import run
+    from paft_plugin.search import bench
 
     def become(*_: object) -> None:
         raise NotFiniteError("too large")
 
-    monkeypatch.setattr(run, "write_recipe", lambda _: None)
-    monkeypatch.setattr(run, "recipe_request", lambda *_: None)
-    request: Any = SimpleNamespace(search=SimpleNamespace(seed=0))
+    monkeypatch.setattr(bench, "write_recipe", lambda _: None)
+    monkeypatch.setattr(bench, "recipe_request", lambda *_: None)
+    request: Any = None
     model: Any = SimpleNamespace(become=become)
-    scorer: Any = None
     goal: Any = SimpleNamespace(name="accuracy")
-    bench = run._Bench(request, [goal], model, scorer, tmp_path / "r.yml")
-    proposal: Any = SimpleNamespace(method="ties", options=None)
-    assert bench.score(proposal) == (None, [None])
+    opened = bench.Bench(request, [goal], model, None, None, None, {}, tmp_path / "r.yml")
+    assert opened.score("ties", {}, 0) == (None, [None])
 
 
 def test_an_inspection_of_a_base_with_it_says_so(world: World, tmp_path: Path) -> None:
