@@ -105,13 +105,20 @@ def check_evaluation(setup: Setup) -> Findings:
     findings, evaluation = Findings(), setup.config.evaluation
     if evaluation is None or not evaluation.by_task:
         return findings
+    from paft_plugin.evaluation.config import held_out_measures
     from paft_plugin.evaluation.scorer import quiet
     from paft_plugin.evaluation.statistics import LEAST_ITEMS
     from paft_plugin.evaluation.tasks import open_measures
 
     with collecting(findings.problems), quiet():
         measures, tasks = open_measures(evaluation.by_task, evaluation.tasks, trusted=evaluation.trust_task_code)
+        rows = held_out_measures(list(setup.fused)) if evaluation.held_out is not False else []
         for measure in measures:
+            if measure.name in rows:
+                findings.warn(
+                    f"evaluation.measures: {measure.name} is also what a measure of held-out rows is called, and takes its "
+                    "place. To have both, give the task's another `name:`."
+                )
             items = tasks[measure.task].items(evaluation.limit)
             if items < LEAST_ITEMS:
                 findings.warn(

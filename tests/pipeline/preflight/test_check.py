@@ -27,6 +27,9 @@ def test_tasks_that_cannot_be_scored_are_all_named(room: Room, demo: Path, tmp_p
     wrong = {"tasks": "tasks", "measures": {"paft_skil": {}, "paft_style": {"metric": "acc_norm"}}}
     (few,) = check_evaluation(room.setup(evaluation={**sound, "limit": 5})).warnings
     assert "has 5 items, and fewer than 6 show no difference" in few
+    hiding = {"tasks": "tasks", "held_out": {"sft": 8}, "measures": {"paft_skill": {"name": "preference"}}}
+    (hidden,) = check_evaluation(room.setup(evaluation=hiding)).warnings
+    assert "preference is also what a measure of held-out rows is called, and takes its place" in hidden
     problems = check_evaluation(room.setup(evaluation=wrong)).problems
     assert len(problems) == 2
     assert "Did you mean paft_skill?" in problems[0]
