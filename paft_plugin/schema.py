@@ -9,7 +9,7 @@ import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import (
@@ -190,8 +190,15 @@ class MayBe:
         """The types of what may stand under a key, or at a place of a list."""
         fields = [kind for model in self.models for name, kind in _names(model) if name == str(key)]
         if not fields and any(model.model_config.get("extra") == "allow" for model in self.models):
-            fields = [Any]
+            fields = [kind for model in self.models for kind in _extra(model)]
         return [*fields, *(self.items if isinstance(key, int) else ()), *self.values]
+
+
+def _extra(model: type[BaseModel]) -> tuple[Any, ...]:
+    """The type of what a model takes under any other key."""
+    if "__pydantic_extra__" not in model.__dict__.get("__annotations__", {}):
+        return (Any,)
+    return get_args(get_type_hints(model, include_extras=True)["__pydantic_extra__"])[1:]
 
 
 def _names(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:

@@ -100,6 +100,11 @@ def test_all_mistakes_are_said_at_once(tmp_path: Path) -> None:
             "fusion.methods.ties.filter.0: --filter mlp: not of the form",
         ),
         ("compare", {"a b": "dpo.yml"}, "compare: a b: use letters"),
+        (
+            "compare",
+            {"a": {"config": "sft.yml", "overridess": {}}},
+            "compare.a.overridess: no such key. Did you mean overrides",
+        ),
         ("fusion", {"recipes": {"mine": "gone.yml"}}, "no such file"),
         ("inspection", {"thresholds": [-1]}, "inspection.thresholds"),
         ("fusion", {"recipes": {"ties": "paft.yml"}, "methods": ["ties"]}, "is also a method here"),
