@@ -32,7 +32,7 @@ from paft_plugin.fusion.recipe.write import write_recipe
 from paft_plugin.search.config import SearchRequest
 from paft_plugin.search.report import recipe_request
 from paft_plugin.search.space import Options
-from paft_plugin.search.validation import open_objectives
+from paft_plugin.search.validation import Objectives, open_objectives
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -60,9 +60,9 @@ class Bench:
     """Where the recipe of a trial is written meanwhile."""
 
     @classmethod
-    def open(cls, request: SearchRequest, device: str, place: int = 0) -> Bench:
-        """Load the base on a device, and open the tasks; `place` keeps the files of several benches apart."""
-        search, objectives = request.search, open_objectives(request)
+    def open(cls, request: SearchRequest, objectives: Objectives, device: str, place: int = 0) -> Bench:
+        """Load the base on a device, to score it on `objectives`; `place` keeps the files of several benches apart."""
+        search = request.search
         tasks, items = objectives.tasks, dict[str, int]()
         model = FusedModel(request.base, search.dtype, device, search.batch_size, chat_template=bool(tasks))
         scorer, rows, base = None, None, None
@@ -143,8 +143,8 @@ class Benches:
 
 
 @contextmanager
-def open_benches(request: SearchRequest, devices: Sequence[str]) -> Iterator[Benches]:
-    """A bench on each of `devices`.
+def open_benches(request: SearchRequest, objectives: Objectives, devices: Sequence[str]) -> Iterator[Benches]:
+    """A bench on each of `devices`; the first takes the `objectives`, which belong to it from then on.
 
     Raises:
         PaftError: The model cannot be loaded, has no chat template, or the tasks cannot be scored.
@@ -158,7 +158,7 @@ def open_benches(request: SearchRequest, devices: Sequence[str]) -> Iterator[Ben
             )
             for place, device in enumerate(devices[1:], start=1)
         ]
-        yield Benches(Bench.open(request, devices[0]), others)
+        yield Benches(Bench.open(request, objectives, devices[0]), others)
 
 
 _here: list[Bench] = []
@@ -168,7 +168,7 @@ _here: list[Bench] = []
 def _open_there(request: SearchRequest, device: str, place: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it decides what Ctrl-C ends
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
-    _here.append(Bench.open(request, device, place))
+    _here.append(Bench.open(request, open_objectives(request), device, place))
 
 
 def _die_with(parent: int) -> None:

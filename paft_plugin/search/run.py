@@ -74,10 +74,10 @@ def _search(request: SearchRequest, console: Console) -> Outcome:
     search, folder = request.search, request.folder
     devices = usable_devices(search.device, "search.device")
     branches = _branch_inputs(request)
-    open_objectives(request)  # before the model is loaded
+    objectives = open_objectives(request)  # before the model is loaded
     with locked(folder):
         console.print(f"Loading {request.base} …", highlight=False, markup=False)
-        with open_benches(request, devices) as benches:
+        with open_benches(request, objectives, devices) as benches:
             goals = benches.first.goals
             spaces = make_spaces(search.methods, request.branches)
             inputs = branches | _scoring_inputs(benches.first, spaces)
