@@ -15,6 +15,7 @@ from paft_plugin.errors import PaftError, collecting, raise_if_any
 from paft_plugin.evaluation.arms import Arm, Kind, Role
 from paft_plugin.evaluation.task_code import tasks_in
 from paft_plugin.fusion.recipe.render import RecipeBranch
+from paft_plugin.fusion.recipe.settings import ROLES
 from paft_plugin.pipeline.baselines import (
     OF_ROLE,
     joint_training,
@@ -35,7 +36,6 @@ PAFT, PARALLEL, WITHOUT = "paft-", "parallel-", "without-"
 """How arms begin that fuse all branches, those with a penalty as they are or their dense twins, and all branches but one."""
 SFT, PREFERENCE = "sft", "preference"
 """The short form's two branches. The first is taken for penalised; the second's arm is called by its strategy."""
-ROLES: tuple[Role, ...] = ("sft", "preference")
 SPARSE = "-l1"
 """Ends the arm of a penalised branch, whose dense twin is called as the branch is."""
 SUM = "task_arithmetic"
