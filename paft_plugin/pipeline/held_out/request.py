@@ -172,8 +172,10 @@ def owners(setup: Setup) -> dict[str, Branch]:
 
 
 def owner(setup: Setup, branch: Branch) -> str:
-    """The name of the data that a branch is trained on: twins share theirs, branches under `compare:` have their own."""
-    return next((name for name, other in owners(setup).items() if branch.spec is other.spec), branch.name)
+    """The name of the data that a branch is trained on: its own, unless a fused branch is trained on the same."""
+    data = question(setup, "", branch).content
+    same = (name for name, other in owners(setup).items() if question(setup, "", other).content == data)
+    return next(same, branch.name)
 
 
 def questions(setup: Setup) -> tuple[Question, ...]:
