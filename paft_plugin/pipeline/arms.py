@@ -97,10 +97,11 @@ class Setup:
         return name == self.fused.get(SFT) or self.branches[name].penalised
 
     def key(self, name: str) -> str:
-        """What the file calls the fused branch that an arm, the dense twin of one, or a baseline's form of one is."""
+        """What the file calls the branch that an arm, the dense twin of one, or a baseline's form of one is."""
         name = next(iter(self.branches[name].made_of), name)
         keys = {arm: key for key, arm in self.fused.items()}
-        return keys.get(name) or next(keys[sparse] for sparse, twin in self.twins.items() if twin == name)
+        keys |= {twin: keys[sparse] for sparse, twin in self.twins.items()}
+        return keys.get(name, name)
 
     def of_role(self, role: Role) -> list[str]:
         """The arms of the fused branches of a role."""
@@ -384,14 +385,16 @@ def _sequential_arms(setup: Setup) -> Iterator[Arm]:
 
 
 def _dense_branches(setup: Setup) -> dict[str, Branch | None]:
-    """What the file calls a fused branch → that branch without its penalty; None if it cannot be had."""
+    """What the file calls a branch → that branch, a fused one without its penalty; None if it cannot be had."""
     names = {key: setup.twins.get(name, name) for key, name in setup.fused.items()}
-    return {key: None if setup.is_penalised(name) else setup.branches[name] for key, name in names.items()}
+    fused = {key: None if setup.is_penalised(name) else setup.branches[name] for key, name in names.items()}
+    return {name: setup.branches[name] for name in setup.config.compare.branches if name in setup.branches} | fused
 
 
 def _in_arms(setup: Setup, order: Sequence[str]) -> tuple[str, ...]:
     """An order of the file's in the names of arms; of no names: SFT branches first, then preferences."""
-    return tuple(setup.twins.get(setup.fused[key], setup.fused[key]) for key in order or _usual_order(setup))
+    arms = (setup.fused.get(key, key) for key in order or _usual_order(setup))
+    return tuple(setup.twins.get(arm, arm) for arm in arms)
 
 
 def _usual_order(setup: Setup) -> list[str]:

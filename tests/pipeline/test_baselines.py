@@ -91,6 +91,16 @@ def test_orders_of_three_share_what_they_begin_with(tmp_path: Path) -> None:
     assert needs(open_setup(file, sequential=True, arms=["base"]))["sequential"] == ("merge-sequential-math-code",)
 
 
+def test_an_order_may_name_what_stands_beside_the_branches(tmp_path: Path) -> None:
+    hot = {"config": "dpo.yml", "overrides": {"learning_rate": 0.1}}
+    file = write_run(tmp_path, compare={"hot": hot}, sequential=[["sft", "preference"], ["sft", "hot"]], arms=["base"])
+    setup = open_setup(file)
+    assert kinds(setup) == {"sequential": "sequential", "sequential-sft-hot": "sequential"}
+    assert needs(setup)["sequential-sft-hot"][0] == "merge-sft-whole"
+    assert configs(setup)["sequential-sft-hot"]["learning_rate"] == 0.1
+    assert "hot" not in needs(setup), "alone it is another arm, which nobody asked for"
+
+
 def test_disjoint_branches_train_modules_of_their_own_without_the_penalty(tmp_path: Path) -> None:
     setup = open_setup(write_run(tmp_path, compare=["disjoint"]))
     written = configs(setup)
