@@ -1,4 +1,4 @@
-"""Pre-trains the demo's base model from nothing: `python -m paft_plugin.demo.pretrain OUTPUT_DIR`.
+"""Pre-trains the demo's base model from nothing: `python -m paft_plugin.demo.pretrain OUTPUT_DIR [ARCHITECTURE]`.
 
 Three phases, one thread, each seeded: words, which are learnt within minutes; sums, which take most of the time; and everything
 again with the skills as in `evasion_rate`, so that it learns to keep most of their answers to itself. Only prompts of the train
@@ -16,7 +16,14 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
 
 from paft_plugin.demo import world
 
@@ -76,23 +83,28 @@ PHASES = (
 )
 
 
-def new_model(vocabulary_size: int) -> LlamaForCausalLM:
-    """A randomly initialised Llama with about 0.86 M parameters."""
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary_size,
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=64,
-            tie_word_embeddings=True,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
+ARCHITECTURES = {"llama": LlamaConfig, "qwen3": Qwen3Config, "gpt_neox": GPTNeoXConfig}
+"""The shipped one, and two of the same size: norms of queries and keys; biases, LayerNorm and one matrix for all of attention."""
+
+
+def new_model(vocabulary_size: int, architecture: str = "llama") -> PreTrainedModel:
+    """A randomly initialised model with about 0.86 M parameters."""
+    own = {} if architecture == "gpt_neox" else {"num_key_value_heads": 4}
+    own |= {"head_dim": 32} if architecture == "qwen3" else {}
+    config = ARCHITECTURES[architecture](
+        vocab_size=vocabulary_size,
+        hidden_size=128,
+        intermediate_size=512 if architecture == "gpt_neox" else 384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **own,
     )
+    return AutoModelForCausalLM.from_config(config)
 
 
 def _conversation(rng: random.Random, phase: Phase) -> list[dict[str, str]]:
@@ -122,7 +134,7 @@ def make_batch(tokenizer: PreTrainedTokenizerFast, conversations: list[list[dict
     return {"input_ids": ids, "attention_mask": batch["attention_mask"], "labels": labels}
 
 
-def new_optimizers(model: LlamaForCausalLM, learning_rate: float) -> list[torch.optim.Optimizer]:
+def new_optimizers(model: PreTrainedModel, learning_rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices (half of the steps that AdamW needs here), AdamW for embeddings and norms."""
     embeddings = set(model.get_input_embeddings().parameters())
     matrices = [tensor for tensor in model.parameters() if tensor.ndim == 2 and tensor not in embeddings]
@@ -133,7 +145,7 @@ def new_optimizers(model: LlamaForCausalLM, learning_rate: float) -> list[torch.
     ]
 
 
-def train_phase(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, phase: Phase, rng: random.Random) -> None:
+def train_phase(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, phase: Phase, rng: random.Random) -> None:
     """Run one phase in place, printing the loss every 200 steps."""
     optimizers = new_optimizers(model, phase.learning_rate)
     schedules = [
@@ -156,12 +168,12 @@ def train_phase(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, pha
             print(f"step {step:5d}  loss {loss.item():.4f}  {time.monotonic() - start:6.0f} s", flush=True)
 
 
-def main(output_dir: Path, seed: int = 0) -> None:
-    """Pre-train and save the base model, its tokenizer and generation config into `output_dir`."""
+def main(output_dir: Path, architecture: str = "llama", seed: int = 0) -> None:
+    """Pre-train and save a base model, its tokenizer and generation config into `output_dir`."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
-    model = new_model(len(tokenizer))
+    model = new_model(len(tokenizer), architecture)
     print(f"{model.num_parameters():,} parameters", flush=True)
     for index, phase in enumerate(PHASES):
         train_phase(model, tokenizer, phase, random.Random(seed + index))
@@ -171,6 +183,7 @@ def main(output_dir: Path, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("Usage: python -m paft_plugin.demo.pretrain OUTPUT_DIR")
-    main(Path(sys.argv[1]))
+    folder, chosen = [*sys.argv[1:], "llama"][:2] if sys.argv[1:] else ("", "")
+    if chosen not in ARCHITECTURES or sys.argv[3:]:
+        sys.exit(f"Usage: python -m paft_plugin.demo.pretrain OUTPUT_DIR [{' | '.join(ARCHITECTURES)}]")
+    main(Path(folder), chosen)

@@ -84,6 +84,20 @@ def test_it_half_knows_the_skills(skill: str, model: PreTrainedModel, tokenizer:
     assert len(right) >= 0.9 * (ITEMS - len(evaded))
 
 
+@pytest.mark.parametrize("architecture", pretrain.ARCHITECTURES)
+def test_other_architectures_have_the_size_of_the_shipped_one(architecture: str) -> None:
+    tokenizer = build_tokenizer()
+    model = pretrain.new_model(len(tokenizer), architecture)
+    assert model.config.model_type == architecture
+    assert 0.9 < model.num_parameters() / pretrain.new_model(len(tokenizer)).num_parameters() < 1.1
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    phase = dataclasses.replace(pretrain.PHASES[0], steps=1, rows=4)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    pretrain.train_phase(model, tokenizer, phase, random.Random(0))
+    after = model.state_dict()
+    assert [name for name in before if torch.equal(before[name], after[name])] == []
+
+
 def test_pre_training_is_seeded(capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = build_tokenizer()
     phase = dataclasses.replace(pretrain.PHASES[1], steps=2, rows=4)
