@@ -103,6 +103,8 @@ class ScoresFile(JsonFile):
     measures: tuple[Measure, ...]
     scores: dict[str, ArmScore]
     """By the arm's name."""
+    request: str = ""
+    """Fingerprint of what an arm in memory is made of and scored on; of others their stage keeps it."""
 
 
 def read_scores(files: Iterable[Path]) -> tuple[tuple[Measure, ...], dict[str, ArmScore]]:

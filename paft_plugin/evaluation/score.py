@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,8 @@ from paft_plugin.evaluation.tasks import OpenTask, open_measures
 from paft_plugin.formats import number
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from paft_plugin.evaluation.scorer import Scorer
 
 SCORES_FILE = "scores.json"
@@ -62,10 +64,50 @@ def score(
     Raises:
         PaftError: A candidate, a task or the device can't be used, named in one line each, before anything is scored.
     """
+    problems = problems_of(candidates)
+    with collecting(problems):
+        scorer, device, dtype = open_scorer(config, asked or Asked())
+    raise_if_any(problems)
+    loader = Loader(device, dtype, scorer.asks_in_chat)
+    scores: dict[str, ArmScore] = {}
+    for candidate in candidates:
+        start = time.monotonic()
+        model, tokenizer = loader.load(candidate)
+        for line in scorer.take(model, tokenizer):
+            click.echo(f"Warning: {line}", err=True)
+        is_base = scorer.base is None
+        found, items = scorer.score()
+        if is_base and scorer.base is not None:
+            scorer.base.write(output_dir / candidate.arm, dtype_name(model))
+        found = found.model_copy(update={"seconds": round(time.monotonic() - start, 3)})
+        write_scores(output_dir, candidate.arm, scorer.all_measures, found, items)
+        scores[candidate.arm] = found
+        on_scored(candidate.arm, found)
+    return scores
+
+
+def write_scores(
+    output_dir: Path,
+    arm: str,
+    measures: Sequence[Measure],
+    score: ArmScore,
+    items: Iterable[ItemScore],
+    request: str = "",
+) -> None:
+    """Write what an arm came to; the scores last, so that where they are, all is."""
+    write_items(output_dir / arm / ITEMS_FILE, items)
+    ScoresFile(measures=tuple(measures), scores={arm: score}, request=request).write(output_dir / arm / SCORES_FILE)
+
+
+def open_scorer(config: EvaluationConfig, asked: Asked) -> tuple[ArmScorer, str, str]:
+    """What scores arms, and the device and the dtype in which it is to be done: the base's own, where that was scored before.
+
+    Raises:
+        PaftError: A task, the device or the base's scores can't be used; all that is wrong.
+    """
     from paft_plugin.machine import usable_device
 
-    asked = asked or Asked()
-    problems = problems_of(candidates)
+    problems: list[str] = []
     measures: list[Measure] = []
     tasks: dict[str, OpenTask] = {}
     kept: Kept | None = None
@@ -84,32 +126,34 @@ def score(
             dtype = dtype if dtype != "auto" else KeptFile.read(asked.base_scores / KEPT_FILE).dtype
             kept = Kept.read(asked.base_scores) if asked.held_out else None
     raise_if_any(problems)
-
-    bench = _Bench(
-        config, measures, tasks, asked.held_out, Loader(device, dtype, bool(tasks) and config.apply_chat_template)
-    )
-    scores: dict[str, ArmScore] = {}
-    for candidate in candidates:
-        found, items, kept = bench.score(candidate, kept, output_dir / candidate.arm)
-        scores[candidate.arm] = found
-        write_items(output_dir / candidate.arm / ITEMS_FILE, items)
-        ScoresFile(measures=tuple(bench.all_measures), scores={candidate.arm: found}).write(
-            output_dir / candidate.arm / SCORES_FILE
-        )
-        on_scored(candidate.arm, found)
-    return scores
+    return ArmScorer(config, measures, tasks, asked.held_out, kept), device, dtype
 
 
-@dataclass(frozen=True)
-class _Bench:
-    """What all candidates are scored on, and what loads them."""
+@dataclass
+class ArmScorer:
+    """Scores one arm after another on held-out rows and lm-eval's tasks: whatever the weights of a model are by then.
+
+    What does not depend on weights, such as the tasks' requests, is made once for all models with the same tokenizer.
+    """
 
     config: EvaluationConfig
     measures: Sequence[Measure]
     """Of lm-eval's tasks."""
-    tasks: Mapping[str, OpenTask]
+    opened: Mapping[str, OpenTask]
+    """lm-eval's tasks, by name."""
     held_out: HeldOut
-    loader: Loader
+    base: Kept | None = None
+    """What arms are compared with on held-out rows; None: the first that is scored is the base."""
+    tasks: Scorer | None = field(default=None, init=False)
+    """Of lm-eval's tasks, once there is a model."""
+    rows: HeldOutScorer | None = field(default=None, init=False)
+    """Of held-out rows, once there is a model."""
+    _tokenizer: Any = field(default=None, init=False)
+
+    @property
+    def asks_in_chat(self) -> bool:
+        """Whether the tokenizer must have a chat template."""
+        return bool(self.opened) and self.config.apply_chat_template
 
     @property
     def all_measures(self) -> list[Measure]:
@@ -117,44 +161,49 @@ class _Bench:
         taken = {measure.name for measure in self.measures}
         return [*(one for one in self.held_out.measures() if one.name not in taken), *self.measures]
 
-    def score(
-        self, candidate: Candidate, base: Kept | None, folder: Path
-    ) -> tuple[ArmScore, list[ItemScore], Kept | None]:
-        """A candidate's scores and items, and the base that it was compared with: itself if there is none yet."""
-        start = time.monotonic()
-        model, tokenizer = self.loader.load(candidate)
-        items: list[ItemScore] = []
+    def take(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """Score this model from now on; returns a line on each branch with rows that are too long for it.
+
+        Raises:
+            PaftError: It can't be asked, or not in its chat template.
+        """
+        lines: list[str] = []
         if self.held_out:
-            items, base = self._on_rows(model, tokenizer, base, folder)
+            from paft_plugin.evaluation.likelihood import AnswerModel
+
+            asked = AnswerModel(model, self.config.batch_size)
+            rows, lines = self.held_out.readable(asked.context)
+            self.rows = HeldOutScorer(asked, tokenizer, rows, keep_texts=self.config.keep_texts)
+        if self.opened:
+            self._take_tasks(model, tokenizer)
+        return lines
+
+    def _take_tasks(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+        from paft_plugin.evaluation.scorer import Scorer, tokenise_once
+
+        lm = as_lm_eval(model, tokenizer, self.config.batch_size)
+        tokenise_once(lm)
+        if self.tasks is not None and tokenizer is self._tokenizer:
+            self.tasks.take(lm)
+            return
+        config = self.config
+        self.tasks = Scorer(lm, self.opened, config.limit, apply_chat_template=config.apply_chat_template)
+        self._tokenizer = tokenizer
+
+    def score(self, where: str = "evaluation.measures") -> tuple[ArmScore, list[ItemScore]]:
+        """What the model comes to as it is now, and on which item; the key `where` names the measures in messages."""
+        items: list[ItemScore] = []
+        if self.rows is not None and self.base is None:
+            items, self.base = self.rows.score_base()
+        elif self.rows is not None and self.base is not None:
+            items = self.rows.score(self.base)
         taken = {measure.name for measure in self.measures}
         found = summarised(item for item in items if item.measure not in taken)
         items = [item for item in items if item.measure in found.scores]
-        if self.tasks:
-            own, more = self._on_tasks(model, tokenizer)
+        if self.tasks is not None:
+            own, more = score_with_items(self.tasks, self.measures, where, keep_texts=self.config.keep_texts)
             found, items = found.with_more(own), [*items, *more]
-        return found.model_copy(update={"seconds": round(time.monotonic() - start, 3)}), items, base
-
-    def _on_rows(self, model: Any, tokenizer: Any, base: Kept | None, folder: Path) -> tuple[list[ItemScore], Kept]:
-        from paft_plugin.evaluation.likelihood import AnswerModel
-
-        asked = AnswerModel(model, self.config.batch_size)
-        rows, lines = self.held_out.readable(asked.context)
-        for line in lines:
-            click.echo(f"Warning: {line}", err=True)
-        scorer = HeldOutScorer(asked, tokenizer, rows, keep_texts=self.config.keep_texts)
-        if base is not None:
-            return scorer.score(base), base
-        items, base = scorer.score_base()
-        base.write(folder, dtype_name(model))
-        return items, base
-
-    def _on_tasks(self, model: Any, tokenizer: Any) -> tuple[ArmScore, list[ItemScore]]:
-        from paft_plugin.evaluation.scorer import Scorer
-
-        config = self.config
-        lm = as_lm_eval(model, tokenizer, config.batch_size)
-        scorer = Scorer(lm, self.tasks, config.limit, apply_chat_template=config.apply_chat_template)
-        return score_with_items(scorer, self.measures, keep_texts=config.keep_texts)
+        return found, items
 
 
 def score_model(scorer: Scorer, measures: Sequence[Measure], where: str = "evaluation.measures") -> ArmScore:
@@ -194,7 +243,8 @@ def score_with_items(
     return score, items
 
 
-def _say(arm: str, score: ArmScore) -> None:
+def say(arm: str, score: ArmScore) -> None:
+    """Print what an arm came to."""
     shown = "  ".join(f"{name} {number(score.scores[name])}" for name in score.n if name in score.scores)
     click.echo(f"{arm}: {shown}  ({score.seconds:.1f} s)")
     for name in score.n:
@@ -254,7 +304,7 @@ def command(
         for line in lines:
             click.echo(f"Warning: {line}", err=True)
     candidates = parse_all(arms) + [Candidate(*adapter) for adapter in adapters]
-    score(candidates, config, output_dir, Asked(rows, base_scores), on_scored=_say)
+    score(candidates, config, output_dir, Asked(rows, base_scores), on_scored=say)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

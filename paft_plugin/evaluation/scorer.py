@@ -68,6 +68,10 @@ class Scorer:
             part.set_fewshot_seed(seed=SEED)
             self._build_once(part)
 
+    def take(self, model: LM) -> None:
+        """Score this model from now on: one with the tokenizer of the one before, so that the requests are the same."""
+        self._model = model
+
     def score(self) -> dict[str, TaskScore]:
         """Each task's score of the model as it is now."""
         import numpy as np
@@ -104,28 +108,6 @@ class Scorer:
         # A group may weigh its tasks, and not their items, alike.
         mean = math.fsum(item.value for item in items) / max(1, len(items))
         return items if math.isclose(mean, score.values[measure.key], rel_tol=1e-9, abs_tol=1e-12) else []
-
-    def calibration(self, measure: Measure, score: TaskScore) -> float | None:
-        """By how much the probabilities of the answers to choose from miss what is right (ECE); None of other kinds of tasks.
-
-        An answer's probability is its share of the likelihoods of all that there are to choose from.
-        """
-        import numpy as np
-
-        from paft_plugin.evaluation.statistics import calibration_error
-
-        confidence, right = [], []
-        for name, samples in score.samples.items():
-            if self._tasks[measure.task].parts[name].OUTPUT_TYPE != "multiple_choice":
-                return None
-            for sample in samples:
-                if sample["filter"] != measure.filter:
-                    continue
-                chances = np.array([float(answer[0]) for answer in sample["filtered_resps"]])
-                chances = np.exp(chances - chances.max())
-                confidence.append(float(chances.max() / chances.sum()))
-                right.append(float(sample["acc"]))
-        return calibration_error(np.array(confidence), np.array(right)) if confidence else None
 
     def items(self, name: str) -> int:
         """How many items of a task are scored."""

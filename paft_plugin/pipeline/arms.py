@@ -15,7 +15,7 @@ from paft_plugin.errors import PaftError, collecting, raise_if_any
 from paft_plugin.evaluation.arms import Arm, Kind, Role
 from paft_plugin.evaluation.task_code import tasks_in
 from paft_plugin.fusion.recipe.render import RecipeBranch
-from paft_plugin.fusion.recipe.settings import ROLES
+from paft_plugin.fusion.recipe.settings import ROLES, BranchName, number_problems, setting_problems
 from paft_plugin.pipeline.baselines import (
     OF_ROLE,
     joint_training,
@@ -25,7 +25,7 @@ from paft_plugin.pipeline.baselines import (
     training_only,
 )
 from paft_plugin.pipeline.branches import Branch, check_strategy, read_branch, without_penalty
-from paft_plugin.pipeline.config import ALPHA, PaftConfig, read_config
+from paft_plugin.pipeline.config import ALPHA, FusedConfig, PaftConfig, read_config
 from paft_plugin.pipeline.hub import base_folder, with_folders
 from paft_plugin.runner.devices import find_devices
 from paft_plugin.schema import suggestion
@@ -288,6 +288,9 @@ def _wanted(setup: Setup, given: Sequence[str], sequential: bool) -> tuple[Arm, 
     if orders:
         names = [setup.sequential_name(_in_arms(setup, order)) for order in orders]
         patterns = [*patterns, *setup.twins.values(), *names]
+    if not given:
+        fused = config.fusion.fused
+        patterns = [*patterns, *(branch for one in fused.values() for branch in one.branches), *fused]
     if not given and config.compare.joint is not None:
         patterns = [*patterns, JOINT]
     if not given and config.compare.disjoint is not None and setup.base.is_dir():
@@ -328,6 +331,53 @@ def _possible(setup: Setup) -> Iterator[Arm]:
         for key, left_out in setup.fused.items():
             rest = [name for name in sparse if name != left_out]
             yield _fused_arm(setup, recipe, f"{WITHOUT}{key}-{recipe}", rest, without=left_out)
+    yield from _in_memory(setup)
+
+
+def _in_memory(setup: Setup) -> list[Arm]:
+    """The fusions that are merged in memory to be scored, and never written.
+
+    Raises:
+        PaftError: All that is wrong with them.
+    """
+    fused = setup.config.fusion.fused
+    problems = [
+        f"{setup.file}: fusion.fused.{name}: {problem}"
+        for name, one in fused.items()
+        for problem in _problems_in_memory(setup, name, one)
+    ]
+    if fused and setup.config.evaluation is None:
+        problems.append(
+            f"{setup.file}: fusion.fused: is there to be scored, and `evaluation: false` scores nothing. Leave one of them out."
+        )
+    raise_if_any(problems)
+    return [
+        Arm(
+            name=name,
+            kind="fused",
+            penalised=any(map(setup.is_penalised, one.branches)),
+            branches=one.branches,
+            recipe=one.method,
+            stage="-".join(["fuse-in-memory", *sorted(set(one.branches))]),
+        )
+        for name, one in fused.items()
+    ]
+
+
+def _problems_in_memory(setup: Setup, name: str, one: FusedConfig) -> Iterator[str]:
+    if name in setup.branches or _is_reserved(name):
+        yield "an arm of the run is called so. Name it otherwise."
+    there = {
+        each.name: BranchName(each.name, each.role or "sft") for each in setup.branches.values() if not each.made_of
+    }
+    unknown = [branch for branch in dict.fromkeys(one.branches) if branch not in there]
+    yield from (f"branches: {branch}: no such branch. {suggestion(branch, list(there))}" for branch in unknown)
+    twice = [branch for branch in dict.fromkeys(one.branches) if one.branches.count(branch) > 1]
+    yield from (f"branches: {branch} is there twice. Name it once." for branch in twice)
+    if not unknown:
+        branches = [there[branch] for branch in one.branches]
+        yield from setting_problems(one.method, one.settings, branches)
+    yield from number_problems(one.method, len(one.branches))
 
 
 def _alpha(setup: Setup) -> list[str]:

@@ -230,6 +230,21 @@ class AlphaConfig(BaseModel):
     )
 
 
+class FusedConfig(RecipeSettings):
+    """What is under `fusion: {fused: {NAME: …}}`: branches, method, and the settings of that method."""
+
+    branches: Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1)]
+    """Names of arms, in the order in which they are merged."""
+    method: MethodName
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    """Of a method that drops by chance; `fusion.seed` if it is left out."""
+
+    @property
+    def settings(self) -> RecipeSettings:
+        """The method's alone."""
+        return RecipeSettings.model_validate(self.model_dump(include=set(RecipeSettings.model_fields)))
+
+
 class FusionConfig(BaseModel):
     """What is under `fusion:`."""
 
@@ -243,6 +258,11 @@ class FusionConfig(BaseModel):
         default_factory=dict,
         description="Name → a mergekit YAML of your own, in which $base, and $sft, $preference or whatever the branches are "
         "called, stand for the folders.",
+    )
+    fused: dict[str, FusedConfig] = Field(
+        default_factory=dict,
+        description="Arm → branches (names of arms), method, and settings of it: further fusions, merged in memory to be scored, "
+        "and never written.",
     )
     seed: int = Field(default=42, ge=0, lt=2**32, description="Of methods that drop by chance.")
     alpha: AlphaConfig | None = Field(
@@ -271,7 +291,7 @@ class FusionConfig(BaseModel):
             for name in self.recipes
             if name in self.methods
         ]
-        raise_lines(_bad_names("recipes.", self.recipes) + twice)
+        raise_lines([*_bad_names("recipes.", self.recipes), *twice, *_bad_names("fused.", self.fused)])
         return self
 
 

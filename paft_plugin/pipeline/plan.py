@@ -17,7 +17,7 @@ from paft_plugin.evaluation.held_out_rows import HELD_OUT
 from paft_plugin.evaluation.task_code import task_inputs
 from paft_plugin.files import RECIPE_FILE, json_text, read_json_or_nothing, write_text
 from paft_plugin.fusion.recipe.render import adapter_recipe
-from paft_plugin.fusion.recipe.settings import BranchName, RecipeSettings
+from paft_plugin.fusion.recipe.settings import ROLES, BranchName, RecipeSettings
 from paft_plugin.pipeline.arms import BASE, BRANCHES, MODELS, PREFERENCE, SFT, Setup
 from paft_plugin.pipeline.baselines import joint_epochs
 from paft_plugin.pipeline.branches import Branch, config_text
@@ -38,6 +38,7 @@ from paft_plugin.reading import MOST_YAML_BYTES, UnreadableError, read_text
 from paft_plugin.runner.stages import Resources, Stage
 from paft_plugin.search.alpha import AlphaRequest
 from paft_plugin.search.alpha_curve import CURVES
+from paft_plugin.search.fused import BranchFolder, FusedRequest, InMemory
 
 CONFIGS = RUN_FILE.parent
 """What stages are given: axolotl configs, recipes of the user's, what is scored."""
@@ -92,7 +93,7 @@ def make_plan(setup: Setup) -> Plan:
         *_train_sequential(setup),
         *_inspect_branches(setup),
         *(_find_alpha(setup, arm) for arm in setup.of_kind("fused") if arm.recipe == ALPHA),
-        *(_fuse(setup, arm) for kind in ("disjoint", "fused") for arm in setup.of_kind(kind)),
+        *(_fuse(setup, arm) for kind in ("disjoint", "fused") for arm in setup.of_kind(kind) if not arm.in_memory),
         *_inspect_fused(setup),
         *_evaluate(setup),
     ]
@@ -409,7 +410,7 @@ def _inspect_branches(setup: Setup) -> Iterator[Planned]:
 
 
 def _inspect_fused(setup: Setup) -> Iterator[Planned]:
-    arms = [arm for arm in setup.arms if arm.is_aligned]
+    arms = [arm for arm in setup.arms if arm.is_aligned and not arm.in_memory]
     if arms:
         deltas = [f"{arm.name}={setup.model(arm)}" for arm in arms]
         needs = tuple(arm.stage for arm in arms if arm.stage is not None)
@@ -446,8 +447,11 @@ def _evaluate(setup: Setup) -> Iterator[Planned]:
     if adapters:
         yield _score(setup, "evaluate-adapters", adapters, rows)
     for arm in setup.arms:
-        if arm.kind != "base" and arm not in adapters:
+        if arm.kind != "base" and arm not in adapters and not arm.in_memory:
             yield _score(setup, f"evaluate-{arm.name}", [arm], rows)
+    in_memory = [arm for arm in setup.arms if arm.in_memory]
+    for stage in dict.fromkeys(arm.stage for arm in in_memory):
+        yield _score_in_memory(setup, str(stage), [arm for arm in in_memory if arm.stage == stage])
 
 
 def _score(setup: Setup, name: str, arms: Sequence[Arm], rows: tuple[str, ...]) -> Planned:
@@ -476,6 +480,57 @@ def _score(setup: Setup, name: str, arms: Sequence[Arm], rows: tuple[str, ...]) 
         resources=DEVICE,
     )
     return Planned(stage, {measures: text})
+
+
+def _score_in_memory(setup: Setup, name: str, arms: Sequence[Arm]) -> Planned:
+    """The merging and scoring of all fusions of the same branches, by one load of the base."""
+    evaluation, seed = setup.config.evaluation, setup.config.fusion.seed
+    assert evaluation is not None
+    measures, text = _measures(setup, evaluation)
+    has_held_out = request_of(setup) is not None
+    scores = setup.run_dir / SCORES
+    of_role = {
+        role: tuple(key for key, branch in owners(setup).items() if has_rows(branch) and branch.role == role)
+        for role in ROLES
+    }
+    fusions = {arm.name: setup.config.fusion.fused[arm.name] for arm in arms}
+    request = FusedRequest(
+        base=setup.base,
+        branches={
+            branch: BranchFolder(role=setup.branches[branch].role or "sft", folder=setup.branch_folder(branch))
+            for branch in sorted(arms[0].branches)
+        },
+        fusions=tuple(
+            InMemory(
+                arm=arm,
+                branches=one.branches,
+                method=one.method,
+                settings=one.settings,
+                seed=seed if one.seed is None else one.seed,
+            )
+            for arm, one in fusions.items()
+        ),
+        measures=measures,
+        held_out=setup.run_dir / HELD_OUT if has_held_out else None,
+        sft=of_role["sft"] if has_held_out else (),
+        preference=of_role["preference"] if has_held_out else (),
+        base_scores=scores / BASE if has_held_out else None,
+        scores=scores,
+    )
+    file = setup.run_dir / CONFIGS / f"{name}.json"
+    folder, *more_folders = (SCORES / arm.name for arm in arms)
+    stage = Stage(
+        name=name,
+        title=f"fuse {' and '.join(arms[0].branches)} in memory and evaluate {', '.join(fusions)}",
+        command=(sys.executable, "-m", "paft_plugin.search.fused", str(file)),
+        folder=folder,
+        more_folders=tuple(more_folders),
+        needs=(*((HOLD_OUT, f"evaluate-{BASE}") if has_held_out else ()), *_made_here(setup, arms[0])),
+        inputs=(file, measures, setup.base, *_tasks(evaluation), *_from_outside(setup, arms[0].branches)),
+        keeps=True,
+        resources=DEVICE,
+    )
+    return Planned(stage, {file: json_text(request.model_dump(mode="json")), measures: text})
 
 
 def _measures(setup: Setup, evaluation: EvaluationConfig) -> tuple[Path, str]:

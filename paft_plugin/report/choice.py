@@ -55,7 +55,8 @@ class _Field:
 
     results: Results
     arms: Sequence[ArmResult]
-    """Those that are scored on every goal."""
+    """Those that are scored on every goal. What was merged in memory alone lies nowhere to be used, and is often one of many
+    settings, of which the luckiest would win."""
     skills: Sequence[Measure]
     preferences: Sequence[Measure]
     others: Sequence[Measure]
@@ -101,7 +102,8 @@ def choose(results: Results) -> Choice:
 
     skills, preferences = telling(results.skills), telling(results.preferences)
     goals = [*skills, *preferences]
-    scored = [arm for arm in results.arms if all(goal.name in arm.scores for goal in goals)]
+    there = (arm for arm in results.arms if not arm.arm.in_memory)
+    scored = [arm for arm in there if all(goal.name in arm.scores for goal in goals)]
     if not goals or not scored:
         return _none(results, silent)
     rows = {goal.held_out for goal in goals} - {None}

@@ -77,7 +77,7 @@ def _reason(stage: Stage, run_dir: Path, identity: Identity, running: Mapping[st
         if started is None:
             return FIRST
         if started == identity.fingerprint:
-            return "interrupted: goes on" if stage.resumes else "interrupted: starts again"
+            return "interrupted: goes on" if stage.resumes or stage.keeps else "interrupted: starts again"
         return "interrupted, and changed since: starts again"
     changed = [name for name in identity.differences(marker.parts) if not name.startswith("stage ")]
     if changed:
@@ -110,7 +110,7 @@ def forget(stages: Iterable[Stage], run_dir: Path) -> None:
 
 
 def prepare_folder(stage: Stage, run_dir: Path, fingerprint: str) -> bool:
-    """Make the stage's folders ready to start in: empty, unless the stage resumes an attempt with the same fingerprint.
+    """Make the stage's folders ready to start in: empty, unless it keeps them or resumes an attempt with the same fingerprint.
 
     Returns whether an earlier attempt is kept. Raises `PaftError`, and deletes nothing, for a folder that is not this run's.
     """
@@ -118,10 +118,10 @@ def prepare_folder(stage: Stage, run_dir: Path, fingerprint: str) -> bool:
     for folder in folders:
         if problem := outside(folder, run_dir):
             raise PaftError(f"Stage {stage.name!r}: output folder {folder} {problem}; nothing was deleted.")
-    kept = stage.resumes and _started(run_dir, stage.name) == fingerprint
+    kept = (stage.resumes or stage.keeps) and _started(run_dir, stage.name) == fingerprint
     if not kept:
         _note(run_dir, stage.name).unlink(missing_ok=True)
-        for folder in filter(Path.exists, folders):
+        for folder in filter(Path.exists, () if stage.keeps else folders):
             shutil.rmtree(folder)
         write_text(_note(run_dir, stage.name), fingerprint)
     for folder in folders:

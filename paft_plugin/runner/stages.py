@@ -53,6 +53,8 @@ class Stage:
     """Output folders of its own beside `folder`, of a stage whose results have a folder each."""
     resumes: bool = False
     """The command itself goes on from what an interrupted attempt with the same fingerprint left in `folder`."""
+    keeps: bool = False
+    """The command itself knows what in its folders is still of use, whatever has changed: they are never emptied."""
     resources: Resources = Resources()
     """Where and when it may run; no part of its fingerprint."""
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from paft_plugin.errors import BAD_INPUT, PaftError
 from paft_plugin.evaluation.config import read_measures
-from paft_plugin.evaluation.held_out_scores import HeldOut, Kept, read_held_out, summarised
+from paft_plugin.evaluation.held_out_scores import HeldOut, read_held_out
 from paft_plugin.evaluation.results import Measure, held_out_goals
 from paft_plugin.files import RECIPE_FILE, write_text
 from paft_plugin.formats import number
@@ -34,11 +33,8 @@ from paft_plugin.search.alpha_curve import (
 )
 
 if TYPE_CHECKING:
-    from paft_plugin.evaluation.held_out_scores import HeldOutScorer
-    from paft_plugin.evaluation.items import ItemScore
-    from paft_plugin.evaluation.scorer import Scorer
     from paft_plugin.evaluation.tasks import OpenTask
-    from paft_plugin.search.bench import FusedModel
+    from paft_plugin.search.bench import Bench
 
 
 class AlphaRequest(BaseModel):
@@ -72,29 +68,29 @@ def find_alpha(request: AlphaRequest) -> AlphaCurve:
     Raises:
         PaftError: The branches cannot be merged, or there are no validation items.
     """
-    way = _Way.open(request)
-    base = way.score(-1.0)
+    bench, ends, notes = _open(request)
+    base, items = _score(bench, -1.0)
     print(f"base: {_shown(base)}")
     points = []
     recipe = request.folder / RECIPE_FILE
     for alpha in grid(request.points):
         write_text(recipe, interpolation_recipe(request.base, request.branches, alpha, request.out_dtype))
-        way.model.become(recipe, request.seed)
-        points.append(way.score(alpha))
+        bench.model.become(recipe, request.seed)
+        points.append(_score(bench, alpha)[0])
         print(f"alpha {alpha:g}: {_shown(points[-1])}", flush=True)
-    measures = {measure.name: measure for measure in way.measures}
-    goals, notes = usable_goals(points, base.scores, way.ends, measures)
+    measures = {measure.name: measure for measure in bench.scorer.all_measures}
+    goals, more = usable_goals(points, base.scores, ends, measures)
     chosen = choose_point(points, base.scores, goals)
     write_text(recipe, interpolation_recipe(request.base, request.branches, chosen, request.out_dtype))
     curve = AlphaCurve(
         arm=request.arm,
-        measures=tuple(way.measures),
+        measures=tuple(measures.values()),
         goals=goals,
         base=base.scores,
         points=tuple(points),
         chosen=chosen,
-        items=way.items,
-        notes=(*way.notes, *notes),
+        items=items,
+        notes=(*notes, *more),
     )
     curve.write(request.folder / ALPHA_FILE)
     return curve
@@ -104,94 +100,57 @@ def _shown(point: AlphaPoint) -> str:
     return "  ".join(f"{name} {number(value)}" for name, value in point.scores.items())
 
 
-@dataclass
-class _Way:
-    """The model that takes on each point, and what scores it."""
+def _open(request: AlphaRequest) -> tuple[Bench, Mapping[str, float], list[str]]:
+    """The bench of the validation items; goal → where its branch lies; and what is to be said."""
+    from paft_plugin.evaluation.score import ArmScorer
+    from paft_plugin.machine import usable_device
+    from paft_plugin.search.bench import Bench
+    from paft_plugin.search.validation import open_goals
 
-    model: FusedModel
-    rows: HeldOutScorer | None
-    tasks: Scorer | None
-    of_tasks: list[Measure]
-    measures: list[Measure]
-    ends: Mapping[str, float]
-    """Goal → where its branch lies."""
-    notes: tuple[str, ...]
-    items: dict[str, int]
-    kept: Kept | None = None
+    config = read_measures(request.measures)
+    held_out, notes = _validation_rows(request)
+    of_tasks: list[Measure] = []
+    tasks: dict[str, OpenTask] = {}
+    for name, measure in config.by_task.items():
+        try:
+            found, opened = open_goals({name: measure}, config.tasks, None, config.trust_task_code)
+        except PaftError as error:
+            notes += [f"{name}: not on the way, because {error.problems[0]}"]
+        else:
+            of_tasks, tasks = [*of_tasks, *found], {**tasks, **opened}
+    ends = _ends(request, held_out, of_tasks)
+    device = usable_device(config.device, "evaluation.device")
+    bench = Bench.open(request.base, ArmScorer(config, of_tasks, tasks, held_out), device, str(config.dtype))
+    return bench, ends, [*notes, *bench.notes]
 
-    @classmethod
-    def open(cls, request: AlphaRequest) -> _Way:
-        """Load the base, the rows and the tasks."""
-        from paft_plugin.evaluation.held_out_scores import HeldOutScorer
-        from paft_plugin.evaluation.likelihood import AnswerModel
-        from paft_plugin.evaluation.scorer import Scorer, quiet
-        from paft_plugin.machine import usable_device
-        from paft_plugin.search.bench import FusedModel
-        from paft_plugin.search.validation import open_goals
 
-        config = read_measures(request.measures)
-        held_out, notes = _validation_rows(request)
-        of_tasks: list[Measure] = []
-        tasks: dict[str, OpenTask] = {}
-        for name, measure in config.by_task.items():
-            try:
-                found, opened = open_goals({name: measure}, config.tasks, None, config.trust_task_code)
-            except PaftError as error:
-                notes += [f"{name}: not on the way, because {error.problems[0]}"]
-            else:
-                of_tasks, tasks = [*of_tasks, *found], {**tasks, **opened}
-        ends = _ends(request, held_out, of_tasks)
-        device = usable_device(config.device, "evaluation.device")
-        chat = bool(tasks) and config.apply_chat_template
-        model = FusedModel(request.base, str(config.dtype), device, config.batch_size, chat_template=chat)
-        asked = AnswerModel(model.lm.model, config.batch_size)
-        rows, lines = held_out.readable(asked.context)
-        with quiet():
-            scorer = Scorer(model.lm, tasks, config.limit, apply_chat_template=chat) if tasks else None
-        taken = {measure.name for measure in of_tasks}
-        return cls(
-            model=model,
-            rows=HeldOutScorer(asked, model.lm.tokenizer, rows) if rows else None,
-            tasks=scorer,
-            of_tasks=of_tasks,
-            measures=[*(one for one in rows.measures() if one.name not in taken), *of_tasks],
-            ends=ends,
-            notes=(*notes, *lines),
-            items={measure.name: scorer.items(measure.task) for measure in of_tasks} if scorer else {},
-        )
+def _score(bench: Bench, alpha: float) -> tuple[AlphaPoint, dict[str, int]]:
+    """What the model comes to as it is now, and on how many items; the first one scored is the base."""
+    found, items = bench.score()
+    values: dict[str, list[float]] = defaultdict(list)
+    sure: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for item in items:
+        values[item.measure].append(item.value)
+        if item.probability is not None:
+            sure[item.measure].append((item.probability, item.value))
+    known = {measure.name for measure in bench.scorer.all_measures}
+    point = AlphaPoint(
+        alpha=alpha,
+        scores={name: value for name, value in found.scores.items() if name in known},
+        intervals={name: interval for name, interval in mean_intervals(values).items() if name in known},
+        calibration={name: _missed(answers) for name, answers in sure.items()},
+    )
+    return point, dict(found.n)
 
-    def score(self, alpha: float) -> AlphaPoint:
-        """What the model comes to as it is now; the first one scored is the base."""
-        from paft_plugin.evaluation.scorer import quiet
 
-        items: list[ItemScore] = []
-        scores: dict[str, float] = {}
-        calibration: dict[str, float] = {}
-        if self.rows is not None:
-            if self.kept is None:
-                items, self.kept = self.rows.score_base()
-            else:
-                items = self.rows.score(self.kept)
-            summary = summarised(items)
-            scores, self.items = dict(summary.scores), {**dict(summary.n), **self.items}
-        if self.tasks is not None:
-            with quiet():
-                found = self.tasks.score()
-            for measure in self.of_tasks:
-                scores[measure.name] = found[measure.task].values[measure.key]
-                items += self.tasks.item_scores(measure, found[measure.task])
-                if (missed := self.tasks.calibration(measure, found[measure.task])) is not None:
-                    calibration[measure.name] = missed
-        values: dict[str, list[float]] = defaultdict(list)
-        for item in items:
-            values[item.measure].append(item.value)
-        known = {measure.name for measure in self.measures}
-        return AlphaPoint(
-            alpha=alpha,
-            scores={name: value for name, value in scores.items() if name in known},
-            intervals={name: interval for name, interval in mean_intervals(values).items() if name in known},
-            calibration=calibration,
-        )
+def _missed(answers: Sequence[tuple[float, float]]) -> float:
+    """By how much the probabilities of answers miss what is right."""
+    import numpy as np
+
+    from paft_plugin.evaluation.statistics import calibration_error
+
+    probability, right = np.array(answers).T
+    return calibration_error(probability, right)
 
 
 def _validation_rows(request: AlphaRequest) -> tuple[HeldOut, list[str]]:

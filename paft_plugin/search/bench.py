@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
 import signal
@@ -14,18 +13,18 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from paft_plugin.errors import PaftError, some
-from paft_plugin.evaluation.candidates import Candidate, load
-from paft_plugin.evaluation.held_out_scores import FOLDER, HeldOutScorer, Kept, summarised
-from paft_plugin.evaluation.likelihood import AnswerModel
+from paft_plugin.evaluation.candidates import Candidate, load_model
+from paft_plugin.evaluation.config import EvaluationConfig
+from paft_plugin.evaluation.held_out_scores import FOLDER, summarised
+from paft_plugin.evaluation.items import ItemScore
 from paft_plugin.evaluation.results import ArmScore, Measure
-from paft_plugin.evaluation.score import score_model
-from paft_plugin.evaluation.scorer import Scorer, quiet, tokenise_once
+from paft_plugin.evaluation.score import ArmScorer
+from paft_plugin.evaluation.scorer import quiet
 from paft_plugin.fusion.merge import open_fusion
 from paft_plugin.fusion.merge.fusion import NotFiniteError
 from paft_plugin.fusion.recipe.write import write_recipe
@@ -34,84 +33,84 @@ from paft_plugin.search.report import recipe_request
 from paft_plugin.search.space import Options
 from paft_plugin.search.validation import Objectives, open_objectives
 
-if TYPE_CHECKING:
-    from lm_eval.models.huggingface import HFLM
-
 Scored = tuple[list[float] | None, list[float | None]]
 """The scores of some settings, None if one is no finite number; and their standard errors where there are any."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A model that takes on merges on one device, and what scores it there."""
+    """A base model in memory that takes on merges, and what scores it then."""
+
+    model: FusedModel
+    scorer: ArmScorer
+    notes: tuple[str, ...]
+    """On rows that are too long for the model."""
+
+    @classmethod
+    def open(cls, base: Path, scorer: ArmScorer, device: str, dtype: str) -> Bench:
+        """Load the base on a device; the scorer belongs to it from then on."""
+        model = FusedModel(base, dtype, device, chat_template=scorer.asks_in_chat)
+        with quiet():
+            notes = scorer.take(model.model, model.tokenizer)
+        return cls(model, scorer, tuple(notes))
+
+    def score(self, where: str = "evaluation.measures") -> tuple[ArmScore, list[ItemScore]]:
+        """What the model comes to as it is now; without a base to compare with, the first one scored is it."""
+        with quiet():
+            return self.scorer.score(where)
+
+
+@dataclass(frozen=True)
+class TrialBench:
+    """A bench on one device that tries the settings of a search."""
 
     request: SearchRequest
     goals: list[Measure]
-    model: FusedModel
-    scorer: Scorer | None
-    """Of lm-eval's tasks, if there are any."""
-    rows: HeldOutScorer | None
-    """Of held-out rows, if there are any."""
-    base: Kept | None
-    """What the base itself came to on them."""
+    bench: Bench
     items: dict[str, int]
     """A goal's task → its number of scored items."""
     recipe: Path
     """Where the recipe of a trial is written meanwhile."""
 
     @classmethod
-    def open(cls, request: SearchRequest, objectives: Objectives, device: str, place: int = 0) -> Bench:
+    def open(cls, request: SearchRequest, objectives: Objectives, device: str, place: int = 0) -> TrialBench:
         """Load the base on a device, to score it on `objectives`; `place` keeps the files of several benches apart."""
         search = request.search
-        tasks, items = objectives.tasks, dict[str, int]()
-        model = FusedModel(request.base, search.dtype, device, search.batch_size, chat_template=bool(tasks))
-        scorer, rows, base = None, None, None
-        if tasks:
-            with quiet():
-                scorer = Scorer(model.lm, tasks, search.limit)
-            items = {name: scorer.items(name) for name in tasks}
-        if objectives.rows:
-            answering = AnswerModel(model.lm.model, search.batch_size)
-            readable, _ = objectives.rows.readable(answering.context)
-            rows = HeldOutScorer(answering, model.lm.tokenizer, readable)
-            scored, base = rows.score_base()
+        config = EvaluationConfig(limit=search.limit, batch_size=search.batch_size)
+        of_tasks = [goal for goal in objectives.measures if not goal.task.startswith(FOLDER)]
+        scorer = ArmScorer(config, of_tasks, objectives.tasks, objectives.rows)
+        bench = Bench.open(request.base, scorer, device, search.dtype)
+        items = {name: scorer.tasks.items(name) for name in objectives.tasks} if scorer.tasks else {}
+        if scorer.rows is not None:
+            scored, scorer.base = scorer.rows.score_base()
             counts = summarised(scored).n
             items |= {goal.task: counts[goal.name] for goal in objectives.measures if goal.name in counts}
-        recipe = request.folder / f".trial-{place}.yml"
-        return cls(request, objectives.measures, model, scorer, rows, base, items, recipe)
+        return cls(request, objectives.measures, bench, items, request.folder / f".trial-{place}.yml")
 
     def inputs(self) -> dict[str, str]:
         """Fingerprints of what is scored."""
-        of_tasks = [goal for goal in self.goals if not goal.task.startswith(FOLDER)]
-        found = {f"the task {goal.task}": self.scorer.fingerprint(goal.task) for goal in of_tasks if self.scorer}
-        if self.rows is not None:
-            found["the held-out rows"] = self.rows.fingerprint()
+        scorer = self.bench.scorer
+        found = {
+            f"the task {goal.task}": scorer.tasks.fingerprint(goal.task) for goal in scorer.measures if scorer.tasks
+        }
+        if scorer.rows is not None:
+            found["the held-out rows"] = scorer.rows.fingerprint()
         return found
 
     def score(self, method: str, options: Options, seed: int) -> Scored:
         """Merge by some settings, and score."""
         write_recipe(recipe_request(self.request, method, options, self.recipe))
         try:
-            self.model.become(self.recipe, seed)
+            self.bench.model.become(self.recipe, seed)
         except NotFiniteError:
             return None, [None for _ in self.goals]
         finally:
             self.recipe.unlink(missing_ok=True)
-        found = [*self._on_tasks(), *self._on_rows()]
-        scores = {name: value for one in found for name, value in one.scores.items()}
-        errors = {name: error for one in found for name, error in one.stderr.items()}
-        values = [scores[goal.name] for goal in self.goals if math.isfinite(scores.get(goal.name, math.nan))]
-        return (values if len(values) == len(self.goals) else None), [errors.get(goal.name) for goal in self.goals]
-
-    def _on_tasks(self) -> Iterator[ArmScore]:
-        if self.scorer is not None:
-            goals = [goal for goal in self.goals if not goal.task.startswith(FOLDER)]
-            with quiet():
-                yield score_model(self.scorer, goals, "search.objectives")
-
-    def _on_rows(self) -> Iterator[ArmScore]:
-        if self.rows is not None and self.base is not None:
-            yield summarised(self.rows.score(self.base))
+        found, _ = self.bench.score("search.objectives")
+        values = [found.scores[goal.name] for goal in self.goals if goal.name in found.scores]
+        return (values if len(values) == len(self.goals) else None), [
+            found.stderr.get(goal.name) for goal in self.goals
+        ]
 
 
 # --- several devices ----------------------------------------------------------------------------------------------------
@@ -120,7 +119,7 @@ class Bench:
 class Benches:
     """A bench here on the first device, and one in a process of its own on each other one. Open them with `open_benches`."""
 
-    def __init__(self, first: Bench, others: Sequence[ProcessPoolExecutor]) -> None:
+    def __init__(self, first: TrialBench, others: Sequence[ProcessPoolExecutor]) -> None:
         self.first = first
         self._others = others
 
@@ -158,17 +157,17 @@ def open_benches(request: SearchRequest, objectives: Objectives, devices: Sequen
             )
             for place, device in enumerate(devices[1:], start=1)
         ]
-        yield Benches(Bench.open(request, objectives, devices[0]), others)
+        yield Benches(TrialBench.open(request, objectives, devices[0]), others)
 
 
-_here: list[Bench] = []
+_here: list[TrialBench] = []
 """In a process of its own: the bench."""
 
 
 def _open_there(request: SearchRequest, device: str, place: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it decides what Ctrl-C ends
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
-    _here.append(Bench.open(request, open_objectives(request), device, place))
+    _here.append(TrialBench.open(request, open_objectives(request), device, place))
 
 
 def _die_with(parent: int) -> None:
@@ -190,21 +189,17 @@ class FusedModel:
 
     The tensors come from the engine of `axolotl paft merge`, one at a time, so they are the very ones that it would write:
     a random method draws the same masks. Those that no branch changes are copied rather than merged; nothing is written.
-    Weights are merged and scored on `device`, scored in `dtype` (torch's names), `batch_size` prompts at once.
+    Weights are merged and scored on `device`, scored in `dtype` (torch's names).
 
     Raises:
         PaftError: The model cannot be loaded, or lacks the `chat_template` that is asked for.
     """
 
-    def __init__(self, base: Path, dtype: str, device: str, batch_size: int, *, chat_template: bool = True) -> None:
-        candidate = Candidate("base", base)
+    def __init__(self, base: Path, dtype: str, device: str, *, chat_template: bool = True) -> None:
         with quiet():
-            self.lm: HFLM = load(
-                candidate, batch_size=batch_size, device=device, dtype=dtype, chat_template=chat_template
-            )
-        tokenise_once(self.lm)
+            self.model, self.tokenizer = load_model(Candidate("base", base), device, dtype, chat_template)
         self._device = device
-        self._parameters = _by_name(self.lm.model)
+        self._parameters = _by_name(self.model)
 
     def become(self, recipe: Path, seed: int) -> None:
         """Take on the weights that a recipe merges with a seed.
@@ -231,11 +226,11 @@ class FusedModel:
 
     def _resize(self, tensor: Tensor, name: str) -> None:
         """A recipe that names a tokenizer drops the padding rows of the vocabulary; so does the model, once and for all."""
-        embedding = self.lm.model.get_input_embeddings().weight
+        embedding = self.model.get_input_embeddings().weight
         if tensor.shape[1:] != embedding.shape[1:] or tensor.shape[0] == embedding.shape[0]:
             raise PaftError(f"{name}: merged to shape {tuple(tensor.shape)}, which is not the base's.")
-        self.lm.model.resize_token_embeddings(tensor.shape[0], mean_resizing=False)
-        self._parameters = _by_name(self.lm.model)
+        self.model.resize_token_embeddings(tensor.shape[0], mean_resizing=False)
+        self._parameters = _by_name(self.model)
 
 
 def _by_name(model: torch.nn.Module) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from paft_plugin.files import fingerprint
 from paft_plugin.formats import number
 from paft_plugin.fusion.recipe.methods import METHODS
 from paft_plugin.machine import usable_devices
-from paft_plugin.search.bench import Bench, Benches, open_benches
+from paft_plugin.search.bench import Benches, TrialBench, open_benches
 from paft_plugin.search.config import SearchRequest, too_few
 from paft_plugin.search.plot import draw_front
 from paft_plugin.search.report import Outcome, compared, legend, merge_commands, table, write_outcome
@@ -227,7 +227,7 @@ def _branch_inputs(request: SearchRequest) -> dict[str, str]:
     }
 
 
-def _scoring_inputs(bench: Bench, spaces: Mapping[str, Space]) -> dict[str, str]:
+def _scoring_inputs(bench: TrialBench, spaces: Mapping[str, Space]) -> dict[str, str]:
     """Fingerprints of what else decides the scores, or what is proposed."""
     space, search = [[name, sorted(space.ranges.items())] for name, space in spaces.items()], bench.request.search
     return {

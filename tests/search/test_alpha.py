@@ -69,9 +69,9 @@ def test_a_point_is_the_sum_and_the_model_in_memory_is_the_merged_one(world: Pat
         torch.testing.assert_close(
             tensor.double(), base[name].double() + 0.7 * sft + 0.3 * preference, rtol=0, atol=1e-6
         )
-    model = FusedModel(world / "base", "float32", "cpu", 8)
+    model = FusedModel(world / "base", "float32", "cpu")
     model.become(tmp_path / "point" / "recipe.yml", 1)
-    held = dict(model.lm.model.named_parameters())
+    held = dict(model.model.named_parameters())
     assert all(torch.equal(parameter, written[name]) for name, parameter in held.items())
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paft_plugin.errors import PaftError
-from paft_plugin.evaluation.candidates import Candidate, load
+from paft_plugin.evaluation.candidates import Candidate, as_lm_eval, load
 from paft_plugin.evaluation.config import MeasureConfig
 from paft_plugin.evaluation.scorer import Scorer
 from paft_plugin.fusion.merge import open_fusion, write_fusion
@@ -35,7 +35,7 @@ SEED = 5
 
 @pytest.fixture(scope="module")
 def model(world: Path) -> FusedModel:
-    return FusedModel(world / "base", "float32", "cpu", 8)
+    return FusedModel(world / "base", "float32", "cpu")
 
 
 def merged(world: Path, folder: Path, method: str, preference: str = "preference", **options: Any) -> Path:
@@ -54,7 +54,7 @@ def test_the_tensors_are_those_of_the_merge_on_disk(
     """The models before this one (of the other parametrisations, in any order) leave no trace."""
     written = load_file(merged(world, tmp_path, method, **options) / "model.safetensors")
     model.become(tmp_path / "r.yml", SEED)
-    here = model.lm.model.state_dict()
+    here = model.model.state_dict()
     assert written.keys() <= here.keys()
     assert all(torch.equal(here[name], tensor) for name, tensor in written.items())
 
@@ -65,7 +65,7 @@ def test_so_are_the_scores(world: Path, model: FusedModel, tmp_path: Path) -> No
     for method, options in (SETTINGS[2], SETTINGS[4]):
         folder = merged(world, tmp_path / method, method, **options)
         model.become(tmp_path / method / "r.yml", SEED)
-        here = Scorer(model.lm, open_goals(objectives, world / "tasks")[1]).score()
+        here = Scorer(as_lm_eval(model.model, model.tokenizer, 8), open_goals(objectives, world / "tasks")[1]).score()
         there = Scorer(
             load(Candidate("merged", folder), batch_size=8), open_goals(objectives, world / "tasks")[1]
         ).score()
@@ -77,7 +77,7 @@ def test_so_are_the_scores(world: Path, model: FusedModel, tmp_path: Path) -> No
 def test_a_branch_that_is_a_whole_model(world: Path, model: FusedModel, tmp_path: Path) -> None:
     written = load_file(merged(world, tmp_path, "ties", preference="whole") / "model.safetensors")
     model.become(tmp_path / "r.yml", SEED)
-    here = model.lm.model.state_dict()
+    here = model.model.state_dict()
     assert all(torch.equal(here[name], tensor) for name, tensor in written.items())
 
 
@@ -92,20 +92,20 @@ def another(world: Path, folder: Path, **config: Any) -> Path:
 
 def test_tied_embeddings_are_one_tensor_under_two_names(world: Path, tmp_path: Path) -> None:
     folder = another(world, tmp_path, tie_word_embeddings=True)
-    model = FusedModel(tmp_path / "base", "float32", "cpu", 8)
+    model = FusedModel(tmp_path / "base", "float32", "cpu")
     model.become(tmp_path / "r.yml", SEED)
     there = AutoModelForCausalLM.from_pretrained(folder).state_dict()
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
-    assert all(torch.equal(tensor, there[name]) for name, tensor in model.lm.model.state_dict().items())
+    assert all(torch.equal(tensor, there[name]) for name, tensor in model.model.state_dict().items())
 
 
 def test_a_bf16_base_is_scored_as_the_merged_model_will_be_rounded(world: Path, tmp_path: Path) -> None:
     folder = another(world, tmp_path, dtype=torch.bfloat16)
-    model = FusedModel(tmp_path / "base", "float32", "cpu", 8)
+    model = FusedModel(tmp_path / "base", "float32", "cpu")
     model.become(tmp_path / "r.yml", SEED)
     written = load_file(folder / "model.safetensors")
     assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
-    here = model.lm.model.state_dict()
+    here = model.model.state_dict()
     assert all(torch.equal(here[name], tensor.float()) for name, tensor in written.items())
 
 
@@ -124,4 +124,4 @@ def test_a_recipe_of_another_model_is_refused(
     another(world, tmp_path, **config)
     another(world, tmp_path / "mine")
     with pytest.raises(PaftError, match=message):
-        FusedModel(tmp_path / "mine" / "base", "float32", "cpu", 8).become(tmp_path / "r.yml", SEED)
+        FusedModel(tmp_path / "mine" / "base", "float32", "cpu").become(tmp_path / "r.yml", SEED)

@@ -1,0 +1,185 @@
+"""`python -m paft_plugin.search.fused REQUEST`: fusions of the same branches, each merged in memory, scored and forgotten.
+
+One base in memory takes on each fusion in turn, by the engine of `axolotl paft fuse`, and is scored as the merged model would be.
+An arm that is scored already, of the same contents, is left as it is: so a stage goes on where it was killed.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from paft_plugin import __version__
+from paft_plugin.errors import BAD_INPUT, PaftError, collecting, raise_if_any
+from paft_plugin.evaluation.config import read_measures
+from paft_plugin.evaluation.held_out_scores import KEPT_FILE, OUTPUT_FILE, RETAINED_FILE, HeldOut, read_held_out
+from paft_plugin.evaluation.items import ITEMS_FILE
+from paft_plugin.evaluation.results import ScoresFile
+from paft_plugin.evaluation.score import SCORES_FILE, Asked, open_scorer, say, write_scores
+from paft_plugin.evaluation.task_code import task_inputs
+from paft_plugin.files import RECIPE_FILE, file_digest, fingerprint
+from paft_plugin.fusion.recipe.settings import RecipeSettings, Role
+from paft_plugin.reading import read_json_file
+
+if TYPE_CHECKING:
+    from paft_plugin.search.bench import FusedModel
+
+KEPT = (KEPT_FILE, OUTPUT_FILE, RETAINED_FILE)
+"""What of the base's scores other arms are compared with."""
+
+
+class InMemory(BaseModel):
+    """One fusion that is never written."""
+
+    model_config = ConfigDict(frozen=True)
+
+    arm: str
+    branches: tuple[str, ...]
+    """In the order in which they are merged."""
+    method: str
+    settings: RecipeSettings
+    seed: int
+    """Of a method that drops by chance."""
+
+
+class BranchFolder(BaseModel):
+    """A branch that is there."""
+
+    model_config = ConfigDict(frozen=True)
+
+    role: Role
+    folder: Path
+
+
+class FusedRequest(BaseModel):
+    """What is asked."""
+
+    model_config = ConfigDict(frozen=True)
+
+    base: Path
+    branches: dict[str, BranchFolder]
+    fusions: tuple[InMemory, ...]
+    measures: Path
+    """JSON file: what is under `evaluation:`."""
+    held_out: Path | None
+    """Folder of the held-out rows, if there are any."""
+    sft: tuple[str, ...]
+    preference: tuple[str, ...]
+    """What their rows are called."""
+    base_scores: Path | None
+    """Folder of the base's scores, which is scored first where there are rows."""
+    scores: Path
+    """Gets a folder for each arm."""
+
+
+def score_fusions(request: FusedRequest) -> None:
+    """Merge and score what is not scored yet, and write each arm's files at once.
+
+    Raises:
+        PaftError: Branches that cannot be merged, once all others are scored; anything else before the base is loaded.
+    """
+    shared = _contents(request)
+    wanted = {fusion.arm: fingerprint([*shared, fusion.model_dump_json()]) for fusion in request.fusions}
+    missing = [fusion for fusion in request.fusions if not _is_scored(request.scores, fusion.arm, wanted[fusion.arm])]
+    if kept := len(wanted) - len(missing):
+        print(f"{kept} of {len(wanted)} are scored already.", flush=True)
+    if not missing:
+        return
+    from paft_plugin.machine import reuse_freed_memory
+    from paft_plugin.search.bench import Bench
+
+    config, rows = read_measures(request.measures), HeldOut()
+    if request.held_out is not None:
+        own_answers = not isinstance(config.retained, list)
+        rows, lines = read_held_out(request.held_out, request.sft, request.preference, own_answers=own_answers)
+        _warn(lines)
+    reuse_freed_memory()
+    scorer, device, dtype = open_scorer(config, Asked(rows, request.base_scores))
+    bench = Bench.open(request.base, scorer, device, dtype)
+    _warn(bench.notes)
+    problems: list[str] = []
+    for fusion in missing:
+        start = time.monotonic()
+        with collecting(problems):
+            _become(bench.model, request, fusion)
+            found, items = bench.score()
+            found = found.model_copy(update={"seconds": round(time.monotonic() - start, 3)})
+            write_scores(request.scores, fusion.arm, scorer.all_measures, found, items, wanted[fusion.arm])
+            say(fusion.arm, found)
+    raise_if_any(problems)
+
+
+def _become(model: FusedModel, request: FusedRequest, fusion: InMemory) -> None:
+    """Write the recipe beside where the scores go, and have the model take on what it merges."""
+    from paft_plugin.fusion.recipe.render import RecipeBranch
+    from paft_plugin.fusion.recipe.write import RecipeRequest, write_recipe
+
+    branches = [(name, request.branches[name]) for name in fusion.branches]
+    recipe = RecipeRequest(
+        request.base,
+        tuple(RecipeBranch(name, branch.role, branch.folder) for name, branch in branches),
+        fusion.method,
+        request.scores / fusion.arm / RECIPE_FILE,
+        fusion.settings,
+        fusion.seed,
+        merged=request.scores.parent / "models" / fusion.arm,
+    )
+    write_recipe(recipe)
+    model.become(recipe.output, fusion.seed)
+
+
+def _contents(request: FusedRequest) -> list[str]:
+    """Fingerprints of what all fusions are made of and scored on."""
+    from paft_plugin.deltas.delta import open_delta
+
+    config = read_measures(request.measures)
+    deltas = {name: open_delta(request.base, branch.folder) for name, branch in request.branches.items()}
+    files = [request.measures]
+    if request.held_out is not None:
+        files += sorted(request.held_out.glob("*.jsonl"))
+    if request.base_scores is not None:
+        files += [file for file in sorted(request.base_scores.rglob("*")) if file.name in KEPT]
+    for path in () if config.tasks is None else task_inputs(config.tasks):
+        files += sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [
+        __version__,
+        next(iter(deltas.values())).base.fingerprint,
+        *(f"{name} {request.branches[name].role} {delta.branch_fingerprint()}" for name, delta in deltas.items()),
+        *(file_digest(file) for file in files if file.is_file()),
+    ]
+
+
+def _is_scored(scores: Path, arm: str, wanted: str) -> bool:
+    """Whether the arm's scores are there, of the same contents; its items are written before them."""
+    found = ScoresFile.read_or_nothing(scores / arm / SCORES_FILE)
+    return found is not None and found.request == wanted and (scores / arm / ITEMS_FILE).is_file()
+
+
+def _warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(f"Warning: {line}", file=sys.stderr)
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code: 2 for a user's mistake."""
+    if len(arguments) != 1:
+        print("Usage: python -m paft_plugin.search.fused REQUEST", file=sys.stderr)
+        return BAD_INPUT
+    logging.disable(logging.INFO)
+    try:
+        request = FusedRequest.model_validate(read_json_file(Path(arguments[0]), "Run `axolotl paft run` again."))
+        score_fusions(request)
+    except PaftError as error:
+        print("\n".join(f"Error: {problem}" for problem in error.problems), file=sys.stderr)
+        return BAD_INPUT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
