@@ -1,5 +1,5 @@
-"""A table as a value, shown in three ways: in a terminal (`console.print(table)`), in Markdown (`as_markdown`), and on a page
-(the macro `table` of `report/templates/parts.html`)."""
+"""A table as a value, shown in four ways: in a terminal (`console.print(table)`), in Markdown (`as_markdown`), in LaTeX
+(`as_latex`), and on a page (the macro `table` of `report/templates/parts.html`)."""
 
 from __future__ import annotations
 
@@ -139,6 +139,65 @@ def as_markdown(table: Table) -> str:
         return f"| {' | '.join(padded)} |"
 
     return "\n".join(map(line, [lines[0], rule, *lines[1:]]))
+
+
+LATEX = {
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "−": "$-$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "≤": r"$\leq$",
+    "→": r"$\rightarrow$",
+    "▲": r"$\uparrow$",
+    "▼": r"$\downarrow$",
+    "λ": r"$\lambda$",
+    "δ": r"$\delta$",
+    "α": r"$\alpha$",
+    "‖": r"$\Vert$",
+    "₁": "$_1$",
+    "₂": "$_2$",
+    "–": "--",
+    "…": r"\ldots{}",
+    "“": "``",
+    "”": "''",
+}
+"""Character → what LaTeX sets it by; others than these and ASCII are left to an engine that knows UTF-8."""
+
+
+def as_latex(table: Table) -> str:
+    """The table for `booktabs`, with its caption and note, to be put into a document by `\\input`."""
+
+    def line(texts: Sequence[str]) -> str:
+        return f"{' & '.join(map(latex, texts))} \\\\"
+
+    lines = [
+        r"\begin{table}",
+        rf"\caption{{{latex(table.caption)}}}",
+        rf"\label{{tab:{re.sub(r'[^A-Za-z0-9-]', '-', table.name)}}}",
+        r"\centering\small",
+        rf"\begin{{tabular}}{{@{{}}{''.join('r' if column.is_number else 'l' for column in table.columns)}@{{}}}}",
+        r"\toprule",
+        line([column.heading for column in table.columns]),
+        r"\midrule",
+    ]
+    for row in table.rows:
+        texts = line([cell.whole for cell in row.cells])
+        lines.append(texts if not row.is_marked else rf"\bfseries {texts}".replace(" & ", r" & \bfseries "))
+        lines += [r"\midrule"] if row.ends_section and row is not table.rows[-1] else []
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [rf"\par\smallskip\footnotesize {latex(table.note)}"] if table.note else []
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def latex(text: str) -> str:
+    """`text` such that LaTeX sets it and obeys nothing in it."""
+    return "".join(LATEX.get(sign, sign) for sign in " ".join(text.split()))
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,22 @@ from typing import Any
 
 from paft_plugin import __version__
 
+SHARED = "paft_plugin.report"
+"""The package with the templates that all pages extend."""
+
 
 def render(room: str, template: str, **context: Any) -> str:
     """The template filled with `context` and with `version`, ours; in HTML and Markdown no text becomes markup.
 
     Args:
-        room: The package that has it in its folder `templates/`, such as `paft_plugin.report`.
+        room: The package that has it in its folder `templates/`, such as `paft_plugin.report`; what pages share, that one has.
         template: Its file name there.
         context: What the template takes, all of it.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
-        loader=PackageLoader(room),
+        loader=ChoiceLoader([PackageLoader(room), PackageLoader(SHARED)]),
         autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -29,9 +29,11 @@ LEAST_CLUSTERS = 10
 SKEWED, BOOTSTRAPPED = 1.0, range(20, 1001)
 """Skewness of changes from which t's own interval falls short, and the numbers of items to which the bootstrap is put."""
 DRAWS, SEED = 10_000, 0
+LEAST_P = 1e-12
+"""Smaller ones over seeds and items are not told apart: the normal approximation says nothing so far out."""
 Values = NDArray[np.float64]
 Interval = tuple[float, float]
-Method = Literal["exact McNemar", "paired t", "bootstrap t", "cluster-robust t", "unpaired"]
+Method = Literal["exact McNemar", "paired t", "bootstrap t", "cluster-robust t", "unpaired", "seeds and items"]
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,94 @@ def clusters(sources: Sequence[str | None]) -> NDArray[np.intp] | None:
         return None
     places = {source: place for place, source in enumerate(known)}
     return np.array([places[source] for source in named])
+
+
+@dataclass(frozen=True)
+class SeedMean:
+    """A mean over seeds and items: x = μ + seed + item + rest, where every seed may answer the same items.
+
+    The half of an interval is √(t²·`of_seeds` + z²·`of_items`): each part with the quantile of its own degrees of freedom. So it
+    is exact where either part is all there is, and wide rather than narrow between (`LOG.md`: its coverage with 3 and 5 seeds).
+    It is never narrower than with the very same seeds on other items: few seeds may agree by chance.
+    """
+
+    value: float
+    of_seeds: float
+    """The variance of the mean that other seeds would show: that of the seeds' own means, by their number."""
+    of_items: float
+    """What is added to it by all seeds having the same items, which others would replace."""
+    of_other_items: float
+    """The variance of the mean that the very same seeds would show on other items."""
+    seeds: int
+    items: int
+
+    def half(self, level: float = LEVEL) -> float:
+        """How far the interval reaches to each side."""
+        both = math.hypot(_t(level, self.seeds) * math.sqrt(self.of_seeds), _z(level) * math.sqrt(self.of_items))
+        return max(both, _z(level) * math.sqrt(self.of_other_items))
+
+    @property
+    def interval(self) -> Interval:
+        """The 95 % interval."""
+        return _around(self.value, self.half())
+
+    @property
+    def p(self) -> float:
+        """Of a mean of zero: 1 less the level of the interval that just reaches it."""
+        if not self.half():
+            return float(self.value == 0)
+        if self.half(1 - LEAST_P) < abs(self.value):
+            return LEAST_P
+        return float(optimize.brentq(lambda p: self.half(1 - p) - abs(self.value), LEAST_P, 1.0, xtol=1e-15, rtol=1e-9))
+
+    @property
+    def change(self) -> MeanChange:
+        """The mean as one of changes from one arm to another."""
+        inner, detectable = _around(self.value, self.half(INNER)), self.half() + self.half(2 * POWER - 1)
+        return MeanChange(self.value, self.interval, inner, self.p, detectable, self.items, "seeds and items")
+
+
+def mean_of_seeds(values: Sequence[Values], sources: Sequence[str | None] | None = ()) -> SeedMean:
+    """The mean of what each seed came to on its items; `sources` as in `clusters`, None where seeds have items of their own."""
+    means = np.array([each.mean() for each in values])
+    count, items = len(values), min(map(len, values))
+    if sources is None:
+        of_seeds = _variance(means) / count if count > 1 else math.inf
+        within = sum(_variance(each) / len(each) for each in values if len(each) > 1) / count**2
+        return SeedMean(float(means.mean()), of_seeds, 0.0, within, count, items)
+    groups = clusters(sources)
+    crossed = np.stack(values) if groups is None else _of_clusters(np.stack(values), means, groups)
+    columns, places = crossed.mean(axis=0), crossed.shape[1]
+    rest = crossed - means[:, None] - columns + means.mean()
+    by_chance = float((rest**2).sum()) / max(
+        (count - 1) * (places - 1), 1
+    )  # the part of the items' spread that seeds replace
+    of_seeds = _variance(means) / count if count > 1 else 0.0
+    of_items = max(_variance(columns) - by_chance / count, 0.0) / places
+    return SeedMean(float(means.mean()), of_seeds, of_items, _variance(columns) / places, count, items)
+
+
+def weighted(parts: Sequence[tuple[float, SeedMean]], means: Sequence[float]) -> SeedMean:
+    """The sum of several means of the same seeds, with weights; `means`: the sum in each seed. Their items are independent."""
+    value = sum(weight * part.value for weight, part in parts)
+    of_items, of_other_items = (
+        sum(weight**2 * getattr(part, what) for weight, part in parts) for what in ("of_items", "of_other_items")
+    )
+    of_seeds = _variance(np.array(means)) / len(means) if len(means) > 1 else parts[0][1].of_seeds
+    return SeedMean(value, of_seeds, of_items, of_other_items, len(means), min(part.items for _, part in parts))
+
+
+def _of_clusters(values: Values, means: Values, groups: NDArray[np.intp]) -> Values:
+    """Clusters as items: each seed's mean and what its cluster adds to it, so that their mean is the mean over items."""
+    count = int(groups.max()) + 1
+    sums = np.stack(
+        [np.bincount(groups, weights=row - mean, minlength=count) for row, mean in zip(values, means, strict=True)]
+    )
+    return means[:, None] + sums * count / values.shape[1]
+
+
+def _variance(values: Values) -> float:
+    return float(values.var(ddof=1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

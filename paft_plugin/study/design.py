@@ -17,6 +17,8 @@ DESIGN_FILE, SEEDS = Path("design.json"), Path("seeds")
 """Below the study's folder: the design, and a run folder for each seed."""
 VALIDATION = "_validation"
 """Ends the name of the measure that another one is chosen by."""
+PRIMARY = "primary"
+"""What contrasts call the mean of the primary measures."""
 BEST, CONTROL = "best:", "control:"
 """How a contrast names what is chosen on validation."""
 Group = Literal["base", "branch", "way", "control", "curve"]

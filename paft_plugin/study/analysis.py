@@ -1,0 +1,274 @@
+"""What a study found: every arm with its interval, the declared contrasts, the controls, the fronts and the curves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from paft_plugin.evaluation.results import Measure
+from paft_plugin.evaluation.statistics import LEVEL, MeanChange, holm
+from paft_plugin.report.differences import Verdict
+from paft_plugin.study.chosen import EVERY_WAY, Taken, take
+from paft_plugin.study.design import BEST, CONTROL, PRIMARY, VALIDATION, Contrast, StudyArm
+from paft_plugin.study.effects import Level, change, level
+from paft_plugin.study.fronts import Front, fronts
+from paft_plugin.study.scores import StudyScores
+
+ALPHA = round(1 - LEVEL, 9)
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """One arm, with all that was measured of it on test items."""
+
+    name: str
+    group: str
+    way: str
+    form: str
+    is_chosen: bool
+    """Whether it stands for its way and form, or its control."""
+    levels: Mapping[str, Level]
+    """By measure, `primary` among them."""
+    sparsity: Mapping[str, float]
+    """Mean over seeds."""
+    l1: float | None
+    l2: float | None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a question came to: how far arm `one` is from arm `other`."""
+
+    contrast: Contrast
+    one: str | None
+    """None where nothing could be chosen."""
+    other: str | None
+    change: MeanChange | None
+    """None where no seed has the items of both; `why` says what is missing."""
+    margin: float | None
+    higher_is_better: bool
+    adjusted: float | None = None
+    """The p value after Holm's correction, of a declared contrast; None of an exploratory one."""
+    why: str = ""
+
+    @property
+    def p(self) -> float | None:
+        """Of no difference at all, corrected where it was declared."""
+        return self.adjusted if self.adjusted is not None else None if self.change is None else self.change.p
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether `one` is equivalent to within the margin, or better or worse; else nobody can tell."""
+        if self.change is None or self.p is None:
+            return "unclear"
+        if self.margin is not None and self.change.is_within(self.margin):
+            return "equivalent"
+        if self.p <= ALPHA and self.change.value != 0:
+            return "better" if (self.change.value > 0) == self.higher_is_better else "worse"
+        return "unclear"
+
+
+@dataclass(frozen=True)
+class ControlRow:
+    """The delta of a control beside the penalised one, and what fusions of both come to."""
+
+    name: str
+    arm: str | None
+    """The candidate that was taken; None where none could be."""
+    like: str | None
+    """The penalised branch that it is compared with."""
+    answers: Mapping[str, Answered]
+    """Way, or `alone` → the penalised less the control, in `primary` (alone: in the skill)."""
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One arm on a curve."""
+
+    name: str
+    x: float
+    levels: Mapping[str, Level]
+
+
+@dataclass(frozen=True)
+class StudyCurve:
+    """How scores follow a setting."""
+
+    setting: str
+    series: Mapping[str, Sequence[CurvePoint]]
+    """`alone`, or the way of combining → its points in order."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """All that a study found."""
+
+    scores: StudyScores
+    measures: tuple[Measure, ...]
+    """Of test items: skill, preference, what is retained, then the others."""
+    rows: tuple[StudyRow, ...]
+    taken: Mapping[str, Taken]
+    """What was chosen on validation items, by reference."""
+    answers: tuple[Answered, ...]
+    controls: tuple[ControlRow, ...]
+    fronts: tuple[Front, ...]
+    curves: tuple[StudyCurve, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Those that have results."""
+        return tuple(self.scores.figures.seeds)
+
+    @property
+    def best(self) -> StudyRow | None:
+        """The trial that is best on validation items, of all ways and forms."""
+        taken = self.taken.get(EVERY_WAY)
+        return next((row for row in self.rows if taken and taken.arm and row.name == taken.arm.name), None)
+
+    @property
+    def main(self) -> list[StudyRow]:
+        """The base, the branches, what was chosen of every way, and every control's delta."""
+        return [row for row in self.rows if row.is_chosen or row.group in ("base", "branch")]
+
+
+def analyse(scores: StudyScores) -> Analysis:
+    """Everything that follows from the scores of a study's seeds."""
+    taken = {reference: take(scores, reference) for reference in _references(scores)}
+    answers = _declared(scores, taken)
+    return Analysis(
+        scores,
+        tuple(_test_measures(scores)),
+        tuple(_rows(scores, {each.arm.name for each in taken.values() if each.arm})),
+        taken,
+        answers,
+        tuple(_controls(scores, taken)),
+        tuple(fronts(scores)),
+        tuple(_curves(scores)),
+        tuple(_notes(scores, taken)),
+    )
+
+
+def _references(scores: StudyScores) -> list[str]:
+    """All that something is to be chosen for: every way and form, every control alone and fused, and the contrasts' own."""
+    arms = scores.design.arms
+    ways = [f"{BEST}{arm.way}/{arm.form}" for arm in arms if arm.group == "way"]
+    controls = [f"{CONTROL}{arm.control}{f'/{arm.way}' if arm.way else ''}" for arm in arms if arm.group == "control"]
+    asked = [each for contrast in scores.design.contrasts for each in (contrast.one, contrast.other)]
+    return list(dict.fromkeys([*([EVERY_WAY] if ways else []), *ways, *controls, *asked]))
+
+
+def _test_measures(scores: StudyScores) -> Iterator[Measure]:
+    design = scores.design
+    order = [design.skill, design.preference, *design.retained]
+    on_test = [measure for measure in scores.figures.measures if not measure.name.endswith(VALIDATION)]
+    yield from sorted(on_test, key=lambda one: order.index(one.name) if one.name in order else len(order))
+
+
+def _rows(scores: StudyScores, chosen: set[str]) -> Iterator[StudyRow]:
+    measures = [measure.name for measure in _test_measures(scores)]
+    seen: set[str] = set()
+    for arm in scores.design.arms:
+        if arm.name in seen:
+            continue
+        seen.add(arm.name)
+        levels = {name: found for name in (PRIMARY, *measures) if (found := level(scores, arm.name, name))}
+        if levels:
+            figures = [arms[arm.name] for arms in scores.figures.seeds.values() if arm.name in arms]
+            thresholds = sorted({key for each in figures for key in each.sparsity}, key=float)
+            yield StudyRow(
+                arm.name,
+                arm.group,
+                arm.way or "",
+                arm.form or "",
+                arm.name in chosen,
+                levels,
+                {
+                    key: mean
+                    for key in thresholds
+                    if (mean := _mean([each.sparsity.get(key) for each in figures])) is not None
+                },
+                _mean([each.l1 for each in figures]),
+                _mean([each.l2 for each in figures]),
+            )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def answer(scores: StudyScores, contrast: Contrast, one: Taken, other: Taken) -> Answered:
+    """A question's answer, not corrected."""
+    measure = scores.measure(contrast.measure)
+    margin = contrast.margin if contrast.margin is not None or measure is None else measure.margin
+    up = measure is None or measure.higher_is_better
+    if one.arm is None or other.arm is None:
+        return Answered(contrast, None, None, None, margin, up, why=one.why or other.why)
+    found = change(scores, other.arm.name, one.arm.name, contrast.measure)
+    why = "" if found else f"No seed has the items of {contrast.measure} of both {one.arm.name} and {other.arm.name}."
+    return Answered(contrast, one.arm.name, other.arm.name, found, margin, up, why=why)
+
+
+def _declared(scores: StudyScores, taken: Mapping[str, Taken]) -> tuple[Answered, ...]:
+    """The contrasts, with Holm's correction over all of them: one that could not be tested counts as one of p = 1."""
+    found = [answer(scores, each, taken[each.one], taken[each.other]) for each in scores.design.contrasts]
+    adjusted = holm([1.0 if each.change is None else each.change.p for each in found])
+    return tuple(replace(each, adjusted=p if each.change else None) for each, p in zip(found, adjusted, strict=True))
+
+
+def _controls(scores: StudyScores, taken: Mapping[str, Taken]) -> Iterator[ControlRow]:
+    """Every control, beside the penalised branch that it is matched to, alone and by every way that both were fused by."""
+    arms = scores.design.arms
+    for name in dict.fromkeys(arm.control for arm in arms if arm.group == "control" and arm.control):
+        own = [arm for arm in arms if arm.group == "control" and arm.control == name]
+        alone = taken.get(f"{CONTROL}{name}")
+        like = next((arm.match.to for arm in own if arm.match), None) or _penalised(arms)
+        pairs = {"alone": (like, alone)} if alone else {}
+        for way in dict.fromkeys(arm.way for arm in own if arm.way):
+            pairs[way] = (_fused(arms, like, way), taken[f"{CONTROL}{name}/{way}"])
+        answers = {}
+        for way, (mine, control) in pairs.items():
+            if mine is not None and control.arm is not None:
+                contrast = Contrast(
+                    name=f"{name}, {way}", one=mine, other=control.arm.name,
+                    measure=scores.design.skill if way == "alone" else PRIMARY,
+                )  # fmt: skip
+                answers[way] = answer(scores, contrast, take(scores, mine), control)
+        yield ControlRow(name, alone.arm.name if alone and alone.arm else None, like, answers)
+
+
+def _penalised(arms: Sequence[StudyArm]) -> str | None:
+    """The first branch with the penalty."""
+    return next((arm.name for arm in arms if arm.group == "branch" and arm.form == "l1"), None)
+
+
+def _fused(arms: Sequence[StudyArm], branch: str | None, way: str) -> str | None:
+    """The default trial of a way that fuses that branch."""
+    own = [arm for arm in arms if arm.group == "way" and arm.way == way and arm.of == branch]
+    return min(own, key=lambda arm: arm.trial or 1).name if own else None
+
+
+def _curves(scores: StudyScores) -> Iterator[StudyCurve]:
+    measures = [PRIMARY, *(measure.name for measure in _test_measures(scores))]
+    points: dict[str, dict[str, list[CurvePoint]]] = {}
+    for arm in scores.design.arms:
+        if arm.curve is not None and arm.x is not None:
+            levels = {name: found for name in measures if (found := level(scores, arm.name, name))}
+            if levels:
+                series = points.setdefault(arm.curve, {}).setdefault(_series(arm), [])
+                series.append(CurvePoint(arm.name, arm.x, levels))
+    for setting, by_way in points.items():
+        yield StudyCurve(setting, {way: sorted(each, key=lambda point: point.x) for way, each in by_way.items()})
+
+
+def _series(arm: StudyArm) -> str:
+    return "alone" if arm.way is None else " ".join(filter(None, (arm.way, arm.form)))
+
+
+def _notes(scores: StudyScores, taken: Mapping[str, Taken]) -> Iterator[str]:
+    yield from scores.design.changes
+    yield from scores.figures.notes
+    yield from dict.fromkeys(each.why for each in taken.values() if each.why)
+    if len(scores.figures.seeds) == 1:
+        yield "There is one seed only: intervals are over items, and say nothing of what another training would come to."

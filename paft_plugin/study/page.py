@@ -1,0 +1,208 @@
+"""What a study leaves for people and machines: `study.html`, `README.md`, `study.json`, tables in LaTeX and figures.
+
+All of it follows from the small files of `scores.py`: the same files give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from paft_plugin.drawing import Missing, Plot, as_png
+from paft_plugin.files import inside, write_bytes, write_json, write_text
+from paft_plugin.formats import number, signed
+from paft_plugin.report.inspection_page import Part
+from paft_plugin.report.page import prose, shown
+from paft_plugin.study.analysis import Analysis, analyse
+from paft_plugin.study.chosen import RULE
+from paft_plugin.study.design import DESIGN_FILE, PRIMARY
+from paft_plugin.study.effects import change
+from paft_plugin.study.plots import study_plots
+from paft_plugin.study.scores import FIGURES_FILE, ITEMS, read_study
+from paft_plugin.study.tables import STUDY_FILE, study_tables
+from paft_plugin.tables import VERDICT_WORDS, Table, as_latex, as_markdown
+from paft_plugin.templates import render
+
+PAGE, README, TABLES, PLOTS = Path("study.html"), Path("README.md"), Path("tables"), Path("figures")
+"""Below the study's folder."""
+SCHEMA = 1
+SECTIONS = {
+    "arms": ("Arms", ("main", "choices"), ("arms",)),
+    "contrasts": ("Contrasts", ("contrasts",), ()),
+    "controls": ("Controls", ("controls",), ()),
+    "fronts": ("Fronts", ("fronts",), ()),
+    "curves": ("Curves", (), ()),
+    "cost": ("Cost", ("cost",), ()),
+}
+"""Section of plots → its title, its tables, and those that are folded away."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a study's page and its Markdown say in sentences."""
+
+    headline: str
+    lead: str
+    facts: Sequence[str]
+    notes: Sequence[str]
+    method: Sequence[str]
+
+
+def write_study(folder: Path) -> list[Table]:
+    """Write every table and figure of the study in `folder` from its small files alone; returns the tables.
+
+    Raises:
+        PaftError: A file is missing, damaged, or contradicts the others; all that is wrong.
+    """
+    analysis = analyse(read_study(folder))
+    tables, said = study_tables(analysis), words(analysis)
+    plots = {section: study_plots(analysis, section) for section in SECTIONS}
+    drawn = [plot for own in plots.values() for plot in own if isinstance(plot, Plot)]
+    pictures = {inside(folder, PLOTS / f"{plot.name}.png"): as_png(plot) for plot in drawn}
+    latex = {inside(folder, TABLES / f"{table.name}.tex"): as_latex(table) for table in tables}
+    _remove_stale(folder, {*pictures, *latex})
+    for file, picture in pictures.items():
+        write_bytes(file, picture)
+    for file, text in latex.items():
+        write_text(file, text)
+    write_json(inside(folder, STUDY_FILE), content(analysis))
+    write_text(inside(folder, README), markdown(said, tables, drawn))
+    write_text(inside(folder, PAGE), html(analysis, said, tables, plots, folder.resolve().name))
+    return tables
+
+
+def _remove_stale(folder: Path, wanted: set[Path]) -> None:
+    """Figures and tables of an analysis before this one."""
+    for file in [*(folder / PLOTS).glob("*.png"), *(folder / TABLES).glob("*.tex")]:
+        if file not in wanted:
+            file.unlink()
+
+
+def words(analysis: Analysis) -> Words:
+    """The result first."""
+    best = analysis.best
+    seeds = f"{len(analysis.seeds)} seed{'s' * (len(analysis.seeds) > 1)}"
+    headline = f"{len(analysis.rows)} arms, {seeds}"
+    lead = "No way of combining could be chosen on validation items."
+    if best is not None:
+        headline = f"Best on validation: {_way(best.way, best.form)}"
+        lead = f"Its primary is {number(best.levels[PRIMARY].value)} on test items, over {seeds}, of {len(analysis.rows)} arms."
+    return Words(headline, lead, list(_verdicts(analysis)), analysis.notes, list(_method(analysis)))
+
+
+def _way(way: str, form: str) -> str:
+    return f"{way}, {form}" if form else way
+
+
+def _verdicts(analysis: Analysis) -> Iterator[str]:
+    """How the declared contrasts came out, and what the best way is against each default that trains in a row."""
+    found = [one.verdict if one.change else "not tested" for one in analysis.answers]
+    if found:
+        counts = [
+            f"{found.count(each)} {VERDICT_WORDS.get(each, each).lstrip('▲▼=? ')}" for each in dict.fromkeys(found)
+        ]
+        yield f"Of {len(found)} declared contrasts: {', '.join(counts)}."
+    best = analysis.best
+    for row in analysis.rows:
+        if best is not None and row.name != best.name and row.is_chosen and row.way.startswith("sequential"):
+            found_change = change(analysis.scores, row.name, best.name, PRIMARY)
+            if found_change is not None:
+                limits = ", ".join(map(signed, found_change.interval))
+                yield (
+                    f"Against the best {_way(row.way, row.form)}, {row.name}: {signed(found_change.value)} [{limits}] in "
+                    "primary (exploratory unless it is declared)."
+                )
+
+
+def _method(analysis: Analysis) -> Iterator[str]:
+    seeds = len(analysis.seeds)
+    yield RULE
+    if seeds > 1:
+        yield (
+            "Intervals are over seeds and items: every seed answers the same items, so a mean varies with both. The half of "
+            f"an interval is √(t²·V_seeds + z²·V_items), t with {seeds - 1} degrees of freedom: V_seeds is the variance of "
+            "the seeds' means by their number, V_items what is added by all seeds having the same items. Differences are "
+            "taken within each seed, item by item."
+        )
+    rounding = {name: step for name, step in analysis.scores.rounding.items() if step}
+    if rounding:
+        said = "; ".join(f"{name} ± {step:.2g}" for name, step in sorted(rounding.items()))
+        yield f"Right and wrong are kept as bits; other items are rounded by at most: {said}."
+    if analysis.fronts:
+        yield (
+            "Hypervolumes: skill and preference are scaled from the base's mean (0) to the best branch's (1); what is "
+            "retained is the share of the base's, averaged over its measures, of a measure in nats exp(base − arm). The "
+            "reference point is 0."
+        )
+
+
+def content(analysis: Analysis) -> dict[str, Any]:
+    """What `study.json` holds: everything that the tables show, unrounded; null where a number is not known."""
+    answers = [{**_plain(one), "p": one.p, "verdict": one.verdict} for one in analysis.answers]
+    controls = [
+        {**_plain(row), "answers": {way: {**_plain(one), "verdict": one.verdict} for way, one in row.answers.items()}}
+        for row in analysis.controls
+    ]
+    return {
+        "schema": SCHEMA,
+        "seeds": list(analysis.seeds),
+        "measures": [_plain(measure) for measure in analysis.measures],
+        "arms": [_plain(row) for row in analysis.rows],
+        "taken": {
+            name: {"arm": each.arm.name if each.arm else None, "candidates": dict(each.candidates), "why": each.why}
+            for name, each in analysis.taken.items()
+        },
+        "contrasts": answers,
+        "controls": controls,
+        "fronts": [_plain(front) for front in analysis.fronts],
+        "curves": [_plain(curve) for curve in analysis.curves],
+        "cost": list(analysis.scores.figures.cost),
+        "notes": list(analysis.notes),
+        "rounding": dict(analysis.scores.rounding),
+    }
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """A dataclass as JSON knows it; infinity is null."""
+    plain: dict[str, Any] = json.loads(TypeAdapter(type(value)).dump_json(value))
+    return plain
+
+
+def markdown(said: Words, tables: Sequence[Table], figures: Sequence[Plot]) -> str:
+    """The `README.md`."""
+    shown_tables = [{"caption": table.caption, "text": as_markdown(table), "note": table.note} for table in tables]
+    return render("paft_plugin.study", "study.md", said=said, tables=shown_tables, figures=figures, folder=PLOTS)
+
+
+def html(
+    analysis: Analysis, said: Words, tables: Sequence[Table], plots: dict[str, list[Plot | Missing]], name: str
+) -> str:
+    """The page of the study called `name`."""
+    by_name = {table.name: table for table in tables}
+    sections = {}
+    for anchor, (title, *names) in SECTIONS.items():
+        opened, folded = ([by_name[each] for each in some if each in by_name] for some in names)
+        drawn, missing = shown(plots[anchor])
+        if opened or folded or drawn or missing:
+            sections[anchor] = title, Part(opened, folded, drawn, missing)
+    return render(
+        "paft_plugin.study",
+        "study.html",
+        title=f"{said.headline} · {name}",
+        brand=f"PAFT study · {name}",
+        made_by="axolotl paft study",
+        sections=[
+            ("result", "Result"),
+            *((f"{anchor}-section", title) for anchor, (title, _) in sections.items()),
+            ("method", "Method"),
+        ],
+        said=said,
+        description=prose(analysis.scores.design.description),
+        parts=sections,
+        files=[DESIGN_FILE, FIGURES_FILE, ITEMS],
+    )

@@ -1,0 +1,228 @@
+"""Plots of a study, with every seed as a point. What stands in `PLOTS` comes onto its page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from paft_plugin.drawing import (
+    COLOURS,
+    INK,
+    LINES,
+    MUTED,
+    PAPER,
+    SHAPES,
+    WIDE,
+    Chart,
+    Drawn,
+    Missing,
+    Plot,
+    chart,
+    joined,
+    log_axis,
+    new_figure,
+)
+from paft_plugin.formats import number
+from paft_plugin.study.analysis import Analysis, Answered, StudyCurve, StudyRow
+from paft_plugin.study.design import PRIMARY
+from paft_plugin.study.effects import Level
+from paft_plugin.study.fronts import Front
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ROW, HEAD = 0.235, 0.9
+"""Inches of a row of a chart with a row for each arm, and of what is above and below."""
+MOST_PANELS = 4
+GROUP_COLOURS = {"base": INK, "branch": COLOURS[0], "way": COLOURS[1], "control": COLOURS[2], "curve": COLOURS[3]}
+
+
+@chart("scores", "Every arm, every seed", "arms")
+def score_chart(analysis: Analysis) -> Drawn | str:
+    """A row for each arm of the main table, a panel for each goal: seeds as dots, the mean with its interval."""
+    rows = analysis.main
+    if not rows:
+        return "No arm was scored."
+    named = [PRIMARY, *(measure.name for measure in analysis.measures)][:MOST_PANELS]
+    figure = new_figure(WIDE, HEAD + ROW * len(rows))
+    panels = figure.subplots(1, len(named), sharey=True, squeeze=False)[0]
+    for axes, name in zip(panels, named, strict=True):
+        for place, row in enumerate(rows):
+            if name in row.levels:
+                _dots(axes, row.levels[name], place, GROUP_COLOURS[row.group])
+        axes.set_xlabel(_with_direction(analysis, name))
+        axes.grid(visible=False, axis="y")
+        axes.margins(y=0.01)
+    panels[0].set_yticks(range(len(rows)), [row.name for row in rows])
+    panels[0].set_ylim(len(rows) - 0.4, -0.6)
+    for axes in panels:
+        axes.tick_params(axis="y", length=0)
+        for place in _borders(rows):
+            axes.axhline(place - 0.5, color=MUTED, linewidth=0.6)
+    return Drawn(figure, _seeds_said(analysis), f"Dot chart of {len(rows)} arms in {joined(named)}.", wide=True)
+
+
+def _with_direction(analysis: Analysis, name: str) -> str:
+    measure = next((one for one in analysis.measures if one.name == name), None)
+    return name if measure is None else measure.axis_label
+
+
+def _borders(rows: Sequence[StudyRow]) -> list[int]:
+    return [place for place in range(1, len(rows)) if rows[place].group != rows[place - 1].group]
+
+
+def _dots(axes: Axes, level: Level, place: float, colour: str) -> None:
+    """Every seed as a dot, and the mean with its interval."""
+    axes.scatter(
+        list(level.seeds.values()), [place] * len(level.seeds), s=11, color=colour, alpha=0.45, linewidths=0, zorder=2
+    )
+    if level.interval is not None:
+        axes.plot(level.interval, [place, place], color=colour, linewidth=1.1, zorder=3)
+    axes.scatter([level.value], [place], marker="|", s=60, color=colour, linewidths=1.8, zorder=4)
+
+
+def _seeds_said(analysis: Analysis) -> str:
+    seeds = len(analysis.seeds)
+    over = "over seeds and items" if seeds > 1 else "over items alone"
+    return f"Dots: {'each of ' if seeds > 1 else ''}{seeds} seed{'s' * (seeds > 1)}; bars: the mean and its 95 % interval {over}."
+
+
+@chart("contrasts", "The declared contrasts", "contrasts")
+def contrast_chart(analysis: Analysis) -> Drawn | str:
+    """A row for each contrast, in a panel for each measure: the difference, its interval, and the margin."""
+    known = [one for one in analysis.answers if one.change is not None]
+    if not known:
+        return "No contrast was declared that could be tested."
+    names = list(dict.fromkeys(one.contrast.measure for one in known))
+    by_measure = [[one for one in known if one.contrast.measure == name] for name in names]
+    figure = new_figure(WIDE, HEAD * len(names) + ROW * 1.3 * len(known))
+    panels = figure.subplots(len(names), 1, squeeze=False, height_ratios=[len(each) + 1 for each in by_measure])[:, 0]
+    for axes, name, asked in zip(panels, names, by_measure, strict=True):
+        for place, one in enumerate(asked):
+            _effect(axes, one, place)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.set_yticks(range(len(asked)), [one.contrast.name for one in asked])
+        axes.set_ylim(len(asked) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(f"{_with_direction(analysis, name)}: one − other")
+    said = "Bars: 95 % intervals, not corrected; grey: the margin. Filled: shown (Holm), or equivalent; open: not told apart."
+    return Drawn(figure, said, f"Chart of {len(known)} differences with their intervals.", wide=True)
+
+
+def _effect(axes: Axes, one: Answered, place: int) -> None:
+    assert one.change is not None
+    colours = {"better": COLOURS[2], "worse": COLOURS[1], "equivalent": COLOURS[0], "unclear": MUTED}
+    colour = colours[one.verdict]
+    if one.margin is not None:
+        axes.fill_betweenx([place - 0.4, place + 0.4], -one.margin, one.margin, color=MUTED, alpha=0.18, linewidth=0)
+    axes.plot(one.change.interval, [place, place], color=colour, linewidth=1.6, zorder=3)
+    face = PAPER if one.verdict == "unclear" else colour
+    axes.scatter([one.change.value], [place], s=34, color=face, edgecolors=colour, linewidths=1.2, zorder=4)
+
+
+@chart("fronts", "Fronts of skill and preference", "fronts")
+def front_chart(analysis: Analysis) -> Drawn | str:
+    """The fronts' arms by the scaled skill and preference, a panel for each form."""
+    known = [front for front in analysis.fronts if front.goals[:2] == ("skill", "preference") and front.points]
+    if not known:
+        return "No way of combining has trials that were scored in both goals on validation items."
+    forms, ways = (list(dict.fromkeys(getattr(front, key) for front in known)) for key in ("form", "way"))
+    figure = new_figure(WIDE, 4.2)
+    panels = figure.subplots(1, len(forms), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, form in zip(panels, forms, strict=True):
+        for front in known:
+            if front.form == form:
+                _front_line(axes, front, ways.index(front.way))
+        axes.set_title(form or "every form", loc="left")
+        axes.set_xlabel("skill: 0 the base, 1 the best branch")
+    panels[0].set_ylabel("preference: 0 the base, 1 the best branch")
+    for place, way in enumerate(ways):
+        panels[0].plot([], [], label=way, **_look(place))
+    figure.legend(loc="outside upper center", ncols=min(len(ways), 6))
+    said = "Means over seeds on test items, of the trials that no other of their way beats on validation; best is right and up."
+    return Drawn(figure, said, f"Line chart of {len(known)} fronts.", wide=True)
+
+
+def _look(place: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS[place % len(COLOURS)],
+        "marker": SHAPES[place % len(SHAPES)],
+        "linestyle": LINES[place // len(COLOURS) % len(LINES)],
+    }
+
+
+def _front_line(axes: Axes, front: Front, place: int) -> None:
+    axes.plot(*zip(*sorted(point[:2] for point in front.points), strict=True), **_look(place))
+
+
+@chart("volumes", "Hypervolume of every way", "fronts")
+def volume_chart(analysis: Analysis) -> Drawn | str:
+    """A row for each way and form: seeds as dots, the mean with its interval."""
+    known = [(front, front.volume) for front in analysis.fronts if front.volume is not None]
+    if not known:
+        return "No way of combining has a front."
+    known.sort(key=lambda each: -each[1].value)
+    forms = list(dict.fromkeys(front.form for front in analysis.fronts))
+    figure = new_figure(WIDE, HEAD + ROW * len(known))
+    axes = figure.subplots()
+    for place, (front, volume) in enumerate(known):
+        _dots(axes, volume, place, COLOURS[forms.index(front.form) % len(COLOURS)])
+    axes.set_yticks(range(len(known)), [f"{front.way}, {front.form}".rstrip(", ") for front, _ in known])
+    axes.set_ylim(len(known) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel(f"hypervolume of {joined(known[0][0].goals)} (more is better)")
+    best = f"{known[0][0].way}, {known[0][0].form}".rstrip(", ")
+    said = f"Dots: seeds; bars: 95 % intervals over them. Greatest: {best}, {number(known[0][1].value)}."
+    return Drawn(figure, said, f"Dot chart of the hypervolumes of {len(known)} fronts.", wide=True)
+
+
+def curve_chart(curve: StudyCurve) -> Chart[Analysis]:
+    """Scores by one setting, a panel for each goal, a line for each way."""
+
+    @chart(f"curve-{curve.setting.replace('_', '-')}", f"Scores by {curve.setting}", "curves")
+    def draw(analysis: Analysis) -> Drawn | str:
+        shown = [point for points in curve.series.values() for point in points]
+        named = [PRIMARY, *(measure.name for measure in analysis.measures)]
+        named = [name for name in named if any(name in point.levels for point in shown)][:MOST_PANELS]
+        figure = new_figure(WIDE, 3.6)
+        panels = figure.subplots(1, len(named), squeeze=False)[0]
+        places = [point.x for point in shown]
+        for axes, name in zip(panels, named, strict=True):
+            for place, points in enumerate(curve.series.values()):
+                _curve_line(axes, [(point.x, point.levels[name]) for point in points if name in point.levels], place)
+            if min(places) > 0 and max(places) > 20 * min(places):
+                log_axis(axes, "x")
+            axes.set_xlabel(curve.setting)
+            axes.set_title(_with_direction(analysis, name), loc="left")
+        for place, series in enumerate(curve.series):
+            panels[0].plot([], [], label=series, **_look(place))
+        figure.legend(loc="outside upper center", ncols=min(len(curve.series), 5))
+        alt = f"Line charts of {joined(named)} by {curve.setting}."
+        return Drawn(figure, _seeds_said(analysis), alt, wide=True)
+
+    return draw
+
+
+def _curve_line(axes: Axes, points: Sequence[tuple[float, Level]], place: int) -> None:
+    if not points:
+        return
+    look = _look(place)
+    axes.plot([x for x, _ in points], [level.value for _, level in points], **look)
+    for x, level in points:
+        axes.scatter(
+            [x] * len(level.seeds), list(level.seeds.values()), s=9, color=look["color"], alpha=0.4, linewidths=0
+        )
+        if level.interval is not None and all(map(math.isfinite, level.interval)):
+            axes.plot([x, x], level.interval, color=look["color"], linewidth=0.8, alpha=0.7)
+
+
+PLOTS = (score_chart, contrast_chart, front_chart, volume_chart)
+
+
+def study_plots(analysis: Analysis, section: str) -> list[Plot | Missing]:
+    """Those of one section."""
+    charts: list[Chart[Analysis]] = [*PLOTS, *map(curve_chart, analysis.curves)]
+    return [each(analysis) for each in charts if each.section == section]

@@ -1,0 +1,350 @@
+"""What all seeds of a study scored, in files small enough to be committed: `items/<seed>.npz` and `figures.json`.
+
+Every table and figure follows from these and `design.json` alone. Right and wrong are kept as bits; other values as whole numbers
+of a step, a power of two no larger than 1/256 of their standard deviation, so that no value is off by more than half a step.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from paft_plugin.errors import PaftError, raise_if_any
+from paft_plugin.evaluation.results import ItemValues, Measure, Results, read_results
+from paft_plugin.evaluation.statistics import Values, clusters, is_right_or_wrong
+from paft_plugin.files import JsonFile, fingerprint, inside, write_bytes
+from paft_plugin.inspection.inspected import INSPECTION_FILE, read_inspection
+from paft_plugin.reading import UnreadableError, parse_json, read_bytes
+from paft_plugin.report.collect import INSPECTIONS
+from paft_plugin.study.design import DESIGN_FILE, PRIMARY, VALIDATION, Design
+
+ITEMS, FIGURES_FILE = Path("items"), Path("figures.json")
+"""Below the study's folder."""
+FINENESS = 256
+"""Steps in a standard deviation."""
+MOST_BYTES, MOST_VALUES = 64 << 20, 1 << 27
+"""Of a file with items, and of what it unpacks to."""
+AGAIN = "Run `axolotl paft study` again."
+
+
+class ArmFigures(BaseModel):
+    """What else than its items is known of an arm, in the run of one seed."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    scores: dict[str, float] = Field(default_factory=dict)
+    """Measure → mean over its items, of all measures."""
+    sparsity: dict[str, float] = Field(default_factory=dict)
+    """Threshold → share of the delta's entries that are no larger."""
+    l1: float | None = None
+    l2: float | None = None
+    """Norms of the delta."""
+
+
+class StudyFigures(JsonFile):
+    """`figures.json`, in the study's folder."""
+
+    SCHEMA: ClassVar[int] = 1
+    AGAIN: ClassVar[str] = AGAIN
+
+    measures: tuple[Measure, ...]
+    seeds: dict[int, dict[str, ArmFigures]]
+    """Seed → arm → its figures."""
+    cost: tuple[dict[str, Any], ...] = ()
+    """What each way costs, a row each."""
+    notes: tuple[str, ...] = ()
+    """What is missing, in sentences."""
+
+
+@dataclass(frozen=True)
+class MeasureItems:
+    """What every arm of one seed came to on the items of one measure."""
+
+    items: str
+    """Fingerprint of the items' names: seeds with the same have the same items."""
+    arms: Mapping[str, Values]
+    sources: tuple[str | None, ...] = ()
+    """As in `clusters`; empty where items count singly."""
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arms.values()), ()))
+
+
+Scores = Mapping[str, MeasureItems]
+"""Of one seed: measure → items."""
+
+
+@dataclass(frozen=True)
+class StudyScores:
+    """All that the analysis of a study needs."""
+
+    design: Design
+    figures: StudyFigures
+    items: Mapping[int, Scores]
+    """By seed."""
+    rounding: Mapping[str, float] = field(default_factory=dict)
+    """Measure → how far a kept value may be from what was scored."""
+
+    def measure(self, name: str) -> Measure | None:
+        """The measure of that name, if any seed was scored by it."""
+        return next((one for one in self.figures.measures if one.name == name), None)
+
+
+def kept_measures(design: Design) -> list[str]:
+    """The measures whose items are kept: those that the design names, and those that they are chosen by."""
+    asked = [contrast.measure for contrast in design.contrasts if contrast.measure != PRIMARY]
+    named = dict.fromkeys([design.skill, design.preference, *design.retained, *design.primary, *asked])
+    return [name + end for name in named for end in ("", VALIDATION)]
+
+
+# --- from the runs ------------------------------------------------------------------------------------------------------
+
+
+def collect(folder: Path, design: Design, cost: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Write the small files of the study in `folder` from the runs of its seeds; seeds without results are left out, and said.
+
+    Raises:
+        PaftError: What a run left cannot be read, its seeds were scored by different measures, or no seed has results.
+    """
+    found: dict[int, Results] = {}
+    for seed in design.seeds:
+        results = read_results(design.run_dir(folder, seed))
+        if results is not None:
+            found[seed] = results
+    if not found:
+        raise PaftError(f"{folder}: no seed has results yet. {AGAIN}")
+    measures = _common_measures(folder, found)
+    wanted = {arm.name for arm in design.arms}
+    for seed, results in found.items():
+        write_bytes(inside(folder, ITEMS / f"{seed}.npz"), packed(_items_of(results, kept_measures(design), wanted)))
+    notes = [f"Seed {seed} has no results, and is left out." for seed in design.seeds if seed not in found]
+    notes += _missing_arms(design, found)
+    StudyFigures(
+        measures=measures,
+        seeds={seed: _figures_of(design.run_dir(folder, seed), results, wanted) for seed, results in found.items()},
+        cost=tuple(map(dict, cost)),
+        notes=tuple(notes),
+    ).write(inside(folder, FIGURES_FILE))
+
+
+def _common_measures(folder: Path, found: Mapping[int, Results]) -> tuple[Measure, ...]:
+    first, *others = found.values()
+    names = [measure.name for measure in first.measures]
+    for seed, results in zip(list(found)[1:], others, strict=True):
+        if {measure.name for measure in results.measures} != set(names):
+            raise PaftError(
+                f"{folder}: seed {seed} was scored by other measures than seed {next(iter(found))}. {AGAIN}"
+            )
+    return first.measures
+
+
+def _missing_arms(design: Design, found: Mapping[int, Results]) -> list[str]:
+    notes = []
+    for name in dict.fromkeys(arm.name for arm in design.arms):
+        lacking = [str(seed) for seed, results in found.items() if not _is_scored(results, name)]
+        if lacking:
+            notes.append(f"{name} was not scored with seed{'s' * (len(lacking) > 1)} {', '.join(lacking)}.")
+    return notes
+
+
+def _is_scored(results: Results, name: str) -> bool:
+    arm = results.arm(name)
+    return arm is not None and bool(arm.scores)
+
+
+def _items_of(results: Results, measures: Sequence[str], wanted: set[str]) -> dict[str, MeasureItems]:
+    kept = {}
+    for measure in measures:
+        by_arm: dict[str, ItemValues] = {
+            arm.name: arm.items[measure] for arm in results.arms if arm.name in wanted and measure in arm.items
+        }
+        names = {each.names for each in by_arm.values()}
+        if len(names) > 1:
+            raise PaftError(f"The arms of a seed were scored on different items of {measure}. Score them again.")
+        if by_arm:
+            first = next(iter(by_arm.values()))
+            groups = clusters(first.sources)
+            sources = () if groups is None else tuple(map(str, groups))
+            kept[measure] = MeasureItems(
+                fingerprint(first.names), {name: each.values for name, each in by_arm.items()}, sources
+            )
+    return kept
+
+
+def _figures_of(run: Path, results: Results, wanted: set[str]) -> dict[str, ArmFigures]:
+    norms: dict[str, dict[str, float]] = {}
+    for place in INSPECTIONS:
+        if (run / place / INSPECTION_FILE).is_file():
+            for delta in read_inspection(inside(run, place)).deltas:
+                norms[delta.name] = {"l1": delta.figures.total.l1, "l2": delta.figures.total.l2}
+    return {
+        arm.name: ArmFigures(scores=arm.scores, sparsity=arm.sparsity, **norms.get(arm.name, {}))
+        for arm in results.arms
+        if arm.name in wanted
+    }
+
+
+# --- packed -------------------------------------------------------------------------------------------------------------
+
+
+class _Packed(BaseModel):
+    """What the file says of one measure."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    measure: str
+    items: str
+    count: int = Field(ge=1, le=1 << 24)
+    arms: tuple[str, ...] = Field(min_length=1)
+    """The rows of its array."""
+    step: float | None = None
+    """What the numbers are counted in; None: the array holds bits."""
+    has_sources: bool = False
+
+
+class _Header(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_: int = Field(alias="schema")
+    measures: tuple[_Packed, ...]
+
+
+SCHEMA = 1
+
+
+def packed(scores: Scores) -> bytes:
+    """The items of one seed as a compressed `.npz` without pickles: the same items give the same bytes."""
+    arrays: dict[str, NDArray[Any]] = {}
+    said = []
+    for place, (measure, kept) in enumerate(scores.items()):
+        values = np.stack(list(kept.arms.values()))
+        step = None if is_right_or_wrong(values) else _step(values)
+        arrays[f"values_{place}"] = _whole(values, step) if step else np.packbits(values.astype(np.uint8), axis=1)
+        if kept.sources:
+            arrays[f"sources_{place}"] = np.array([int(each or 0) for each in kept.sources], dtype="<u4")
+        said.append(
+            {
+                "measure": measure, "items": kept.items, "count": len(kept), "arms": list(kept.arms), "step": step,
+                "has_sources": bool(kept.sources),
+            }
+        )  # fmt: skip
+    header = json.dumps({"schema": SCHEMA, "measures": said}, ensure_ascii=False).encode()
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, header=np.frombuffer(header, dtype=np.uint8), **arrays)
+    return buffer.getvalue()
+
+
+def _step(values: Values) -> float:
+    spread = float(values.std()) or float(np.abs(values).max()) or 1.0
+    return 2.0 ** math.floor(math.log2(spread / FINENESS))
+
+
+def _whole(values: Values, step: float) -> NDArray[Any]:
+    counted = np.rint(values / step)
+    return counted.astype("<i2" if np.abs(counted).max() < 2**15 else "<i4")
+
+
+def read_items(file: Path) -> tuple[Scores, dict[str, float]]:
+    """The items in a `.npz` file of ours, and how far each measure's values may be from what was scored.
+
+    Raises:
+        PaftError: It is missing, damaged, too large, or holds anything else.
+    """
+    content = read_bytes(file, MOST_BYTES, hint=AGAIN)
+    try:
+        arrays = dict(_arrays(content))
+        header = _Header.model_validate(parse_json(arrays.pop("header").tobytes(), file))
+        if header.schema_ != SCHEMA:
+            raise PaftError(f"{file}: schema {header.schema_}, and this version reads {SCHEMA}. {AGAIN}")
+        found = {one.measure: _unpacked(one, place, arrays) for place, one in enumerate(header.measures)}
+        if arrays or len(found) < len(header.measures):
+            raise ValueError("arrays that belong to no measure, or a measure twice")
+    except PaftError:
+        raise
+    except (ValidationError, ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        what = "its header" if isinstance(error, ValidationError) else str(error).strip("'\"").splitlines()[0][:100]
+        raise UnreadableError(file, f"damaged ({what})", hint=AGAIN) from None
+    return found, {one.measure: (one.step or 0.0) / 2 for one in header.measures}
+
+
+def _arrays(content: bytes) -> Iterator[tuple[str, NDArray[Any]]]:
+    """The arrays in a `.npz`, none of them an object, and none larger than its bytes."""
+    import zlib
+
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > MOST_VALUES:
+            raise ValueError("it unpacks to more than any study needs")
+        for member in members:
+            try:
+                raw = archive.read(member)
+            except zlib.error as error:
+                raise ValueError(str(error)) from None
+            stream = io.BytesIO(raw)
+            if np.lib.format.read_magic(stream) != (1, 0):
+                raise ValueError(f"{member.filename} is no array of version 1.0")
+            shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+            if dtype.str not in ("|u1", "<i2", "<i4", "<u4") or is_fortran:
+                raise ValueError(f"{member.filename} has the type {dtype}")
+            flat = np.frombuffer(raw[stream.tell() :], dtype=dtype)
+            yield member.filename.removesuffix(".npy"), flat.reshape(shape)
+
+
+def _unpacked(one: _Packed, place: int, arrays: dict[str, NDArray[Any]]) -> MeasureItems:
+    stored = arrays.pop(f"values_{place}")
+    width = one.count if one.step else -(-one.count // 8)
+    if stored.shape != (len(one.arms), width) or len(set(one.arms)) < len(one.arms):
+        raise ValueError(f"{one.measure} has the shape {stored.shape}, or an arm twice")
+    if (stored.dtype == np.uint8) != (one.step is None) or (one.step is not None and one.step <= 0):
+        raise ValueError(f"{one.measure} has the type {stored.dtype} with a step of {one.step}")
+    values = (
+        np.unpackbits(stored, axis=1, count=one.count).astype(np.float64)
+        if one.step is None
+        else stored.astype(np.float64) * one.step
+    )
+    sources: tuple[str | None, ...] = ()
+    if one.has_sources:
+        groups = arrays.pop(f"sources_{place}")
+        if groups.shape != (one.count,):
+            raise ValueError(f"{one.measure} has sources of the shape {groups.shape}")
+        sources = tuple(map(str, groups))
+    return MeasureItems(one.items, dict(zip(one.arms, values, strict=True)), sources)
+
+
+def read_study(folder: Path) -> StudyScores:
+    """What `collect` wrote into `folder`, and the design.
+
+    Raises:
+        PaftError: A file is missing, damaged, or contradicts the others; all that is wrong.
+    """
+    design, figures = Design.read(folder / DESIGN_FILE), StudyFigures.read(folder / FIGURES_FILE)
+    problems, items, rounding = [], {}, dict[str, float]()
+    known = {measure.name for measure in figures.measures}
+    names = {arm.name for arm in design.arms}
+    for seed, arms in figures.seeds.items():
+        file = inside(folder, ITEMS / f"{seed}.npz")
+        if seed not in design.seeds:
+            problems.append(f"{folder / FIGURES_FILE}: seed {seed} is none of the design's. {AGAIN}")
+        try:
+            items[seed], steps = read_items(file)
+        except PaftError as error:
+            problems.append(str(error))
+            continue
+        rounding = {name: max(rounding.get(name, 0.0), step) for name, step in {**rounding, **steps}.items()}
+        for measure, kept in items[seed].items():
+            if measure not in known:
+                problems.append(f"{file}: {measure} is no measure of {FIGURES_FILE}. {AGAIN}")
+            if strange := sorted(set(kept.arms) - names | set(kept.arms) - set(arms)):
+                problems.append(f"{file}: {strange[0]} is no arm of the study. {AGAIN}")
+    raise_if_any(problems)
+    return StudyScores(design, figures, items, rounding)

@@ -1,0 +1,293 @@
+"""The tables of a study, each for a terminal, Markdown, LaTeX and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from paft_plugin.drawing import joined
+from paft_plugin.evaluation.results import Measure
+from paft_plugin.formats import BLANK, measured, number, share, signed, threshold_label
+from paft_plugin.study.analysis import Analysis, Answered, StudyRow
+from paft_plugin.study.design import CONTROL, DESIGN_FILE, PRIMARY
+from paft_plugin.study.effects import Level
+from paft_plugin.tables import VERDICT_WORDS, Cell, Column, Row, Table, number_cell
+
+STUDY_FILE = "study.json"
+INTERVALS = "± reaches to the farther end of the 95 % interval over seeds and items."
+
+
+def main_table(analysis: Analysis) -> Table:
+    """The base, the branches, what was chosen of every way, and the controls' deltas."""
+    note = f"{_note(analysis)} Of a way or control with several candidates the one that was chosen on validation items."
+    return _arm_table(analysis, analysis.main, "main", "What was chosen, on test items", note)
+
+
+def all_table(analysis: Analysis) -> Table:
+    """Every arm."""
+    note = f"{_note(analysis)} The best of many, picked from this table, flatters itself."
+    return _arm_table(analysis, analysis.rows, "arms", f"All {len(analysis.rows)} arms, on test items", note)
+
+
+def _note(analysis: Analysis) -> str:
+    seeds = len(analysis.seeds)
+    over = INTERVALS if seeds > 1 else "One seed: ± reaches to the farther end of the 95 % interval over items alone."
+    names = analysis.scores.design.primary or (analysis.scores.design.skill, analysis.scores.design.preference)
+    return f"{over} Primary is the mean of {joined(names)}. Sparsity and norm are the delta's, means over seeds."
+
+
+def _arm_table(analysis: Analysis, rows: Sequence[StudyRow], name: str, caption: str, note: str) -> Table:
+    thresholds = list(dict.fromkeys(key for row in rows for key in row.sparsity))
+    have_norms = any(row.l2 is not None for row in rows)
+    columns = [
+        Column("Arm", is_number=False),
+        Column("Way", is_number=False, is_optional=True),
+        Column("Form", is_number=False, is_optional=True),
+        Column("Primary"),
+        *(Column(_heading(one), is_optional=place > 1) for place, one in enumerate(analysis.measures)),
+        *(Column(f"Sparsity at {threshold_label(float(key))}", is_optional=True) for key in thresholds),
+        *([Column("‖δ‖₂", is_optional=True)] if have_norms else []),
+    ]
+    best = analysis.best.name if analysis.best else ""
+    return Table(
+        columns,
+        [
+            Row(
+                [
+                    Cell(row.name),
+                    Cell(row.way or BLANK),
+                    Cell(row.form or BLANK),
+                    *(
+                        _with_reach(row.levels.get(each))
+                        for each in (PRIMARY, *(one.name for one in analysis.measures))
+                    ),
+                    *(number_cell(row.sparsity.get(key), share) for key in thresholds),
+                    *([number_cell(row.l2, measured)] if have_norms else []),
+                ],
+                is_marked=row.name == best,
+                tag="best on validation" if row.name == best else "",
+                ends_section=place + 1 < len(rows) and rows[place + 1].group != row.group,
+            )
+            for place, row in enumerate(rows)
+        ],
+        name,
+        caption,
+        note,
+        elsewhere=STUDY_FILE,
+    )
+
+
+def _heading(measure: Measure) -> str:
+    return measure.name if measure.higher_is_better else f"{measure.name} (less is better)"
+
+
+def _with_reach(level: Level | None) -> Cell:
+    """A mean and how far its interval reaches, in a terminal as well."""
+    if level is None:
+        return Cell(BLANK, "")
+    return Cell(number(level.value) + (f" ± {number(level.reach)}" if level.reach is not None else ""), level.value)
+
+
+def contrast_table(analysis: Analysis) -> Table | None:
+    """What was asked before there were scores; None of a study that asks nothing."""
+    if not analysis.answers:
+        return None
+    columns = ["Contrast", "One", "Other", "Measure", "One − other", "95 % interval", "p", "p (Holm)", "Verdict"]
+    optional = {"One", "Other", "p"}
+    return Table(
+        [
+            Column(each, each in ("One − other", "95 % interval", "p", "p (Holm)"), is_optional=each in optional)
+            for each in columns
+        ],
+        [Row([Cell(one.contrast.name, detail=one.contrast.question), *_answer_cells(one)]) for one in analysis.answers],
+        "contrasts",
+        f"The {len(analysis.answers)} declared contrasts",
+        f"Declared in {DESIGN_FILE} before any test item was scored; p by Holm's correction over all of them. Paired within "
+        "each seed, item by item. Equivalent: two one-sided tests at 5 % each, not corrected, place the difference within "
+        "the margin. What is not told apart is neither shown nor excluded.",
+        elsewhere=STUDY_FILE,
+    )
+
+
+def _answer_cells(one: Answered) -> Iterator[Cell]:
+    yield Cell(_named(one.contrast.one, one.one))
+    yield Cell(_named(one.contrast.other, one.other))
+    yield Cell(one.contrast.measure)
+    yield number_cell(None if one.change is None else one.change.value, signed)
+    yield Cell(_limits(one), "" if one.change is None else one.change.interval[0])
+    yield number_cell(None if one.change is None else one.change.p, p_value)
+    yield number_cell(one.adjusted, p_value)
+    sight = f"would show {number(one.change.detectable)}" if one.change and one.verdict == "unclear" else one.why
+    margin = f"margin {one.margin:g}" if one.margin is not None else "no margin"
+    yield Cell(
+        VERDICT_WORDS[one.verdict] if one.change else "not tested", detail="\n".join(filter(None, [sight, margin]))
+    )
+
+
+def _named(reference: str, arm: str | None) -> str:
+    return reference if reference == arm else f"{reference} = {arm or BLANK}"
+
+
+def _limits(one: Answered) -> str:
+    return BLANK if one.change is None else f"[{', '.join(map(signed, one.change.interval))}]"
+
+
+def p_value(p: float) -> str:
+    """Three decimals, and no smaller ones."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def control_table(analysis: Analysis) -> Table | None:
+    """Sparse, or only small: the penalised branch against each control, alone and fused; None of a study without controls."""
+    if not analysis.controls:
+        return None
+    ways = list(dict.fromkeys(way for control in analysis.controls for way in control.answers if way != "alone"))
+    rows = {row.name: row for row in analysis.rows}
+    deltas = {control.name: rows[control.arm] for control in analysis.controls if control.arm in rows}
+    thresholds = list(dict.fromkeys(key for row in deltas.values() for key in row.sparsity))[:1]
+    skill = analysis.scores.design.skill
+    return Table(
+        [
+            Column("Control", is_number=False),
+            Column("Candidate", is_number=False, is_optional=True),
+            Column("Against", is_number=False, is_optional=True),
+            *(Column(f"Sparsity at {threshold_label(float(key))}", is_optional=True) for key in thresholds),
+            Column("‖δ‖₂", is_optional=True),
+            Column(f"Alone, {skill}"),
+            *map(Column, ways),
+        ],
+        [
+            Row(
+                [
+                    Cell(control.name),
+                    Cell(control.arm or BLANK),
+                    Cell(control.like or BLANK),
+                    *_delta_cells(deltas.get(control.name), thresholds),
+                    *(_difference_cell(control.answers.get(way)) for way in ("alone", *ways)),
+                ]
+            )
+            for control in analysis.controls
+        ],
+        "controls",
+        "The penalty against its controls: sparse, or only small?",
+        "Penalised less control: alone in the skill, fused (at the default settings) in primary; above zero the penalty is "
+        "better. Exploratory where no declared contrast asks it: p is not corrected, and some are chance.",
+        elsewhere=STUDY_FILE,
+    )  # fmt: skip
+
+
+def _delta_cells(row: StudyRow | None, thresholds: Sequence[str]) -> list[Cell]:
+    """Sparsity and norm."""
+    found = [number_cell(None if row is None else row.sparsity.get(key), share) for key in thresholds]
+    return [*found, number_cell(None if row is None else row.l2, measured)]
+
+
+def _difference_cell(one: Answered | None) -> Cell:
+    """A difference with how far its interval reaches, and its verdict."""
+    if one is None or one.change is None:
+        return Cell(BLANK, "")
+    found = one.change
+    reach = max(abs(end - found.value) for end in found.interval)
+    mark = {"better": " ▲", "worse": " ▼", "equivalent": " ="}.get(one.verdict, " ?")
+    detail = f"{VERDICT_WORDS[one.verdict]}, p {'' if found.p < 0.001 else '= '}{p_value(found.p)}"
+    return Cell(f"{signed(found.value)} ± {number(reach)}{mark}", found.value, detail=detail)
+
+
+def front_table(analysis: Analysis) -> Table | None:
+    """What every way covers of the goals; None without trials."""
+    if not analysis.fronts:
+        return None
+    goals = joined(analysis.fronts[0].goals)
+    return Table(
+        [
+            Column("Way", is_number=False),
+            Column("Form", is_number=False),
+            Column("Trials", is_optional=True),
+            Column("On the front", is_optional=True),
+            Column("Hypervolume"),
+            Column("Its arms", is_number=False, is_optional=True),
+        ],
+        [
+            Row(
+                [
+                    Cell(front.way),
+                    Cell(front.form or BLANK),
+                    number_cell(len(front.trials), str),
+                    number_cell(len(front.members), str),
+                    _with_reach(front.volume),
+                    Cell(joined(front.members)),
+                ]
+            )
+            for front in sorted(analysis.fronts, key=lambda each: -(each.volume.value if each.volume else 0.0))
+        ],
+        "fronts",
+        f"How much of {goals} each way covers",
+        "The hypervolume on test items of the trials that no other beats on validation items, above the reference point 0: "
+        "of skill and preference 0 is the base and 1 the best branch, of what is retained 1 is the base. ± is the 95 % "
+        "interval over seeds. Of trials that differ by less than noise, chance decides which are on the front; noise makes "
+        "all hypervolumes a bit too large.",
+        elsewhere=STUDY_FILE,
+    )  # fmt: skip
+
+
+def choice_table(analysis: Analysis) -> Table | None:
+    """What was chosen among several candidates."""
+    several = [each for each in analysis.taken.values() if len(each.candidates) > 1]
+    if not several:
+        return None
+    return Table(
+        [
+            Column("Of", is_number=False),
+            Column("Taken", is_number=False),
+            Column("Candidates"),
+            Column("By"),
+            Column("Next best"),
+        ],
+        [
+            Row(
+                [
+                    Cell(each.reference),
+                    Cell(each.arm.name if each.arm else BLANK),
+                    number_cell(len(each.candidates), str),
+                    *(number_cell(value, _merit(each.reference)) for value in sorted(each.candidates.values(), reverse=True)[:2]),
+                ]
+            )
+            for each in several
+        ],
+        "choices",
+        "What was chosen on validation items",
+        "By: primary of a way's trial; of a control's candidate how far it is from what it is matched to.",
+    )  # fmt: skip
+
+
+def _merit(reference: str) -> Callable[[float], str]:
+    return (lambda value: number(abs(value))) if reference.startswith(CONTROL) else number
+
+
+def cost_table(analysis: Analysis) -> Table | None:
+    """What each way costs; None where nobody measured it."""
+    rows = analysis.scores.figures.cost
+    if not rows:
+        return None
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    numbers = {key for key in keys if all(isinstance(row.get(key), (int, float, type(None))) for row in rows)}
+    return Table(
+        [Column(key, key in numbers) for key in keys],
+        [
+            Row(
+                [
+                    number_cell(row.get(key), measured) if key in numbers else Cell(str(row.get(key, BLANK)))
+                    for key in keys
+                ]
+            )
+            for row in rows
+        ],
+        "cost",
+        "What each way costs",
+    )
+
+
+def study_tables(analysis: Analysis) -> list[Table]:
+    """All of them, the most important first."""
+    others = contrast_table, control_table, front_table, cost_table, choice_table
+    found = [main_table(analysis), *(make(analysis) for make in others), all_table(analysis)]
+    return [each for each in found if each is not None]
