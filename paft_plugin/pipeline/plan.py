@@ -149,7 +149,7 @@ def _held_out(setup: Setup, name: str, request: Request, data: Sequence[Path], n
 
 def _data(setup: Setup, branches: Sequence[Branch]) -> list[Path]:
     """The user's own files that branches are trained on, but for what the run itself has written."""
-    ours = [setup.run_dir / HELD_OUT, setup.run_dir / REST]
+    ours = [setup.run_dir / folder for folder in (HELD_OUT, REST, JOINT_ROWS)]
     files = dict.fromkeys(path for branch in branches for path in branch.data())
     return [path for path in files if not any(path.is_relative_to(folder) for folder in ours)]
 

@@ -91,6 +91,15 @@ def test_orders_of_three_share_what_they_begin_with(tmp_path: Path) -> None:
     assert needs(open_setup(file, sequential=True, arms=["base"]))["sequential"] == ("merge-sequential-math-code",)
 
 
+def test_the_rows_of_a_joint_training_are_no_input_once_they_are_written(tmp_path: Path) -> None:
+    file = write_run(tmp_path, compare=["joint"])
+    before = make_plan(open_setup(file))
+    rows = open_setup(file).run_dir / "joint-rows" / "rows.jsonl"
+    rows.parent.mkdir(parents=True)
+    rows.write_text("{}\n")
+    assert make_plan(open_setup(file)) == before, "or a run that was interrupted would not go on"
+
+
 def test_an_order_may_name_what_stands_beside_the_branches(tmp_path: Path) -> None:
     hot = {"config": "dpo.yml", "overrides": {"learning_rate": 0.1}}
     file = write_run(tmp_path, compare={"hot": hot}, sequential=[["sft", "preference"], ["sft", "hot"]], arms=["base"])
