@@ -39,10 +39,12 @@ def raise_lines(problems: Sequence[str]) -> None:
 
 
 def as_mapping(value: Any) -> Any:
-    """A list of names is a mapping with nothing said about each; so is a name with nothing behind it."""
-    if isinstance(value, list) and all(isinstance(name, str) for name in value):
-        raise_lines([f"{name} is there twice. Name it once." for name in dict.fromkeys(value) if value.count(name) > 1])
-        return {name: {} for name in value}
+    """A list of names, some with settings, is a mapping; nothing is said about a name with nothing behind it."""
+    if isinstance(value, list) and all(isinstance(each, (str, dict)) for each in value):
+        pairs = [pair for each in value for pair in (each.items() if isinstance(each, dict) else [(each, None)])]
+        names = [name for name, _ in pairs]
+        raise_lines([f"{name} is there twice. Name it once." for name in dict.fromkeys(names) if names.count(name) > 1])
+        value = dict(pairs)
     if isinstance(value, dict):
         return {name: {} if content is None else content for name, content in value.items()}
     return value

@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -48,38 +48,65 @@ def write_data(
     Raises:
         PaftError: `items` is more than a split has, or less than one of each task.
     """
-    if not len(world.TASKS) <= items <= MOST_ITEMS:
-        raise PaftError(f"items={items}: choose {len(world.TASKS)} to {MOST_ITEMS} scored items a measure")
+    counts = dict.fromkeys(SCORED, items)
+    write_items(directory, seed, dict.fromkeys(SCORED_SPLITS, counts))
+    write_training_rows(directory, seed, dict.fromkeys(SFT_DATA, sft_rows), preference_rows)
 
-    def rng(file: str) -> random.Random:
-        return random.Random(f"{seed} {file}")
 
-    for file, task in SFT_DATA.items():
-        draw = rng(file)
-        _write_rows(directory / f"{file}.jsonl", (sft_row(draw, task) for _ in range(sft_rows)))
-    draw = rng("preference")
+def write_training_rows(directory: Path, seed: int, sft_rows: Mapping[str, int], preference_rows: int) -> None:
+    """Write what branches train on: so many rows into each file of demonstrations, and pairs into `preference.jsonl`."""
+    for file, count in sft_rows.items():
+        draw = _rng(seed, file)
+        _write_rows(directory / f"{file}.jsonl", (sft_row(draw, SFT_DATA[file]) for _ in range(count)))
+    draw = _rng(seed, "preference")
     _write_rows(directory / "preference.jsonl", (preference_row(draw) for _ in range(preference_rows)))
-    for split in SCORED_SPLITS:
-        for measure in SCORED:
-            asked = _balanced(rng(f"{split} {measure}"), SCORED[measure], split, items)
+
+
+def write_items(directory: Path, seed: int, counts: Mapping[world.Split, Mapping[str, int]]) -> None:
+    """Write what is scored: split → measure → items, each a file in the split's folder.
+
+    Raises:
+        PaftError: Items are more than a split has, or less than one of each task.
+    """
+    for items in dict.fromkeys(items for measures in counts.values() for items in measures.values()):
+        if not len(world.TASKS) <= items <= MOST_ITEMS:
+            raise PaftError(f"items={items}: choose {len(world.TASKS)} to {MOST_ITEMS} scored items a measure")
+    for split, measures in counts.items():
+        for measure, items in measures.items():
+            asked = _balanced(_rng(seed, f"{split} {measure}"), SCORED[measure], split, items)
             _write_rows(directory / split / f"{measure}.jsonl", map(vars, asked))
 
 
-def write_tasks(directory: Path, items_directory: Path, split: world.Split = "test") -> None:
+def _rng(seed: int, file: str) -> random.Random:
+    return random.Random(f"{seed} {file}")
+
+
+def write_tasks(
+    directory: Path,
+    items_directory: Path,
+    split: world.Split = "test",
+    suffix: str = "",
+    measures: Collection[str] = tuple(SCORED),
+) -> None:
     """Write lm-eval's task files (`--include_path directory`) for the scored items of a split, in `items_directory`.
 
-    The files name absolute paths, because lm-eval resolves relative ones against wherever it is started. `datasets` caches in
-    `cache` beside `directory`: in the run, so that it never reads another run's rows, but not among its inputs.
+    `suffix` ends the names of the tasks. The files name absolute paths, because lm-eval resolves relative ones against wherever
+    it is started. `datasets` caches in `cache` beside `directory`: in the run, so that it never reads another run's rows, but
+    not among its inputs.
     """
     items_directory = items_directory.resolve()
     cache = directory.resolve().with_name("cache")
     for template in resources.files("paft_plugin.demo").joinpath("tasks").iterdir():
-        if template.name.endswith(".yaml"):
-            items = items_directory / f"{template.name.removesuffix('.yaml').removeprefix('paft_')}.jsonl"
+        task = template.name.removesuffix(".yaml")
+        measure = task.removeprefix("paft_")
+        if template.name.endswith(".yaml") and measure in measures:
             filled = Template(template.read_text(encoding="utf-8")).substitute(
-                items=_yaml_string(glob.escape(str(items))), cache=_yaml_string(str(cache)), split=split
+                task=f"{task}{suffix}",
+                items=_yaml_string(glob.escape(str(items_directory / f"{measure}.jsonl"))),
+                cache=_yaml_string(str(cache)),
+                split=split,
             )
-            write_text(directory / template.name, filled)
+            write_text(directory / f"{task}{suffix}.yaml", filled)
 
 
 def _question(item: world.Item) -> dict[str, str]:

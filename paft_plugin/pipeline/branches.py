@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ def read_branch(name: str, spec: BranchSpec, folder: Path) -> Branch:
     notes = (f"{source or name}: {some(replaced)} of the config is replaced by the run's own.",) if replaced else ()
     handed = handed_over(content)
     secrets = {variable: str(content[key]) for key, variable in handed.items()}
-    content = {key: _absolute(key, value, folders) for key, value in content.items() if key not in (*OURS, *handed)}
+    content = {key: with_paths(key, value, folders) for key, value in content.items() if key not in (*OURS, *handed)}
     return Branch(name, spec, source, content, notes, secrets=secrets)
 
 
@@ -180,16 +180,18 @@ def _named(entry: Mapping[str, Any]) -> list[str]:
     return [name for name in named if isinstance(name, str)]
 
 
-def _absolute(key: str, value: Any, folders: list[Path]) -> Any:
-    """The value of a key with its paths made absolute, those that exist."""
+def with_paths(key: str, value: Any, folders: Sequence[Path], shown: Callable[[Path], str] = str) -> Any:
+    """The value of a key of an axolotl config with the paths in it as `shown`, those that exist in one of `folders`."""
     if isinstance(value, list):
-        return [_absolute(key, each, folders) for each in value]
+        return [with_paths(key, each, folders, shown) for each in value]
     if isinstance(value, dict) and key in _DATA:
-        return {name: _absolute("path", each, folders) if name in _IN_DATA else each for name, each in value.items()}
+        return {
+            name: with_paths("path", each, folders, shown) if name in _IN_DATA else each for name, each in value.items()
+        }
     if not isinstance(value, str) or key not in (*_PATHS, *_DATA, *_IN_DATA, "base_model"):
         return value
     places = (_place(value, folder) for folder in folders)
-    return next((str(place) for place in places if place is not None), value)
+    return next((shown(place) for place in places if place is not None), value)
 
 
 def _place(value: str, folder: Path) -> Path | None:

@@ -1,0 +1,285 @@
+"""`study.yml`: a `paft.yml` with seeds, controls, curves, a budget of trials, and the questions that are asked of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_validator
+
+from paft_plugin.errors import PaftError, collecting, raise_if_any
+from paft_plugin.evaluation.config import Names, held_out_measures, measure_names
+from paft_plugin.fusion.recipe.methods import METHODS
+from paft_plugin.pipeline.config import PaftConfig
+from paft_plugin.reading import MOST_YAML_BYTES, compose_yaml, read_text
+from paft_plugin.schema import STRICT, MappingOfNames, known, raise_lines, read_yaml, suggestion, validate
+from paft_plugin.study.design import VALIDATION, Contrast
+
+HINT = "`axolotl paft demo --study` writes one with comments; the README explains it."
+TRAINED_WAYS = ("sequential", "sequential-reverse", "joint")
+OTHER_WAYS = ("alpha", "disjoint")
+"""Ways that are tuned by fusing, and are no merge method's name."""
+USUAL_WAYS = (*TRAINED_WAYS, *OTHER_WAYS, "task_arithmetic", "ties", "dare_ties", "ram")
+WAYS = (*TRAINED_WAYS, *OTHER_WAYS, *METHODS)
+PRIMARY = "primary"
+"""What contrasts call the mean of the primary measures."""
+_SEED = re.compile(r"\$(?:seed\b|\{seed\})")
+
+
+def _different(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not values:
+        raise ValueError("empty. Name one or more, or leave it out.")
+    twice = [value for value in dict.fromkeys(values) if values.count(value) > 1]
+    raise_lines([f"{value} is there twice. Name it once." for value in twice])
+    return values
+
+
+Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Strengths = Annotated[tuple[Strength, ...], AfterValidator(_different)]
+Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+Shares = Annotated[tuple[Share, ...], AfterValidator(_different)]
+Steps = Annotated[tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(_different)]
+
+
+class Untuned(BaseModel):
+    """A control that has no settings."""
+
+    model_config = STRICT
+
+
+class EarlyStop(BaseModel):
+    """SFT without the penalty, for fewer steps."""
+
+    model_config = STRICT
+
+    steps: Steps | None = Field(
+        default=None, description="Optimizer steps of the candidates. [20, 40 and 60 % of the config's]"
+    )
+
+
+class Penalties(BaseModel):
+    """Another penalty than that of the SFT branch."""
+
+    model_config = STRICT
+
+    strengths: Strengths | None = Field(default=None, description="Of the candidates. [around the config's own λ]")
+
+
+class Scaled(BaseModel):
+    """The dense delta, made smaller."""
+
+    model_config = STRICT
+
+    factors: Strengths = Field(default=(0.3, 0.5, 0.7), description="On the dense delta, of the candidates.")
+
+
+class ControlsConfig(BaseModel):
+    """What is under `controls:`: what else than the penalty could explain what it does."""
+
+    model_config = STRICT
+
+    rescale_l2: Untuned | None = Field(default=None, description="The dense delta at the L2 norm of the sparse one.")
+    rescale_l1: Untuned | None = Field(default=None, description="The dense delta at the L1 norm of the sparse one.")
+    prune: Untuned | None = Field(
+        default=None, description="The dense delta's largest entries, as many as the sparse has."
+    )
+    prune_rescale: Untuned | None = Field(default=None, description="The same at the norm of the sparse one.")
+    drop: Untuned | None = Field(default=None, description="The dense delta with as many entries dropped by chance.")
+    early_stop: EarlyStop | None = Field(default=None, description="Dense SFT, stopped where it is as good.")
+    l2: Penalties | None = Field(default=None, description="SFT with a penalty on ‖δ‖₂² where it is as good.")
+    kl: Scaled | None = Field(default=None, description="The dense delta, scaled to be as far from the base.")
+    factors: Penalties | None = Field(default=None, description="L1 on the adapter's factors, where it is as good.")
+    preference_l1: Penalties | None = Field(default=None, description="L1 on the preference branch, too.")
+    disjoint: Untuned | None = Field(default=None, description="Branches that train modules of their own.")
+
+    @property
+    def wanted(self) -> Mapping[str, Any]:
+        """Control → its settings."""
+        return {name: own for name in type(self).model_fields if (own := getattr(self, name)) is not None}
+
+
+class CurvesConfig(BaseModel):
+    """What is under `curves:`: what is varied alone."""
+
+    model_config = STRICT
+
+    paft_l1_lambda: Strengths | None = Field(default=None, description="λ of SFT trainings with the penalty.")
+    paft_target_sparsity: Shares | None = Field(default=None, description="Sparsities that they are steered to.")
+    density: Shares | None = Field(default=None, description="Of fusions by the methods that trim or drop.")
+
+
+class StudyConfig(PaftConfig):
+    """A whole `study.yml`, as it is for one seed."""
+
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31, strict=True)], ...], AfterValidator(_different)] = (
+        Field(default=(1, 2, 3, 4, 5), description="A run for each; $seed stands for it in any text.")
+    )
+    controls: Annotated[ControlsConfig, MappingOfNames] = Field(
+        default_factory=ControlsConfig, description="What else than the penalty could explain what it does, as words."
+    )
+    curves: CurvesConfig = Field(default_factory=CurvesConfig, description="What is varied alone, and where.")
+    budget: int = Field(
+        default=8, ge=1, le=64, description="Trials of every way of combining; the first is its default."
+    )
+    ways: Annotated[tuple[str, ...], AfterValidator(_different)] = Field(
+        default=USUAL_WAYS, description=f"Ways of combining: {', '.join(WAYS)}."
+    )
+    contrasts: tuple[Contrast, ...] = Field(
+        default=(), description="Questions that are asked before anything is scored."
+    )
+    retained: Names = Field(default=(), description="The measures of what no branch teaches.")
+    primary: Names = Field(
+        default=(),
+        description="The measures whose mean decides; by it the best trials are chosen. [skill and preference]",
+    )
+    validation: bool = Field(
+        default=True, description="Whether held-out rows are split, so that something can be chosen on validation rows."
+    )
+
+    @field_validator("ways")
+    @classmethod
+    def _known_ways(cls, ways: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(known("way of combining", way, WAYS) for way in ways)
+
+    @field_validator("contrasts")
+    @classmethod
+    def _named_apart(cls, contrasts: tuple[Contrast, ...]) -> tuple[Contrast, ...]:
+        names = [contrast.name for contrast in contrasts]
+        raise_lines(
+            [f"two are called {name}. Name them apart." for name in dict.fromkeys(names) if names.count(name) > 1]
+        )
+        return contrasts
+
+    @field_validator("retained", "primary")
+    @classmethod
+    def _measured(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        measures = _measures(info.data)
+        return tuple(known("measure", name, measures) for name in names) if measures else names
+
+    @property
+    def measures(self) -> list[str]:
+        """The measures that the arms are scored on, as far as they are known before a run."""
+        return _measures(dict(self))
+
+    @property
+    def decides(self) -> tuple[str, ...]:
+        """The primary measures."""
+        return self.primary or tuple(name for goal in self.goals for name in goal[:1])
+
+    @property
+    def goals(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The measures of what the SFT branch and the preference branch teach."""
+        return (self.evaluation.skill, self.evaluation.preference) if self.evaluation else ((), ())
+
+    def chosen_by(self, measure: str) -> str | None:
+        """The measure by which is chosen what `measure` judges; None if nothing can be chosen by it."""
+        own = [] if self.evaluation is None else measure_names(self.evaluation.measures)
+        name = f"{measure}{VALIDATION}"
+        return name if name in own or (self.validation and measure not in own and measure in self.measures) else None
+
+
+def _measures(data: Mapping[str, Any]) -> list[str]:
+    evaluation = data.get("evaluation")
+    if evaluation is None:
+        return []
+    branches = list(data.get("branches") or ("sft", "preference"))
+    held_out = [] if evaluation.held_out is False else held_out_measures(branches)
+    return [*measure_names(evaluation.measures), *held_out]
+
+
+def read_study(file: Path) -> dict[int, StudyConfig]:
+    """Read a `study.yml`: seed → what it says for that seed.
+
+    Raises:
+        PaftError: No such file, no YAML, or all that is wrong in it, each with its line.
+    """
+    content = read_yaml(file, HINT)
+    with said_with_lines(file):
+        first = _read(content, file, 1)
+        seeds = first.seeds
+        problems: list[str] = []
+        found = {}
+        for seed in seeds:
+            with collecting(problems):
+                found[seed] = _read(content, file, seed)
+        raise_if_any(list(dict.fromkeys(problems)))
+    return found
+
+
+def _read(content: dict[str, Any], file: Path, seed: int) -> StudyConfig:
+    problems: list[str] = []
+    study = None
+    with collecting(problems):
+        study = validate(StudyConfig, filled(content, seed), file)
+    if study is not None:
+        problems += [f"{file}: {problem}" for problem in _lacking(study)]
+    raise_if_any(problems)
+    assert study is not None
+    return study
+
+
+def _lacking(study: StudyConfig) -> Iterator[str]:
+    """What a study needs and a run does not."""
+    if study.evaluation is None:
+        yield "evaluation: false: a study compares scores. Say what is scored."
+        return
+    for key, names in zip(("skill", "preference"), study.goals, strict=True):
+        if len(names) != 1:
+            yield f"evaluation.{key}: {'missing' if not names else 'names several measures'}. Name one measure."
+    for name in dict.fromkeys(study.decides):
+        if study.chosen_by(name) is None:
+            yield (
+                f"evaluation.measures: none is called {name}{VALIDATION}, by which is chosen what {name} judges. Add the "
+                f"task of its validation items under that name."
+            )
+    for index, contrast in enumerate(study.contrasts):
+        if contrast.measure not in (PRIMARY, *study.measures):
+            yield f"contrasts.{index}.measure: no such measure. {suggestion(contrast.measure, [PRIMARY, *study.measures])}"
+
+
+def filled(value: Any, seed: int) -> Any:
+    """A value of the file with the seed in it: a text that is nothing else is the number."""
+    if isinstance(value, str):
+        return seed if _SEED.fullmatch(value) else _SEED.sub(str(seed), value)
+    if isinstance(value, dict):
+        return {key: filled(each, seed) for key, each in value.items()}
+    return [filled(each, seed) for each in value] if isinstance(value, list) else value
+
+
+@contextmanager
+def said_with_lines(file: Path) -> Iterator[None]:
+    """What a `PaftError` of the block says of `file` and keys in it also names the line."""
+    try:
+        yield
+    except PaftError as error:
+        node = compose_yaml(read_text(file, MOST_YAML_BYTES), file)
+        raise PaftError([_with_line(problem, file, node) for problem in error.problems]) from None
+
+
+def _with_line(problem: str, file: Path, node: yaml.Node | None) -> str:
+    said = problem.removeprefix(f"{file}: ")
+    line = None if said == problem else _line(said.replace(": ", "."), node)
+    return problem if line is None else f"{file}:{line}: {said}"
+
+
+def _line(dotted: str, node: yaml.Node | None) -> int | None:
+    """The line of the deepest thing below a node that a text leads to, which begins with keys and dots."""
+    found: dict[str, tuple[int, yaml.Node]] = {}
+    if isinstance(node, yaml.MappingNode):
+        found = {str(key.value): (key.start_mark.line + 1, value) for key, value in node.value}
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            found[str(index)] = (item.start_mark.line + 1, item)
+            if isinstance(item, yaml.ScalarNode):  # a word in a list of words
+                found[item.value] = found[str(index)]
+            elif isinstance(item, yaml.MappingNode):
+                found |= {str(key.value): (key.start_mark.line + 1, value) for key, value in item.value}
+    for key in sorted(found, key=len, reverse=True):
+        if dotted.startswith(f"{key}."):
+            line, below = found[key]
+            return _line(dotted.removeprefix(f"{key}."), below) or line
+    return None

@@ -1,0 +1,90 @@
+"""`study.yml`: every mistake at once, each with its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paft_plugin.errors import PaftError
+from paft_plugin.study.config import filled, read_study
+from paft_plugin.study.plan import plan_study
+from tests.study.room import Change
+
+ASKED = {"name": "a", "one": "sft", "other": "dpo", "measure": "skill"}
+
+
+def problems_of(file: Path) -> list[str]:
+    with pytest.raises(PaftError) as caught:
+        plan_study(file, read_study(file))
+    return [problem.removeprefix(str(file)) for problem in caught.value.problems]
+
+
+def test_the_seed_stands_in_any_text() -> None:
+    given = {"seed": "$seed", "path": "data/$seed/${seed}0.jsonl", "other": ["$seeds", {"it": "a $seed"}]}
+    assert filled(given, 3) == {"seed": 3, "path": "data/3/30.jsonl", "other": ["$seeds", {"it": "a 3"}]}
+
+
+def test_a_study_is_what_it_says_for_each_seed(study: Change) -> None:
+    found = read_study(study(description="seed $seed", seeds=[4, 7]))
+    assert {seed: one.description for seed, one in found.items()} == {4: "seed 4", 7: "seed 7"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "line"),
+    [
+        ({"buget": 3}, "buget: no such key. Did you mean budget?", "buget:"),
+        ({"seeds": [1, 1]}, "seeds: 1 is there twice.", "seeds:"),
+        ({"seeds": []}, "seeds: ", "seeds:"),
+        ({"ways": ["tis"]}, "ways: no such way of combining. Did you mean ties?", "ways:"),
+        ({"controls": ["drop", "prun"]}, "controls.prun: no such key. Did you mean prune?", "- prun"),
+        ({"controls": ["prune", "prune"]}, "controls: prune is there twice.", "controls:"),
+        ({"controls": [{"l2": {"strengths": [1, -1]}}]}, "controls.l2.strengths.1: ", "- -1"),
+        ({"controls": [{"prune": {"steps": [3]}}]}, "controls.prune.steps: no such key.", "steps:"),
+        ({"curves": {"density": [0.1, 2]}}, "curves.density.1: ", "- 2"),
+        ({"budget": 0}, "budget: ", "budget:"),
+        ({"retained": ["wrds"]}, "retained: no such measure.", "retained:"),
+        ({"contrasts": [ASKED | {"measure": "wrds"}]}, "contrasts.0.measure: no such measure.", "measure: wrds"),
+        ({"contrasts": [ASKED | {"one": "best:tis/l1"}]}, "contrasts.0.one: best:tis/l1: no such arm", "one:"),
+        ({"evaluation": False}, "evaluation: false: a study compares scores.", "evaluation:"),
+        ({"preference": "axolotl/sft.yml"}, "preference: ", "preference:"),
+        ({"sft": "axolotl/dpo.yml"}, "sft: its config names no penalty", "sft:"),
+        (
+            {"compare": {"rescale_l2": "axolotl/sft.yml"}},
+            "compare.rescale_l2: the study makes an arm of that",
+            "rescale_l2:",
+        ),
+    ],
+)
+def test_a_mistake_is_named_with_its_line(study: Change, changes: dict[str, Any], said: str, line: str) -> None:
+    file = study(**{"contrasts": None, **changes})
+    (problem,) = problems_of(file)
+    number, _, rest = problem.removeprefix(":").partition(": ")
+    assert rest.startswith(said)
+    assert (
+        file.read_text(encoding="utf-8")
+        .splitlines()[int(number) - 1]
+        .strip()
+        .removeprefix("- name: a")
+        .startswith(line)
+    )
+
+
+def test_all_mistakes_are_told_at_once(study: Change) -> None:
+    file = study(buget=3, seeds=[1, 1], ways=["tis"], curves={"density": [2]})
+    assert len(problems_of(file)) == 4
+
+
+def test_what_is_judged_must_be_chosen_by_something(study: Change) -> None:
+    evaluation = {
+        "tasks": "evaluation/tasks",
+        "measures": {"paft_skill": {"name": "skill"}, "paft_style": {"name": "style"}},
+        "skill": "skill",
+        "preference": "style",
+    }
+    found = problems_of(study(evaluation=evaluation, retained=None))
+    assert [problem.partition("none is called ")[2].partition(",")[0] for problem in found] == [
+        "skill_validation",
+        "style_validation",
+    ]

@@ -1,0 +1,129 @@
+"""What a study runs: the text of a seed's `paft.yml`, settings that are the same in all seeds, and what each arm is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from paft_plugin.study.config import read_study
+from paft_plugin.study.plan import FACTORS, StudyPlan, plan_study, points
+from tests.study.room import Change
+
+EVERYTHING = {
+    "budget": 5,
+    "ways": [
+        "sequential",
+        "sequential-reverse",
+        "joint",
+        "alpha",
+        "disjoint",
+        "task_arithmetic",
+        "ties",
+        "ram",
+        "linear",
+    ],
+    "controls": [
+        *("rescale_l2", "rescale_l1", "prune", "prune_rescale", "drop", "factors", "preference_l1", "disjoint"),
+        *({"early_stop": {"steps": [5, 9]}}, {"l2": {"strengths": [0.1]}}, {"kl": {"factors": [0.5]}}),
+    ],
+    "curves": {"paft_l1_lambda": [1e-5, 1e-4, 1e-3], "paft_target_sparsity": [0.9], "density": [0.1, 0.2]},
+}
+
+
+def plan(file: Path) -> StudyPlan:
+    return plan_study(file, read_study(file))
+
+
+def test_the_paft_yml_of_a_seed_can_be_read_as_it_is(study: Change) -> None:
+    """Golden text: what a person reads and edits."""
+    run = plan(study(output_dir=".", description="Two lines.\nOf seed $seed.", curves=None)).runs[1]
+    expected = (Path(__file__).parent / "paft.yml").read_text(encoding="utf-8")
+    assert run.text.partition("\n")[2] == expected
+
+
+def test_settings_are_the_same_in_all_seeds(study: Change) -> None:
+    one, other = (yaml.safe_load(run.text) for run in plan(study(**EVERYTHING)).runs)
+    assert one["fusion"]["fused"] == other["fusion"]["fused"]
+    assert one["fusion"]["seed"] != other["fusion"]["seed"]
+
+
+def test_points_are_always_the_same_and_more_of_them_begin_with_fewer() -> None:
+    assert points(3) == points(8)[:3]
+    assert points(8)[1][:3] == pytest.approx([0.3195, 0.1636, 0.6643], abs=1e-3)
+
+
+def test_every_way_gets_the_budget_and_begins_with_its_default(study: Change) -> None:
+    design = plan(study(**EVERYTHING)).design
+    trials = Counter((arm.way, arm.form) for arm in design.arms if arm.group == "way")
+    # Of `linear` there is nothing to tune but the strength.
+    assert trials.pop(("linear", "dense")) == 1
+    assert trials.pop(("linear", "l1")) == 3
+    assert set(trials.values()) == {5}
+    firsts = {(arm.way, arm.form): arm.name for arm in design.arms if arm.trial == 1}
+    assert firsts["ties", "dense"] == "parallel-ties"
+    assert firsts["ties", "l1"] == "paft-ties"
+    assert firsts["sequential-reverse", "dense"] == "sequential-preference-sft"
+
+
+def test_the_two_forms_of_a_method_are_tried_with_the_same_settings(study: Change) -> None:
+    arms = plan(study(**EVERYTHING)).design.arms
+    settings = {
+        form: [
+            {name: value for name, value in arm.settings.items() if name != "paft_l1_lambda"}
+            for arm in arms
+            if (arm.way, arm.form, arm.group) == ("ties", form, "way")
+        ]
+        for form in ("dense", "l1")
+    }
+    assert settings["dense"] == settings["l1"]
+    strengths = {
+        arm.settings["paft_l1_lambda"] for arm in arms if (arm.way, arm.form, arm.group) == ("ties", "l1", "way")
+    }
+    assert len(strengths) > 1
+
+
+def test_a_control_is_fused_by_every_method(study: Change) -> None:
+    design = plan(study(**EVERYTHING)).design
+    assert {arm.name for arm in design.named("control:early_stop")} == {"early-5", "early-9"}
+    assert {arm.of for arm in design.named("control:early_stop/ties")} == {"early-5", "early-9"}
+    controls = {arm.control for arm in design.arms if arm.control}
+    for control in controls - {"disjoint"}:
+        for method in ("task_arithmetic", "ties", "ram", "linear"):
+            assert design.named(f"control:{control}/{method}")
+
+
+def test_a_point_of_a_curve_that_is_there_already_is_not_made_again(study: Change) -> None:
+    found = plan(study(**EVERYTHING))
+    curves = {
+        name: [(arm.x, arm.name) for arm in found.design.arms if arm.curve == name and arm.way is None]
+        for name in ("paft_l1_lambda", "paft_target_sparsity")
+    }
+    assert sorted(curves["paft_l1_lambda"]) == [(0.0, "sft"), (1e-5, "l1-1e-05"), (1e-4, "sft-l1"), (1e-3, "l1-0.001")]
+    assert curves["paft_target_sparsity"] == [(0.9, "target-0.9")]
+    compare = yaml.safe_load(found.runs[0].text)["compare"]
+    assert "l1-0.0001" not in compare
+    assert compare["target-0.9"]["overrides"]["paft_l1_lambda"] is None
+    density = [arm.name for arm in found.design.arms if (arm.curve, arm.way, arm.form) == ("density", "ties", "l1")]
+    assert density == ["l1-ties-density-0.1", "paft-ties"]  # 0.2 is TIES' own
+
+
+def test_learning_rates_of_the_second_training_go_around_the_config_s_own(study: Change) -> None:
+    content = yaml.safe_load(plan(study(**EVERYTHING)).runs[0].text)
+    rates = [content["compare"][f"dpo-lr{factor:g}"]["overrides"]["learning_rate"] for factor in FACTORS[:4]]
+    assert rates == [6e-4 * factor for factor in FACTORS[:4]]
+    assert content["compare"]["sft-lr0.5"]["overrides"]["plugins"] is None
+
+
+def test_data_beside_the_study_are_found_from_a_seed_s_folder(study: Change, world: Path) -> None:
+    run = plan(study(sft="axolotl/sft.yml")).runs[0]
+    (data,) = yaml.safe_load(run.text)["sft"].get("overrides", {"datasets": [{"path": "none"}]})["datasets"]
+    # The demo's config names data/sft.jsonl, which this world has not.
+    assert data["path"] == "none"
+    (world / "data" / "sft.jsonl").write_text("{}\n", encoding="utf-8")
+    run = plan(study(sft="axolotl/sft.yml")).runs[0]
+    (data,) = yaml.safe_load(run.text)["sft"]["overrides"]["datasets"]
+    assert (run.file.parent / data["path"]).resolve() == world / "data" / "sft.jsonl"
+    (world / "data" / "sft.jsonl").unlink()
