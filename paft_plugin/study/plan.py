@@ -581,8 +581,8 @@ class _Sheet:
         usual = [self.trunk.skill_key, self.trunk.preference_key]
         orders = [list(order) or usual for order in self.study.orders] + self.orders
         content: Content = {**written, "output_dir": "."}
-        content["compare"] = {**given, **{name: _OneLine(value) for name, value in self.compare.items()}}
-        content["sequential"] = [_Line(order) for order in dict.fromkeys(map(tuple, orders))]
+        content["compare"] = {**given, **{name: _FlowMap(value) for name, value in self.compare.items()}}
+        content["sequential"] = [_FlowList(order) for order in dict.fromkeys(map(tuple, orders))]
         content["fusion"] = {
             **written.get("fusion", {}),
             "methods": {
@@ -590,9 +590,9 @@ class _Sheet:
                 **{name: self.default(name) for name in self.methods},
             },
             "seed": self.study.fusion.seed if "seed" in self.study.fusion.model_fields_set else self.seed,
-            "fused": {name: _OneLine(value) for name, value in self.fused.items()},
+            "fused": {name: _FlowMap(value) for name, value in self.fused.items()},
         }
-        content["arms"] = _Line(dict.fromkeys([*(self.study.arms or []), *(arm.name for arm in self.arms)]))
+        content["arms"] = _FlowList(dict.fromkeys([*(self.study.arms or []), *(arm.name for arm in self.arms)]))
         if self.study.validation and self.study.evaluation and self.study.evaluation.held_out is not False:
             content["evaluation"] = {**written.get("evaluation", {}), "validation": True}
         return {key: content[key] for key in PaftConfig.model_fields if content.get(key) not in (None, {}, [])}
@@ -650,11 +650,11 @@ def _factor(trial: int) -> float:
     )
 
 
-class _OneLine(dict):
+class _FlowMap(dict):
     """A mapping on one line."""
 
 
-class _Line(list):
+class _FlowList(list):
     """A list on one line."""
 
 
@@ -666,9 +666,11 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(
-    _OneLine, lambda dumper, value: dumper.represent_mapping("tag:yaml.org,2002:map", value.items(), True)
+    _FlowMap, lambda dumper, value: dumper.represent_mapping("tag:yaml.org,2002:map", value.items(), True)
 )
-_Dumper.add_representer(_Line, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, True))
+_Dumper.add_representer(
+    _FlowList, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, True)
+)
 _Dumper.add_representer(
     str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, "|" if "\n" in text else None)
 )
