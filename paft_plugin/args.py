@@ -20,16 +20,23 @@ DEFAULT_START = 1e-5  # λ where a controller starts; it soon moves it to where 
 PLUGIN_NAMES = {"paft_plugin.PAFTPlugin", "paft_plugin.plugin.PAFTPlugin"}
 """What `plugins` may call it by; axolotl takes a colon for the last dot as well."""
 
+STRATEGIES = ("dpo", "orpo", "simpo", "kto", "ipo")
+"""Values of `rl` that train a preference branch."""
+STRENGTHS = ("paft_l1_lambda", "paft_target_sparsity", "paft_l2_lambda")
+"""Keys of which one has to be set."""
+OF_L1 = {"paft_l1_on": "delta", "paft_l1_mode": "subgradient", "paft_l1_warmup_ratio": 0.0}
+"""Keys that say how the L1 penalty is to be, and how it is where they don't."""
+
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class PAFTArgs(BaseModel):
-    """What an SFT config may say to the plugin; axolotl merges these fields into its own schema."""
+    """What an axolotl config may say to the plugin; axolotl merges these fields into its own schema."""
 
     paft_l1_lambda: Size | None = Field(
         default=None,
-        description="Strength λ of the penalty λ‖δ‖₁ on the SFT delta. 0 only measures. With a target: where λ starts.",
+        description="Strength λ of the penalty λ‖δ‖₁ on the delta. 0 only measures. With a target: where λ starts.",
     )
     paft_l1_on: Literal["delta", "factors"] = Field(
         default="delta",
@@ -39,6 +46,10 @@ class PAFTArgs(BaseModel):
         default="subgradient",
         description="subgradient: the paper's, part of the gradient. proximal: soft-thresholding of the delta after each "
         "optimizer step by λ × learning rate, which leaves exact zeros; for full fine-tuning and paft_l1_on: factors.",
+    )
+    paft_l2_lambda: Size | None = Field(
+        default=None,
+        description="Strength λ₂ of a penalty λ₂‖δ‖₂² on the delta, beside L1 or alone: a delta that is small, not sparse.",
     )
     paft_l1_warmup_ratio: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(
         default=0.0,
@@ -71,7 +82,7 @@ class PAFTArgs(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def check(cls, data: Any, handler: ModelWrapValidatorHandler[PAFTArgs]) -> PAFTArgs:
-        """Refuse what axolotl would drop in silence, and settings under which the penalty is not that of the SFT delta."""
+        """Refuse what axolotl would drop in silence, and settings under which the penalty is not that of the delta."""
         named = isinstance(data, dict) and names_plugin(data)
         if named:
             raise_if_any(misspelt_keys(data, set(cls.model_fields)))
@@ -133,11 +144,11 @@ def misspelt_keys(keys: Iterable[str], known: set[str]) -> list[str]:
 
 
 def wrong_run(config: dict[str, Any]) -> list[str]:
-    """A problem for each setting of a merged config under which the penalty would not be that of the SFT delta."""
-    if config.get("paft_l1_lambda") is None and config.get("paft_target_sparsity") is None and not config.get("rl"):
+    """A problem for each setting of a merged config under which the penalty would not be that of the delta."""
+    if all(config.get(key) is None for key in STRENGTHS):
         return [
             "paft_l1_lambda is not set though plugins names paft_plugin.PAFTPlugin: set it (0 only measures), or set "
-            "paft_target_sparsity"
+            "paft_target_sparsity or paft_l2_lambda"
         ]
     return [
         *_wrong_strength(config),
@@ -149,6 +160,12 @@ def wrong_run(config: dict[str, Any]) -> list[str]:
 
 
 def _wrong_strength(config: dict[str, Any]) -> list[str]:
+    if config.get("paft_l1_lambda") is None and config.get("paft_target_sparsity") is None:
+        return [
+            f"{key}: there is no L1 penalty without paft_l1_lambda or paft_target_sparsity: set one, or remove {key}"
+            for key, usual in OF_L1.items()
+            if config.get(key) not in (None, usual)
+        ]
     if config.get("paft_target_sparsity") is None:
         return []
     problems = []
@@ -162,12 +179,18 @@ def _wrong_strength(config: dict[str, Any]) -> list[str]:
 def _wrong_kind_of_training(config: dict[str, Any]) -> list[str]:
     problems = []
     for key in ("rl", "reward_model", "process_reward_model"):
-        if config.get(key):
-            value = getattr(config[key], "value", config[key])
+        value = getattr(config.get(key), "value", config.get(key))
+        if value and not (key == "rl" and value in STRATEGIES):
             problems.append(
-                f"{key}: {value}: the penalty belongs to the SFT branch; the preference branch is stock axolotl: "
-                "remove paft_plugin.PAFTPlugin and the paft_* keys here"
+                f"{key}: {value}: the penalty belongs to the SFT branch, and for experiments to a preference branch of rl: "
+                f"{', '.join(STRATEGIES)}: remove paft_plugin.PAFTPlugin and the paft_* keys here"
             )
+    if config.get("rl"):
+        problems += [
+            f"{key}: in a preference training the penalty has been tried with one process or DDP alone: remove it"
+            for key in ("fsdp", "fsdp_config", "deepspeed")
+            if config.get(key)
+        ]
     return problems
 
 

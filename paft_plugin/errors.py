@@ -113,8 +113,13 @@ def some(names: Sequence[str], most: int = 3) -> str:
 
 
 def closest(name: str, names: Iterable[str], likeness: float = 0.6) -> str | None:
-    """The one of `names` that a misspelt `name` is most like; None if it is less than `likeness` (0 to 1) like any."""
-    return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=likeness)), None)
+    """The first of `names` that a misspelt `name` is most like; None if it is less than `likeness` (0 to 1) like any."""
+    known = list(names)
+    close = difflib.get_close_matches(name, known, cutoff=likeness)
+    ratios = [difflib.SequenceMatcher(None, one, name).ratio() for one in close]
+    return min(
+        (one for one, ratio in zip(close, ratios, strict=True) if ratio == ratios[0]), key=known.index, default=None
+    )
 
 
 def did_you_mean(name: str, names: Iterable[str], otherwise: str = "") -> str:

@@ -52,10 +52,11 @@ class PAFTPlugin(BasePlugin):
                 "θ − θ_pre: remove it, or remove the plugin"
             )
         settings = PenaltySettings(
-            strength=DEFAULT_START if cfg.paft_l1_lambda is None else cfg.paft_l1_lambda,
+            strength=start_of(cfg),
             l1_on=cfg.paft_l1_on,
             mode=cfg.paft_l1_mode,
             thresholds=tuple(cfg.paft_sparsity_thresholds),
+            l2_strength=cfg.paft_l2_lambda or 0.0,
             warmup_ratio=cfg.paft_l1_warmup_ratio,
             target_sparsity=cfg.paft_target_sparsity,
             target_threshold=cfg.paft_target_threshold,
@@ -68,6 +69,13 @@ class PAFTPlugin(BasePlugin):
         """Whether no other one acts: axolotl makes a plugin for each name that it has met, and this class has two."""
         known = PluginManager.get_instance().plugins.values()
         return next((plugin for plugin in known if isinstance(plugin, PAFTPlugin)), self) is self
+
+
+def start_of(cfg: Any) -> float:
+    """λ that a run starts with: a controller needs one, an L2 penalty alone has none."""
+    if cfg.paft_l1_lambda is None:
+        return 0.0 if cfg.paft_target_sparsity is None else DEFAULT_START
+    return float(cfg.paft_l1_lambda)
 
 
 def refuse_lost_options(arguments: Sequence[str], config: dict) -> None:

@@ -56,6 +56,7 @@ def test_keys_of_others_are_left_alone() -> None:
         {"paft_l1_lambda": float("inf")},
         {"paft_l1_lambda": "much"},
         {"paft_l1_on": "product"},
+        {"paft_l2_lambda": -1},
         {"paft_sparsity_thresholds": []},
         {"paft_sparsity_thresholds": [-1e-5]},
         {"paft_sparsity_thresholds": 1e-5},
@@ -93,7 +94,9 @@ def test_a_number_that_yaml_reads_as_text_is_a_number() -> None:
 
 
 WRONG_RUNS: dict[str, dict[str, Any]] = {
-    "rl": {"rl": "dpo"},
+    "rl": {"rl": "grpo"},
+    "fsdp_config": {"rl": "dpo", "fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}},
+    "deepspeed": {"rl": "dpo", "deepspeed": "zero2.json"},
     "reward_model": {"reward_model": True},
     "relora": {"relora": True},
     "peft_use_dora": {"peft_use_dora": True},
@@ -136,6 +139,9 @@ def test_a_wrong_kind_of_run_is_an_error_that_names_the_setting(key: str) -> Non
         {"paft_l1_mode": "proximal", "paft_l1_on": "factors"},
         {"paft_l1_mode": "proximal", "adapter": None},
         {"paft_target_sparsity": 0.9, "paft_l1_lambda": None},
+        {"paft_l2_lambda": 0.1, "paft_l1_lambda": None},
+        {"rl": "dpo"},
+        {"rl": "kto", "paft_target_sparsity": 0.9},
     ],
     ids=str,
 )
@@ -153,7 +159,7 @@ def test_a_proximal_step_that_an_optimizer_would_undo_is_an_error() -> None:
 
 def test_all_mistakes_come_at_once() -> None:
     problems = wrong_run(
-        {"adapter": "lora", "paft_l1_lambda": 0.1, "relora": True, "peft_use_dora": True, "rl": "orpo"}
+        {"adapter": "lora", "paft_l1_lambda": 0.1, "relora": True, "peft_use_dora": True, "rl": "grpo"}
     )
     assert len(problems) == 3
 
@@ -161,6 +167,16 @@ def test_all_mistakes_come_at_once() -> None:
 def test_the_plugin_without_a_strength_is_an_error() -> None:
     with pytest.raises(ValidationError, match="paft_l1_lambda is not set"):
         PAFTArgs(**NAMED)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"paft_l1_on": "factors"}, {"paft_l1_mode": "proximal", "adapter": None}, {"paft_l1_warmup_ratio": 0.1}],
+    ids=str,
+)
+def test_how_the_l1_penalty_is_to_be_says_nothing_where_there_is_none(setting: dict[str, Any]) -> None:
+    (problem,) = wrong_run({"adapter": "lora", "paft_l2_lambda": 0.1, **setting})
+    assert problem.startswith(f"{next(iter(setting))}: there is no L1 penalty")
 
 
 @pytest.mark.parametrize(

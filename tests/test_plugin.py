@@ -87,8 +87,9 @@ def test_keys_without_the_plugin_are_refused_where_it_is_known(read: Read, confi
     read(PENALISED)
     with pytest.raises(ValidationError, match=r"paft_l1_lambda: plugins does not name paft_plugin\.PAFTPlugin here"):
         read({**config, "plugins": [LIGER], "paft_l1_lambda": 1e-4})  # axolotl 0.19 asks no plugin where none is named
-    with pytest.raises(ValidationError, match="rl: dpo: the penalty belongs to the SFT branch"):
-        read({**DPO, "plugins": [NAME], "paft_l1_lambda": 1e-4})
+    with pytest.raises(ValidationError, match="rl: grpo: the penalty belongs to the SFT branch"):
+        read({**DPO, "rl": "grpo", "plugins": [NAME], "paft_l1_lambda": 1e-4})
+    assert read({**DPO, "plugins": [NAME], "paft_l1_lambda": 1e-4})["paft_l1_lambda"] == 1e-4
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,8 @@ class Proof(JsonFile):
     warmup_ratio: float = 0.0
     target_sparsity: float | None = None
     target_threshold: float | None = None
+    l2_strength: float | None = Field(None, alias="l2_lambda")
+    """λ₂, if the run had one."""
     steps_penalised: int
     resumed_at_step: int = 0
     l1_norm: float | None = None
@@ -54,10 +56,12 @@ class Proof(JsonFile):
     versions: dict[str, str] = Field(default_factory=dict)
 
     def content(self) -> dict[str, Any]:
-        """As the file has it: a target only if there is one."""
+        """As the file has it: a target, or an L2 penalty, only if there is one."""
         content = {"schema": self.SCHEMA, **self.model_dump(mode="json", by_alias=True)}
         if self.target_sparsity is None:
             del content["target_sparsity"], content["target_threshold"]
+        if self.l2_strength is None:
+            del content["l2_lambda"]
         return content
 
 

@@ -34,7 +34,7 @@ class Arm(BaseModel):
     role: Role | None = None
     """What a branch teaches; of other kinds None."""
     penalised: bool = False
-    """Whether an SFT delta of it was trained with the penalty."""
+    """Whether a delta of it was trained with the penalty."""
     branches: tuple[str, ...] = ()
     """The branches that it is made of, by the names of their arms; a branch is made of itself."""
     order: tuple[str, ...] = ()

@@ -32,7 +32,7 @@ from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.formats import threshold_label
 from paft_plugin.penalty.find import References, find_live_deltas, take_references, trained_themselves
 from paft_plugin.penalty.inspector import Inspector
-from paft_plugin.penalty.live import LiveDelta, Shrinkable, add_subgradients, gradient_norm, measure
+from paft_plugin.penalty.live import LiveDelta, Shrinkable, add_subgradients, gradient_norm, l2_norm, measure
 from paft_plugin.penalty.proximal import step_sizes
 from paft_plugin.penalty.settings import PenaltySettings
 from paft_plugin.penalty.strength import Schedule, Steering, TrainingProgress, missed_target, too_few_steps
@@ -194,6 +194,8 @@ class PenaltyInjector(TrainerCallback):
         self._lambda = self._strength.at(self._progress())
         if self._settings.mode == "subgradient":
             self._add_subgradient()
+        if self._settings.l2_strength:
+            self._add_decay()
 
     def after_optimizer_step(self) -> None:
         """Soft-threshold in proximal mode, and let λ be steered by where the step led."""
@@ -202,7 +204,7 @@ class PenaltyInjector(TrainerCallback):
             return
         if self._settings.mode == "proximal":
             self._shrink()
-        self.record.steps_penalised += self._lambda > 0
+        self.record.steps_penalised += self._lambda > 0 or self._settings.l2_strength > 0
         if self._steering:
             self._steering.look(self._progress(), self._trainer.optimizer)
 
@@ -224,15 +226,28 @@ class PenaltyInjector(TrainerCallback):
         if not self._lambda and not self._steering:
             return
         if self._trainer.is_deepspeed_enabled:  # which refuses to be steered
-            add_to_partitions(self._trainer, self._deltas, self._lambda)
+            add_to_partitions(
+                self._trainer, self._deltas, lambda delta, scale: delta.add_subgradient(self._lambda * scale)
+            )
             return
-        # Under fp16 the gradients still bear a scaler's factor here; it is divided out before clipping.
-        scaler = getattr(self._trainer.accelerator, "scaler", None)
-        scale = scaler.get_scale() if scaler is not None else 1.0
+        scale = self._gradient_scale()
         task = gradient_norm(self._trainer.model) / scale if self._steering else 0.0
         penalty = add_subgradients(self._deltas, self._lambda * scale)
         if self._steering:
             self._steering.weigh_gradients(task, penalty)
+
+    def _add_decay(self) -> None:
+        strength = self._settings.l2_strength
+        if self._trainer.is_deepspeed_enabled:
+            add_to_partitions(self._trainer, self._deltas, lambda delta, scale: delta.add_decay(strength * scale))
+            return
+        for delta in self._deltas:
+            delta.add_decay(strength * self._gradient_scale())
+
+    def _gradient_scale(self) -> float:
+        """What the gradients bear under fp16 until it is divided out, before clipping."""
+        scaler = getattr(self._trainer.accelerator, "scaler", None)
+        return float(scaler.get_scale()) if scaler is not None else 1.0
 
     def _shrink(self) -> None:
         step_size = step_sizes(self._trainer.optimizer)
@@ -255,6 +270,10 @@ class PenaltyInjector(TrainerCallback):
         if self._steering and self._steering.forecast is not None:
             shares["paft/sparsity_forecast"] = self._steering.forecast
         penalty = {"paft/penalty": self._lambda * now.l1_norm, "paft/lambda": self._lambda}
+        if self._settings.l2_strength:
+            norm = l2_norm(self._deltas)
+            penalty["paft/penalty"] += self._settings.l2_strength * norm**2
+            penalty["paft/l2_norm"] = norm
         return {"paft/l1_norm": now.l1_norm, **penalty, **shares}
 
     def _progress(self) -> TrainingProgress:
@@ -297,8 +316,8 @@ def _refuse_unshrinkable(deltas: Sequence[LiveDelta], model: nn.Module) -> None:
         )
 
 
-def add_to_partitions(trainer: Trainer, deltas: Sequence[LiveDelta], strength: float) -> None:
-    """Add strength × subgradient to gradients that are partitioned: those of one delta at a time are gathered and put back."""
+def add_to_partitions(trainer: Trainer, deltas: Sequence[LiveDelta], add: Callable[[LiveDelta, float], object]) -> None:
+    """Gather partitioned gradients, of one delta at a time, have `add` add to them, at their loss scale, and put them back."""
     from deepspeed.utils import safe_get_full_grad, safe_set_full_grad
 
     # What the gradients bear until the engine's step divides it out.
@@ -309,7 +328,7 @@ def add_to_partitions(trainer: Trainer, deltas: Sequence[LiveDelta], strength: f
         for parameter in trained:
             parameter.grad_dtype = None  # DeepSpeed hands out fp32, whatever the parameter's dtype
             parameter.grad = safe_get_full_grad(parameter)
-        delta.add_subgradient(strength * loss_scale)
+        add(delta, loss_scale)
         for parameter, dtype in zip(trained, dtypes, strict=True):
             whole, parameter.grad = parameter.grad, None
             parameter.grad_dtype = dtype

@@ -27,7 +27,7 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 from paft_plugin.deltas.measures import OCTAVES, hoyer
 from paft_plugin.errors import some
 from paft_plugin.formats import threshold_label
-from paft_plugin.penalty.l1 import difference_blocks, memory_order
+from paft_plugin.penalty.l1 import square_of_difference
 from paft_plugin.penalty.live import ExpertsDelta, FullDelta, LiveDelta
 from paft_plugin.penalty.sharded import local, sum_over_shards
 from paft_plugin.penalty.tally import LiveTally, Measurable, measurable, tally, total
@@ -145,7 +145,7 @@ def base_square(model: nn.Module, delta: Measurable) -> float | None:
     has become by now.
     """
     if isinstance(delta, FullDelta):
-        return sum_over_shards(_square(delta.reference).to(delta.device), delta.parameter).item()
+        return sum_over_shards(square_of_difference(delta.reference, None).to(delta.device), delta.parameter).item()
     if isinstance(delta, ExpertsDelta):
         wrapper = model.get_submodule(delta.name.rpartition(".")[0])
         assert isinstance(wrapper, ParamWrapper)
@@ -163,7 +163,7 @@ def _square_of_weight(weight: Tensor) -> float | None:
     # Narrower floats bear a scale somewhere else.
     if weight.is_meta or not weight.is_floating_point() or weight.element_size() < 2:
         return None
-    return sum_over_shards(_square(local(weight)), weight).item()
+    return sum_over_shards(square_of_difference(local(weight), None), weight).item()
 
 
 def _square_of_quantised(layer: Any) -> float | None:
@@ -174,7 +174,7 @@ def _square_of_quantised(layer: Any) -> float | None:
             return None
         from bitsandbytes.functional import dequantize_4bit
 
-        return _square(dequantize_4bit(weight.data, weight.quant_state)).item()
+        return square_of_difference(dequantize_4bit(weight.data, weight.quant_state), None).item()
     if type(weight).__name__ == "Int8Params" and weight.dtype == torch.int8:
         # The first forward pass moves them from the weight into the layer's state.
         scales = weight.SCB if weight.SCB is not None else layer.state.SCB
@@ -182,14 +182,6 @@ def _square_of_quantised(layer: Any) -> float | None:
             rows = torch.cat([block.float().square().sum(1) for block in weight.data.split(ROWS)])
             return (rows.double() * (scales.double() / INT8_LARGEST).square()).sum().item()
     return None
-
-
-def _square(tensor: Tensor) -> Tensor:
-    """‖tensor‖₂², ``[]`` fp64, block by block."""
-    square = torch.zeros((), dtype=torch.float64, device=tensor.device)
-    for _, block in difference_blocks(tensor, None, memory_order(tensor)):
-        square += block.dot(block)
-    return square
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
-"""‖δ‖₁ of one live delta: its size and its subgradient, each in one pass over blocks of δ.
+"""‖δ‖₁ and ‖δ‖₂² of one live delta: their size and their (sub)gradient, each in one pass over blocks of δ.
 
 Shape letters: `O` rows of δ, `I` columns of δ, `R` rank, `K` thresholds. A block is a few rows of δ, so nothing of size O × I is
 ever held. The subgradient at δ = 0 is exactly 0. Arithmetic is fp32, or fp64 for parameters in fp64; the norm is summed over
-blocks in fp64. On a GPU, Triton kernels (kernel.py) make the same passes where they run.
+blocks in fp64. On a GPU, Triton kernels (kernel.py) make the same passes for L1 where they run. ‖BA‖₂² = tr(BᵀB·AAᵀ) needs no
+block: both Gram matrices are ``[R, R]``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -74,15 +75,28 @@ def subgradient_of_product(A: Tensor, B: Tensor, scale: float) -> tuple[Tensor, 
     if _kernel_takes(A, B):
         grad_A, grad_B = kernel.subgradient_of_product(A, B)
         return grad_A.mul_(size), grad_B.mul_(size)
-    A = _widened(A)
+    A = widened(A)
     grad_A = torch.zeros_like(A)
     grad_B = torch.empty(B.shape, dtype=A.dtype, device=B.device)
     for rows in _blocks(B.shape[0], A.shape[1], A.device):
-        B_rows = _widened(B[rows])
+        B_rows = widened(B[rows])
         signs = (B_rows @ A).sign_()  # [rows, I]
         grad_A.addmm_(B_rows.T, signs)
         torch.mm(signs, A.T, out=grad_B[rows])
     return grad_A.mul_(size), grad_B.mul_(size)
+
+
+def square_of_product(A: Tensor, B: Tensor, scale: float) -> Tensor:
+    """‖s·BA‖₂² of a low-rank delta, ``[]`` fp64; `A` is ``[R, I]``, `B` ``[O, R]``."""
+    A, B = A.detach().double(), B.detach().double()
+    return scale**2 * (B.T @ B).mul(A @ A.T).sum()
+
+
+@ieee_products()
+def gradient_of_product(A: Tensor, B: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Gradient of ‖s·BA‖₂²: ``2s²·BᵀBA``, ``[R, I]``, and ``2s²·BAAᵀ``, ``[O, R]``, both at least fp32."""
+    A, B = widened(A), widened(B)
+    return (B.T @ B @ A).mul_(2 * scale**2), (B @ (A @ A.T)).mul_(2 * scale**2)
 
 
 def measure_difference(parameter: Tensor, reference: Tensor | None, thresholds: Sequence[float] = ()) -> L1Pass:
@@ -107,21 +121,43 @@ def add_subgradient_of_difference(
     parameter: Tensor, reference: Tensor | None, gradient: Tensor, strength: float
 ) -> None:
     """Add ``strength · sign(θ − θ_pre)`` into `gradient`, which has θ's shape, in its own dtype."""
-    order = memory_order(gradient)
-    flat = gradient.permute(tuple(order)).view(-1)
     if _kernel_subtracts(parameter, reference) and kernel.available(gradient):
+        order = memory_order(gradient)
+        flat = gradient.permute(tuple(order)).view(-1)
         flat_reference = None if reference is None else flattened(reference, order)
         kernel.add_subgradient_of_difference(flattened(parameter, order), flat_reference, flat, strength)
         return
+    add_difference(parameter, reference, gradient, strength, Tensor.sign_)
+
+
+def square_of_difference(parameter: Tensor, reference: Tensor | None) -> Tensor:
+    """‖θ − θ_pre‖₂², ``[]`` fp64; θ_pre = 0 if there is none."""
+    square = torch.zeros((), dtype=torch.float64, device=parameter.device)
+    for _, delta in difference_blocks(parameter, reference, memory_order(parameter)):
+        square += delta.dot(delta)
+    return square
+
+
+def add_gradient_of_difference(parameter: Tensor, reference: Tensor | None, gradient: Tensor, strength: float) -> None:
+    """Add ``strength · 2(θ − θ_pre)`` into `gradient`, which has θ's shape, in its own dtype."""
+    add_difference(parameter, reference, gradient, 2 * strength, lambda delta: delta)
+
+
+def add_difference(
+    parameter: Tensor, reference: Tensor | None, gradient: Tensor, strength: float, of: Callable[[Tensor], Tensor]
+) -> None:
+    """Add ``strength · of(θ − θ_pre)`` into `gradient`, a block at a time; `of` may overwrite the block that it gets."""
+    order = memory_order(gradient)
+    flat = gradient.permute(tuple(order)).view(-1)
     for block, delta in difference_blocks(parameter, reference, order):
-        flat[block].add_(delta.sign_(), alpha=strength)
+        flat[block].add_(of(delta), alpha=strength)
 
 
 def product_blocks(A: Tensor, B: Tensor) -> Iterator[Tensor]:
     """BA, a few rows at a time, ``[rows, I]``: each a new tensor, whose products are exact within `ieee_products`."""
-    A = _widened(A)
+    A = widened(A)
     for rows in _blocks(B.shape[0], A.shape[1], A.device):
-        yield _widened(B[rows]) @ A
+        yield widened(B[rows]) @ A
 
 
 def unscaled(thresholds: Sequence[float], scale: float) -> list[float]:
@@ -161,7 +197,8 @@ def _working_dtype(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _widened(tensor: Tensor) -> Tensor:
+def widened(tensor: Tensor) -> Tensor:
+    """The tensor without its graph, in fp32 or wider."""
     return tensor.detach().to(_working_dtype(tensor))
 
 

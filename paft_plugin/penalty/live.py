@@ -19,9 +19,13 @@ from torch import Tensor, nn
 from paft_plugin.deltas.proof import Measurement
 from paft_plugin.penalty.l1 import (
     L1Pass,
+    add_gradient_of_difference,
     add_subgradient_of_difference,
+    gradient_of_product,
     measure_difference,
     measure_product,
+    square_of_difference,
+    square_of_product,
     subgradient_of_product,
 )
 from paft_plugin.penalty.proximal import shrink_
@@ -57,6 +61,12 @@ class LiveDelta(Protocol):
 
     def add_subgradient(self, strength: float) -> Tensor:
         """Add strength × subgradient of the norm into the parameters' `.grad`; returns the subgradient's ‖·‖², fp32."""
+
+    def square(self) -> Tensor:
+        """‖δ‖₂², ``[]`` fp64, over all shards; of δ itself, whatever the L1 norm is taken of."""
+
+    def add_decay(self, strength: float) -> None:
+        """Add strength × gradient of ‖δ‖₂² into the parameters' `.grad`."""
 
 
 @runtime_checkable
@@ -99,6 +109,14 @@ class LowRankDelta:
         grad_A, grad_B = subgradient_of_product(whole(self.A), whole(self.B), self.scale)
         return _add_if_trained(self.A, grad_A, strength) + _add_if_trained(self.B, grad_B, strength)
 
+    def square(self) -> Tensor:
+        return square_of_product(whole(self.A), whole(self.B), self.scale)
+
+    def add_decay(self, strength: float) -> None:
+        grad_A, grad_B = gradient_of_product(whole(self.A), whole(self.B), self.scale)
+        _add_if_trained(self.A, grad_A, strength)
+        _add_if_trained(self.B, grad_B, strength)
+
 
 @dataclass(frozen=True)
 class ExpertsDelta:
@@ -133,7 +151,16 @@ class ExpertsDelta:
         return _entries_of_product(A[expert, :, columns], B[rows, :, expert], self.scale)
 
     def add_subgradient(self, strength: float) -> Tensor:
-        pairs = [subgradient_of_product(A, B, self.scale) for A, B in self.factors()]
+        return self._add([subgradient_of_product(A, B, self.scale) for A, B in self.factors()], strength)
+
+    def square(self) -> Tensor:
+        return _sum(square_of_product(A, B, self.scale) for A, B in self.factors())
+
+    def add_decay(self, strength: float) -> None:
+        self._add([gradient_of_product(A, B, self.scale) for A, B in self.factors()], strength)
+
+    def _add(self, pairs: Sequence[tuple[Tensor, Tensor]], strength: float) -> Tensor:
+        """Add the gradients of each expert's A and B; returns their ‖·‖²."""
         grad_A = torch.stack([grad for grad, _ in pairs]).reshape(self.A.shape)
         grad_B = torch.stack([grad for _, grad in pairs], dim=-1).reshape(self.B.shape)
         return _add_if_trained(self.A, grad_A, strength) + _add_if_trained(self.B, grad_B, strength)
@@ -177,6 +204,12 @@ class FactorsDelta:
     def add_subgradient(self, strength: float) -> Tensor:
         return _sum(_add_sign(factor, None, strength) for factor in self.parameters)
 
+    def square(self) -> Tensor:
+        return self.product.square()
+
+    def add_decay(self, strength: float) -> None:
+        self.product.add_decay(strength)
+
     def shrink(self, strength: float, step_size: StepSize) -> None:
         for factor in self.parameters:
             if factor.requires_grad:
@@ -218,6 +251,13 @@ class FullDelta:
     def add_subgradient(self, strength: float) -> Tensor:
         return _add_sign(self.parameter, self.reference, strength)
 
+    def square(self) -> Tensor:
+        return sum_over_shards(square_of_difference(local(self.parameter), self.reference), self.parameter)
+
+    def add_decay(self, strength: float) -> None:
+        gradient = local(_gradient_of(self.parameter))
+        add_gradient_of_difference(local(self.parameter), self.reference, gradient, strength)
+
     def shrink(self, strength: float, step_size: StepSize) -> None:
         shrink_(local(self.parameter), self.reference, strength * step_size(self.parameter))
 
@@ -235,6 +275,11 @@ def measure(deltas: Sequence[LiveDelta], thresholds: Sequence[float]) -> Measure
 def _entries_of_product(A: Tensor, B: Tensor, scale: float) -> Tensor:
     """s·Σᵣ BᵣAᵣ of N entries, from their columns of A and rows of B, both ``[N, R]``."""
     return (A.detach().float() * B.detach().float()).sum(-1) * scale
+
+
+def l2_norm(deltas: Sequence[LiveDelta]) -> float:
+    """‖δ‖₂ of all deltas together; under FSDP2 every process must take part."""
+    return _sum(delta.square() for delta in deltas).sqrt().item()
 
 
 def add_subgradients(deltas: Sequence[LiveDelta], strength: float) -> float:
@@ -258,12 +303,16 @@ def _add_if_trained(factor: nn.Parameter, subgradient: Tensor, strength: float) 
 def _add_sign(parameter: nn.Parameter, reference: Tensor | None, strength: float) -> Tensor:
     if not parameter.requires_grad:
         return torch.zeros((), device=parameter.device)
-    if parameter.grad is None:
-        # The task loss never touched it: the gradient of L + λ‖δ‖₁ is then the penalty's alone.
-        parameter.grad = torch.zeros_like(parameter)
-    add_subgradient_of_difference(local(parameter), reference, local(parameter.grad), strength)
+    add_subgradient_of_difference(local(parameter), reference, local(_gradient_of(parameter)), strength)
     # Every entry has a subgradient of ±1 but those that never moved.
     return torch.tensor(float(parameter.numel()), device=parameter.device)
+
+
+def _gradient_of(parameter: nn.Parameter) -> Tensor:
+    # The task loss may never have touched it: the gradient is then the penalty's alone.
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
 
 
 def _sum(tensors: Iterable[Tensor]) -> Tensor:

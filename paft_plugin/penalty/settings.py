@@ -20,6 +20,8 @@ class PenaltySettings:
     mode: Mode = "subgradient"
     thresholds: tuple[float, ...] = (1e-5,)
     """Of the sparsities that are logged and recorded."""
+    l2_strength: float = 0.0
+    """λ₂ ≥ 0 of λ₂‖δ‖₂², which is added to the task loss as well; always on δ itself."""
     warmup_ratio: float = 0.0
     """Share of the steps over which λ rises linearly."""
     target_sparsity: float | None = None
@@ -38,4 +40,5 @@ class PenaltySettings:
     def for_record(self) -> dict[str, Any]:
         """As `paft.json` shows it; `lambda` is what the run starts with."""
         shown = ("l1_on", "mode", "warmup_ratio", "target_sparsity", "target_threshold")
-        return {"lambda": self.strength, **{name: getattr(self, name) for name in shown}}
+        decay = {"l2_lambda": self.l2_strength} if self.l2_strength else {}
+        return {"lambda": self.strength, **{name: getattr(self, name) for name in shown}, **decay}

@@ -253,10 +253,13 @@ def _arm_of(branch: Branch) -> str:
         PaftError: A preference branch is trained on something else.
     """
     check_strategy(branch)
-    if branch.name == PREFERENCE and branch.trained is None:
-        return branch.strategy
-    is_sparse = branch.name == SFT or (branch.role == "sft" and branch.penalised)
-    return f"{branch.name}{SPARSE}" if is_sparse else branch.name
+    is_sparse = branch.name == SFT or branch.penalised
+    return f"{_dense_arm_of(branch)}{SPARSE}" if is_sparse else _dense_arm_of(branch)
+
+
+def _dense_arm_of(branch: Branch) -> str:
+    """What it is called without its penalty."""
+    return branch.strategy if branch.name == PREFERENCE and branch.trained is None else branch.name
 
 
 def _is_reserved(name: str) -> bool:
@@ -272,9 +275,10 @@ def _with_twins(fused: Mapping[str, str], found: Mapping[str, Branch]) -> tuple[
     ordered: dict[str, Branch] = {}
     twins: dict[str, str] = {}
     for key, name in fused.items():
-        if name == f"{key}{SPARSE}" and (key in found or found[name].trained is None):
-            ordered[key] = found.get(key) or without_penalty(found[name], key)
-            twins[name] = key
+        dense = _dense_arm_of(replace(found[name], name=key))
+        if name == f"{dense}{SPARSE}" and (dense in found or found[name].trained is None):
+            ordered[dense] = found.get(dense) or without_penalty(found[name], dense)
+            twins[name] = dense
         ordered[name] = found[name]
     return {**ordered, **{name: branch for name, branch in found.items() if name not in ordered}}, twins
 

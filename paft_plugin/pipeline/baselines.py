@@ -128,7 +128,8 @@ def joint_training(
     first, strategies = preferences[0], sorted({branch.strategy for branch in preferences})
     if len(strategies) > 1:
         raise PaftError(f"takes one preference loss, and the branches have {some(strategies)}. Leave {name} out.")
-    content = {key: value for key, value in first.content.items() if key not in _NOT_JOINT}
+    given = without_penalty(first, name).content if first.penalised else first.content
+    content = {key: value for key, value in given.items() if key not in _NOT_JOINT}
     content |= {"num_epochs": joint_epochs(branches), "val_set_size": 0}
     content |= {
         key: value for key in ("learning_rate", "sequence_len") if (value := _largest(key, branches)) is not None

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from paft_plugin.args import is_plugin, names_plugin
+from paft_plugin.args import STRATEGIES, is_plugin, names_plugin
 from paft_plugin.deltas.proof import why_unproven
 from paft_plugin.errors import PaftError, some
 from paft_plugin.evaluation.arms import Role
@@ -19,8 +19,6 @@ from paft_plugin.pipeline.secrets import handed_over
 from paft_plugin.schema import read_yaml
 
 PLUGIN = "paft_plugin.PAFTPlugin"
-STRATEGIES = ("dpo", "orpo", "simpo", "kto", "ipo")
-"""Values of `rl` that train a preference branch."""
 OURS = ("output_dir", "dataset_prepared_path")
 """Keys that the run sets itself."""
 

@@ -166,7 +166,7 @@ def _train(
         branch, needs = rest, (*needs, HOLD_OUT if beside is None else f"{HOLD_OUT}-{branch.name}")
     config = setup.run_dir / CONFIGS / f"{name}.yml"
     what = f"{'SFT and ' if branch.is_joint else ''}{branch.strategy.upper()}"
-    with_penalty = ", L1 penalty" if branch.penalised else ""
+    with_penalty = ", with a penalty" if branch.penalised else ""
     stage = Stage(
         name=name,
         title=f"train {name} ({what}{with_penalty})",

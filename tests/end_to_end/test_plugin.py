@@ -111,7 +111,7 @@ def test_a_run_without_it_is_the_same_after_one_with_it_in_the_same_process(conf
         ({"paft_l1_lamda": 1e-4, **LORA}, "paft_l1_lamda: no such key; did you mean paft_l1_lambda?"),
         ({"paft_l1_lambda": 1e-4, "paft_inspect_steps": 0, **LORA}, "paft_inspect_steps"),
         ({"paft_l1_lambda": 1e-4, "peft_use_dora": True, **LORA}, "peft_use_dora: under DoRA the delta is not s·BA"),
-        ({"paft_l1_lambda": 1e-4, "rl": "dpo", **LORA}, "rl: dpo: the penalty belongs to the SFT branch"),
+        ({"paft_l1_lambda": 1e-4, "rl": "grpo", **LORA}, "rl: grpo: the penalty belongs to the SFT branch"),
     ],
     ids=["typo", "no steps", "dora", "rl"],
 )

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from paft_plugin.penalty.live import measure
+from paft_plugin.penalty.live import l2_norm, measure
 from tests.penalty.adapters import TRAINED
 from tests.penalty.models import (
     clear_threshold,
@@ -41,6 +42,24 @@ def test_norm_sparsity_and_gradients_are_those_of_the_deltas_that_peft_merges(ki
     assert measured.entries == entries.numel()
     assert measured.l1_norm == pytest.approx(entries.abs().sum().item(), rel=1e-6)
     assert measured.sparsity[threshold] == (entries.abs() <= threshold).sum().item() / entries.numel()
+    assert_same_gradients(model, twins)
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_l2_norm_and_gradients_are_those_of_the_deltas_that_peft_merges(kind: str, tmp_path: Path) -> None:
+    model = TRAINED[kind](tmp_path)
+    base, deltas = copies(model), live(model)
+    assert l2_norm(deltas) == 0
+    move(model)
+    expected, twins = deltas_in_double(model, base)
+    (STRENGTH * sum(delta.square().sum() for delta in expected)).backward()
+    assert l2_norm(deltas) == pytest.approx(entries_of(expected).norm().item(), rel=1e-6)
+    for delta in deltas:
+        delta.add_decay(STRENGTH)
+    assert_same_gradients(model, twins)
+
+
+def assert_same_gradients(model: nn.Module, twins: dict[str, nn.Parameter]) -> None:
     for name, parameter in trainable(model).items():
         assert parameter.grad is not None, name
         # A gradient in bf16 is rounded once.

@@ -12,6 +12,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from paft_plugin.deltas.proof import why_unproven
 from paft_plugin.errors import PaftError
 from paft_plugin.penalty.injector import PenaltyInjector
 from paft_plugin.penalty.settings import PenaltySettings
@@ -27,6 +28,11 @@ from tests.penalty.trainers import (
 )
 
 LAMBDA = 3e-3
+PENALTIES = {
+    "l1": PenaltySettings(LAMBDA),
+    "l2": PenaltySettings(0.0, l2_strength=0.03),
+    "both": PenaltySettings(LAMBDA, l2_strength=0.03),
+}
 
 
 @pytest.mark.parametrize("make", [lora_llama, tiny_llama], ids=["lora", "full"])
@@ -49,10 +55,12 @@ def test_any_split_into_micro_batches_takes_the_same_steps(make: Any, clipping: 
     assert_same(whole, split, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "reentrant checkpointing"])
 @pytest.mark.parametrize("make", [lora_llama, tiny_llama], ids=["lora", "full"])
-def test_steps_are_those_of_the_penalised_loss(make: Any, checkpointing: bool, tmp_path: Path) -> None:
-    """SGD written by hand on L + λ‖δ‖₁, with autograd through the whole δ, ends at the same weights."""
+def test_steps_are_those_of_the_penalised_loss(make: Any, checkpointing: bool, penalty: str, tmp_path: Path) -> None:
+    """SGD written by hand on L + λ‖δ‖₁ + λ₂‖δ‖₂², with autograd through the whole δ, ends at the same weights."""
+    settings = PENALTIES[penalty]
     by_hand, injected = make(), make()
     base = {name: p.clone() for name, p in trainable(by_hand).items()}
     batches: list[dict[str, Tensor]] = []
@@ -64,7 +72,7 @@ def test_steps_are_those_of_the_penalised_loss(make: Any, checkpointing: bool, t
     )
     inner = trainer.training_step
     trainer.training_step = lambda model, inputs, *rest: (batches.append(dict(inputs)), inner(model, inputs, *rest))[1]
-    PenaltyInjector(trainer, PenaltySettings(LAMBDA)).install()
+    PenaltyInjector(trainer, settings).install()
     trainer.train()
 
     parameters = [p for p in by_hand.parameters() if p.requires_grad]
@@ -72,13 +80,20 @@ def test_steps_are_those_of_the_penalised_loss(make: Any, checkpointing: bool, t
         deltas = [m.get_delta_weight("default") for m in by_hand.modules() if isinstance(m, LoraLayer)] or [
             p - base[name] for name, p in by_hand.named_parameters()
         ]
-        loss = by_hand(**batch).loss + LAMBDA * sum(delta.abs().sum() for delta in deltas)
+        loss = by_hand(**batch).loss + settings.strength * sum(delta.abs().sum() for delta in deltas)
+        loss += settings.l2_strength * sum(delta.square().sum() for delta in deltas)
         gradients = torch.autograd.grad(loss, parameters)
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter -= LEARNING_RATE * gradient
     assert len(batches) == 4
     assert_same(by_hand, injected, rtol=1e-9, atol=1e-11)
+    assert why_unproven(tmp_path) is None
+    assert json.loads((tmp_path / "paft.json").read_text()).get("l2_lambda", 0) == settings.l2_strength
+    last = trainer.state.log_history[-2]
+    assert last["paft/penalty"] == pytest.approx(
+        settings.strength * last["paft/l1_norm"] + settings.l2_strength * last.get("paft/l2_norm", 0) ** 2
+    )
 
 
 def test_the_penalty_is_logged_beside_a_pure_loss(tmp_path: Path) -> None:
@@ -170,7 +185,7 @@ def test_a_scaled_gradient_gets_a_scaled_penalty(tmp_path: Path) -> None:
 
     models = [lora_llama(), lora_llama()]
     trainers = [make_trainer(model, tmp_path) for model in models]
-    injectors = [PenaltyInjector(trainer, PenaltySettings(LAMBDA)) for trainer in trainers]
+    injectors = [PenaltyInjector(trainer, PENALTIES["both"]) for trainer in trainers]
     for model in models:
         with torch.no_grad():
             for name, parameter in model.named_parameters():

@@ -318,6 +318,25 @@ def test_an_arm_says_what_it_is(tmp_path: Path) -> None:
             assert Path("scores") / arm.name in scored.folders
 
 
+def test_a_preference_branch_may_be_penalised_too(tmp_path: Path) -> None:
+    plain = configs_of(open_setup(write_run(tmp_path), ["*"], False))
+    penalised = {"config": "dpo.yml", "overrides": {"plugins": ["paft_plugin.PAFTPlugin"], "paft_l1_lambda": 1e-4}}
+    file = write_run(tmp_path, compare={"sparse": penalised})
+    arms = {arm.name: arm for arm in open_setup(file, ["*"], False).arms}
+    assert (arms["sparse"].role, arms["sparse"].penalised, arms["sparse"].twin) == ("preference", True, None)
+
+    edit(file, preference=penalised, compare=["joint"])
+    setup = open_setup(file, ["*"], False)
+    arms, configs = {arm.name: arm for arm in setup.arms}, configs_of(setup)
+    assert (arms["dpo-l1"].role, arms["dpo-l1"].penalised, arms["dpo-l1"].twin) == ("preference", True, "dpo")
+    assert (arms["dpo"].role, arms["dpo"].penalised) == ("preference", False)
+    assert arms["paft-ties"].branches == ("sft-l1", "dpo-l1")
+    assert (arms["parallel-ties"].branches, arms["parallel-ties"].penalised) == (("sft", "dpo"), False)
+    assert arms["sequential"].order == ("sft", "dpo")
+    assert configs["dpo"] == plain["dpo"], "the twin is the training without its penalty"
+    assert not [key for name in ("joint", "sequential") for key in configs[name] if key.startswith("paft_")]
+
+
 def test_without_a_dense_twin_an_arm_names_none(tmp_path: Path) -> None:
     trained = tmp_path / "trained"
     trained.mkdir()

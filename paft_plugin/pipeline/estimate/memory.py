@@ -31,8 +31,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from paft_plugin.args import STRATEGIES, STRENGTHS
 from paft_plugin.errors import one_line
-from paft_plugin.pipeline.branches import STRATEGIES
 from paft_plugin.pipeline.estimate.shapes import (
     MOST_LAYERS,
     Shapes,
@@ -227,7 +227,7 @@ def _logit_bytes(config: Mapping[str, Any], model: Mapping[str, Any], width: int
 
 
 def _penalty_bytes(config: Mapping[str, Any], weights: float) -> float:
-    if config.get("paft_l1_lambda") is None and config.get("paft_target_sparsity") is None:
+    if all(config.get(key) is None for key in STRENGTHS):
         return 0.0
     if config.get("adapter"):
         return float(_ROW_BLOCK)

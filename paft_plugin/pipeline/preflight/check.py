@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from paft_plugin.args import names_plugin
+from paft_plugin.args import STRENGTHS, names_plugin
 from paft_plugin.deltas.store import open_model
 from paft_plugin.errors import Findings, PaftError, collecting, some
 from paft_plugin.pipeline.arms import SFT, Setup
@@ -146,27 +146,26 @@ def check_held_out(setup: Setup) -> Findings:
 
 
 def check_penalty(setup: Setup, branch: Branch) -> Findings:
-    """The plugin with a strength or a target on the sparse SFT branch, and none of it on a preference branch.
+    """The plugin with a strength or a target on the sparse SFT branch, and no keys anywhere without it.
 
-    What the plugin itself refuses once it is named (no strength, a preference training) is left to it.
+    What the plugin itself refuses once it is named (no strength, another kind of training) is left to it.
     """
     findings = Findings()
     keys = sorted(key for key in branch.content if key.startswith("paft_"))
     if names_plugin(branch.content):
-        if branch.content.get("paft_l1_lambda") == 0 and branch.content.get("paft_target_sparsity") is None:
+        if branch.content.get("paft_l1_lambda") == 0 and not any(map(branch.content.get, STRENGTHS)):
             findings.warn(
                 f"{branch.where}: paft_l1_lambda: 0 only measures, so this branch is dense. Set a strength above 0, or "
                 "paft_target_sparsity, to make it sparse."
             )
-    elif branch.strategy != "sft":
-        if keys:
-            findings.problem(
-                f"{branch.where}: {some(keys)}: the penalty belongs to the SFT branch, and axolotl drops this in silence. "
-                "Remove it here."
-            )
     elif keys:
         findings.problem(
-            f"{branch.where}: {some(keys)}: does nothing unless `plugins:` names {PLUGIN}. Add it there, as `- {PLUGIN}`."
+            f"{branch.where}: {some(keys)}: does nothing unless `plugins:` names {PLUGIN}. "
+            + (
+                f"Add it there, as `- {PLUGIN}`."
+                if branch.strategy == "sft"
+                else "The penalty belongs to the SFT branch: remove it here, or add the plugin for an experiment."
+            )
         )
     elif branch.name == setup.fused.get(SFT):
         findings.problem(
