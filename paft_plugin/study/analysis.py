@@ -10,7 +10,7 @@ from paft_plugin.evaluation.statistics import LEVEL, MeanChange, holm
 from paft_plugin.report.differences import Verdict
 from paft_plugin.study.chosen import EVERY_WAY, Taken, take
 from paft_plugin.study.design import BEST, CONTROL, PRIMARY, VALIDATION, Contrast, StudyArm
-from paft_plugin.study.effects import Level, change, level
+from paft_plugin.study.effects import Level, change, level, terms
 from paft_plugin.study.fronts import Front, fronts
 from paft_plugin.study.scores import StudyScores
 
@@ -70,15 +70,15 @@ class Answered:
 
 @dataclass(frozen=True)
 class ControlRow:
-    """The delta of a control beside the penalised one, and what fusions of both come to."""
+    """The delta of a control beside what it is matched to, and what fusions of it and of the penalised branch come to."""
 
     name: str
     arm: str | None
-    """The candidate that was taken; None where none could be."""
+    """The candidate that was taken; None where none could be, or where the control has no delta of its own."""
     like: str | None
-    """The penalised branch that it is compared with."""
+    """The branch that it is compared with alone."""
     answers: Mapping[str, Answered]
-    """Way, or `alone` → the penalised less the control, in `primary` (alone: in the skill)."""
+    """Way, or `alone` → the penalised less the control, in `primary` (alone: in the goal of the branch)."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,23 @@ class Analysis:
 
     @property
     def main(self) -> list[StudyRow]:
-        """The base, the branches, what was chosen of every way, and every control's delta."""
-        return [row for row in self.rows if row.is_chosen or row.group in ("base", "branch")]
+        """The base, the branches (of each form the first, not a whole curve), what was chosen of ways, and controls' deltas."""
+        first = {
+            form: name for name, form in reversed([(row.name, row.form) for row in self.rows if row.group == "branch"])
+        }
+        shown = {
+            row.name for row in self.rows if row.group == "branch" and (not row.form or first[row.form] == row.name)
+        }
+        chosen = {row.name for row in self.rows if row.is_chosen and (row.group != "control" or not row.way)}
+        return [row for row in self.rows if row.group == "base" or row.name in shown | chosen]
+
+    @property
+    def main_measures(self) -> list[Measure]:
+        """What the design names, and how far an arm is from the base."""
+        design = self.scores.design
+        asked = {contrast.measure for contrast in design.contrasts}
+        named = {design.skill, design.preference, *design.retained, *design.primary, *asked}
+        return [measure for measure in self.measures if measure.name in named or measure.is_distance]
 
 
 def analyse(scores: StudyScores) -> Analysis:
@@ -201,13 +216,22 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def answer(scores: StudyScores, contrast: Contrast, one: Taken, other: Taken) -> Answered:
     """A question's answer, not corrected."""
     measure = scores.measure(contrast.measure)
-    margin = contrast.margin if contrast.margin is not None or measure is None else measure.margin
+    margin = contrast.margin if contrast.margin is not None else _margin(scores, contrast.measure)
     up = measure is None or measure.higher_is_better
     if one.arm is None or other.arm is None:
         return Answered(contrast, None, None, None, margin, up, why=one.why or other.why)
     found = change(scores, other.arm.name, one.arm.name, contrast.measure)
     why = "" if found else f"No seed has the items of {contrast.measure} of both {one.arm.name} and {other.arm.name}."
     return Answered(contrast, one.arm.name, other.arm.name, found, margin, up, why=why)
+
+
+def _margin(scores: StudyScores, name: str) -> float | None:
+    """A measure's own; of `primary` the mean of those that it is made of, if all are shares and have one."""
+    parts = [scores.measure(part.measure) for part in terms(scores, name)]
+    margins = [part.margin for part in parts if part is not None and part.margin is not None]
+    if len(margins) < len(parts) or (len(parts) > 1 and any(part.in_nats for part in parts if part)):
+        return None
+    return sum(margins) / len(margins)
 
 
 def _declared(scores: StudyScores, taken: Mapping[str, Taken]) -> tuple[Answered, ...]:
@@ -218,24 +242,24 @@ def _declared(scores: StudyScores, taken: Mapping[str, Taken]) -> tuple[Answered
 
 
 def _controls(scores: StudyScores, taken: Mapping[str, Taken]) -> Iterator[ControlRow]:
-    """Every control, beside the penalised branch that it is matched to, alone and by every way that both were fused by."""
-    arms = scores.design.arms
+    """Every control, beside the branch that it is matched to, and by every way that both it and the penalised were fused by."""
+    arms, design = scores.design.arms, scores.design
+    penalised = _penalised(arms)
     for name in dict.fromkeys(arm.control for arm in arms if arm.group == "control" and arm.control):
         own = [arm for arm in arms if arm.group == "control" and arm.control == name]
+        match = next((arm.match for arm in own if arm.match), None)
+        like = match.to if match else penalised
+        goal = design.preference if match and match.measure == design.preference else design.skill
         alone = taken.get(f"{CONTROL}{name}")
-        like = next((arm.match.to for arm in own if arm.match), None) or _penalised(arms)
-        pairs = {"alone": (like, alone)} if alone else {}
+        pairs = [("alone", like, alone, goal)] if alone else []
         for way in dict.fromkeys(arm.way for arm in own if arm.way):
-            pairs[way] = (_fused(arms, like, way), taken[f"{CONTROL}{name}/{way}"])
+            pairs.append((way, _fused(arms, penalised, way), taken[f"{CONTROL}{name}/{way}"], PRIMARY))
         answers = {}
-        for way, (mine, control) in pairs.items():
-            if mine is not None and control.arm is not None:
-                contrast = Contrast(
-                    name=f"{name}, {way}", one=mine, other=control.arm.name,
-                    measure=scores.design.skill if way == "alone" else PRIMARY,
-                )  # fmt: skip
+        for way, mine, control, measure in pairs:
+            if mine is not None and control is not None and control.arm is not None:
+                contrast = Contrast(name=f"{name}, {way}", one=mine, other=control.arm.name, measure=measure)
                 answers[way] = answer(scores, contrast, take(scores, mine), control)
-        yield ControlRow(name, alone.arm.name if alone and alone.arm else None, like, answers)
+        yield ControlRow(name, alone.arm.name if alone and alone.arm else None, like if alone else None, answers)
 
 
 def _penalised(arms: Sequence[StudyArm]) -> str | None:
@@ -251,19 +275,21 @@ def _fused(arms: Sequence[StudyArm], branch: str | None, way: str) -> str | None
 
 def _curves(scores: StudyScores) -> Iterator[StudyCurve]:
     measures = [PRIMARY, *(measure.name for measure in _test_measures(scores))]
-    points: dict[str, dict[str, list[CurvePoint]]] = {}
-    for arm in scores.design.arms:
-        if arm.curve is not None and arm.x is not None:
+    on_curves = [arm for arm in scores.design.arms if arm.curve is not None and arm.x is not None]
+    for setting in dict.fromkeys(arm.curve for arm in on_curves):
+        own = [arm for arm in on_curves if arm.curve == setting]
+        places = [(arm.way, arm.x) for arm in own]
+        are_several = len(set(places)) < len(places)  # a dense and a penalised one at the same place
+        series: dict[str, list[CurvePoint]] = {}
+        for arm in own:
             levels = {name: found for name in measures if (found := level(scores, arm.name, name))}
             if levels:
-                series = points.setdefault(arm.curve, {}).setdefault(_series(arm), [])
-                series.append(CurvePoint(arm.name, arm.x, levels))
-    for setting, by_way in points.items():
-        yield StudyCurve(setting, {way: sorted(each, key=lambda point: point.x) for way, each in by_way.items()})
-
-
-def _series(arm: StudyArm) -> str:
-    return "alone" if arm.way is None else " ".join(filter(None, (arm.way, arm.form)))
+                name = " ".join(filter(None, (arm.way or "alone", arm.form if are_several else None)))
+                series.setdefault(name, []).append(CurvePoint(arm.name, arm.x or 0.0, levels))
+        if series:
+            yield StudyCurve(
+                setting or "", {name: sorted(each, key=lambda point: point.x) for name, each in series.items()}
+            )
 
 
 def _notes(scores: StudyScores, taken: Mapping[str, Taken]) -> Iterator[str]:

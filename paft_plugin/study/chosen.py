@@ -13,10 +13,10 @@ from paft_plugin.study.effects import mean_score
 from paft_plugin.study.scores import StudyScores
 
 RULE = (
-    "Of a way's trials the one is taken whose primary is greatest, as a mean over all seeds, on validation items; among equals "
-    "the first, which is the default. Of a control's candidates the one is taken whose measure is nearest to that of the arm "
-    "that it is matched to, on validation items as well. All are judged on test items; what luck a chosen trial had in training "
-    "is part of both."
+    "Of a way's trials the one is taken whose primary is greatest, as a mean over all seeds, on validation items; among "
+    "equals the first, which is the default. Of a control's candidates the one is taken whose measure is nearest to that of "
+    "the arm that it is matched to, on validation items as well. All are judged on test items; what luck a chosen trial had "
+    "in training is part of both."
 )
 
 
@@ -59,12 +59,17 @@ def _by_merit(reference: str, arms: list[StudyArm], merits: Mapping[str, float |
     return Taken(reference, next(arm for arm in arms if arm.name == first), known)
 
 
+def _is_fusion(arm: StudyArm, delta: StudyArm) -> bool:
+    """Whether a control's arm fuses that candidate; of a control of the preference branch both are of the same skill's delta."""
+    return arm.of == delta.name or (arm.of == delta.of and arm.settings == delta.settings)
+
+
 def _control(scores: StudyScores, reference: str, arms: list[StudyArm]) -> Taken:
     """A control's delta, or the fusion of the delta that is taken."""
     name, _, way = reference.removeprefix(CONTROL).partition("/")
     if way and len(arms) > 1:
         delta = take(scores, f"{CONTROL}{name}")
-        own = [arm for arm in arms if delta.arm is not None and arm.of == delta.arm.name]
+        own = [arm for arm in arms if delta.arm is not None and _is_fusion(arm, delta.arm)]
         if own:
             return Taken(reference, own[0], delta.candidates)
     merits = {}

@@ -24,6 +24,7 @@ from paft_plugin.drawing import (
     new_figure,
 )
 from paft_plugin.formats import number
+from paft_plugin.search.report import pareto_front
 from paft_plugin.study.analysis import Analysis, Answered, StudyCurve, StudyRow
 from paft_plugin.study.design import PRIMARY
 from paft_plugin.study.effects import Level
@@ -141,7 +142,10 @@ def front_chart(analysis: Analysis) -> Drawn | str:
     for place, way in enumerate(ways):
         panels[0].plot([], [], label=way, **_look(place))
     figure.legend(loc="outside upper center", ncols=min(len(ways), 6))
-    said = "Means over seeds on test items, of the trials that no other of their way beats on validation; best is right and up."
+    said = (
+        "Means over seeds on test items, of the trials that no other of their way beats on validation in any goal; a line "
+        "joins those that none beats in these two. Best is right and up."
+    )
     return Drawn(figure, said, f"Line chart of {len(known)} fronts.", wide=True)
 
 
@@ -154,7 +158,12 @@ def _look(place: int) -> dict[str, Any]:
 
 
 def _front_line(axes: Axes, front: Front, place: int) -> None:
-    axes.plot(*zip(*sorted(point[:2] for point in front.points), strict=True), **_look(place))
+    """Every arm as a point, and a line through those that none of them beats in these two goals."""
+    points, look = [point[:2] for point in front.points], _look(place)
+    line = sorted(points[at] for at in pareto_front(points, [True, True]))
+    axes.plot(*zip(*line, strict=True), **look)
+    across, upwards = zip(*points, strict=True)
+    axes.scatter(across, upwards, s=18, marker=look["marker"], color=look["color"], alpha=0.45, linewidths=0)
 
 
 @chart("volumes", "Hypervolume of every way", "fronts")
@@ -189,12 +198,11 @@ def curve_chart(curve: StudyCurve) -> Chart[Analysis]:
         named = [name for name in named if any(name in point.levels for point in shown)][:MOST_PANELS]
         figure = new_figure(WIDE, 3.6)
         panels = figure.subplots(1, len(named), squeeze=False)[0]
-        places = [point.x for point in shown]
         for axes, name in zip(panels, named, strict=True):
+            nothing = _curve_axis(axes, [point.x for point in shown])
             for place, points in enumerate(curve.series.values()):
-                _curve_line(axes, [(point.x, point.levels[name]) for point in points if name in point.levels], place)
-            if min(places) > 0 and max(places) > 20 * min(places):
-                log_axis(axes, "x")
+                known = [(point.x or nothing, point.levels[name]) for point in points if name in point.levels]
+                _curve_line(axes, known, place)
             axes.set_xlabel(curve.setting)
             axes.set_title(_with_direction(analysis, name), loc="left")
         for place, series in enumerate(curve.series):
@@ -204,6 +212,19 @@ def curve_chart(curve: StudyCurve) -> Chart[Analysis]:
         return Drawn(figure, _seeds_said(analysis), alt, wide=True)
 
     return draw
+
+
+def _curve_axis(axes: Axes, places: Sequence[float]) -> float:
+    """Logarithmic where the setting spans more than a decade; returns where 0 stands on it, which is left of all others."""
+    above = [place for place in places if place > 0]
+    if not above or max(above) <= 10 * min(above):
+        return 0.0
+    log_axis(axes, "x")
+    nothing = min(above) / 6
+    if min(places) == 0:
+        axes.axvline(min(above) / 2.4, color=MUTED, linewidth=0.6, linestyle=":")
+        axes.text(nothing, 0.02, "0", transform=axes.get_xaxis_transform(), ha="center", color=MUTED)
+    return nothing
 
 
 def _curve_line(axes: Axes, points: Sequence[tuple[float, Level]], place: int) -> None:

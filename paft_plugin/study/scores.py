@@ -43,7 +43,7 @@ class ArmFigures(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     scores: dict[str, float] = Field(default_factory=dict)
-    """Measure → mean over its items, of all measures."""
+    """Measure → mean over its items, of those whose items are not kept."""
     sparsity: dict[str, float] = Field(default_factory=dict)
     """Threshold → share of the delta's entries that are no larger."""
     l1: float | None = None
@@ -125,13 +125,16 @@ def collect(folder: Path, design: Design, cost: Sequence[Mapping[str, Any]] = ()
         raise PaftError(f"{folder}: no seed has results yet. {AGAIN}")
     measures = _common_measures(folder, found)
     wanted = {arm.name for arm in design.arms}
+    figures = {}
     for seed, results in found.items():
-        write_bytes(inside(folder, ITEMS / f"{seed}.npz"), packed(_items_of(results, kept_measures(design), wanted)))
+        items = _items_of(results, kept_measures(design), wanted)
+        write_bytes(inside(folder, ITEMS / f"{seed}.npz"), packed(items))
+        figures[seed] = _figures_of(design.run_dir(folder, seed), results, wanted, items)
     notes = [f"Seed {seed} has no results, and is left out." for seed in design.seeds if seed not in found]
     notes += _missing_arms(design, found)
     StudyFigures(
         measures=measures,
-        seeds={seed: _figures_of(design.run_dir(folder, seed), results, wanted) for seed, results in found.items()},
+        seeds=figures,
         cost=tuple(map(dict, cost)),
         notes=tuple(notes),
     ).write(inside(folder, FIGURES_FILE))
@@ -181,14 +184,22 @@ def _items_of(results: Results, measures: Sequence[str], wanted: set[str]) -> di
     return kept
 
 
-def _figures_of(run: Path, results: Results, wanted: set[str]) -> dict[str, ArmFigures]:
+def _figures_of(run: Path, results: Results, wanted: set[str], items: Scores) -> dict[str, ArmFigures]:
     norms: dict[str, dict[str, float]] = {}
     for place in INSPECTIONS:
         if (run / place / INSPECTION_FILE).is_file():
             for delta in read_inspection(inside(run, place)).deltas:
                 norms[delta.name] = {"l1": delta.figures.total.l1, "l2": delta.figures.total.l2}
     return {
-        arm.name: ArmFigures(scores=arm.scores, sparsity=arm.sparsity, **norms.get(arm.name, {}))
+        arm.name: ArmFigures(
+            scores={
+                name: score
+                for name, score in arm.scores.items()
+                if name not in items or arm.name not in items[name].arms
+            },
+            sparsity=arm.sparsity,
+            **norms.get(arm.name, {}),
+        )
         for arm in results.arms
         if arm.name in wanted
     }

@@ -19,13 +19,14 @@ INTERVALS = "± reaches to the farther end of the 95 % interval over seeds and i
 def main_table(analysis: Analysis) -> Table:
     """The base, the branches, what was chosen of every way, and the controls' deltas."""
     note = f"{_note(analysis)} Of a way or control with several candidates the one that was chosen on validation items."
-    return _arm_table(analysis, analysis.main, "main", "What was chosen, on test items", note)
+    return _arm_table(analysis, analysis.main, analysis.main_measures, "main", "What was chosen, on test items", note)
 
 
 def all_table(analysis: Analysis) -> Table:
     """Every arm."""
     note = f"{_note(analysis)} The best of many, picked from this table, flatters itself."
-    return _arm_table(analysis, analysis.rows, "arms", f"All {len(analysis.rows)} arms, on test items", note)
+    caption = f"All {len(analysis.rows)} arms, on test items"
+    return _arm_table(analysis, analysis.rows, analysis.measures, "arms", caption, note)
 
 
 def _note(analysis: Analysis) -> str:
@@ -35,7 +36,9 @@ def _note(analysis: Analysis) -> str:
     return f"{over} Primary is the mean of {joined(names)}. Sparsity and norm are the delta's, means over seeds."
 
 
-def _arm_table(analysis: Analysis, rows: Sequence[StudyRow], name: str, caption: str, note: str) -> Table:
+def _arm_table(
+    analysis: Analysis, rows: Sequence[StudyRow], measures: Sequence[Measure], name: str, caption: str, note: str
+) -> Table:
     thresholds = list(dict.fromkeys(key for row in rows for key in row.sparsity))
     have_norms = any(row.l2 is not None for row in rows)
     columns = [
@@ -43,7 +46,7 @@ def _arm_table(analysis: Analysis, rows: Sequence[StudyRow], name: str, caption:
         Column("Way", is_number=False, is_optional=True),
         Column("Form", is_number=False, is_optional=True),
         Column("Primary"),
-        *(Column(_heading(one), is_optional=place > 1) for place, one in enumerate(analysis.measures)),
+        *(Column(_heading(one), is_optional=place > 1) for place, one in enumerate(measures)),
         *(Column(f"Sparsity at {threshold_label(float(key))}", is_optional=True) for key in thresholds),
         *([Column("‖δ‖₂", is_optional=True)] if have_norms else []),
     ]
@@ -56,10 +59,7 @@ def _arm_table(analysis: Analysis, rows: Sequence[StudyRow], name: str, caption:
                     Cell(row.name),
                     Cell(row.way or BLANK),
                     Cell(row.form or BLANK),
-                    *(
-                        _with_reach(row.levels.get(each))
-                        for each in (PRIMARY, *(one.name for one in analysis.measures))
-                    ),
+                    *(_with_reach(row.levels.get(each)) for each in (PRIMARY, *(one.name for one in measures))),
                     *(number_cell(row.sparsity.get(key), share) for key in thresholds),
                     *([number_cell(row.l2, measured)] if have_norms else []),
                 ],
@@ -144,7 +144,6 @@ def control_table(analysis: Analysis) -> Table | None:
     rows = {row.name: row for row in analysis.rows}
     deltas = {control.name: rows[control.arm] for control in analysis.controls if control.arm in rows}
     thresholds = list(dict.fromkeys(key for row in deltas.values() for key in row.sparsity))[:1]
-    skill = analysis.scores.design.skill
     return Table(
         [
             Column("Control", is_number=False),
@@ -152,7 +151,7 @@ def control_table(analysis: Analysis) -> Table | None:
             Column("Against", is_number=False, is_optional=True),
             *(Column(f"Sparsity at {threshold_label(float(key))}", is_optional=True) for key in thresholds),
             Column("‖δ‖₂", is_optional=True),
-            Column(f"Alone, {skill}"),
+            Column("Alone"),
             *map(Column, ways),
         ],
         [
@@ -169,8 +168,8 @@ def control_table(analysis: Analysis) -> Table | None:
         ],
         "controls",
         "The penalty against its controls: sparse, or only small?",
-        "Penalised less control: alone in the skill, fused (at the default settings) in primary; above zero the penalty is "
-        "better. Exploratory where no declared contrast asks it: p is not corrected, and some are chance.",
+        "Penalised less control: alone in the branch's goal, fused (at the default settings) in primary; above zero the "
+        "penalty is better. Exploratory where no declared contrast asks it: p is not corrected, and some are chance.",
         elsewhere=STUDY_FILE,
     )  # fmt: skip
 

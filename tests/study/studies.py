@@ -77,6 +77,7 @@ def arms() -> tuple[StudyArm, ...]:
         StudyArm(name="stop-10-ties", group="control", control="early_stop", way="ties", of="stop-10"),
         StudyArm(name="stop-20-ties", group="control", control="early_stop", way="ties", of="stop-20"),
         StudyArm(name="dropped-ties", group="control", control="drop", way="ties", of="dropped"),
+        StudyArm(name="sft", group="curve", curve="paft_l1_lambda", x=0.0, form="dense"),
         StudyArm(name="lambda-1", group="curve", curve="paft_l1_lambda", x=1e-5),
         StudyArm(name="sft-l1", group="curve", curve="paft_l1_lambda", x=1e-4),
         StudyArm(name="lambda-9", group="curve", curve="paft_l1_lambda", x=9e-4),
@@ -153,7 +154,6 @@ def write_small(folder: Path, study: Design | None = None, levels: Levels = LEVE
         write_bytes(folder / ITEMS / f"{seed}.npz", packed(items))
         figures[seed] = {
             arm: ArmFigures(
-                scores={name: float(each.arms[arm].mean()) for name, each in items.items()},
                 sparsity={"1e-05": 0.9 if "l1" in arm or "drop" in arm else 0.1} if arm != "base" else {},
                 l1=10.0, l2=1.0 + 0.1 * len(arm),
             )
