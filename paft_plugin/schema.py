@@ -141,7 +141,8 @@ class _NoDuplicates(LimitedLoader):
 
 def _explain(model: type[BaseModel], fault: dict[str, Any]) -> list[str]:
     """One of pydantic's errors in words; one of ours may be about several things."""
-    path = tuple(part for part in fault["loc"] if part != "[key]")
+    # What is in brackets is pydantic's: a mapping's key rather than its value, or which of several forms a value has.
+    path = tuple(part for part in fault["loc"] if not str(part).startswith("["))
     where = ".".join(str(part) for part in path)
     prefix = f"{where}: " if where else ""
     if fault["type"] == "value_error":
@@ -149,9 +150,8 @@ def _explain(model: type[BaseModel], fault: dict[str, Any]) -> list[str]:
     if fault["type"] != "extra_forbidden":
         what = "missing" if fault["type"] == "missing" else fault["msg"]
         return [f"{prefix}{what}. {_description(model, path)}".rstrip()]
-    holder = _model_at(model, path[:-1])
-    assert holder is not None
-    return [f"{prefix}no such key. {suggestion(str(path[-1]), list(holder.model_fields))}"]
+    names = [name for holder in _models_at(model, path[:-1]) for name in holder.model_fields]
+    return [f"{prefix}no such key. {suggestion(str(path[-1]), list(dict.fromkeys(names)))}"]
 
 
 @dataclass(frozen=True)
@@ -248,18 +248,17 @@ def dotted(keys: Keys) -> str:
     return text
 
 
-def _model_at(model: type[BaseModel], path: Keys) -> type[BaseModel] | None:
-    """The model whose fields are the keys at a place below `model`; None where there is none."""
+def _models_at(model: type[BaseModel], path: Keys) -> tuple[type[BaseModel], ...]:
+    """The models whose fields are the keys at a place below `model`: several where there may be one of several forms."""
     kinds: list[Any] = [model]
     for key in path:
         kinds = MayBe.of(kinds).below(key)
-    return next(iter(MayBe.of(kinds).models), None)
+    return MayBe.of(kinds).models
 
 
 def _description(model: type[BaseModel], path: Keys) -> str:
     for end in range(len(path), 0, -1):
-        holder = _model_at(model, path[: end - 1])
-        field = holder.model_fields.get(str(path[end - 1])) if holder else None
-        if field is not None:
-            return field.description or ""
+        for holder in _models_at(model, path[: end - 1]):
+            if (field := holder.model_fields.get(str(path[end - 1]))) is not None:
+                return field.description or ""
     return ""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from paft_plugin.deltas.adapter import Adapter, open_adapter
 from paft_plugin.deltas.changes import LowRank, Rows
+from paft_plugin.deltas.controls import CONTROL_FILE, ControlFile
 from paft_plugin.deltas.fit import fit_adapter, fit_model
 from paft_plugin.deltas.store import Slices, TensorStore, is_adapter, open_model
 from paft_plugin.errors import raise_if_any
@@ -108,7 +109,8 @@ def _model_delta(base: TensorStore, branch: TensorStore) -> Delta:
     def read_ahead(name: str) -> None:
         branch.read_ahead(fit.sources[name][0])
 
-    names = tuple(fit.names)
+    made = ControlFile.read(file) if (file := branch.folder / CONTROL_FILE).is_file() else None
+    names = made.tensors if made else tuple(fit.names)
     return Delta(
         "model", base, branch.folder, names, lambda: branch.fingerprint, rows, lambda _: None, trained, read_ahead
     )

@@ -19,6 +19,15 @@ SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 OTHER_VOCABULARIES = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model")
 """What mergekit looks for where it wants a tokenizer."""
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "chat_template*",
+    "added_tokens.json",
+)
+"""Patterns of all that transformers keeps of a tokenizer."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ RUN_FILE = Path("configs") / "run.json"
 """Below the folder of a run."""
 Kind = Literal["base", "branch", "joint", "sequential", "disjoint", "fused"]
 Role = Literal["sft", "preference"]
+ControlKind = Literal["rescale_l2", "rescale_l1", "prune", "prune_rescale", "drop", "scale"]
+"""What is done to a dense delta, so that it has the norm or the sparsity of a penalised one, but learnt nothing from it."""
 
 
 class Arm(BaseModel):
@@ -43,6 +45,10 @@ class Arm(BaseModel):
     """What a fused arm is fused by: a merge method's name, or a recipe's under `fusion.recipes`."""
     without: str | None = None
     """The branch that a leave-one-out fusion lacks: what it taught is what this arm lost."""
+    control: ControlKind | None = None
+    """Of a branch that was not trained: what was done to another one's delta."""
+    beside: bool = False
+    """Whether it stands beside the branches that are fused, as another form of one."""
     twin: str | None = None
     """The arm that differs from this penalised one by the penalty alone, whether it is in the run or not."""
     model: str = ""

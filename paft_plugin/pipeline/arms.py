@@ -18,6 +18,7 @@ from paft_plugin.fusion.recipe.render import RecipeBranch
 from paft_plugin.fusion.recipe.settings import ROLES, BranchName, number_problems, setting_problems
 from paft_plugin.pipeline.baselines import (
     OF_ROLE,
+    control_of,
     joint_training,
     linear_modules,
     order_problems,
@@ -78,13 +79,15 @@ class Setup:
     def needed(self) -> list[Branch]:
         """The branches that the arms are made from, those that are fused first."""
         wanted = {name for arm in self.arms for name in arm.branches}
+        for name, control in reversed(list(self.config.compare.controls.items())):
+            wanted |= set(control.sources) if name in wanted else set()
         order = dict.fromkeys([*self.fused.values(), *self.branches])
         return [self.branches[name] for name in order if name in wanted]
 
     @property
     def trainings(self) -> list[Branch]:
         """Those of the needed branches that the run trains itself."""
-        return [branch for branch in self.needed if branch.trained is None]
+        return [branch for branch in self.needed if branch.trained is None and branch.control is None]
 
     @property
     def dense(self) -> list[str] | None:
@@ -201,21 +204,57 @@ def _read_branches(config: PaftConfig, file: Path, base: Path) -> Setup:
     raise_if_any(problems)
     branches, twins = _with_twins(fused, found)
     setup = Setup(file, config, base, branches, fused, twins)
-    return replace(setup, branches={**branches, **_joint_branch(setup), **_disjoint_branches(setup)})
+    setup = replace(setup, branches={**branches, **_joint_branches(setup), **_disjoint_branches(setup)})
+    return replace(setup, branches={**setup.branches, **_controls(setup)})
 
 
-def _joint_branch(setup: Setup) -> dict[str, Branch]:
-    """The training on the rows of all branches, by the name of its arm; none unless it is wanted."""
-    joint = setup.config.compare.joint
-    if joint is None:
-        return {}
-    where = f"{setup.file}: compare.{JOINT}"
-    raise_if_any(_without_config(setup, where))
-    try:
-        branches = [setup.branches[name] for name in setup.fused.values()]
-        return {JOINT: joint_training(JOINT, branches, joint.sft_weight, joint.overrides)}
-    except PaftError as error:
-        raise PaftError([f"{where}: {problem}" for problem in error.problems]) from None
+def _joint_branches(setup: Setup) -> dict[str, Branch]:
+    """The trainings on the rows of all branches, by the names of their arms; none unless they are wanted."""
+    branches = [setup.branches[name] for name in setup.fused.values()]
+    found: dict[str, Branch] = {}
+    problems: list[str] = []
+    for name, joint in setup.config.compare.joints.items():
+        where = f"{setup.file}: compare.{name}"
+        try:
+            raise_if_any(_without_config(setup, where))
+            if name in setup.branches or (name != JOINT and _is_reserved(name)):
+                raise PaftError(f"{where}: an arm of the run is called so. Name it otherwise.")
+            found[name] = joint_training(name, branches, joint.sft_weight, joint.overrides)
+        except PaftError as error:
+            problems += [said if said.startswith(where) else f"{where}: {said}" for said in error.problems]
+    raise_if_any(problems)
+    return found
+
+
+def _controls(setup: Setup) -> dict[str, Branch]:
+    """What is made of trained deltas, by the names of its arms.
+
+    Raises:
+        PaftError: It is of no branch, or of a penalised one: all such mistakes.
+    """
+    found: dict[str, Branch] = {}
+    problems: list[str] = []
+    for name, spec in setup.config.compare.controls.items():
+        where = f"{setup.file}: compare.{name}"
+        # Only what stands above it, so that nothing can be made of itself.
+        known = {key: each for key, each in {**setup.branches, **found}.items() if not each.made_of}
+        unknown = [
+            f"{where}.{key}: {source}: no branch, and no control above this one. {suggestion(source, list(known))}"
+            for key, source in zip(("of", "like"), spec.sources, strict=False)
+            if source not in known
+        ]
+        problems += unknown
+        if name in known or _is_reserved(name):
+            problems.append(f"{where}: an arm of the run is called so. Name it otherwise.")
+        if spec.of in known and known[spec.of].penalised:
+            problems.append(
+                f"{where}.of: {spec.of} is trained with the penalty, and a control is made of a delta without one. "
+                f"Name {setup.twins.get(spec.of, 'its dense twin')}."
+            )
+        if not unknown:
+            found[name] = control_of(name, spec, known[spec.of])
+    raise_if_any(problems)
+    return found
 
 
 def _without_config(setup: Setup, where: str) -> list[str]:
@@ -294,9 +333,8 @@ def _wanted(setup: Setup, given: Sequence[str], sequential: bool) -> tuple[Arm, 
         patterns = [*patterns, *setup.twins.values(), *names]
     if not given:
         fused = config.fusion.fused
-        patterns = [*patterns, *(branch for one in fused.values() for branch in one.branches), *fused]
-    if not given and config.compare.joint is not None:
-        patterns = [*patterns, JOINT]
+        branches = (branch for one in fused.values() for branch in one.branches)
+        patterns = [*patterns, *branches, *fused, *config.compare.joints]
     if not given and config.compare.disjoint is not None and setup.base.is_dir():
         patterns = [*patterns, DISJOINT]
     meant = {pattern: {name for name in possible if fnmatchcase(name, pattern)} for pattern in patterns}
@@ -309,7 +347,9 @@ def _usual(setup: Setup) -> list[str]:
     fused = f"{PAFT if any(map(setup.is_penalised, setup.fused.values())) else PARALLEL}*"
     first = list(setup.config.fusion.methods)[:1] if len(setup.fused) > 2 else []
     left_out = [f"{WITHOUT}{key}-{method}" for method in first for key in setup.fused]
-    return [BASE, *setup.fused.values(), *setup.config.compare.branches, fused, *left_out]
+    compare = setup.config.compare
+    controls = [each for name, control in compare.controls.items() for each in (*control.sources, name)]
+    return [BASE, *setup.fused.values(), *compare.branches, *controls, fused, *left_out]
 
 
 def _possible(setup: Setup) -> Iterator[Arm]:
@@ -318,9 +358,9 @@ def _possible(setup: Setup) -> Iterator[Arm]:
     for branch in setup.branches.values():
         if not branch.made_of:
             yield _branch_arm(setup, branch)
-    if JOINT in setup.branches:
-        folder = (BRANCHES / JOINT).as_posix()
-        yield Arm(name=JOINT, kind="joint", branches=(JOINT,), model=folder, stage=JOINT)
+    for name in setup.config.compare.joints:
+        folder = (BRANCHES / name).as_posix()
+        yield Arm(name=name, kind="joint", branches=(name,), model=folder, stage=name)
     yield from _sequential_arms(setup)
     yield from _disjoint_arm(setup)
     recipes = [*setup.config.fusion.methods, *_alpha(setup), *setup.config.fusion.recipes]
@@ -406,6 +446,8 @@ def _branch_arm(setup: Setup, branch: Branch) -> Arm:
         role=branch.role,
         penalised=setup.is_penalised(branch.name),
         branches=(branch.name,),
+        control=branch.control.control if branch.control else None,
+        beside=branch.name in setup.config.compare.named and branch.name not in setup.twins.values(),
         twin=setup.twins.get(branch.name),
         model=_seen_from(setup.run_dir, setup.branch_folder(branch.name)),
         stage=branch.name if branch.trained is None else None,
@@ -442,7 +484,9 @@ def _dense_branches(setup: Setup) -> dict[str, Branch | None]:
     """What the file calls a branch → that branch, a fused one without its penalty; None if it cannot be had."""
     names = {key: setup.twins.get(name, name) for key, name in setup.fused.items()}
     fused = {key: None if setup.is_penalised(name) else setup.branches[name] for key, name in names.items()}
-    return {name: setup.branches[name] for name in setup.config.compare.branches if name in setup.branches} | fused
+    compare = setup.config.compare
+    beside = [name for name in (*compare.branches, *compare.controls) if name in setup.branches]
+    return {name: setup.branches[name] for name in beside} | fused
 
 
 def _in_arms(setup: Setup, order: Sequence[str]) -> tuple[str, ...]:

@@ -8,9 +8,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.inspection.inspected import place_of
 from paft_plugin.pipeline.branches import Branch, without_penalty
+from paft_plugin.pipeline.config import BranchSpec, ControlSpec
 from paft_plugin.pipeline.estimate.shapes import is_linear, weight_shapes
 from paft_plugin.schema import suggestion
 
@@ -85,6 +88,34 @@ def training_only(branch: Branch, name: str, modules: Sequence[str]) -> Branch:
     return replace(dense, content=content, notes=notes, made_of=(branch.name,))
 
 
+# --- controls: made of a dense delta, without a training ---------------------------------------------------------------
+
+_BESIDE_FACTORS = ("lora_modules_to_save", "peft_trainable_token_indices")
+"""Keys by which an adapter holds more than factors."""
+
+
+class ControlRequest(BaseModel):
+    """What `python -m paft_plugin.pipeline.controls` is given."""
+
+    model_config = ConfigDict(frozen=True)
+
+    spec: ControlSpec
+    base: Path
+    of: Path
+    like: Path | None = None
+    as_adapter: bool
+    """Whether it is to stay an adapter."""
+    folder: Path
+
+
+def control_of(name: str, spec: ControlSpec, source: Branch) -> Branch:
+    """A delta that is made of that of `source`; it stays an adapter if only its scale changes."""
+    is_adapter = source.is_adapter and not (spec.is_sparse or any(source.content.get(key) for key in _BESIDE_FACTORS))
+    content = {"adapter": "lora"} if is_adapter else {}
+    role = BranchSpec.model_construct(role=source.role)
+    return Branch(name, role, source.source, content, control=spec)
+
+
 # --- sequential: one training after the other ---------------------------------------------------------------------------
 
 
@@ -101,6 +132,8 @@ def order_problems(order: Sequence[str], branches: Mapping[str, Branch | None]) 
     for name in order[1:]:
         if (branch := branches.get(name)) is not None and branch.trained is not None:
             yield f"{said}: {name}: is given as `trained:`, and only the first of an order can be. Give its config."
+        elif branch is not None and branch.control is not None:
+            yield f"{said}: {name}: is a control, which is not trained. Name it first, or leave it out."
 
 
 # --- joint: one training on the rows of all branches --------------------------------------------------------------------

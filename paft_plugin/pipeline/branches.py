@@ -14,7 +14,7 @@ from paft_plugin.deltas.proof import why_unproven
 from paft_plugin.errors import PaftError, some
 from paft_plugin.evaluation.arms import Role
 from paft_plugin.files import ADAPTER_CONFIG, resolved
-from paft_plugin.pipeline.config import BranchSpec
+from paft_plugin.pipeline.config import BranchSpec, ControlSpec
 from paft_plugin.pipeline.secrets import handed_over
 from paft_plugin.schema import read_yaml
 
@@ -40,6 +40,8 @@ class Branch:
     """The axolotl config with absolute paths, without what the run sets."""
     notes: tuple[str, ...] = ()
     """What the run replaces of the user's config, a sentence each."""
+    control: ControlSpec | None = None
+    """How it is made of trained deltas, if it is no training."""
     made_of: tuple[str, ...] = ()
     """Of a training for a baseline: the arms of the branches whose configs and rows it takes."""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -70,7 +72,7 @@ class Branch:
     @property
     def role(self) -> Role | None:
         """What it teaches; None where only its outcome is known."""
-        if self.spec.role is not None or self.trained is not None:
+        if self.spec.role is not None or self.trained is not None or self.control is not None:
             return self.spec.role
         return "preference" if self.strategy in STRATEGIES else "sft"
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from paft_plugin.evaluation.arms import Role
+from paft_plugin.evaluation.arms import ControlKind, Role
 from paft_plugin.evaluation.config import EvaluationConfig, held_out_measures, measure_names
 from paft_plugin.files import is_hub_name
 from paft_plugin.fusion.recipe.settings import (
@@ -177,6 +179,67 @@ class JointConfig(BaseModel):
     )
 
 
+class FurtherJoint(BaseModel):
+    """What is under `compare: {NAME: {joint: …}}`: the joint training in another form."""
+
+    model_config = STRICT
+
+    joint: Annotated[JointConfig, BeforeValidator(_word)] = Field(description="As under `compare: {joint: …}`.")
+
+
+class ControlSpec(BaseModel):
+    """What is under `compare: {NAME: {control: …}}`: made of trained deltas, without a training."""
+
+    model_config = STRICT
+
+    control: ControlKind = Field(description=f"What is done to the delta: {', '.join(get_args(ControlKind))}.")
+    of: str = Field(description="The arm of the branch whose delta is changed: a dense one.")
+    like: str | None = Field(default=None, description="The arm of the branch that it is matched to.")
+    threshold: float = Field(
+        default=1e-5, ge=0, description="prune, prune_rescale, drop: to the share of entries with |δ| ≤ threshold."
+    )
+    factor: float | None = Field(default=None, gt=0, description="scale: what the delta is multiplied by.")
+    seed: int = Field(default=42, ge=0, lt=2**32, description="drop: of what is dropped by chance.")
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> ControlSpec:
+        takes = {"of", *(["factor"] if self.control == "scale" else ["like"])}
+        missing = [
+            f"{key}: missing. `control: {self.control}` needs it." for key in takes if getattr(self, key) is None
+        ]
+        takes |= {"control", *(["seed"] if self.control == "drop" else []), *(["threshold"] if self.is_sparse else [])}
+        strange = [
+            f"{key}: is not for `control: {self.control}`. Leave it out."
+            for key in sorted(self.model_fields_set - takes)
+        ]
+        same = [f"like: is {self.like}, as `of` is. Name another branch."] if self.of == self.like else []
+        raise_lines([*missing, *strange, *same])
+        return self
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether entries are set to zero."""
+        return self.control in ("prune", "prune_rescale", "drop")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The arms of the branches that it is made from."""
+        return (self.of,) if self.like is None else (self.of, self.like)
+
+
+def _form(value: Any) -> str:
+    """Which form something under `compare:` has."""
+    return next((f"[{word}]" for word in ("control", "joint") if isinstance(value, dict) and word in value), "[branch]")
+
+
+Compared = Annotated[
+    Annotated[BranchSpec, Tag("[branch]")]
+    | Annotated[ControlSpec, Tag("[control]")]
+    | Annotated[FurtherJoint, Tag("[joint]")],
+    Discriminator(_form),
+]
+
+
 class DisjointConfig(BaseModel):
     """What is under `compare: {disjoint: …}`: branch → what it trains; what is not named goes by its role."""
 
@@ -190,10 +253,10 @@ class DisjointConfig(BaseModel):
 
 
 class CompareConfig(BaseModel):
-    """What is under `compare:`: baselines, each a word, and further branches by name."""
+    """What is under `compare:`: baselines, each a word, and by name further branches, controls and joint trainings."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
-    __pydantic_extra__: dict[str, Annotated[BranchSpec, BeforeValidator(_branch)]]
+    __pydantic_extra__: dict[str, Annotated[Compared, BeforeValidator(_branch)]]
 
     joint: Annotated[JointConfig | None, BeforeValidator(_word)] = Field(
         default=None, description="One training on the rows of all branches, with the losses of both."
@@ -208,6 +271,22 @@ class CompareConfig(BaseModel):
     @property
     def branches(self) -> Mapping[str, BranchSpec]:
         """Those that are trained and scored, but not fused, by name."""
+        return {name: spec for name, spec in self.named.items() if isinstance(spec, BranchSpec)}
+
+    @property
+    def controls(self) -> Mapping[str, ControlSpec]:
+        """Those that are made of trained deltas, by name."""
+        return {name: spec for name, spec in self.named.items() if isinstance(spec, ControlSpec)}
+
+    @property
+    def joints(self) -> Mapping[str, JointConfig]:
+        """The joint trainings, by name."""
+        first = {} if self.joint is None else {"joint": self.joint}
+        return first | {name: spec.joint for name, spec in self.named.items() if isinstance(spec, FurtherJoint)}
+
+    @property
+    def named(self) -> Mapping[str, BranchSpec | ControlSpec | FurtherJoint]:
+        """Everything that has a name of its own."""
         return self.model_extra or {}
 
     def with_branches(self, branches: Mapping[str, BranchSpec]) -> CompareConfig:
@@ -443,7 +522,7 @@ class PaftConfig(BaseModel):
     @field_validator("compare")
     @classmethod
     def _names_of_files(cls, compare: CompareConfig) -> CompareConfig:
-        raise_lines(_bad_names("", compare.branches))
+        raise_lines(_bad_names("", compare.named))
         return compare
 
     @field_validator("fusion")

@@ -19,9 +19,9 @@ from paft_plugin.files import RECIPE_FILE, json_text, read_json_or_nothing, writ
 from paft_plugin.fusion.recipe.render import adapter_recipe
 from paft_plugin.fusion.recipe.settings import ROLES, BranchName, RecipeSettings
 from paft_plugin.pipeline.arms import BASE, BRANCHES, MODELS, PREFERENCE, SFT, Setup
-from paft_plugin.pipeline.baselines import joint_epochs
+from paft_plugin.pipeline.baselines import ControlRequest, joint_epochs
 from paft_plugin.pipeline.branches import Branch, config_text
-from paft_plugin.pipeline.config import ALPHA
+from paft_plugin.pipeline.config import ALPHA, ControlSpec
 from paft_plugin.pipeline.estimate.memory import estimate_memory
 from paft_plugin.pipeline.held_out.request import (
     REST,
@@ -44,8 +44,8 @@ CONFIGS = RUN_FILE.parent
 """What stages are given: axolotl configs, recipes of the user's, what is scored."""
 SCORES = Path("scores")
 """Below the folder of a run: a folder for each arm."""
-JOINT_ROWS = Path("joint-rows")
-"""Where the rows of the joint training lie, below the run's folder; also the stage that writes them."""
+JOINT_ROWS = "joint-rows"
+"""The stage that writes the rows of the joint training, and their folder below the run's."""
 HOLD_OUT = "hold-out"
 """The stage that takes rows out of the branches' data; for a branch that only stands beside others, `hold-out-<its name>`."""
 DEVICE = Resources(devices=1)
@@ -89,6 +89,7 @@ def make_plan(setup: Setup) -> Plan:
             for branch in setup.trainings
             if not branch.is_joint
         ),
+        *(_make_control(setup, branch, branch.control) for branch in setup.needed if branch.control),
         *_train_joint(setup),
         *_train_sequential(setup),
         *_inspect_branches(setup),
@@ -199,33 +200,43 @@ def _launcher(branch: Branch) -> Iterator[str]:
 
 
 def _train_joint(setup: Setup) -> Iterator[Planned]:
-    """The baseline of one training on the rows of all branches, and the stage that writes these rows."""
+    """The baselines of one training on the rows of all branches; rows that several of them take are written once."""
+    written: dict[str, Planned] = {}
     for arm in setup.of_kind("joint"):
         branch = setup.branches[arm.name]
-        given = [setup.branches[name] for name in branch.made_of]
-        sources = [trained_on_rest(setup, each) for each in given]
-        request = JointRequest(
-            folder=setup.run_dir / JOINT_ROWS,
-            strategy=str(branch.content["rl"]),
-            seed=setup.config.fusion.seed,
-            sources=tuple(
-                joint_source(question(setup, setup.key(each.name), each), each, joint_epochs(given)) for each in sources
-            ),
-        )
-        file = setup.run_dir / CONFIGS / f"{JOINT_ROWS}.json"
-        held_out = any(one is not other for one, other in zip(given, sources, strict=True))
-        stage = Stage(
-            name=JOINT_ROWS.name,
-            title="write the rows of the joint training",
-            command=(sys.executable, "-m", "paft_plugin.pipeline.joint_rows", str(file)),
-            folder=JOINT_ROWS,
-            needs=(HOLD_OUT,) if held_out else (),
-            inputs=(file, setup.base, *_data(setup, sources)),
-        )
-        yield Planned(stage, {file: json_text(request.model_dump(mode="json"))})
-        rows = {"path": str(request.folder / ROWS_FILE), "ds_type": "json", "split": "train"}
-        with_rows = replace(branch, content={**branch.content, "datasets": [rows]})
+        asked, rows = _joint_rows(setup, branch, f"{JOINT_ROWS}-{arm.name}" if written else JOINT_ROWS)
+        if asked not in written:
+            yield written.setdefault(asked, rows)
+        stage = written[asked].stage
+        entry = {"path": str(setup.run_dir / stage.folder / ROWS_FILE), "ds_type": "json", "split": "train"}
+        with_rows = replace(branch, content={**branch.content, "datasets": [entry]})
         yield _train(setup, with_rows, arm.name, setup.base, (stage.name,), (setup.base,))
+
+
+def _joint_rows(setup: Setup, branch: Branch, name: str) -> tuple[str, Planned]:
+    """The stage that writes the rows of a joint training; first what is asked of it, wherever they are to lie."""
+    given = [setup.branches[each] for each in branch.made_of]
+    sources = [trained_on_rest(setup, each) for each in given]
+    request = JointRequest(
+        folder=setup.run_dir / name,
+        strategy=str(branch.content["rl"]),
+        seed=setup.config.fusion.seed,
+        sources=tuple(
+            joint_source(question(setup, setup.key(each.name), each), each, joint_epochs(given)) for each in sources
+        ),
+    )
+    file = setup.run_dir / CONFIGS / f"{name}.json"
+    held_out = any(one is not other for one, other in zip(given, sources, strict=True))
+    stage = Stage(
+        name=name,
+        title="write the rows of the joint training",
+        command=(sys.executable, "-m", "paft_plugin.pipeline.joint_rows", str(file)),
+        folder=Path(name),
+        needs=(HOLD_OUT,) if held_out else (),
+        inputs=(file, setup.base, *_data(setup, sources)),
+    )
+    asked = request.model_dump_json(exclude={"folder"})
+    return asked, Planned(stage, {file: json_text(request.model_dump(mode="json"))})
 
 
 def _train_sequential(setup: Setup) -> Iterator[Planned]:
@@ -279,6 +290,28 @@ def _dtype(base: Path) -> str:
     # A model that is still to be made has the base's, and a broken one is preflight's to name.
     config = read_json_or_nothing(base / "config.json")
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+# --- controls -----------------------------------------------------------------------------------------------------------
+
+
+def _make_control(setup: Setup, branch: Branch, spec: ControlSpec) -> Planned:
+    """What is made of trained deltas, and lies where a trained branch would."""
+    folders = dict(zip(("of", "like"), map(setup.branch_folder, spec.sources), strict=False))
+    folder = BRANCHES / branch.name
+    request = ControlRequest(
+        spec=spec, base=setup.base, **folders, as_adapter=branch.is_adapter, folder=setup.run_dir / folder
+    )
+    file = setup.run_dir / CONFIGS / f"{branch.name}.json"
+    stage = Stage(
+        name=branch.name,
+        title=f"make {branch.name} ({spec.control} of {' like '.join(spec.sources)})",
+        command=(sys.executable, "-m", "paft_plugin.pipeline.controls", str(file)),
+        folder=folder,
+        needs=tuple(name for name in spec.sources if setup.branches[name].trained is None),
+        inputs=(file, setup.base, *_from_outside(setup, spec.sources)),
+    )
+    return Planned(stage, {file: json_text(request.model_dump(mode="json", exclude_unset=True))})
 
 
 # --- fusion -------------------------------------------------------------------------------------------------------------

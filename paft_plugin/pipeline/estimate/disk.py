@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from paft_plugin.deltas.tokenizer import TOKENIZER_FILES
 from paft_plugin.errors import Findings
 from paft_plugin.pipeline.arms import Setup
 from paft_plugin.pipeline.estimate.memory import dtype_bytes, optimizer_bytes, trained_shapes
@@ -17,7 +18,6 @@ from paft_plugin.runner.logs import size
 SMALL = 2 << 20
 """Bytes for the small files of each save: state, configs, proof."""
 _KEPT = 4  # axolotl's save_total_limit when the config names none
-_TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "chat_template*", "added_tokens.json")
 
 
 def estimate_disk(config: Mapping[str, Any], base: Path) -> int:
@@ -31,7 +31,7 @@ def estimate_disk(config: Mapping[str, Any], base: Path) -> int:
         return 0
     number = 4 if config.get("adapter") else dtype_bytes(config)
     trains = trained_shapes(config, shapes)
-    tokenizer = sum(file.stat().st_size for pattern in _TOKENIZER for file in base.glob(pattern))
+    tokenizer = sum(file.stat().st_size for pattern in TOKENIZER_FILES for file in base.glob(pattern))
     saved = number * count(trains) + tokenizer + SMALL
     # A paged optimizer's states are written like any other's.
     optimizer = {**config, "optimizer": str(config.get("optimizer") or "").replace("paged_", "")}
@@ -85,6 +85,7 @@ def needed_bytes(setup: Setup) -> int:
     model = sum(file.stat().st_size for file in setup.base.glob("*.safetensors"))
     merged = len(setup.of_kind("fused")) + len(setup.of_kind("disjoint"))
     merged += sum(len(arm.order) for arm in setup.of_kind("sequential"))
+    merged += sum(branch.control is not None and not branch.is_adapter for branch in setup.needed)
     trainings = [*setup.trainings, *setup.continued]
     # Where nothing is known of the model's layers, a training is taken for one of a whole model.
     total = MARGIN + sum(estimate_disk(branch.content, setup.base) or model for branch in trainings)
