@@ -22,6 +22,7 @@ from paft_plugin.commands.report import report
 from paft_plugin.commands.run import run
 from paft_plugin.commands.search import search
 from paft_plugin.commands.status import status
+from paft_plugin.commands.study import study
 from paft_plugin.errors import BAD_INPUT, INTERRUPTED, EndedBySignal, PaftError, ended_by_signals, printable
 
 MOST_ERRORS = 10
@@ -65,7 +66,7 @@ def paft(debug: bool) -> None:
     """PAFT: sparse SFT and preference training in parallel from one base model, then fusion (arXiv 2406.17923)."""
 
 
-for command in (demo, init, run, status, recipe, lint, merge, fuse, search, inspect, diagnose, report):
+for command in (demo, init, run, study, status, recipe, lint, merge, fuse, search, inspect, diagnose, report):
     paft.add_command(command)
 
 

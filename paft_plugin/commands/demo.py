@@ -23,11 +23,17 @@ import click
     show_default=True,
     help="2: a skill and a preference; 3: two skills and a preference.",
 )
-def demo(output_dir: Path, quick: bool, branches: int) -> None:
+@click.option(
+    "--study", is_flag=True, help="Only write this world as a study over several seeds, for `axolotl paft study`."
+)
+def demo(output_dir: Path, quick: bool, branches: int, study: bool) -> None:
     """Take a small shipped base model down the whole road: train the branches, fuse them, score every arm.
 
     Needs no network, no GPU and no account.
     """
+    if study:
+        _write_study(output_dir, quick)
+        return
     from rich.console import Console
 
     from paft_plugin.demo.configs import FULL_DEMOS, QUICK_DEMOS
@@ -35,3 +41,10 @@ def demo(output_dir: Path, quick: bool, branches: int) -> None:
 
     run_demo((QUICK_DEMOS if quick else FULL_DEMOS)[branches], output_dir, Console())
     click.echo(f"Everything is in {output_dir}: README.md explains it, results.json has the numbers.")
+
+
+def _write_study(output_dir: Path, quick: bool) -> None:
+    from paft_plugin.demo.study import FULL_STUDY, QUICK_STUDY, write_study
+
+    file = write_study(QUICK_STUDY if quick else FULL_STUDY, output_dir)
+    click.echo(f"Run it with: axolotl paft study {file}")

@@ -159,7 +159,13 @@ def open_setup(file: Path, arms: Sequence[str] = (), sequential: bool = False, *
     Raises:
         PaftError: All that is wrong; before a long download all that can be known without it.
     """
-    config = read_config(file)
+    return open_config(read_config(file), file, arms, sequential, download=download)
+
+
+def open_config(
+    config: PaftConfig, file: Path, arms: Sequence[str] = (), sequential: bool = False, *, download: bool = False
+) -> Setup:
+    """The same for what `file` holds, or will hold."""
     problems: list[str] = []
     base = Path(config.base)
     with collecting(problems):

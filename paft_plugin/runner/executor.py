@@ -37,6 +37,8 @@ class Ended:
     """Return code; negative: a signal."""
     lost: str = ""
     """Why the place where it ran is gone, if it is: the stage starts again elsewhere, and that is no failure of its own."""
+    peak_memory: int | None = None
+    """Most bytes of main memory that one of its processes held at once, where that is known."""
 
 
 class Running(Protocol):

@@ -3,7 +3,7 @@
 Standard input is a lifeline: its other end is held by the executor alone, so it ends even when the executor is killed
 with SIGKILL. At its end, or at STOP on it, every process under this one gets SIGTERM and, after GRACE seconds, SIGKILL;
 at KILL, SIGKILL at once. The guard lives until all of them are gone and holds LOCK_FD open for as long, so that the run
-directory stays locked.
+directory stays locked. Last it writes on the lifeline, if that goes both ways, how much memory the largest of them held.
 
 `PR_SET_PDEATHSIG` alone would not do: it is cleared on fork, so data-loading workers would live on. On Linux the guard is
 a *subreaper* instead: whatever is orphaned below it, in whatever session, becomes its child. Elsewhere it reaches the
@@ -167,6 +167,13 @@ def _watch(child: int, grace: float, wakeup: int) -> int:
             deadline = time.monotonic() + grace
 
 
+def _tell_peak_memory() -> None:
+    """Write on the lifeline how many bytes the largest of the processes that have ended held at most."""
+    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    with contextlib.suppress(OSError):
+        os.write(LIFELINE, str(most if sys.platform == "darwin" else most * 1024).encode())
+
+
 def _end_like(status: int) -> NoReturn:
     """End as the command did, by the same signal if it was one, so that the executor sees what happened to it."""
     if os.WIFSIGNALED(status):
@@ -199,6 +206,7 @@ def main(arguments: list[str]) -> NoReturn:
     reaper = _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     child = _start(command, lock)
     status = _watch(child, grace, wakeup)
+    _tell_peak_memory()
     if not reaper:  # what is left of the group is out of `waitpid`'s sight
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child, signal.SIGKILL)

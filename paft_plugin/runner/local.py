@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -104,15 +105,17 @@ class GuardedCommand(Running):
     ) -> None:
         guarded = [*self.guard, str(lock), str(grace), *job.stage.command]
         self.where, self._release = where, release
-        with job.log.open("ab" if job.append else "wb") as output:
+        self._peak_memory: int | None = None
+        # In both directions: we tell the guard to stop, it tells us what the command took.
+        self._lifeline, other_end = socket.socketpair()
+        with other_end, job.log.open("ab" if job.append else "wb") as output:
             output.write(f"$ {shlex.join(job.stage.command)}\n".encode())
             output.flush()
             self._guard = subprocess.Popen(
                 guarded,
                 cwd=job.run_dir,
                 env={**os.environ, **variables},
-                stdin=subprocess.PIPE,
-                bufsize=0,
+                stdin=other_end.fileno(),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a Ctrl-C at the terminal reaches us alone, and we tell the guards
@@ -122,8 +125,10 @@ class GuardedCommand(Running):
     def poll(self) -> Ended | None:
         if self._guard.poll() is None:
             return None
+        with contextlib.suppress(OSError, ValueError):  # a guard that was killed told us nothing
+            self._peak_memory = int(self._lifeline.recv(32, socket.MSG_DONTWAIT))
         self.let_go()
-        return Ended(self._guard.returncode)
+        return Ended(self._guard.returncode, peak_memory=self._peak_memory)
 
     def stop(self) -> None:
         self._tell(guard.STOP)
@@ -133,13 +138,11 @@ class GuardedCommand(Running):
 
     def let_go(self) -> None:
         """Let go of a guard that has ended, or that does not come to an end."""
-        assert self._guard.stdin is not None
-        self._guard.stdin.close()
+        self._lifeline.close()
         if self._guard.returncode != 0:
             guard.kill_session(self._guard.pid)  # in case it was the guard itself that was killed
         self._release(self)
 
     def _tell(self, message: bytes) -> None:
-        assert self._guard.stdin is not None
-        with contextlib.suppress(OSError, ValueError):  # it has just ended
-            self._guard.stdin.write(message)
+        with contextlib.suppress(OSError):  # it has just ended
+            self._lifeline.sendall(message)

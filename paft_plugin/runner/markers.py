@@ -33,6 +33,8 @@ class Marker(JsonFile):
     """UTC, ISO 8601."""
     parts: dict[str, str]
     """Of the identity that it ran with."""
+    peak_memory: int | None = None
+    """Most bytes of main memory that one of its processes held at once; None where nobody looked."""
 
 
 def read_marker(run_dir: Path, name: str) -> Marker | None:
@@ -44,7 +46,9 @@ def read_marker(run_dir: Path, name: str) -> Marker | None:
     return marker if marker.name == name else None
 
 
-def write_marker(run_dir: Path, name: str, identity: Identity, seconds: float) -> Marker:
+def write_marker(
+    run_dir: Path, name: str, identity: Identity, seconds: float, peak_memory: int | None = None
+) -> Marker:
     """Say that the stage `name` is done; raises `OSError` when that cannot be written."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     marker = Marker(
@@ -53,6 +57,7 @@ def write_marker(run_dir: Path, name: str, identity: Identity, seconds: float) -
         seconds=round(seconds, 3),
         finished_at=now,
         parts=dict(identity.parts),
+        peak_memory=peak_memory,
     )
     marker.write(marker_path(run_dir, name))
     return marker

@@ -189,7 +189,7 @@ class _Run:
                 continue
             del self.running[name]
             if ended.code == 0 and not ended.lost:
-                self._done(attempt)
+                self._done(attempt, ended)
             elif ended.lost and attempt.number < _ATTEMPTS:
                 self.pending[name] = attempt.stage
                 for watcher in self.watchers:
@@ -197,10 +197,11 @@ class _Run:
             else:
                 self._failed(attempt, ended)
 
-    def _done(self, attempt: _Attempt) -> None:
+    def _done(self, attempt: _Attempt, ended: Ended) -> None:
         stage = attempt.stage
         seconds = time.monotonic() - attempt.since
-        marker = write_marker(self.run_dir, stage.name, self.identities[stage.name], seconds)
+        identity = self.identities[stage.name]
+        marker = write_marker(self.run_dir, stage.name, identity, seconds, ended.peak_memory)
         self._through(stage, "done", marker.seconds)
 
     def _failed(self, attempt: _Attempt, ended: Ended) -> None:

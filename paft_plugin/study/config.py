@@ -17,7 +17,7 @@ from paft_plugin.fusion.recipe.methods import METHODS
 from paft_plugin.pipeline.config import PaftConfig
 from paft_plugin.reading import MOST_YAML_BYTES, compose_yaml, read_text
 from paft_plugin.schema import STRICT, MappingOfNames, known, raise_lines, read_yaml, suggestion, validate
-from paft_plugin.study.design import VALIDATION, Contrast
+from paft_plugin.study.design import PRIMARY, VALIDATION, Contrast
 
 HINT = "`axolotl paft demo --study` writes one with comments; the README explains it."
 TRAINED_WAYS = ("sequential", "sequential-reverse", "joint")
@@ -25,8 +25,6 @@ OTHER_WAYS = ("alpha", "disjoint")
 """Ways that are tuned by fusing, and are no merge method's name."""
 USUAL_WAYS = (*TRAINED_WAYS, *OTHER_WAYS, "task_arithmetic", "ties", "dare_ties", "ram")
 WAYS = (*TRAINED_WAYS, *OTHER_WAYS, *METHODS)
-PRIMARY = "primary"
-"""What contrasts call the mean of the primary measures."""
 _SEED = re.compile(r"\$(?:seed\b|\{seed\})")
 
 
@@ -191,7 +189,7 @@ def _measures(data: Mapping[str, Any]) -> list[str]:
     return [*measure_names(evaluation.measures), *held_out]
 
 
-def read_study(file: Path) -> dict[int, StudyConfig]:
+def read_configs(file: Path) -> dict[int, StudyConfig]:
     """Read a `study.yml`: seed → what it says for that seed.
 
     Raises:

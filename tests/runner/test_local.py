@@ -15,6 +15,7 @@ from paft_plugin.errors import PaftError
 from paft_plugin.runner.devices import Device
 from paft_plugin.runner.executor import Job
 from paft_plugin.runner.local import LocalExecutor
+from paft_plugin.runner.markers import read_marker
 from paft_plugin.runner.scheduler import run_stages
 from paft_plugin.runner.stages import Resources
 from paft_plugin.runner.watch.display import Display
@@ -104,3 +105,18 @@ def test_the_engine_and_the_guard_need_no_heavy_import() -> None:
     code = f"import sys, {modules}; print([m for m in ('torch', 'transformers', 'axolotl') if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert shown.stdout.strip() == "[]"
+
+
+def test_a_marker_says_what_the_largest_of_a_stage_s_processes_held(run_dir: Path) -> None:
+    """A small one right after shows that nothing of the one before, or of whoever started it, is counted."""
+    held = (
+        "import subprocess; subprocess.run([sys.executable, '-c', 'b = bytearray(150 << 20); b[::4096] = b[::4096]'])\n"
+    )
+    run([python("large", held), python("small", "pass", needs=("large",))], run_dir)
+    large, small = (read_marker(run_dir, name) for name in ("large", "small"))
+    assert large is not None
+    assert large.peak_memory is not None
+    assert 150 << 20 < large.peak_memory < 250 << 20
+    assert small is not None
+    assert small.peak_memory is not None
+    assert small.peak_memory < 100 << 20

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from paft_plugin.errors import PaftError
-from paft_plugin.study.config import filled, read_study
+from paft_plugin.study.config import filled, read_configs
 from paft_plugin.study.plan import plan_study
 from tests.study.room import Change
 
@@ -17,7 +17,7 @@ ASKED = {"name": "a", "one": "sft", "other": "dpo", "measure": "skill"}
 
 def problems_of(file: Path) -> list[str]:
     with pytest.raises(PaftError) as caught:
-        plan_study(file, read_study(file))
+        plan_study(file, read_configs(file))
     return [problem.removeprefix(str(file)) for problem in caught.value.problems]
 
 
@@ -27,7 +27,7 @@ def test_the_seed_stands_in_any_text() -> None:
 
 
 def test_a_study_is_what_it_says_for_each_seed(study: Change) -> None:
-    found = read_study(study(description="seed $seed", seeds=[4, 7]))
+    found = read_configs(study(description="seed $seed", seeds=[4, 7]))
     assert {seed: one.description for seed, one in found.items()} == {4: "seed 4", 7: "seed 7"}
 
 

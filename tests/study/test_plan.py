@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from paft_plugin.study.config import read_study
+from paft_plugin.study.config import read_configs
 from paft_plugin.study.plan import FACTORS, StudyPlan, plan_study, points
 from tests.study.room import Change
 
@@ -34,7 +34,7 @@ EVERYTHING = {
 
 
 def plan(file: Path) -> StudyPlan:
-    return plan_study(file, read_study(file))
+    return plan_study(file, read_configs(file))
 
 
 def test_the_paft_yml_of_a_seed_can_be_read_as_it_is(study: Change) -> None:

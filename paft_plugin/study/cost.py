@@ -1,0 +1,102 @@
+"""What each way of combining costs, from what runs leave behind: time, memory, trained tokens, room on the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from paft_plugin.evaluation.arms import Arm
+from paft_plugin.files import read_json_or_nothing
+from paft_plugin.pipeline.arms import BRANCHES, MODELS, Setup
+from paft_plugin.pipeline.plan import Plan
+from paft_plugin.runner.markers import Marker, read_marker
+from paft_plugin.runner.stages import Stage
+from paft_plugin.study.design import Design, StudyArm
+
+MIB = 1 << 20
+TOKENS = ("tokens/total", "num_tokens")
+"""What axolotl's trainers log of the tokens so far: of SFT, and of preferences (both answers of a pair)."""
+
+Runs = Mapping[int, tuple[Setup, Plan]]
+"""Seed → its run."""
+
+
+def costs(design: Design, runs: Runs) -> list[dict[str, Any]]:
+    """A row for each way and form: what its default takes, and what tuning took, each the mean over the seeds that have run.
+
+    Sequential and joint trainings see what both branches see together: their tokens say how equal that is.
+    """
+    trials: dict[tuple[str, str], list[StudyArm]] = {}
+    for arm in design.arms:
+        if arm.group == "way" and arm.way and arm.form:
+            trials.setdefault((arm.way, arm.form), []).append(arm)
+    rows = []
+    for (way, form), arms in trials.items():
+        found = [row for setup, plan in runs.values() if (row := _row(setup, plan, arms)) is not None]
+        if found:
+            rows.append({"Way": way, "Form": form, **_means(found)})
+    return rows
+
+
+def _row(setup: Setup, plan: Plan, trials: Sequence[StudyArm]) -> dict[str, float | None] | None:
+    """What a way took in one run; None if its default is not there."""
+    arms = {arm.name: arm for arm in setup.arms}
+    default = arms.get(trials[0].name)
+    first = [] if default is None else list(_made_by(default, plan))
+    markers = _markers(setup.run_dir, first)
+    if not first or len(markers) < len(first):
+        return None
+    every = {stage.name: stage for trial in trials if trial.name in arms for stage in _made_by(arms[trial.name], plan)}
+    trained = {stage.name: tokens for stage in every.values() if (tokens := _tokens(setup.run_dir / stage.folder))}
+    minutes = {name: marker.seconds / 60 for name, marker in _markers(setup.run_dir, every.values()).items()}
+    peaks = [marker.peak_memory for marker in markers.values() if marker.peak_memory is not None]
+    names = [stage.name for stage in first]
+    return {
+        "Trainings": sum(name in trained for name in names),
+        "Training (min)": sum(minutes[name] for name in names if name in trained),
+        "Merging (min)": sum(minutes[name] for name in names if name not in trained),
+        "Tokens": sum(trained.get(name, 0) for name in names),
+        "Peak memory (MiB)": max(peaks) / MIB if peaks else None,
+        "Disk (MiB)": sum(_size(setup.run_dir / stage.folder) for stage in first) / MIB,
+        "Trials": len(trials),
+        "Trainings of all trials": len(trained),
+        "Training of all trials (min)": sum(minutes.get(name, 0.0) for name in trained),
+    }
+
+
+def _made_by(arm: Arm, plan: Plan) -> Iterator[Stage]:
+    """The stages that make an arm: trainings, and what is done with their deltas."""
+    stages = {stage.name: stage for stage in plan.stages}
+    names = dict.fromkeys([*arm.branches, *arm.order, *([arm.stage] if arm.stage else [])])
+    waiting, seen = [name for name in names if name in stages], set[str]()
+    while waiting:
+        stage = stages[waiting.pop()]
+        if stage.name not in seen and stage.folder.parts[:1] in (BRANCHES.parts, MODELS.parts):
+            seen.add(stage.name)
+            waiting += [name for name in stage.needs if name in stages]
+            yield stage
+
+
+def _markers(run_dir: Path, stages: Any) -> dict[str, Marker]:
+    found = {stage.name: read_marker(run_dir, stage.name) for stage in stages}
+    return {name: marker for name, marker in found.items() if marker is not None}
+
+
+def _tokens(folder: Path) -> int:
+    """The tokens that a training has seen; 0 of what is none."""
+    seen = [0.0]
+    for file in folder.glob("checkpoint-*/trainer_state.json"):
+        for entry in read_json_or_nothing(file).get("log_history") or []:
+            seen += [float(entry[key]) for key in TOKENS if isinstance(entry.get(key), (int, float))]
+    return int(max(seen))
+
+
+def _size(folder: Path) -> int:
+    return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+
+
+def _means(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    values = {key: [value for row in rows if (value := row[key]) is not None] for key in rows[0]}
+    return {key: fmean(known) if known else None for key, known in values.items()}
