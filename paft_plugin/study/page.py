@@ -32,14 +32,14 @@ PAGE, README, TABLES, PLOTS = Path("study.html"), Path("README.md"), Path("table
 """Below the study's folder."""
 SCHEMA = 1
 SECTIONS = {
-    "arms": ("Arms", ("main", "choices"), ("arms",)),
+    "arms": ("Arms", ("chosen",), ("choices", "arms")),
     "contrasts": ("Contrasts", ("contrasts",), ()),
     "controls": ("Controls", ("controls",), ()),
     "fronts": ("Fronts", ("fronts",), ()),
-    "curves": ("Curves", (), ()),
+    "curves": ("Curves", (), ("curve-",)),
     "cost": ("Cost", ("cost",), ()),
 }
-"""Section of plots → its title, its tables, and those that are folded away."""
+"""Section of plots → its title, and how the names of its tables begin, and of those that are folded away."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def words(analysis: Analysis) -> Words:
 
 
 def _way(way: str, form: str) -> str:
-    return f"{way}, {form}" if form else way
+    return f"{way} ({form})" if form else way
 
 
 def _verdicts(analysis: Analysis) -> Iterator[str]:
@@ -114,8 +114,8 @@ def _verdicts(analysis: Analysis) -> Iterator[str]:
             if found_change is not None:
                 limits = ", ".join(map(signed, found_change.interval))
                 yield (
-                    f"Against the best {_way(row.way, row.form)}, {row.name}: {signed(found_change.value)} [{limits}] in "
-                    "primary (exploratory unless it is declared)."
+                    f"Against {row.name}, the best of {_way(row.way, row.form)}: {signed(found_change.value)} [{limits}] in "
+                    "primary (exploratory, unless it is declared)."
                 )
 
 
@@ -183,10 +183,9 @@ def html(
     analysis: Analysis, said: Words, tables: Sequence[Table], plots: dict[str, list[Plot | Missing]], name: str
 ) -> str:
     """The page of the study called `name`."""
-    by_name = {table.name: table for table in tables}
     sections = {}
     for anchor, (title, *names) in SECTIONS.items():
-        opened, folded = ([by_name[each] for each in some if each in by_name] for some in names)
+        opened, folded = ([table for table in tables if table.name.startswith(some)] if some else [] for some in names)
         drawn, missing = shown(plots[anchor])
         if opened or folded or drawn or missing:
             sections[anchor] = title, Part(opened, folded, drawn, missing)

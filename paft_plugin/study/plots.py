@@ -89,7 +89,7 @@ def _seeds_said(analysis: Analysis) -> str:
     return f"Dots: {'each of ' if seeds > 1 else ''}{seeds} seed{'s' * (seeds > 1)}; bars: the mean and its 95 % interval {over}."
 
 
-@chart("contrasts", "The declared contrasts", "contrasts")
+@chart("differences", "The declared contrasts", "contrasts")
 def contrast_chart(analysis: Analysis) -> Drawn | str:
     """A row for each contrast, in a panel for each measure: the difference, its interval, and the margin."""
     known = [one for one in analysis.answers if one.change is not None]
@@ -123,7 +123,7 @@ def _effect(axes: Axes, one: Answered, place: int) -> None:
     axes.scatter([one.change.value], [place], s=34, color=face, edgecolors=colour, linewidths=1.2, zorder=4)
 
 
-@chart("fronts", "Fronts of skill and preference", "fronts")
+@chart("front-lines", "Fronts of skill and preference", "fronts")
 def front_chart(analysis: Analysis) -> Drawn | str:
     """The fronts' arms by the scaled skill and preference, a panel for each form."""
     known = [front for front in analysis.fronts if front.goals[:2] == ("skill", "preference") and front.points]

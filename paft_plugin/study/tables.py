@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from paft_plugin.drawing import joined
 from paft_plugin.evaluation.results import Measure
 from paft_plugin.formats import BLANK, measured, number, share, signed, threshold_label
-from paft_plugin.study.analysis import Analysis, Answered, StudyRow
+from paft_plugin.study.analysis import Analysis, Answered, StudyCurve, StudyRow
 from paft_plugin.study.design import CONTROL, DESIGN_FILE, PRIMARY
 from paft_plugin.study.effects import Level
 from paft_plugin.tables import VERDICT_WORDS, Cell, Column, Row, Table, number_cell
@@ -19,7 +19,7 @@ INTERVALS = "± reaches to the farther end of the 95 % interval over seeds and i
 def main_table(analysis: Analysis) -> Table:
     """The base, the branches, what was chosen of every way, and the controls' deltas."""
     note = f"{_note(analysis)} Of a way or control with several candidates the one that was chosen on validation items."
-    return _arm_table(analysis, analysis.main, analysis.main_measures, "main", "What was chosen, on test items", note)
+    return _arm_table(analysis, analysis.main, analysis.main_measures, "chosen", "What was chosen, on test items", note)
 
 
 def all_table(analysis: Analysis) -> Table:
@@ -91,7 +91,7 @@ def contrast_table(analysis: Analysis) -> Table | None:
     """What was asked before there were scores; None of a study that asks nothing."""
     if not analysis.answers:
         return None
-    columns = ["Contrast", "One", "Other", "Measure", "One − other", "95 % interval", "p", "p (Holm)", "Verdict"]
+    columns = ["Contrast", "Measure", "One − other", "95 % interval", "p (Holm)", "Verdict", "One", "Other", "p"]
     optional = {"One", "Other", "p"}
     return Table(
         [
@@ -100,7 +100,7 @@ def contrast_table(analysis: Analysis) -> Table | None:
         ],
         [Row([Cell(one.contrast.name, detail=one.contrast.question), *_answer_cells(one)]) for one in analysis.answers],
         "contrasts",
-        f"The {len(analysis.answers)} declared contrasts",
+        "The declared contrasts",
         f"Declared in {DESIGN_FILE} before any test item was scored; p by Holm's correction over all of them. Paired within "
         "each seed, item by item. Equivalent: two one-sided tests at 5 % each, not corrected, place the difference within "
         "the margin. What is not told apart is neither shown nor excluded.",
@@ -109,18 +109,18 @@ def contrast_table(analysis: Analysis) -> Table | None:
 
 
 def _answer_cells(one: Answered) -> Iterator[Cell]:
-    yield Cell(_named(one.contrast.one, one.one))
-    yield Cell(_named(one.contrast.other, one.other))
     yield Cell(one.contrast.measure)
     yield number_cell(None if one.change is None else one.change.value, signed)
     yield Cell(_limits(one), "" if one.change is None else one.change.interval[0])
-    yield number_cell(None if one.change is None else one.change.p, p_value)
     yield number_cell(one.adjusted, p_value)
     sight = f"would show {number(one.change.detectable)}" if one.change and one.verdict == "unclear" else one.why
     margin = f"margin {one.margin:g}" if one.margin is not None else "no margin"
     yield Cell(
         VERDICT_WORDS[one.verdict] if one.change else "not tested", detail="\n".join(filter(None, [sight, margin]))
     )
+    yield Cell(_named(one.contrast.one, one.one))
+    yield Cell(_named(one.contrast.other, one.other))
+    yield number_cell(None if one.change is None else one.change.p, p_value)
 
 
 def _named(reference: str, arm: str | None) -> str:
@@ -230,7 +230,11 @@ def front_table(analysis: Analysis) -> Table | None:
 
 def choice_table(analysis: Analysis) -> Table | None:
     """What was chosen among several candidates."""
-    several = [each for each in analysis.taken.values() if len(each.candidates) > 1]
+    several = [
+        each
+        for each in analysis.taken.values()
+        if len(each.candidates) > 1 and not (each.reference.startswith(CONTROL) and "/" in each.reference)
+    ]
     if not several:
         return None
     return Table(
@@ -254,12 +258,50 @@ def choice_table(analysis: Analysis) -> Table | None:
         ],
         "choices",
         "What was chosen on validation items",
-        "By: primary of a way's trial; of a control's candidate how far it is from what it is matched to.",
+        "By: primary of a way's trial; of a control's candidate how far it is from what it is matched to. Fusions of a "
+        "control are those of the candidate.",
     )  # fmt: skip
 
 
 def _merit(reference: str) -> Callable[[float], str]:
     return (lambda value: number(abs(value))) if reference.startswith(CONTROL) else number
+
+
+def curve_table(analysis: Analysis, curve: StudyCurve) -> Table:
+    """A row for each value of a setting: the branch alone, and every fusion of it."""
+    design, rows = analysis.scores.design, {row.name: row for row in analysis.rows}
+    points = {(name, point.x): point for name, each in curve.series.items() for point in each}
+    places = list(dict.fromkeys(sorted(x for _, x in points)))
+    alone = {x: points[name, x] for name, x in points if name == "alone"}
+    sparsities = {x: next(iter(rows[point.name].sparsity.items()), None) for x, point in alone.items()}
+    threshold = next((found[0] for found in sparsities.values() if found), None)
+    measures = [design.skill, *design.retained] if alone else []
+    return Table(
+        [
+            Column(curve.setting),
+            *([Column(f"Sparsity at {threshold_label(float(threshold))}")] if threshold else []),
+            *(Column(f"{name}, alone") for name in measures),
+            *(Column(f"{PRIMARY}, {name}") for name in curve.series if name != "alone"),
+        ],
+        [
+            Row(
+                [
+                    number_cell(x, measured),
+                    *([number_cell(found[1] if (found := sparsities.get(x)) else None, share)] if threshold else []),
+                    *(_with_reach(alone[x].levels.get(name) if x in alone else None) for name in measures),
+                    *(
+                        _with_reach(points[name, x].levels.get(PRIMARY) if (name, x) in points else None)
+                        for name in curve.series
+                        if name != "alone"
+                    ),
+                ]
+            )
+            for x in places
+        ],
+        f"curve-{curve.setting.replace('_', '-')}-table",
+        f"Scores by {curve.setting}",
+        elsewhere=STUDY_FILE,
+    )
 
 
 def cost_table(analysis: Analysis) -> Table | None:
@@ -274,7 +316,7 @@ def cost_table(analysis: Analysis) -> Table | None:
         [
             Row(
                 [
-                    number_cell(row.get(key), measured) if key in numbers else Cell(str(row.get(key, BLANK)))
+                    number_cell(row.get(key), _amount) if key in numbers else Cell(str(row.get(key, BLANK)))
                     for key in keys
                 ]
             )
@@ -285,8 +327,14 @@ def cost_table(analysis: Analysis) -> Table | None:
     )
 
 
+def _amount(value: float) -> str:
+    """Tokens, minutes or bytes."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else measured(value)
+
+
 def study_tables(analysis: Analysis) -> list[Table]:
     """All of them, the most important first."""
     others = contrast_table, control_table, front_table, cost_table, choice_table
-    found = [main_table(analysis), *(make(analysis) for make in others), all_table(analysis)]
+    curves = [curve_table(analysis, curve) for curve in analysis.curves]
+    found = [main_table(analysis), *(make(analysis) for make in others), *curves, all_table(analysis)]
     return [each for each in found if each is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -84,11 +85,20 @@ def test_every_number_of_the_main_table_stands_in_the_json(analysis: Analysis) -
             assert {int(seed): mean for seed, mean in found["seeds"].items()} == level.seeds
 
 
+def test_a_page_has_every_table_once_and_no_id_twice(analysis: Analysis) -> None:
+    tables = study_tables(analysis)
+    plots = {anchor: study_plots(analysis, anchor) for anchor in SECTIONS}
+    page = html(analysis, words(analysis), tables, plots, "x")
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert {table.name for table in tables} <= set(ids)
+
+
 def test_markdown_has_every_table(analysis: Analysis) -> None:
     tables = study_tables(analysis)
     text = markdown(words(analysis), tables, [])
     assert all(f"## {table.caption}" in text for table in tables)
-    assert "Best on validation: ties, l1" in text
+    assert "Best on validation: ties (l1)" in text
     assert "rounded by at most: retained" in text
 
 
