@@ -166,6 +166,11 @@ class EvaluationConfig(BaseModel):
         description="Branch → rows of its own data that are kept from training, to score every arm on: a number, or a share "
         "below 1. [the smaller of 200 and 10 %]; false: none.",
     )
+    validation: bool = Field(
+        default=False,
+        description="Whether every arm is also scored on the rows held out for validation, by measures called `…_validation`, on "
+        "which something may be chosen.",
+    )
     retained: Annotated[Path | list[str] | None, BeforeValidator(_retained)] = Field(
         default=None,
         description="What no branch should change: a file of rows like those of SFT, or a list of lm-eval tasks. "
@@ -228,6 +233,8 @@ class EvaluationConfig(BaseModel):
 
     @model_validator(mode="after")
     def _measures_something(self) -> EvaluationConfig:
+        if self.validation and self.held_out is False:
+            raise ValueError("validation: no rows are held out (held_out: false). Hold rows out, or leave it out.")
         if self.held_out is False and not self.measures:
             raise ValueError(
                 "measures: missing, while held_out: false leaves nothing else to score on. Name lm-eval tasks."

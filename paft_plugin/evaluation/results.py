@@ -26,6 +26,8 @@ RESULTS = "results.json"
 """In the folder of a run."""
 
 
+VALIDATION = "_validation"
+"""Ends the name of what is measured on validation items beside the test items: something may be chosen by it, nothing judged."""
 NATS = ("nll", "gain", "kl_to_base")
 """Metrics of held-out rows that are no shares."""
 
@@ -223,6 +225,9 @@ class Results(JsonFile):
     AGAIN: ClassVar[str] = "Run the same command again to write it anew."
 
     measures: tuple[Measure, ...]
+    """Those by which arms are judged."""
+    validation: tuple[Measure, ...] = ()
+    """The same on validation items, by the same names with `_validation`: on no page, and no goals."""
     skills: tuple[str, ...] = ()
     """The measures of what the SFT branches teach."""
     preferences: tuple[str, ...] = ()
@@ -251,7 +256,7 @@ class Results(JsonFile):
 
     def measure(self, name: str) -> Measure:
         """The measure of that name, which is there."""
-        return next(measure for measure in self.measures if measure.name == name)
+        return next(measure for measure in (*self.measures, *self.validation) if measure.name == name)
 
     def arm(self, name: str | None) -> ArmResult | None:
         """The arm of that name, if it is there."""
@@ -306,6 +311,8 @@ def gather(
     and the gain of the margin.
     What was not measured is no goal. `margins` are by measure; that of `""` is of all shares.
     """
+    every, validation = measures, _of_validation(measures, (*skills, *preferences))
+    measures = [measure for measure in every if measure not in validation]
     measured = {measure.name: measure for measure in measures}
     telling = [measure for measure in measures if _tells(measure, arms)]
     skills = [name for name in skills if name in measured] or held_out_goals(telling, "match", "nll")
@@ -323,13 +330,14 @@ def gather(
     goals_first = sorted(measures, key=lambda one: one.name not in (*skills, *preferences))
     return Results(
         measures=tuple(replace(one, margin=_margin(one, arms, margins or {})) for one in goals_first),
+        validation=tuple(validation),
         skills=tuple(skills),
         preferences=tuple(preferences),
         thresholds=tuple({threshold for arm in arms for threshold in arm.sparsity}),
         arms=tuple(
             one.model_copy(
                 update={
-                    "intervals": _intervals(one, measures),
+                    "intervals": _intervals(one, every),
                     "taxes": {skill: tax[one.name] for skill, tax in taxes.items() if one.name in tax},
                     "swaps": {
                         name: found for name in references if name != one.name and (found := _swaps(by_name[name], one))
@@ -339,6 +347,16 @@ def gather(
             for one in arms
         ),
     )
+
+
+def _of_validation(measures: Sequence[Measure], goals: Sequence[str]) -> list[Measure]:
+    """What is measured on validation items beside the same on test items; what the user has named as a goal is judged by."""
+    names = {measure.name for measure in measures}
+    return [
+        one
+        for one in measures
+        if one.name.endswith(VALIDATION) and one.name.removesuffix(VALIDATION) in names and one.name not in goals
+    ]
 
 
 def _tells(measure: Measure, arms: Sequence[ArmResult]) -> bool:

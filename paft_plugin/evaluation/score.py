@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from paft_plugin.evaluation.held_out_scores import (
     summarised,
 )
 from paft_plugin.evaluation.items import ITEMS_FILE, ItemScore, write_items
-from paft_plugin.evaluation.results import ArmScore, Measure, ScoresFile
+from paft_plugin.evaluation.results import VALIDATION, ArmScore, Measure, ScoresFile
 from paft_plugin.evaluation.tasks import OpenTask, open_measures
 from paft_plugin.formats import number
 
@@ -46,8 +46,34 @@ class Asked:
     """What candidates are scored on, beside lm-eval's tasks."""
 
     held_out: HeldOut = field(default_factory=HeldOut)
+    validation: HeldOut = field(default_factory=HeldOut)
+    """Rows on which something may be chosen, if they are scored, too."""
     base_scores: Path | None = None
     """Folder of the base's scores; None: the first candidate is the base that the others are compared with."""
+
+
+def read_asked(
+    folder: Path | None,
+    sft: Sequence[str],
+    preference: Sequence[str],
+    config: EvaluationConfig,
+    base_scores: Path | None,
+) -> tuple[Asked, list[str]]:
+    """The held-out rows in a folder of these branches, and a line on each branch that has none.
+
+    Raises:
+        PaftError: A file cannot be read; all that is wrong.
+    """
+    if folder is None:
+        return Asked(base_scores=base_scores), []
+    own_answers = not isinstance(config.retained, list)
+    rows, lines = read_held_out(folder, sft, preference, own_answers=own_answers)
+    validation = HeldOut()
+    if config.validation:
+        own_answers = own_answers and rows.retained is None
+        validation, more = read_held_out(folder, sft, preference, "validation", own_answers=own_answers)
+        lines += more
+    return Asked(rows, validation, base_scores), lines
 
 
 def score(
@@ -75,10 +101,7 @@ def score(
         model, tokenizer = loader.load(candidate)
         for line in scorer.take(model, tokenizer):
             click.echo(f"Warning: {line}", err=True)
-        is_base = scorer.base is None
-        found, items = scorer.score()
-        if is_base and scorer.base is not None:
-            scorer.base.write(output_dir / candidate.arm, dtype_name(model))
+        found, items = scorer.score(base_folder=output_dir / candidate.arm)
         found = found.model_copy(update={"seconds": round(time.monotonic() - start, 3)})
         write_scores(output_dir, candidate.arm, scorer.all_measures, found, items)
         scores[candidate.arm] = found
@@ -110,7 +133,7 @@ def open_scorer(config: EvaluationConfig, asked: Asked) -> tuple[ArmScorer, str,
     problems: list[str] = []
     measures: list[Measure] = []
     tasks: dict[str, OpenTask] = {}
-    kept: Kept | None = None
+    parts = {"": RowsOfSplit(asked.held_out), VALIDATION: RowsOfSplit(asked.validation)}
     device, dtype = config.device, str(config.dtype)
     with collecting(problems):
         device = usable_device(config.device, "evaluation.device")
@@ -124,9 +147,33 @@ def open_scorer(config: EvaluationConfig, asked: Asked) -> tuple[ArmScorer, str,
     with collecting(problems):
         if asked.base_scores is not None:
             dtype = dtype if dtype != "auto" else KeptFile.read(asked.base_scores / KEPT_FILE).dtype
-            kept = Kept.read(asked.base_scores) if asked.held_out else None
+            for ending, part in parts.items():
+                part.base = Kept.read(asked.base_scores / ending.strip("_")) if part.rows else None
     raise_if_any(problems)
-    return ArmScorer(config, measures, tasks, asked.held_out, kept), device, dtype
+    return (
+        ArmScorer(config, measures, tasks, {ending: part for ending, part in parts.items() if part.rows}),
+        device,
+        dtype,
+    )
+
+
+@dataclass
+class RowsOfSplit:
+    """The held-out rows of one split, what the base came to on them, and what scores a model on them."""
+
+    rows: HeldOut
+    base: Kept | None = None
+    """What arms are compared with; None: the first that is scored is the base."""
+    scorer: HeldOutScorer | None = None
+    """Once there is a model."""
+
+    def score(self) -> list[ItemScore]:
+        """The items of the model as it is now."""
+        assert self.scorer is not None
+        if self.base is not None:
+            return self.scorer.score(self.base)
+        items, self.base = self.scorer.score_base()
+        return items
 
 
 @dataclass
@@ -141,14 +188,12 @@ class ArmScorer:
     """Of lm-eval's tasks."""
     opened: Mapping[str, OpenTask]
     """lm-eval's tasks, by name."""
-    held_out: HeldOut
-    base: Kept | None = None
-    """What arms are compared with on held-out rows; None: the first that is scored is the base."""
+    held_out: Mapping[str, RowsOfSplit]
+    """How the names of measures end → the rows; none where there are no rows."""
     tasks: Scorer | None = field(default=None, init=False)
     """Of lm-eval's tasks, once there is a model."""
-    rows: HeldOutScorer | None = field(default=None, init=False)
-    """Of held-out rows, once there is a model."""
     _tokenizer: Any = field(default=None, init=False)
+    _dtype: str = field(default="", init=False)
 
     @property
     def asks_in_chat(self) -> bool:
@@ -159,7 +204,12 @@ class ArmScorer:
     def all_measures(self) -> list[Measure]:
         """Those of held-out rows, and lm-eval's; a name that the user gave means what the user meant."""
         taken = {measure.name for measure in self.measures}
-        return [*(one for one in self.held_out.measures() if one.name not in taken), *self.measures]
+        of_rows = [
+            replace(one, name=f"{one.name}{ending}")
+            for ending, part in self.held_out.items()
+            for one in part.rows.measures()
+        ]
+        return [*(one for one in of_rows if one.name not in taken), *self.measures]
 
     def take(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """Score this model from now on; returns a line on each branch with rows that are too long for it.
@@ -167,13 +217,15 @@ class ArmScorer:
         Raises:
             PaftError: It can't be asked, or not in its chat template.
         """
-        lines: list[str] = []
-        if self.held_out:
-            from paft_plugin.evaluation.likelihood import AnswerModel
+        from paft_plugin.evaluation.likelihood import AnswerModel
 
+        lines: list[str] = []
+        self._dtype = dtype_name(model)
+        for part in self.held_out.values():
             asked = AnswerModel(model, self.config.batch_size)
-            rows, lines = self.held_out.readable(asked.context)
-            self.rows = HeldOutScorer(asked, tokenizer, rows, keep_texts=self.config.keep_texts)
+            rows, more = part.rows.readable(asked.context)
+            part.scorer = HeldOutScorer(asked, tokenizer, rows, keep_texts=self.config.keep_texts)
+            lines += more
         if self.opened:
             self._take_tasks(model, tokenizer)
         return lines
@@ -190,13 +242,19 @@ class ArmScorer:
         self.tasks = Scorer(lm, self.opened, config.limit, apply_chat_template=config.apply_chat_template)
         self._tokenizer = tokenizer
 
-    def score(self, where: str = "evaluation.measures") -> tuple[ArmScore, list[ItemScore]]:
-        """What the model comes to as it is now, and on which item; the key `where` names the measures in messages."""
+    def score(
+        self, where: str = "evaluation.measures", base_folder: Path | None = None
+    ) -> tuple[ArmScore, list[ItemScore]]:
+        """What the model comes to as it is now, and on which item; the key `where` names the measures in messages.
+
+        `base_folder` gets what others are compared with, if this is the base.
+        """
         items: list[ItemScore] = []
-        if self.rows is not None and self.base is None:
-            items, self.base = self.rows.score_base()
-        elif self.rows is not None and self.base is not None:
-            items = self.rows.score(self.base)
+        for ending, part in self.held_out.items():
+            is_base = part.base is None
+            items += [item.model_copy(update={"measure": f"{item.measure}{ending}"}) for item in part.score()]
+            if is_base and part.base is not None and base_folder is not None:
+                part.base.write(base_folder / ending.strip("_"), self._dtype)
         taken = {measure.name for measure in self.measures}
         found = summarised(item for item in items if item.measure not in taken)
         items = [item for item in items if item.measure in found.scores]
@@ -298,13 +356,11 @@ def command(
 ) -> None:
     """Score models, and adapters on the base model that their config names, on held-out rows and on the measures of a file."""
     config = read_measures(measures)
-    rows = HeldOut()
-    if held_out is not None:
-        rows, lines = read_held_out(held_out, sft, preference, own_answers=not isinstance(config.retained, list))
-        for line in lines:
-            click.echo(f"Warning: {line}", err=True)
+    asked, lines = read_asked(held_out, sft, preference, config, base_scores)
+    for line in lines:
+        click.echo(f"Warning: {line}", err=True)
     candidates = parse_all(arms) + [Candidate(*adapter) for adapter in adapters]
-    score(candidates, config, output_dir, Asked(rows, base_scores), on_scored=say)
+    score(candidates, config, output_dir, asked, on_scored=say)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -48,6 +48,8 @@ def arm_table(results: Results, choice: Choice | None = None) -> Table:
     if reference:
         note += f" Alignment tax is the {taxed[0]} of {reference.name} less that of the arm."
     note += "".join(f" {name} tells nothing here, because {why}." for name, why in silent.items())
+    if results.validation:
+        note += f" What they score on validation items ({joined([one.name for one in results.validation])}) is in {RESULTS}."
     return Table(columns, rows, "arms", "Every arm, as scored", note, elsewhere=RESULTS)
 
 

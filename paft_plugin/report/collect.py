@@ -73,6 +73,7 @@ def readme(run: RunFile, results: Results, name: str, rows: HeldOutSummary | Non
         run=run,
         rows=rows,
         silent=silent_measures(results),
+        validation=results.validation,
         table=as_markdown(arm_table(results)),
         taxes=as_markdown(taxes) if (taxes := tax_table(results)) else "",
         choice=choice,

@@ -102,7 +102,7 @@ def _shown(point: AlphaPoint) -> str:
 
 def _open(request: AlphaRequest) -> tuple[Bench, Mapping[str, float], list[str]]:
     """The bench of the validation items; goal → where its branch lies; and what is to be said."""
-    from paft_plugin.evaluation.score import ArmScorer
+    from paft_plugin.evaluation.score import ArmScorer, RowsOfSplit
     from paft_plugin.machine import usable_device
     from paft_plugin.search.bench import Bench
     from paft_plugin.search.validation import open_goals
@@ -120,7 +120,8 @@ def _open(request: AlphaRequest) -> tuple[Bench, Mapping[str, float], list[str]]
             of_tasks, tasks = [*of_tasks, *found], {**tasks, **opened}
     ends = _ends(request, held_out, of_tasks)
     device = usable_device(config.device, "evaluation.device")
-    bench = Bench.open(request.base, ArmScorer(config, of_tasks, tasks, held_out), device, str(config.dtype))
+    rows = {"": RowsOfSplit(held_out)} if held_out else {}
+    bench = Bench.open(request.base, ArmScorer(config, of_tasks, tasks, rows), device, str(config.dtype))
     return bench, ends, [*notes, *bench.notes]
 
 

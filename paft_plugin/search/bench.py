@@ -23,7 +23,7 @@ from paft_plugin.evaluation.config import EvaluationConfig
 from paft_plugin.evaluation.held_out_scores import FOLDER, summarised
 from paft_plugin.evaluation.items import ItemScore
 from paft_plugin.evaluation.results import ArmScore, Measure
-from paft_plugin.evaluation.score import ArmScorer
+from paft_plugin.evaluation.score import ArmScorer, RowsOfSplit
 from paft_plugin.evaluation.scorer import quiet
 from paft_plugin.fusion.merge import open_fusion
 from paft_plugin.fusion.merge.fusion import NotFiniteError
@@ -78,12 +78,12 @@ class TrialBench:
         search = request.search
         config = EvaluationConfig(limit=search.limit, batch_size=search.batch_size)
         of_tasks = [goal for goal in objectives.measures if not goal.task.startswith(FOLDER)]
-        scorer = ArmScorer(config, of_tasks, objectives.tasks, objectives.rows)
+        rows = RowsOfSplit(objectives.rows)
+        scorer = ArmScorer(config, of_tasks, objectives.tasks, {"": rows} if rows.rows else {})
         bench = Bench.open(request.base, scorer, device, search.dtype)
         items = {name: scorer.tasks.items(name) for name in objectives.tasks} if scorer.tasks else {}
-        if scorer.rows is not None:
-            scored, scorer.base = scorer.rows.score_base()
-            counts = summarised(scored).n
+        if rows.rows:
+            counts = summarised(rows.score()).n
             items |= {goal.task: counts[goal.name] for goal in objectives.measures if goal.name in counts}
         return cls(request, objectives.measures, bench, items, request.folder / f".trial-{place}.yml")
 
@@ -93,8 +93,9 @@ class TrialBench:
         found = {
             f"the task {goal.task}": scorer.tasks.fingerprint(goal.task) for goal in scorer.measures if scorer.tasks
         }
-        if scorer.rows is not None:
-            found["the held-out rows"] = scorer.rows.fingerprint()
+        for part in scorer.held_out.values():
+            if part.scorer is not None:
+                found["the held-out rows"] = part.scorer.fingerprint()
         return found
 
     def score(self, method: str, options: Options, seed: int) -> Scored:

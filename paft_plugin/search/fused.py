@@ -18,10 +18,10 @@ from pydantic import BaseModel, ConfigDict
 from paft_plugin import __version__
 from paft_plugin.errors import BAD_INPUT, PaftError, collecting, raise_if_any
 from paft_plugin.evaluation.config import read_measures
-from paft_plugin.evaluation.held_out_scores import KEPT_FILE, OUTPUT_FILE, RETAINED_FILE, HeldOut, read_held_out
+from paft_plugin.evaluation.held_out_scores import KEPT_FILE, OUTPUT_FILE, RETAINED_FILE
 from paft_plugin.evaluation.items import ITEMS_FILE
 from paft_plugin.evaluation.results import ScoresFile
-from paft_plugin.evaluation.score import SCORES_FILE, Asked, open_scorer, say, write_scores
+from paft_plugin.evaluation.score import SCORES_FILE, open_scorer, read_asked, say, write_scores
 from paft_plugin.evaluation.task_code import task_inputs
 from paft_plugin.files import RECIPE_FILE, file_digest, fingerprint
 from paft_plugin.fusion.recipe.settings import RecipeSettings, Role
@@ -94,13 +94,11 @@ def score_fusions(request: FusedRequest) -> None:
     from paft_plugin.machine import reuse_freed_memory
     from paft_plugin.search.bench import Bench
 
-    config, rows = read_measures(request.measures), HeldOut()
-    if request.held_out is not None:
-        own_answers = not isinstance(config.retained, list)
-        rows, lines = read_held_out(request.held_out, request.sft, request.preference, own_answers=own_answers)
-        _warn(lines)
+    config = read_measures(request.measures)
+    asked, lines = read_asked(request.held_out, request.sft, request.preference, config, request.base_scores)
+    _warn(lines)
     reuse_freed_memory()
-    scorer, device, dtype = open_scorer(config, Asked(rows, request.base_scores))
+    scorer, device, dtype = open_scorer(config, asked)
     bench = Bench.open(request.base, scorer, device, dtype)
     _warn(bench.notes)
     problems: list[str] = []

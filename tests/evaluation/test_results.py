@@ -112,3 +112,19 @@ def test_thresholds_are_those_of_any_arm_in_order() -> None:
     sparsities: dict[str, dict[str, float]] = {"sft": {"0.001": 1.0, "1e-06": 0.1}, "base": {}, "x": {"1e-05": 0.5}}
     arms = [ArmResult(arm=arm_named(name), sparsity=sparsity) for name, sparsity in sparsities.items()]
     assert gather([Measure("sums", "sums", "acc", "none", True)], arms).thresholds == ("1e-06", "1e-05", "0.001")
+
+
+def test_what_is_measured_on_validation_items_is_kept_and_judges_nothing() -> None:
+    """But for what the user names as a goal, and what is only called so without a measure on test items beside it."""
+    names = ["skill", "skill_validation", "sft_match", "sft_match_validation", "other_validation"]
+    measures = [Measure(name, "held_out/sft", "match", "none", True) for name in names]
+    arms = [ArmResult(arm=arm_named(arm), scores=dict.fromkeys(names, 0.1 * place)) for place, arm in enumerate("ab")]
+    found = gather(measures, arms)
+    assert [one.name for one in found.validation] == ["skill_validation", "sft_match_validation"]
+    assert {one.name for one in found.measures} == {"skill", "sft_match", "other_validation"}
+    assert not any(name.startswith(("skill_v", "sft_match_v")) for name in found.goals)
+    assert found.measure("skill_validation").name == "skill_validation"
+    assert Results.model_validate(found.content()).validation == found.validation
+    assert [one.name for one in gather(measures, arms, skills=["skill_validation"]).validation] == [
+        "sft_match_validation"
+    ]

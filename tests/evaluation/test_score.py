@@ -347,6 +347,41 @@ def test_held_out_rows_and_tasks_are_scored_item_by_item_and_compared_with_the_b
     assert all((item.answer is None) == (item.measure not in ("sft_match", "skill", "dpo_gained")) for item in items)
 
 
+def test_validation_rows_are_scored_beside_the_test_rows_which_come_out_as_they_do_alone(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """Each is what it would be as a test row; in one process with the base, and from what was kept of it."""
+    rows = random_rows()
+    found = {}
+    for name in ("alone", "beside", "none"):
+        folder = tmp_path / name
+        for branch, own in {**rows.answers, **rows.pairs}.items():
+            split = [row for place, row in enumerate(own) if name != "alone" or place < 3]
+            split = [
+                row.model_copy(update={"split": "validation" if name == "beside" and place < 3 else "test"})
+                for place, row in enumerate(split)
+            ]
+            write_held_out(folder / "held_out" / f"{branch}.jsonl", split)
+        write_json(folder / "measures.json", {"device": "cpu", "batch_size": 4, "validation": name == "beside"})
+        words = ["--measures", str(folder / "measures.json"), "--held-out", str(folder / "held_out")]
+        words += ["--sft", "sft", "--preference", "dpo", "--output-dir"]
+        assert main([*words, str(folder / "scores"), f"base={base}", f"sft={adapter}"]) == 0
+        kept = ["--base-scores", str(folder / "scores" / "base")]
+        assert main([*words, str(folder / "later"), *kept, f"sft={adapter}"]) == 0
+        items = (folder / "scores" / "sft" / "items.jsonl").read_bytes()
+        assert (folder / "later" / "sft" / "items.jsonl").read_bytes() == items
+        found[name] = {
+            (one.measure, one.item): one.value for one in read_items(folder / "later" / "sft" / "items.jsonl")
+        }
+    beside = {key: value for key, value in found["beside"].items() if not key[0].endswith("_validation")}
+    chosen_on = {(key[0].removesuffix("_validation"), key[1]): value for key, value in found["beside"].items()}
+    chosen_on = {key: value for key, value in chosen_on.items() if key not in beside}
+    assert beside.keys() | chosen_on.keys() == found["none"].keys()
+    assert len({item for _, item in chosen_on}) == 6
+    assert chosen_on.keys() == found["alone"].keys()
+    assert all(value == found["alone"][key] for key, value in chosen_on.items())
+
+
 def test_one_base_is_loaded_once_for_all_its_adapters(
     base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -252,7 +252,8 @@ def results_content(scores: Mapping[str, Sequence[float | None]] = SCORES, **cha
         for name in MEASURES
     ]
     return {
-        "schema": 3, "measures": measures, "skills": ["skill"], "preferences": ["preference"], "thresholds": ["1e-05", "0.001"],
+        "schema": 3, "measures": measures,
+        "validation": [], "skills": ["skill"], "preferences": ["preference"], "thresholds": ["1e-05", "0.001"],
         "arms": [arm(name, values) for name, values in scores.items()], **changes,
     }  # fmt: skip
 

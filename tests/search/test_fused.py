@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,18 @@ def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder with held-out rows, what is measured, and the base's scores."""
     folder = tmp_path_factory.mktemp("run")
     rows = random_rows()
-    write_rows(folder / "held_out" / "sft.jsonl", rows.answers["sft"])
-    write_rows(folder / "held_out" / "preference.jsonl", rows.pairs["dpo"])
+    write_rows(folder / "held_out" / "sft.jsonl", some_for_validation(rows.answers["sft"]))
+    write_rows(folder / "held_out" / "preference.jsonl", some_for_validation(rows.pairs["dpo"]))
     tasks = {"tasks": str(world / "test_tasks"), "measures": {"first": {}, "second": {}}}
-    write_json(folder / "measures.json", {"device": "cpu", "batch_size": 4, "keep_texts": True, **tasks})
+    write_json(
+        folder / "measures.json", {"device": "cpu", "batch_size": 4, "keep_texts": True, "validation": True, **tasks}
+    )
     assert score([*options(folder), f"base={world / 'base'}"]) == 0
     return folder
+
+
+def some_for_validation(rows: Sequence[Any]) -> list[Any]:
+    return [row.model_copy(update={"split": "validation" if place < 3 else "test"}) for place, row in enumerate(rows)]
 
 
 def options(run: Path) -> list[str]:
@@ -94,6 +101,8 @@ def test_scores_and_items_are_those_of_the_model_on_disk_to_the_last_bit(run: Pa
         assert ours.measures == theirs.measures
         score_here, score_there = ours.scores[arm], theirs.scores[f"{arm}-written"]
         assert score_here.model_copy(update={"seconds": score_there.seconds}) == score_there
+        assert score_here.n["sft_nll_validation"] == 3
+        assert score_here.n["sft_nll"] == 6
         seen.add((here / "items.jsonl").read_bytes())
     assert len(seen) == len(FUSIONS)  # or the comparison would say nothing
 
