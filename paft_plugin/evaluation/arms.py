@@ -53,14 +53,11 @@ class Arm(BaseModel):
     """The arm that differs from this penalised one by the penalty alone, whether it is in the run or not."""
     model: str = ""
     """Folder of its model or adapter: relative to the run's where it lies in it, else absolute (or the base's hub name); empty
-    of one that was merged in memory, to be scored."""
+    of one in memory."""
+    in_memory: bool = False
+    """Whether it is merged in memory to be scored, and lies nowhere."""
     stage: str | None = None
     """The stage that makes it; None for what was there before."""
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether it was merged in memory to be scored, and lies nowhere."""
-        return self.kind == "fused" and not self.model
 
     @property
     def is_aligned(self) -> bool:

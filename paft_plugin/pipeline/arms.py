@@ -408,6 +408,7 @@ def _in_memory(setup: Setup) -> list[Arm]:
             penalised=any(map(setup.is_penalised, one.branches)),
             branches=one.branches,
             recipe=one.method,
+            in_memory=True,
             stage="-".join(["fuse-in-memory", *sorted(set(one.branches))]),
         )
         for name, one in fused.items()

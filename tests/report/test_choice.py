@@ -67,6 +67,17 @@ def test_the_best_preference_of_the_arms_that_keep_the_skill() -> None:
     ]
 
 
+def test_what_was_merged_in_memory_alone_is_not_recommended() -> None:
+    whole = results(CLEAR)
+    arms = [
+        one.model_copy(update={"arm": one.arm.model_copy(update={"in_memory": one.name == "paft-ties"})})
+        for one in whole.arms
+    ]
+    choice = choose(changed(whole, arms=tuple(arms)))
+    assert choice.arm is not None
+    assert "paft-ties" not in (choice.arm.name, *choice.tied)
+
+
 def test_what_may_be_chance_is_tied_and_said_to_be() -> None:
     choice = choose(results(CLEAR | {"paft-linear": (0.98, 0.89, 1.0)}))
     assert (choice.kind, choice.arm and choice.arm.name) == ("tied", "paft-ties")
