@@ -492,12 +492,16 @@ def read_results(run: Path) -> Results | None:
 
 
 def branch_reference(arms: Iterable[ArmResult], goal: Measure, role: Role = "sft") -> ArmResult | None:
-    """The arm that has the whole of a goal: its own branch, else the best of its role; if possible without the penalty."""
+    """The arm that has the whole of a goal: its own branch, else the best of its role; if possible without the penalty.
+
+    Other forms of a branch are that only where there is no other: of many, the best is in part the luckiest. A control never is.
+    """
     sign = 1 if goal.higher_is_better else -1
-    measured = [one for one in arms if one.arm.kind == "branch" and one.arm.role == role and goal.name in one.scores]
+    trained = [one for one in arms if one.arm.kind == "branch" and one.arm.role == role and one.arm.control is None]
+    measured = [one for one in trained if goal.name in one.scores]
     return min(
         measured,
-        key=lambda one: (one.arm.penalised, one.name != goal.held_out, -sign * one.scores[goal.name]),
+        key=lambda one: (one.arm.penalised, one.arm.beside, one.name != goal.held_out, -sign * one.scores[goal.name]),
         default=None,
     )
 

@@ -18,7 +18,8 @@ from paft_plugin.report.differences import Difference, difference, silent_measur
 RULE = (
     "Leave out every measure that tells nothing here. Better and worse are differences on the same items with p ≤ 0.05, unless "
     "they are proven to be smaller than the measure's margin (two one-sided tests).",
-    "Take the SFT arm with the best skill as the reference, for each skill; without an SFT arm, the arm with the best skill.",
+    "Controls, which are there to compare with, are not chosen. Take the SFT arm with the best skill as the reference, for each "
+    "skill; other forms of an SFT branch only without one; without any SFT arm, the arm with the best skill.",
     "Keep the arms that are worse in no skill than its reference.",
     "Of these, take the one with the best preference; arms that are worse in no preference are tied with it.",
     "Of the tied, drop those that are worse than another in any other measure, unless that leaves none. Other views of the "
@@ -77,6 +78,7 @@ class _Field:
     def references(self) -> dict[str, ArmResult]:
         """Skill → the arm that has it."""
         taught = [arm for arm in self.arms if arm.arm.is_sft] or self.arms
+        taught = [arm for arm in taught if not arm.arm.beside] or taught
         return {skill.name: self.best(taught, [skill]) for skill in self.skills}
 
     def most(self) -> ArmResult:
@@ -102,7 +104,7 @@ def choose(results: Results) -> Choice:
 
     skills, preferences = telling(results.skills), telling(results.preferences)
     goals = [*skills, *preferences]
-    there = (arm for arm in results.arms if not arm.arm.in_memory)
+    there = (arm for arm in results.arms if not arm.arm.in_memory and arm.arm.control is None)
     scored = [arm for arm in there if all(goal.name in arm.scores for goal in goals)]
     if not goals or not scored:
         return _none(results, silent)

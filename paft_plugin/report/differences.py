@@ -188,7 +188,7 @@ def _asked(results: Results, chosen: ArmResult | None) -> Iterator[tuple[str, Ar
     for arm in whole:
         if arm.arm.penalised:
             if sequential and arm is not chosen:
-                yield f"{arm.name} instead of sequential training", sequential, arm, True
+                yield f"{arm.name} instead of sequential training", sequential, arm, not arm.arm.in_memory
             if twin := results.arm(arm.arm.twin):
                 yield f"The penalty, before fusing with {arm.arm.recipe}", twin, arm, True
     for arm in results.arms:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paft_plugin.evaluation.arms import arm_named
+from paft_plugin.evaluation.arms import Arm, arm_named
 from paft_plugin.evaluation.results import ArmResult, Measure, alignment_tax, gather
 
 SKILL = Measure("sums", "sums", "acc", "none", True)
@@ -46,3 +46,15 @@ def test_arms_have_one_only_if_a_measure_stands_for_the_skill() -> None:
     assert not any(arm.taxes for arm in gather(measures, results(SKILLS)).arms)
     of_skill = {arm.name: arm.taxes["sums"] for arm in gather(measures, results(SKILLS), ["sums"]).arms if arm.taxes}
     assert of_skill == alignment_tax(results(SKILLS), SKILL)
+
+
+def test_neither_another_form_of_a_branch_nor_a_control_is_the_reference() -> None:
+    dense = Arm(name="sft", kind="branch", role="sft")
+    beside = [
+        dense.model_copy(update={"name": "sft-long", "beside": True}),
+        dense.model_copy(update={"name": "pruned", "beside": True, "control": "prune"}),
+    ]
+    better = [ArmResult(arm=arm, scores={"sums": 1.0}) for arm in beside]
+    assert alignment_tax([*better, *results(SKILLS)], SKILL) == alignment_tax(results(SKILLS), SKILL)
+    assert alignment_tax([*better, *results(without("sft", "sft-l1"))], SKILL)["sequential"] == pytest.approx(0.3)
+    assert alignment_tax([better[1], *results(without("sft", "sft-l1"))], SKILL) == {}

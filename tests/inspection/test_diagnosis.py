@@ -426,3 +426,17 @@ def test_nothing_to_diagnose_is_an_error(tmp_path: Path) -> None:
     put(tmp_path / "results.json", {"schema": 2, "arms": []})
     with pytest.raises(PaftError, match="nothing to diagnose"):
         diagnose(tmp_path)
+
+
+def test_controls_and_other_forms_of_a_fused_branch_are_not_diagnosed(tmp_path: Path) -> None:
+    run = healthy()
+    folder = replace(run, deltas={**run.deltas, "small": dense(5), "sft-long": dense(6)}).write(tmp_path)
+    one = Arm(name="sft-l1", kind="branch", role="sft", penalised=True, twin="sft")
+    arms = [
+        *(one, Arm(name="sft", kind="branch", role="sft"), Arm(name="dpo", kind="branch", role="preference")),
+        one.model_copy(update={"name": "small", "control": "rescale_l2", "beside": True, "twin": None}),
+        one.model_copy(update={"name": "sft-long", "beside": True, "twin": None}),
+        *(Arm(name=f"{name}-ties", kind="fused", branches=(name, "dpo")) for name in ("sft-l1", "small", "sft-long")),
+    ]
+    RunFile(base="base", arms=tuple(arms)).write(folder / RUN_FILE)
+    assert {name for check in diagnose(folder).checks for name in check.branches} <= {"sft-l1", "sft", "dpo"}

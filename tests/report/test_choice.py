@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from paft_plugin.evaluation.arms import arm_named
+from paft_plugin.evaluation.arms import Arm, arm_named
 from paft_plugin.evaluation.results import ArmResult, Measure, Results, standard_error
 from paft_plugin.report.choice import choose
 from paft_plugin.report.differences import comparisons, difference
@@ -208,3 +208,19 @@ def test_comparisons_are_those_that_the_arms_allow_and_the_chosen_arm_comes_firs
     ]
     assert [change and change.verdict for change in asked[2].differences] == ["worse", "better", "equivalent"]
     assert not comparisons(results({"base": (0.1, 0.1, 0.1)}), None)
+
+
+def test_a_control_is_not_chosen_and_of_many_forms_of_a_branch_the_luckiest_is_no_reference() -> None:
+    def beside(name: str, control: str | None = None, role: str = "sft") -> Arm:
+        return Arm.model_validate({"name": name, "kind": "branch", "role": role, "beside": True, "control": control})
+
+    forms = {"sft-hot": (1.0, 0.2, 1.0), "pruned": (0.99, 0.99, 1.0)}
+    arms = {"sft-hot": beside("sft-hot"), "pruned": beside("pruned", "prune")}
+    whole = results({**CLEAR, **forms})
+    whole = changed(
+        whole, arms=tuple(arm.model_copy(update={"arm": arms.get(arm.name, arm.arm)}) for arm in whole.arms)
+    )
+    choice = choose(whole)
+    assert choice.arm is not None
+    assert choice.arm.name == "paft-ties"
+    assert choice.costs[0].before.name == "sft"

@@ -88,14 +88,19 @@ def _with_roles(facts: Facts, sft: Sequence[str], preferences: Sequence[str], tw
 
 
 def _of_role(facts: Facts, role: Role, given: Sequence[str]) -> tuple[str, ...]:
-    """The branches of a role that are diagnosed: the given ones, or all but dense twins; of SFT those that are fused."""
+    """The branches of a role that are diagnosed: the given ones, or all but dense twins and controls.
+
+    Of SFT those that are fused; other forms of one only without one.
+    """
     if given:
         return tuple(given)
     twins = {arm.twin for arm in facts.branches.values()}
-    found = [name for name, arm in facts.branches.items() if arm.role == role and name not in twins]
+    own = {name: arm for name, arm in facts.branches.items() if arm.role == role and arm.control is None}
+    found = [name for name in own if name not in twins]
     if role == "preference":
         return tuple(found)
     if not found:
         there = ", ".join(facts.branches)
         raise PaftError(f"{facts.folder}: its branches are {there}; say with --sft which one was trained by SFT.")
-    return tuple([name for name in found if facts.are_fused(name)] or found)
+    fused = [name for name in found if facts.are_fused(name)] or found
+    return tuple([name for name in fused if not own[name].beside] or fused)
