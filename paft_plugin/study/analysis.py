@@ -229,7 +229,7 @@ def _margin(scores: StudyScores, name: str) -> float | None:
     """A measure's own; of `primary` the mean of those that it is made of, if all are shares and have one."""
     parts = [scores.measure(part.measure) for part in terms(scores, name)]
     margins = [part.margin for part in parts if part is not None and part.margin is not None]
-    if len(margins) < len(parts) or (len(parts) > 1 and any(part.in_nats for part in parts if part)):
+    if not margins or len(margins) < len(parts) or (len(parts) > 1 and any(part.in_nats for part in parts if part)):
         return None
     return sum(margins) / len(margins)
 
@@ -296,5 +296,7 @@ def _notes(scores: StudyScores, taken: Mapping[str, Taken]) -> Iterator[str]:
     yield from scores.design.changes
     yield from scores.figures.notes
     yield from dict.fromkeys(each.why for each in taken.values() if each.why)
+    if not terms(scores, PRIMARY):
+        yield "There is no primary: a measure of it is no share, and what the best branch gains on validation items is not known."
     if len(scores.figures.seeds) == 1:
         yield "There is one seed only: intervals are over items, and say nothing of what another training would come to."

@@ -53,22 +53,23 @@ class Term:
 def terms(scores: StudyScores, measure: str) -> list[Term]:
     """What a measure is made of: itself, or of `primary` the mean of several.
 
-    A measure in nats, or one of which less is better, comes in as the share of what the best branch gains on the base, on
-    validation items.
+    A measure in nats, or one of which less is better, comes into that as the share of what the best branch gains on the base, on
+    validation items; where that is not known there is no `primary`, and nothing is returned.
     """
     if measure.removesuffix(VALIDATION) != PRIMARY:
         return [Term(measure)]
     names = scores.design.primary or (scores.design.skill, scores.design.preference)
     end = VALIDATION if measure.endswith(VALIDATION) else ""
-    return [replace(_term(scores, name, len(names)), measure=name + end) for name in names]
+    found = [term for name in names if (term := _term(scores, name, len(names))) is not None]
+    return [replace(term, measure=term.measure + end) for term in found] if len(found) == len(names) else []
 
 
-def _term(scores: StudyScores, name: str, count: int) -> Term:
+def _term(scores: StudyScores, name: str, count: int) -> Term | None:
     measure = scores.measure(name)
     if measure is None or (measure.higher_is_better and not measure.in_nats):
         return Term(name, 1 / count)
     zero, best = ends(scores, name, VALIDATION)
-    return Term(name, 1 / (count * (best - zero)) if best != zero else 0.0, zero)
+    return Term(name, 1 / (count * (best - zero)), zero) if best != zero else None
 
 
 def ends(scores: StudyScores, name: str, end: str = "") -> tuple[float, float]:
@@ -88,7 +89,7 @@ def seed_means(scores: StudyScores, arm: str, measure: str) -> dict[int, float]:
     """Seed → what the arm's items of a measure come to, or of `primary` the weighted sum; of the seeds that have all of it."""
     found: dict[int, float] = {}
     parts = terms(scores, measure)
-    for seed, arms in scores.figures.seeds.items():
+    for seed, arms in scores.figures.seeds.items() if parts else ():
         values = [_seed_mean(scores, seed, arm, part.measure) for part in parts] if arm in arms else [None]
         known = [value for value in values if value is not None]
         if len(known) == len(values):
@@ -138,7 +139,7 @@ def change(scores: StudyScores, other: str, one: str, measure: str) -> MeanChang
     Of one seed the interval is over items alone.
     """
     parts = [(part, _values(scores, [other, one], part.measure)) for part in terms(scores, measure)]
-    seeds = [seed for seed in scores.items if all(seed in values for _, values in parts)]
+    seeds = [seed for seed in scores.items if parts and all(seed in values for _, values in parts)]
     if not seeds:
         return None
     if len(seeds) == 1 and len(parts) == 1:

@@ -91,7 +91,9 @@ def words(analysis: Analysis) -> Words:
     lead = "No way of combining could be chosen on validation items."
     if best is not None:
         headline = f"Best on validation: {_way(best.way, best.form)}"
-        lead = f"Its primary is {number(best.levels[PRIMARY].value)} on test items, over {seeds}, of {len(analysis.rows)} arms."
+        primary = best.levels.get(PRIMARY)
+        value = number(primary.value if primary else None)
+        lead = f"Its primary is {value} on test items, over {seeds}, of {len(analysis.rows)} arms."
     return Words(headline, lead, list(_verdicts(analysis)), analysis.notes, list(_method(analysis)))
 
 

@@ -24,7 +24,7 @@ def main_table(analysis: Analysis) -> Table:
 
 def all_table(analysis: Analysis) -> Table:
     """Every arm."""
-    note = f"{_note(analysis)} The best of many, picked from this table, flatters itself."
+    note = f"{_note(analysis)} Of measures that the design does not name ± is over seeds alone. The best of many flatters itself."
     caption = f"All {len(analysis.rows)} arms, on test items"
     return _arm_table(analysis, analysis.rows, analysis.measures, "arms", caption, note)
 
@@ -46,9 +46,9 @@ def _arm_table(
         Column("Way", is_number=False, is_optional=True),
         Column("Form", is_number=False, is_optional=True),
         Column("Primary"),
-        *(Column(_heading(one), is_optional=place > 1) for place, one in enumerate(measures)),
-        *(Column(f"Sparsity at {threshold_label(float(key))}", is_optional=True) for key in thresholds),
-        *([Column("‖δ‖₂", is_optional=True)] if have_norms else []),
+        *(Column(_heading(one)) for one in measures),
+        *(Column(f"Sparsity at {threshold_label(float(key))}") for key in thresholds),
+        *([Column("‖δ‖₂")] if have_norms else []),
     ]
     best = analysis.best.name if analysis.best else ""
     return Table(

@@ -12,7 +12,7 @@ from scipy import stats
 from paft_plugin.evaluation.statistics import change_of_share, mean_of_seeds
 from paft_plugin.study.analysis import Analysis, analyse
 from paft_plugin.study.design import VALIDATION
-from paft_plugin.study.effects import change
+from paft_plugin.study.effects import change, mean_score
 from paft_plugin.study.fronts import hypervolume
 from paft_plugin.study.scores import StudyScores, read_study
 from tests.study.studies import CONTRASTS, LEVELS, design, write_small
@@ -104,6 +104,27 @@ def test_one_seed_is_judged_by_its_items_and_says_so(tmp_path: Path) -> None:
     assert change(scores, "ties", "ties-l1", "skill") == change_of_share(before, after)
     assert any("one seed only" in note for note in found.notes)
     assert all(front.volume is None or front.volume.interval is None for front in found.fronts)
+
+
+def test_a_primary_in_nats_counts_by_what_the_branch_gains(tmp_path: Path) -> None:
+    study = design((1, 2), primary=("skill", "retained"))
+    scores = read_study(write_small(tmp_path, study))
+    zero, best = (mean_score(scores, arm, f"retained{VALIDATION}") for arm in ("base", "sft-l1"))
+    skill, retained = (mean_score(scores, "ties", name) for name in ("skill", "retained"))
+    assert zero is not None and best is not None and skill is not None and retained is not None  # noqa: PT018
+    assert mean_score(scores, "ties", "primary") == pytest.approx((skill + (retained - zero) / (best - zero)) / 2)
+
+
+def test_without_a_scale_there_is_no_primary(tmp_path: Path) -> None:
+    scores = read_study(write_small(tmp_path, design((1, 2), primary=("skill", "retained"))))
+    items = {
+        seed: {name: kept for name, kept in each.items() if name != f"retained{VALIDATION}"}
+        for seed, each in scores.items.items()
+    }
+    found = analyse(replace(scores, items=items))
+    assert all("primary" not in row.levels for row in found.rows)
+    assert any("no primary" in note for note in found.notes)
+    assert found.answers[0].change is None
 
 
 def test_a_contrast_that_cannot_be_tested_counts_for_holm(tmp_path: Path) -> None:
