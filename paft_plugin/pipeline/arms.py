@@ -339,7 +339,8 @@ def _wanted(setup: Setup, given: Sequence[str], sequential: bool) -> tuple[Arm, 
         patterns = [*patterns, *setup.twins.values(), *names]
     if not given:
         fused = config.fusion.fused
-        branches = (branch for one in fused.values() for branch in one.branches)
+        alone = {branch.name for branch in setup.branches.values() if not branch.made_of}
+        branches = (branch for one in fused.values() for branch in one.branches if branch in alone)
         patterns = [*patterns, *branches, *fused, *config.compare.joints]
     if not given and config.compare.disjoint is not None and setup.base.is_dir():
         patterns = [*patterns, DISJOINT]
@@ -419,8 +420,10 @@ def _problems_in_memory(setup: Setup, name: str, one: FusedConfig) -> Iterator[s
     if name in setup.branches or _is_reserved(name):
         yield "an arm of the run is called so. Name it otherwise."
     there = {
-        each.name: BranchName(each.name, each.role or "sft") for each in setup.branches.values() if not each.made_of
+        each.name: BranchName(each.name, each.role or "sft") for each in setup.branches.values() if not each.is_joint
     }
+    if not setup.base.is_dir():  # a base that is still on the hub, without which nobody knows the disjoint modules
+        there |= {branch: BranchName(branch, "sft") for branch in one.branches if branch.startswith(f"{DISJOINT}-")}
     unknown = [branch for branch in dict.fromkeys(one.branches) if branch not in there]
     yield from (f"branches: {branch}: no such branch. {suggestion(branch, list(there))}" for branch in unknown)
     twice = [branch for branch in dict.fromkeys(one.branches) if one.branches.count(branch) > 1]
