@@ -145,7 +145,9 @@ def _held_out(setup: Setup, name: str, request: Request, data: Sequence[Path], n
         needs=needs,
         inputs=(file, setup.base, *data),
     )
-    return Planned(stage, {file: json_text(request.model_dump(mode="json"))})
+    # A task of lm-eval more must not train everything anew: what else is scored is asked by preflight alone.
+    content = {**request.model_dump(mode="json"), "nothing_else": not needs}
+    return Planned(stage, {file: json_text(content)})
 
 
 def _data(setup: Setup, branches: Sequence[Branch]) -> list[Path]:

@@ -459,6 +459,16 @@ def test_both_forms_at_once_are_refused(tmp_path: Path) -> None:
         open_setup(write_three(tmp_path, sft="sft.yml"))
 
 
+def test_a_task_more_trains_nothing_anew(tmp_path: Path) -> None:
+    """What is held out does not depend on what else is scored."""
+    plans = [
+        make_plan(open_setup(write_run(tmp_path, evaluation={"measures": measures}), [], False))
+        for measures in ({}, ["arc_easy"])
+    ]
+    one, other = ({file.name: text for file, text in plan.files.items()}["hold-out.json"] for plan in plans)
+    assert one == other
+
+
 def test_the_base_is_scored_first_if_rows_are_held_out(tmp_path: Path) -> None:
     """Whether it is in the table or not: every arm is compared with it on the rows of the branches that have any."""
     trained = tmp_path / "trained"

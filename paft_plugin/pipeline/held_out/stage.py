@@ -28,7 +28,8 @@ def read_request(file: Path) -> Request:
     Raises:
         PaftError: No such file, or no JSON.
     """
-    return Request.model_validate(read_json_file(file, "Run `axolotl paft run` again."))
+    request = Request.model_validate(read_json_file(file, "Run `axolotl paft run` again."))
+    return request.model_copy(update={"nothing_else": False})  # which preflight has asked
 
 
 def hold_out(request: Request) -> HeldOutSummary:
