@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+import yaml
 
 from paft_plugin.deltas.controls import CONTROL_FILE, ControlFile, measured
 from paft_plugin.deltas.delta import open_delta
 from paft_plugin.errors import PaftError
+from paft_plugin.evaluation.arms import ControlKind
+from paft_plugin.fusion.merge import open_fusion
 from paft_plugin.pipeline.arms import open_setup
 from paft_plugin.pipeline.baselines import ControlRequest
 from paft_plugin.pipeline.config import ControlSpec
 from paft_plugin.pipeline.controls import main, make_control
 from paft_plugin.pipeline.plan import make_plan
-from tests.deltas.builders import load_peft, make_adapter, make_base, make_model
+from tests.deltas.builders import load_peft, make_adapter, make_base, make_model, weights
 from tests.pipeline.runs import write_run
 
 LIKE = {"of": "sft", "like": "sft-l1"}
@@ -71,8 +74,8 @@ def test_as_many_entries_are_zero_as_the_other_has_small_ones(models: Path, tmp_
 
 def test_a_scaled_adapter_keeps_its_factors_and_peft_loads_it_so(models: Path, tmp_path: Path) -> None:
     make_control(request(models, tmp_path, "scale", factor=0.25))
-    for file in ("adapter_model.safetensors",):
-        assert (tmp_path / "scale" / file).read_bytes() == (models / "sft" / file).read_bytes()
+    files = [folder / "adapter_model.safetensors" for folder in (models / "sft", tmp_path / "scale")]
+    assert files[0].read_bytes() == files[1].read_bytes()
     whole, quarter = (load_peft(models / "base", folder) for folder in (models / "sft", tmp_path / "scale"))
     layers = [model.base_model.model.model.layers[0].mlp.up_proj for model in (whole, quarter)]
     one, other = (layer.get_delta_weight("default") for layer in layers)
@@ -130,6 +133,35 @@ def test_the_stage_says_what_cannot_be_and_leaves_nothing(
         assert main([str(tmp_path / "request.json")]) == 2
         assert said in capsys.readouterr().err
         assert not one.folder.exists()
+
+
+@pytest.mark.parametrize("control", get_args(ControlKind))
+def test_every_control_is_fused_like_a_trained_branch(models: Path, tmp_path: Path, control: str) -> None:
+    keys = (
+        {"factor": 0.5} if control == "scale" else {"threshold": 3e-4} if control.startswith(("prune", "drop")) else {}
+    )
+    made = make_control(request(models, tmp_path, control, **keys))
+    base, folder = models / "base", tmp_path / control
+    model = f"{base}+{folder}" if (folder / "adapter_config.json").is_file() else str(folder)
+    recipe = tmp_path / "recipe.yml"
+    for method, parameters in {"task_arithmetic": {"weight": 1}, "ties": {"weight": 1, "density": 0.5}}.items():
+        content = {
+            "merge_method": method,
+            "base_model": str(base),
+            "dtype": "float32",
+            "parameters": {"normalize": False},
+            "models": [{"model": each, "parameters": parameters} for each in (model, f"{base}+{models / 'narrow'}")],
+        }
+        recipe.write_text(yaml.safe_dump(content))
+        fused = dict(open_fusion(recipe).tensors())
+        assert all(bool(tensor.isfinite().all()) for tensor in fused.values())
+        if method == "task_arithmetic":
+            sums = dict(open_delta(base, folder).tensors())
+            assert set(sums) == set(made.tensors)
+            for name, delta in open_delta(base, models / "narrow").tensors():
+                sums[name] = sums[name] + delta
+            for name, delta in sums.items():
+                torch.testing.assert_close(fused[name] - weights(base)[name], delta, rtol=0, atol=1e-7)
 
 
 def test_a_control_is_a_stage_behind_its_two_branches_and_a_branch_to_all_others(tmp_path: Path) -> None:
