@@ -69,7 +69,7 @@ def _row(setup: Setup, plan: Plan, trials: Sequence[StudyArm]) -> dict[str, floa
 def _made_by(arm: Arm, plan: Plan) -> Iterator[Stage]:
     """The stages that make an arm: trainings, and what is done with their deltas."""
     stages = {stage.name: stage for stage in plan.stages}
-    names = dict.fromkeys([*arm.branches, *arm.order, *([arm.stage] if arm.stage else [])])
+    names = dict.fromkeys([*arm.branches, *([arm.stage] if arm.stage else [])])
     waiting, seen = [name for name in names if name in stages], set[str]()
     while waiting:
         stage = stages[waiting.pop()]
