@@ -22,9 +22,17 @@ PLUGIN_NAMES = {"paft_plugin.PAFTPlugin", "paft_plugin.plugin.PAFTPlugin"}
 
 STRATEGIES = ("dpo", "orpo", "simpo", "kto", "ipo")
 """Values of `rl` that train a preference branch."""
-STRENGTHS = ("paft_l1_lambda", "paft_target_sparsity", "paft_l2_lambda")
+STEERED = ("paft_target_sparsity", "paft_max_loss_increase")
+"""Keys by which a controller moves λ."""
+STRENGTHS = ("paft_l1_lambda", *STEERED, "paft_l2_lambda")
 """Keys of which one has to be set."""
-OF_L1 = {"paft_l1_on": "delta", "paft_l1_mode": "subgradient", "paft_l1_warmup_ratio": 0.0}
+OF_L1 = {
+    "paft_l1_on": "delta",
+    "paft_l1_mode": "subgradient",
+    "paft_l1_warmup_ratio": 0.0,
+    "paft_l1_from": 0.0,
+    "paft_l1_until": 1.0,
+}
 """Keys that say how the L1 penalty is to be, and how it is where they don't."""
 
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
@@ -62,6 +70,25 @@ class PAFTArgs(BaseModel):
     paft_target_threshold: Size = Field(
         default=1e-5,
         description="The threshold that paft_target_sparsity refers to.",
+    )
+    paft_max_loss_increase: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="Nats a token that the task loss may be above paft_reference_loss: a controller makes the delta as sparse "
+        "as that allows. With a target sparsity the target is a wish and the bound comes first.",
+    )
+    paft_reference_loss: float | str | None = Field(
+        default=None,
+        description="What the loss is without a penalty: the trainer_state.json, or the folder, of the same training (same "
+        "data, seed, steps) without it, which is compared with step by step; or a number, that of its end.",
+    )
+    paft_l1_from: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(
+        default=0.0,
+        description="Share of the run before which there is no L1 penalty.",
+    )
+    paft_l1_until: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = Field(
+        default=1.0,
+        description="Share of the run after which there is no L1 penalty and what is zero stays zero; for full fine-tuning, "
+        "and for factors in proximal mode.",
     )
     paft_reference: Literal["device", "host", "auto"] = Field(
         default="auto",
@@ -160,20 +187,33 @@ def wrong_run(config: dict[str, Any]) -> list[str]:
 
 
 def _wrong_strength(config: dict[str, Any]) -> list[str]:
-    if config.get("paft_l1_lambda") is None and config.get("paft_target_sparsity") is None:
-        return [
+    problems = _wrong_bound(config)
+    steering = [key for key in STEERED if config.get(key) is not None]
+    if not steering and config.get("paft_l1_lambda") is None:
+        return problems + [
             f"{key}: there is no L1 penalty without paft_l1_lambda or paft_target_sparsity: set one, or remove {key}"
             for key, usual in OF_L1.items()
             if config.get(key) not in (None, usual)
         ]
-    if config.get("paft_target_sparsity") is None:
-        return []
-    problems = []
-    if config.get("paft_l1_lambda") == 0:
+    if (config.get("paft_l1_from") or 0) >= (config.get("paft_l1_until") or 1):
+        problems.append("paft_l1_from: the penalty would end before it begins: give a smaller one than paft_l1_until")
+    if steering and config.get("paft_l1_lambda") == 0:
         problems.append("paft_l1_lambda: 0: a controller moves λ by factors, so it can't start at 0: leave it out")
-    if config.get("paft_l1_warmup_ratio"):
-        problems.append("paft_l1_warmup_ratio: with paft_target_sparsity the controller moves λ: remove one of them")
+    if steering and config.get("paft_l1_warmup_ratio"):
+        problems.append(f"paft_l1_warmup_ratio: with {steering[0]} the controller moves λ: remove one of them")
     return problems
+
+
+def _wrong_bound(config: dict[str, Any]) -> list[str]:
+    bound, reference = config.get("paft_max_loss_increase"), config.get("paft_reference_loss")
+    if bound is not None and reference is None:
+        return [
+            "paft_max_loss_increase: over what? Set paft_reference_loss: the folder of the same training without the penalty "
+            "(`axolotl paft run` does so by itself), or a number"
+        ]
+    if bound is None and reference is not None:
+        return ["paft_reference_loss: nothing is compared with it: set paft_max_loss_increase, or remove it"]
+    return []
 
 
 def _wrong_kind_of_training(config: dict[str, Any]) -> list[str]:
@@ -205,6 +245,12 @@ def _wrong_delta(config: dict[str, Any]) -> list[str]:
         problems.append(
             "paft_l1_mode: proximal: the norm of a product s·BA has no proximal step: set paft_l1_on: factors, or train "
             "without an adapter"
+        )
+    in_factors = config.get("paft_l1_on") == "factors" and config.get("paft_l1_mode") == "proximal"
+    if adapter is not None and (config.get("paft_l1_until") or 1) < 1 and not in_factors:
+        problems.append(
+            f"paft_l1_until: {config['paft_l1_until']}: entries of a product s·BA can't be held at zero one by one: set "
+            "paft_l1_on: factors and paft_l1_mode: proximal, or train without an adapter"
         )
     reasons = {
         "relora": "ReLoRA folds s·BA into the base while it trains, so δ is more than s·BA",

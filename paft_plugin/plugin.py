@@ -60,6 +60,10 @@ class PAFTPlugin(BasePlugin):
             warmup_ratio=cfg.paft_l1_warmup_ratio,
             target_sparsity=cfg.paft_target_sparsity,
             target_threshold=cfg.paft_target_threshold,
+            max_loss_increase=cfg.paft_max_loss_increase,
+            reference_loss=cfg.paft_reference_loss,
+            begin=cfg.paft_l1_from,
+            end=cfg.paft_l1_until,
             reference=cfg.paft_reference,
             inspect_steps=cfg.paft_inspect_steps,
         )
@@ -74,7 +78,7 @@ class PAFTPlugin(BasePlugin):
 def start_of(cfg: Any) -> float:
     """λ that a run starts with: a controller needs one, an L2 penalty alone has none."""
     if cfg.paft_l1_lambda is None:
-        return 0.0 if cfg.paft_target_sparsity is None else DEFAULT_START
+        return 0.0 if cfg.paft_target_sparsity is None and cfg.paft_max_loss_increase is None else DEFAULT_START
     return float(cfg.paft_l1_lambda)
 
 

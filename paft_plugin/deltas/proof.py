@@ -44,6 +44,15 @@ class Proof(JsonFile):
     target_threshold: float | None = None
     l2_strength: float | None = Field(None, alias="l2_lambda")
     """λ₂, if the run had one."""
+    max_loss_increase: float | None = None
+    """Nats a token that the task loss was allowed to be above its reference."""
+    reference_loss: str | None = None
+    """What that reference was: a file, a folder, a number."""
+    loss_increase: float | None = None
+    """What the increase had come to at the end, smoothed."""
+    l1_from: float | None = None
+    l1_until: float | None = None
+    """Shares of the run between which the penalty acted, if it was not all of it."""
     steps_penalised: int
     resumed_at_step: int = 0
     l1_norm: float | None = None
@@ -56,13 +65,12 @@ class Proof(JsonFile):
     versions: dict[str, str] = Field(default_factory=dict)
 
     def content(self) -> dict[str, Any]:
-        """As the file has it: a target, or an L2 penalty, only if there is one."""
+        """As the file has it: a target, a bound, an L2 penalty … only if there is one."""
         content = {"schema": self.SCHEMA, **self.model_dump(mode="json", by_alias=True)}
         if self.target_sparsity is None:
             del content["target_sparsity"], content["target_threshold"]
-        if self.l2_strength is None:
-            del content["l2_lambda"]
-        return content
+        optional = ("l2_lambda", "max_loss_increase", "reference_loss", "loss_increase", "l1_from", "l1_until")
+        return {key: value for key, value in content.items() if value is not None or key not in optional}
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,7 @@ class Record:
     steps_penalised: int = 0
     resumed_at_step: int = 0
     final: Measurement | None = None
+    loss_increase: float | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def remember(self, step: int, strength: float, measurement: Measurement) -> None:
@@ -115,6 +124,7 @@ class Record:
             steps_penalised=self.steps_penalised,
             resumed_at_step=self.resumed_at_step,
             **(self.final.as_json() if self.final else {}),
+            loss_increase=self.loss_increase,
             entries=self.entries,
             tensors=tuple(self.tensors),
             history=tuple(map(HistoryPoint.model_validate, self.history)),

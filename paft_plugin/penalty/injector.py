@@ -35,7 +35,17 @@ from paft_plugin.penalty.inspector import Inspector
 from paft_plugin.penalty.live import LiveDelta, Shrinkable, add_subgradients, gradient_norm, l2_norm, measure
 from paft_plugin.penalty.proximal import step_sizes
 from paft_plugin.penalty.settings import PenaltySettings
-from paft_plugin.penalty.strength import Schedule, Steering, TrainingProgress, missed_target, too_few_steps
+from paft_plugin.penalty.strength import (
+    LossBound,
+    ReferenceLoss,
+    Schedule,
+    Steering,
+    TrainingProgress,
+    exceeded_bound,
+    missed_target,
+    read_reference_loss,
+    too_few_steps,
+)
 from paft_plugin.penalty.support import why_gradients_are_lost, why_no_gradient_is_left, why_unsupported
 
 logger = logging.getLogger(__name__)
@@ -61,14 +71,21 @@ class PenaltyInjector(TrainerCallback):
         self._references: References = {}
         self._deltas: list[LiveDelta] = []
         self._trained_tensors = 0
+        self._reference: ReferenceLoss | None = None
         self._steering: Steering | None = None
-        if settings.target_sparsity is not None:
-            self._steering = Steering(settings.strength, settings.target_sparsity, settings.target_threshold)
+        if settings.is_steered:
+            self._steering = Steering(
+                settings.strength, settings.target_sparsity, settings.target_threshold, self._bound()
+            )
         self._strength = self._steering or Schedule(settings.strength, settings.warmup_ratio)
         self._inspector: Inspector | None = None
         if settings.inspect_steps:
             self._inspector = Inspector(trainer, settings.inspect_steps, settings.all_thresholds)
         self._lambda = 0.0
+        self._loss: Tensor | None = None
+        """The task's, of the step under way."""
+        self._held: list[tuple[Shrinkable, list[Tensor]]] | None = None
+        """What is zero and stays it, once the penalty has ended."""
         self._prepared = 0  # how often the step under way was: once, if all is well
         self._measured: Measurement | None = None
         # For its refusals alone: FSDP has neither sharded nor filled the parameters yet.
@@ -84,6 +101,8 @@ class PenaltyInjector(TrainerCallback):
         @wraps(inner_step)
         def training_step(*args: Any, **kwargs: Any) -> Tensor:
             loss = inner_step(*args, **kwargs)
+            if self._reference is not None:
+                self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
             # DeepSpeed has taken its step by now.
             if trainer.accelerator.sync_gradients and not trainer.is_deepspeed_enabled:
                 raise_if_any(why_no_gradient_is_left(trainer.model))
@@ -116,7 +135,7 @@ class PenaltyInjector(TrainerCallback):
         state = self._trainer.state
         self.begin(state.stateful_callbacks.get(STATE_KEY))
         self._write()
-        self._warn(too_few_steps(self._settings.target_sparsity, state.max_steps))
+        self._warn(too_few_steps(self._settings.target_sparsity, self._part(state.max_steps)))
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         self.after_optimizer_step()
@@ -133,8 +152,11 @@ class PenaltyInjector(TrainerCallback):
         # The delta as training leaves it: the last step's, or that of the best checkpoint if it was loaded.
         self._measured = None
         self.record.final = self.measure()
+        self.record.loss_increase = self._steering.increase if self._steering else None
         self._write()
-        self._warn(missed_target(self.record.proof()))
+        proof = self.record.proof()
+        self._warn(missed_target(proof))
+        self._warn(exceeded_bound(proof))
 
     def take_references(self) -> None:
         """Copy θ_pre of what is trained in full, while the model holds the base model's weights."""
@@ -143,7 +165,9 @@ class PenaltyInjector(TrainerCallback):
         deltas = find_live_deltas(model, self._references, self._settings.l1_on)
         _refuse_nonzero_start(deltas)
         if self._settings.mode == "proximal":
-            _refuse_unshrinkable(deltas, model)
+            _refuse_unshrinkable(deltas, model, "paft_l1_mode: proximal")
+        elif self._settings.end < 1:
+            _refuse_unshrinkable(deltas, model, f"paft_l1_until: {self._settings.end:g}")
 
     def begin(self, saved: dict[str, Any] | None) -> None:
         """Start or, with what `state` once returned, resume; the model is on its devices, and loaded.
@@ -164,6 +188,7 @@ class PenaltyInjector(TrainerCallback):
             raise_if_any(why_gradients_are_lost(self._trainer.model))
         self._trained_tensors = self._count_trained()
         self._prepared = 0
+        self._loss, self._held = None, None
         self._measured = None
         self.record = Record(
             settings=self._settings.for_record(),
@@ -172,8 +197,13 @@ class PenaltyInjector(TrainerCallback):
         )
         if self._inspector:
             self._inspector.begin(self._deltas)
+        if self._settings.end < 1 and not self._progress().done < self._progress().total:
+            self._held = self._zeros(0.0)
         if self._steering:
-            self._steering.begin(self._deltas, self._trainer.lr_scheduler, self._trainer.state.max_steps - step)
+            last = round(self._settings.end * self._trainer.state.max_steps)
+            self._steering.begin(self._deltas, self._trainer.lr_scheduler, max(1, last - step))
+            if self._reference is not None:
+                raise_if_any(self._reference.why_not_of(self._trainer.state.max_steps))
         if saved is not None:
             self.record.restore(saved["record"], step)
             if self._steering:
@@ -191,7 +221,12 @@ class PenaltyInjector(TrainerCallback):
                 "turn off what does that (LISA, gradual unfreezing)"
             )
         self._prepared += 1
-        self._lambda = self._strength.at(self._progress())
+        progress = self._progress()
+        if self._steering and self._reference is not None:
+            loss = self._trainer.accelerator.reduce(self._loss, reduction="mean").item()
+            self._steering.take_loss(progress, loss, self._trainer.state.global_step + 1)
+        self._loss = None
+        self._lambda = self._strength.at(progress) if progress.is_within else 0.0
         if self._settings.mode == "subgradient":
             self._add_subgradient()
         if self._settings.l2_strength:
@@ -204,6 +239,8 @@ class PenaltyInjector(TrainerCallback):
             return
         if self._settings.mode == "proximal":
             self._shrink()
+        if self._settings.end < 1:
+            self._hold()
         self.record.steps_penalised += self._lambda > 0 or self._settings.l2_strength > 0
         if self._steering:
             self._steering.look(self._progress(), self._trainer.optimizer)
@@ -258,6 +295,19 @@ class PenaltyInjector(TrainerCallback):
                 assert isinstance(delta, Shrinkable)
                 delta.shrink(self._lambda, step_size)
 
+    def _hold(self) -> None:
+        """After the last step with the penalty, and all later ones, keep what is small or zero by then at zero."""
+        progress = self._progress()
+        if progress.done + 1 < progress.total:
+            return
+        if self._held is None:
+            self._held = self._zeros(self._settings.target_threshold)
+        for delta, zeros in self._held:
+            delta.reset(zeros)
+
+    def _zeros(self, threshold: float) -> list[tuple[Shrinkable, list[Tensor]]]:
+        return [(delta, delta.zeros(threshold)) for delta in self._deltas if isinstance(delta, Shrinkable)]
+
     def measure(self) -> Measurement:
         """Norm and sparsity of δ as it is now; under FSDP2 every process must take part."""
         if self._measured is None:
@@ -269,6 +319,8 @@ class PenaltyInjector(TrainerCallback):
         shares = {f"paft/sparsity@{threshold_label(t)}": share for t, share in now.sparsity.items()}
         if self._steering and self._steering.forecast is not None:
             shares["paft/sparsity_forecast"] = self._steering.forecast
+        if self._steering and self._steering.increase is not None:
+            shares["paft/loss_increase"] = self._steering.increase
         penalty = {"paft/penalty": self._lambda * now.l1_norm, "paft/lambda": self._lambda}
         if self._settings.l2_strength:
             norm = l2_norm(self._deltas)
@@ -277,7 +329,19 @@ class PenaltyInjector(TrainerCallback):
         return {"paft/l1_norm": now.l1_norm, **penalty, **shares}
 
     def _progress(self) -> TrainingProgress:
-        return TrainingProgress(self._trainer.state.global_step, self._trainer.state.max_steps)
+        """In the part of the run that has a penalty."""
+        whole = TrainingProgress(self._trainer.state.global_step, self._trainer.state.max_steps)
+        return whole.part(self._settings.begin, self._settings.end)
+
+    def _part(self, steps: int) -> int:
+        return TrainingProgress(0, steps).part(self._settings.begin, self._settings.end).total
+
+    def _bound(self) -> LossBound | None:
+        bound, given = self._settings.max_loss_increase, self._settings.reference_loss
+        if bound is None or given is None:
+            return None
+        self._reference = read_reference_loss(given)
+        return LossBound(self._settings.strength, bound, self._reference)
 
     def _warn(self, what: str | None) -> None:
         if what and self._trainer.state.is_world_process_zero:
@@ -300,19 +364,19 @@ def _refuse_nonzero_start(deltas: Sequence[LiveDelta]) -> None:
         )
 
 
-def _refuse_unshrinkable(deltas: Sequence[LiveDelta], model: nn.Module) -> None:
+def _refuse_unshrinkable(deltas: Sequence[LiveDelta], model: nn.Module, setting: str) -> None:
     products = [delta.name for delta in deltas if not isinstance(delta, Shrinkable)]
     if products:
         raise PaftError(
-            "paft_l1_mode: proximal: the norm of a product s·BA has no proximal step: set paft_l1_on: factors, or train "
-            f"without an adapter. Products: {some(products)}"
+            f"{setting}: the entries of a product s·BA can be neither shrunk nor held one by one: set paft_l1_on: factors, or "
+            f"train without an adapter. Products: {some(products)}"
         )
     fine = (torch.float32, torch.float64)
     coarse = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype not in fine]
     if coarse:
         raise PaftError(
-            "paft_l1_mode: proximal: λ × learning rate is less than half a step of a parameter in low precision, so it would "
-            f"be rounded away: train in fp32, or use paft_l1_mode: subgradient. In low precision: {some(coarse)}"
+            f"{setting}: λ × learning rate is less than half a step of a parameter in low precision, so it would be rounded "
+            f"away, and what is zero could not be told: train in fp32, or remove it. In low precision: {some(coarse)}"
         )
 
 

@@ -76,6 +76,12 @@ class Shrinkable(Protocol):
     def shrink(self, strength: float, step_size: StepSize) -> None:
         """Soft-threshold what is penalised by strength × the parameter's step size."""
 
+    def zeros(self, threshold: float) -> list[Tensor]:
+        """For each of `parameters`, which of its entries are zero, or at `threshold` or under it if they are those of δ."""
+
+    def reset(self, zeros: Sequence[Tensor]) -> None:
+        """Take such entries back to zero."""
+
 
 @dataclass(frozen=True)
 class LowRankDelta:
@@ -215,6 +221,13 @@ class FactorsDelta:
             if factor.requires_grad:
                 shrink_(local(factor), None, strength * step_size(factor))
 
+    def zeros(self, threshold: float) -> list[Tensor]:
+        return [local(factor.detach()) == 0 for factor in self.parameters]
+
+    def reset(self, zeros: Sequence[Tensor]) -> None:
+        for factor, mask in zip(self.parameters, zeros, strict=True):
+            local(factor.detach()).masked_fill_(mask, 0)
+
 
 @dataclass(frozen=True)
 class FullDelta:
@@ -260,6 +273,14 @@ class FullDelta:
 
     def shrink(self, strength: float, step_size: StepSize) -> None:
         shrink_(local(self.parameter), self.reference, strength * step_size(self.parameter))
+
+    def zeros(self, threshold: float) -> list[Tensor]:
+        here = local(self.parameter.detach())
+        return [(here - self.reference.to(here.device)).abs() <= threshold]
+
+    def reset(self, zeros: Sequence[Tensor]) -> None:
+        here, (mask,) = local(self.parameter.detach()), zeros
+        here.copy_(torch.where(mask, self.reference.to(here.device), here))
 
 
 def measure(deltas: Sequence[LiveDelta], thresholds: Sequence[float]) -> Measurement:

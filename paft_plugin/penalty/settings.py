@@ -27,6 +27,14 @@ class PenaltySettings:
     target_sparsity: float | None = None
     """Where the sparsity at `target_threshold` shall end, in (0, 1): a controller moves λ."""
     target_threshold: float = 1e-5
+    max_loss_increase: float | None = None
+    """Nats a token that the task loss may be above `reference_loss`: a controller moves λ, and gives way to it first."""
+    reference_loss: str | float | None = None
+    """What the loss is without a penalty: see `read_reference_loss`."""
+    begin: float = 0.0
+    """Share of the run before which there is no penalty."""
+    end: float = 1.0
+    """Share of the run after which there is none, and what is zero stays zero."""
     reference: ReferencePlace = "auto"
     inspect_steps: int | None = None
     """Optimizer steps between two inspections of δ; None for none."""
@@ -40,5 +48,17 @@ class PenaltySettings:
     def for_record(self) -> dict[str, Any]:
         """As `paft.json` shows it; `lambda` is what the run starts with."""
         shown = ("l1_on", "mode", "warmup_ratio", "target_sparsity", "target_threshold")
-        decay = {"l2_lambda": self.l2_strength} if self.l2_strength else {}
-        return {"lambda": self.strength, **{name: getattr(self, name) for name in shown}, **decay}
+        further = {
+            "l2_lambda": self.l2_strength or None,
+            "max_loss_increase": self.max_loss_increase,
+            "reference_loss": None if self.reference_loss is None else str(self.reference_loss),
+            "l1_from": self.begin or None,
+            "l1_until": None if self.end == 1 else self.end,
+        }
+        used = {name: value for name, value in further.items() if value is not None}
+        return {"lambda": self.strength, **{name: getattr(self, name) for name in shown}, **used}
+
+    @property
+    def is_steered(self) -> bool:
+        """Whether a controller moves λ."""
+        return self.target_sparsity is not None or self.max_loss_increase is not None

@@ -15,12 +15,14 @@ from __future__ import annotations
 import base64
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from paft_plugin.deltas.proof import Proof
 from paft_plugin.errors import PaftError
+from paft_plugin.files import read_json
 from paft_plugin.formats import share, threshold_key, threshold_label
 
 if TYPE_CHECKING:
@@ -41,6 +43,15 @@ LEAST_SHARE = 1e-3  # shares closer than this to 0 and 1 are beyond the sample
 BAND = (0.02, 5.0)  # the penalty's pull over the task's: below, it does nothing; above, it drowns the task
 MEMORY = 0.9  # of the smoothed balance of the two, per step
 
+# The bound on the loss.
+AIM = 0.75  # of the bound; the rest is for what the loss still does while λ is on its way
+LOSS_MEMORY = 20.0  # steps over which the increase is smoothed
+LOSS_PROPORTIONAL = 0.2  # decades of λ per change by the bound's aim
+LOSS_INTEGRAL = 5.0  # decades of λ per aim and run
+BRAKE = 0.5  # decades that λ gives way at once per aim of excess
+LARGEST_BRAKE = 2.0
+SLACK = 0.5  # decades by which the controller that does not count may be above the other
+
 # The forecast.
 SAMPLE_SIZE = 1 << 15  # a share of .9 is known to ± .0017 (one standard error)
 WINDOW = 9  # steps; some held entries swing slowly: 5 steps see 15 points too few in one set-up
@@ -58,6 +69,16 @@ class TrainingProgress:
 
     done: int
     total: int
+
+    @property
+    def is_within(self) -> bool:
+        """Whether the step that follows is one of these: the penalty may act in a part of the run alone."""
+        return 0 <= self.done < self.total
+
+    def part(self, begin: float, end: float) -> TrainingProgress:
+        """Where the part of the run between two shares of it stands."""
+        first, last = round(begin * self.total), round(end * self.total)
+        return TrainingProgress(self.done - first, last - first)
 
 
 @dataclass(frozen=True)
@@ -79,13 +100,14 @@ def log_odds(share: float, least: float = 1e-6) -> float:
     return math.log(share / (1 - share))
 
 
-class TargetSparsity:
-    """The controller: λ of each step, from the sparsity that the ones before it lead to."""
+class Controller:
+    """λ of each step, moved by factors."""
 
-    def __init__(self, start: float, target: float) -> None:
-        """Start at λ = `start` > 0; steer to `target`, a share in (0, 1)."""
+    _SAVED: ClassVar[tuple[str, ...]] = ("log_strength", "last_error", "log_balance")
+
+    def __init__(self, start: float) -> None:
+        """Start at λ = `start` > 0."""
         self._log_strength = math.log10(start)
-        self._target = log_odds(target, LEAST_SHARE)
         self._last_error: float | None = None
         self._log_balance: float | None = None
 
@@ -101,6 +123,28 @@ class TargetSparsity:
         lowest, highest = (self._log_balance + math.log10(edge) for edge in BAND)
         self._log_strength = max(lowest, min(highest, self._log_strength))
 
+    def stay_near(self, strength: float) -> None:
+        """Not wander off above λ = `strength` > 0, while that is what counts."""
+        self._log_strength = min(self._log_strength, math.log10(strength) + SLACK)
+
+    def state(self) -> dict[str, Any]:
+        """What has to be saved with a checkpoint, as JSON."""
+        return {name: getattr(self, f"_{name}") for name in self._SAVED}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        for name in self._SAVED:
+            setattr(self, f"_{name}", state[name])
+
+
+class TargetSparsity(Controller):
+    """Steers by the sparsity that the steps so far lead to."""
+
+    def __init__(self, start: float, target: float) -> None:
+        """Start at λ = `start` > 0; steer to `target`, a share in (0, 1)."""
+        super().__init__(start)
+        self._target = log_odds(target, LEAST_SHARE)
+
     def observe(self, progress: TrainingProgress, forecast: float) -> None:
         """Learn the sparsity that the run would end at with λ as it is."""
         if progress.done < FIRST_LOOK:
@@ -113,14 +157,112 @@ class TargetSparsity:
         self._log_strength += max(-LARGEST_MOVE, min(LARGEST_MOVE, move))
         self._last_error = error
 
-    def state(self) -> dict[str, float | None]:
-        """What has to be saved with a checkpoint, as JSON."""
-        return {name: getattr(self, f"_{name}") for name in ("log_strength", "last_error", "log_balance")}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned."""
-        self._log_strength, self._last_error = state["log_strength"], state["last_error"]
-        self._log_balance = state["log_balance"]
+class LossBound(Controller):
+    """Steers by how much the task loss is above that of the same training without a penalty, at the same step.
+
+    The same seed gives the same batches, so the two are compared window by window of the reference's logged steps: what one batch
+    is luckier than another is gone from the difference. λ grows while the increase is below `AIM` of the bound and shrinks above
+    it; beyond that a brake acts at once, since λ itself is moved slowly.
+    """
+
+    _SAVED = (*Controller._SAVED, "increase", "sum", "count")
+
+    def __init__(self, start: float, bound: float, reference: ReferenceLoss) -> None:
+        """Start at λ = `start` > 0; `bound` > 0 in nats a token."""
+        super().__init__(start)
+        self._aim = AIM * bound
+        self._reference = reference
+        self._increase: float | None = None
+        self._sum, self._count = 0.0, 0
+
+    @property
+    def increase(self) -> float | None:
+        """Of the loss over the reference's, smoothed; None until both are known."""
+        return self._increase
+
+    @property
+    def waiting(self) -> int:
+        """Steps since the last comparison."""
+        return self._count
+
+    def at(self, progress: TrainingProgress) -> float:
+        """λ of the step that follows, braked."""
+        excess = max(0.0, (self._increase or 0.0) / self._aim - 1)
+        return super().at(progress) * 10.0 ** -min(LARGEST_BRAKE, BRAKE * excess)
+
+    def take(self, step: int, loss: float) -> bool:
+        """Take in the task loss of the batch of the `step`-th step; whether it was compared."""
+        self._sum, self._count = self._sum + loss, self._count + 1
+        expected = self._reference.at(step)
+        if expected is None:
+            return False
+        new, weight = self._sum / self._count - expected, 1 - (1 - 1 / LOSS_MEMORY) ** self._count
+        self._increase = new if self._increase is None else (1 - weight) * self._increase + weight * new
+        self._sum, self._count = 0.0, 0
+        return True
+
+    def observe(self, progress: TrainingProgress, steps: int) -> None:
+        """Move λ by the increase, which has been compared anew after `steps`."""
+        if self._increase is None:
+            return
+        error = max(-2.0, min(1.0, 1 - self._increase / self._aim))
+        change = 0.0 if self._last_error is None else error - self._last_error
+        move = LOSS_PROPORTIONAL * change + LOSS_INTEGRAL * steps / progress.total * error
+        self._log_strength += max(-LARGEST_MOVE * steps, min(LARGEST_MOVE * steps, move))
+        self._last_error = error
+
+
+@dataclass(frozen=True)
+class ReferenceLoss:
+    """What the loss would be without a penalty: a curve, or one number for what a run ends at."""
+
+    losses: Mapping[int, float]
+    """Optimizer step → mean loss since the one before; empty if there is the number alone."""
+    total: int | None = None
+    """Steps of the run that the curve is of."""
+    end: float | None = None
+
+    def at(self, step: int) -> float | None:
+        """The loss that `step` is compared with, if it is."""
+        return self.losses.get(step, self.end)
+
+    def why_not_of(self, steps: int) -> list[str]:
+        """A problem if the curve is not that of a run of so many steps."""
+        if self.end is not None or (self.total in (None, 0, steps) and max(self.losses) > 0.9 * steps):
+            return []
+        return [
+            f"paft_reference_loss: it has losses until step {max(self.losses)} of {self.total}, and this run has {steps} steps: "
+            "give the curve of the same training without a penalty, to its end"
+        ]
+
+
+def read_reference_loss(given: str | float) -> ReferenceLoss:
+    """A number, a `trainer_state.json`, or the folder of a finished training, whose last checkpoint holds one.
+
+    Raises:
+        PaftError: there is no such file, or it holds no losses.
+    """
+    try:
+        return ReferenceLoss({}, end=float(given))  # YAML 1.1 reads 7e-2 as text
+    except ValueError:
+        pass
+    file, key = Path(str(given)), "paft_reference_loss"
+    if file.is_dir():
+        found = sorted(
+            file.glob("checkpoint-*/trainer_state.json"), key=lambda path: int(path.parent.name.split("-")[1])
+        )
+        if not found:
+            raise PaftError(
+                f"{key}: {file} holds no checkpoint with a trainer_state.json: train it with save_strategy: steps"
+            )
+        file = found[-1]
+    state = read_json(file)
+    points = [point for point in state.get("log_history") or [] if isinstance(point, dict)]
+    losses = {int(point["step"]): float(point["loss"]) for point in points if {"step", "loss"} <= point.keys()}
+    if not losses:
+        raise PaftError(f"{key}: {file} holds no losses: train with logging_steps: 10 or less")
+    return ReferenceLoss(losses, int(state.get("max_steps") or 0))
 
 
 class SettlingSample:
@@ -204,14 +346,24 @@ def settled_learning_rate(scheduler: LRScheduler, steps_left: int) -> float:
 
 
 class Steering:
-    """λ of each step, moved so that sparsity at `threshold` ends at `target`."""
+    """λ of each step, moved so that sparsity at `threshold` ends at `target`, and the loss stays within `bound`.
+
+    One of the two may be missing. The smaller λ of both counts: the target is a wish.
+    """
 
     forecast: float | None = None
     """The sparsity that the run is heading for."""
 
-    def __init__(self, start: float, target: float, threshold: float) -> None:
-        self._controller = TargetSparsity(start, target)
+    def __init__(self, start: float, target: float | None, threshold: float, bound: LossBound | None = None) -> None:
+        self._target = None if target is None else TargetSparsity(start, target)
+        self._bound = bound
+        self._controllers: list[TargetSparsity | LossBound] = [one for one in (self._target, bound) if one is not None]
         self._threshold = threshold
+
+    @property
+    def increase(self) -> float | None:
+        """Of the task loss over the reference's, in nats a token."""
+        return None if self._bound is None else self._bound.increase
 
     def begin(self, deltas: Sequence[LiveDelta], scheduler: LRScheduler, steps_left: int) -> None:
         """Choose the entries to watch, and find out where the learning rate is going."""
@@ -220,18 +372,34 @@ class Steering:
 
     def at(self, progress: TrainingProgress) -> float:
         """λ of the step that follows."""
-        return self._controller.at(progress)
+        strength = min(one.at(progress) for one in self._controllers)
+        if strength and len(self._controllers) > 1:
+            for one in self._controllers:
+                one.stay_near(strength)
+        return strength
+
+    def take_loss(self, progress: TrainingProgress, loss: float, step: int) -> None:
+        """Take in the task loss of the batch of the `step`-th step, before λ of that step is chosen."""
+        if self._bound is None:
+            return
+        steps = self._bound.waiting + 1
+        if self._bound.take(step, loss) and progress.is_within:
+            self._bound.observe(progress, steps)
 
     def weigh_gradients(self, task: float, penalty: float) -> None:
         """Compare the norm of the task's gradient with that of the norm's subgradient, λ left out."""
         if task > 0 and penalty > 0:
-            self._controller.weigh(task / penalty)
+            self._weigh(task / penalty)
 
     def weigh_movement(self, learning_rate: float) -> None:
         """Compare how far the optimizer step moved δ with how far soft-thresholding will, λ left out."""
         moved = self._sample.movement()
         if moved > 0 and learning_rate > 0:
-            self._controller.weigh(moved / learning_rate)
+            self._weigh(moved / learning_rate)
+
+    def _weigh(self, balance: float) -> None:
+        for one in self._controllers:
+            one.weigh(balance)
 
     def look(self, progress: TrainingProgress, optimizer: Optimizer) -> None:
         """Take in where the step led."""
@@ -239,17 +407,30 @@ class Steering:
         decay = self._settled_rate / rate if rate else 1.0
         self._sample.look()
         self.forecast = self._sample.settling(self._threshold, decay)
-        self._controller.observe(progress, self.forecast)
+        if self._target is not None and progress.is_within:
+            self._target.observe(progress, self.forecast)
 
     def state(self) -> dict[str, Any]:
         """What has to be saved with a checkpoint, as JSON."""
-        return {"controller": self._controller.state(), "sample": self._sample.state()}
+        states = {"controller": self._target, "bound": self._bound}
+        return {
+            **{name: one.state() for name, one in states.items() if one is not None},
+            "sample": self._sample.state(),
+        }
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Go on from what `state` returned, after `begin`; None, from a run that had no target, is a `PaftError`."""
-        if state is None:
-            raise PaftError("paft_target_sparsity: the checkpoint was written without it: start anew, or remove it")
-        self._controller.restore(state["controller"])
+        owners = {
+            "controller": ("paft_target_sparsity", self._target),
+            "bound": ("paft_max_loss_increase", self._bound),
+        }
+        for name, (key, one) in owners.items():
+            if one is None:
+                continue
+            if state is None or name not in state:
+                raise PaftError(f"{key}: the checkpoint was written without it: start anew, or remove it")
+            one.restore(state[name])
+        assert state is not None
         self._sample.restore(state["sample"])
 
 
@@ -263,6 +444,17 @@ def too_few_steps(target: float | None, steps: int) -> str | None:
     )
 
 
+def exceeded_bound(proof: Proof) -> str | None:
+    """What to say of a finished training whose loss ended above its bound; None if it had none, or kept it."""
+    bound, increase = proof.max_loss_increase, proof.loss_increase
+    if bound is None or increase is None or increase <= bound:
+        return None
+    return (
+        f"paft_max_loss_increase: {bound:g} was exceeded: the loss ended {increase:.2g} nats above its reference. Train for "
+        "longer, or begin with a smaller λ (paft_l1_lambda)."
+    )
+
+
 def missed_target(proof: Proof) -> str | None:
     """What to say of a finished training that ended far from its target; None if it had none, or met it."""
     target, threshold = proof.target_sparsity, proof.target_threshold
@@ -271,6 +463,11 @@ def missed_target(proof: Proof) -> str | None:
     ended = (proof.sparsity or {}).get(threshold_key(threshold))
     if ended is None or abs(log_odds(ended) - log_odds(target)) <= TOLERANCE:
         return None
+    if proof.max_loss_increase is not None:
+        return (
+            f"paft_target_sparsity: {target:g} was not reached: {share(ended)} of the delta's entries are at or under "
+            f"{threshold_label(threshold)}; paft_max_loss_increase: {proof.max_loss_increase:g} came first."
+        )
     last = proof.history[-1]
     more = f"for {ENOUGH_STEPS} steps or more (more epochs, fewer rows a step)"
     longer = more if last.step < ENOUGH_STEPS else "for longer"

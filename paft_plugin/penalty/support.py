@@ -40,7 +40,7 @@ def why_unsupported(trainer: Trainer, settings: PenaltySettings) -> list[str]:
     """A problem for each way in which `trainer` spreads or steps the model that the penalty can't follow."""
     optimizer = str(getattr(trainer.args.optim, "value", trainer.args.optim))
     problems = why_not_optimizer("optim", optimizer)
-    if settings.mode == "proximal":
+    if settings.mode == "proximal" or settings.end < 1:
         problems += why_not_proximal("optim", optimizer)
     if trainer.args.n_gpu > 1:
         problems.append(
@@ -96,13 +96,15 @@ def why_not_deepspeed(config: dict[str, Any], settings: PenaltySettings) -> list
         problems.append(
             "deepspeed: deepcompile: its compiled backward keeps gradients in buffers of its own: remove it"
         )
-    if settings.mode == "proximal":
+    if settings.mode == "proximal" or settings.end < 1:
+        key = "paft_l1_mode: proximal" if settings.mode == "proximal" else "paft_l1_until"
         problems.append(
-            "paft_l1_mode: proximal: DeepSpeed's own copy of the weights would undo it: use subgradient, or fsdp_version: 2"
+            f"{key}: DeepSpeed's own copy of the weights would undo it: use subgradient, or fsdp_version: 2"
         )
-    if settings.target_sparsity is not None:
+    if settings.is_steered:
+        key = "paft_max_loss_increase" if settings.target_sparsity is None else "paft_target_sparsity"
         problems.append(
-            "paft_target_sparsity: the controller does not see DeepSpeed's gradients: set paft_l1_lambda instead, or use "
+            f"{key}: the controller does not see DeepSpeed's gradients: set paft_l1_lambda instead, or use "
             "fsdp_version: 2"
         )
     return problems

@@ -25,7 +25,7 @@ from paft_plugin.pipeline.baselines import (
     own_modules,
     training_only,
 )
-from paft_plugin.pipeline.branches import Branch, check_strategy, read_branch, without_penalty
+from paft_plugin.pipeline.branches import BOUND, REFERENCE, Branch, check_strategy, read_branch, without_penalty
 from paft_plugin.pipeline.config import ALPHA, FusedConfig, PaftConfig, read_config
 from paft_plugin.pipeline.hub import base_folder, with_folders
 from paft_plugin.runner.devices import find_devices
@@ -81,6 +81,7 @@ class Setup:
         wanted = {name for arm in self.arms for name in arm.branches}
         for name, control in reversed(list(self.config.compare.controls.items())):
             wanted |= set(control.sources) if name in wanted else set()
+        wanted |= {twin for name in wanted if (twin := self.reference_of(self.branches[name])) is not None}
         order = dict.fromkeys([*self.fused.values(), *self.branches])
         return [self.branches[name] for name in order if name in wanted]
 
@@ -116,6 +117,11 @@ class Setup:
         orders = [arm.order for arm in self.of_kind("sequential")]
         links = dict.fromkeys(order[:end] for order in orders for end in range(2, len(order) + 1))
         return [self.branches[link[-1]] for link in links]
+
+    def reference_of(self, branch: Branch) -> str | None:
+        """The branch of this run that the loss of another one is compared with while that trains."""
+        folder = branch.content.get(REFERENCE)
+        return next((name for name in self.branches if folder == str(self.run_dir / BRANCHES / name)), None)
 
     def sequential_name(self, order: Sequence[str]) -> str:
         """What is trained in this order of arms: SFT before preferences, as the file has them, needs no more words."""
@@ -209,9 +215,21 @@ def _read_branches(config: PaftConfig, file: Path, base: Path) -> Setup:
             problems += [f"{file}: {place}: {problem}" for problem in error.problems]
     raise_if_any(problems)
     branches, twins = _with_twins(fused, found)
+    branches = {name: _with_reference(branch, branches, config.output_dir) for name, branch in branches.items()}
     setup = Setup(file, config, base, branches, fused, twins)
     setup = replace(setup, branches={**branches, **_joint_branches(setup), **_disjoint_branches(setup)})
     return replace(setup, branches={**setup.branches, **_controls(setup)})
+
+
+def _with_reference(branch: Branch, branches: Mapping[str, Branch], run_dir: Path) -> Branch:
+    """A branch whose loss is bounded, with the same training without the penalty as what its loss is compared with."""
+    if BOUND not in branch.content or REFERENCE in branch.content:
+        return branch
+    dense = without_penalty(branch, branch.name).content
+    twin = next((name for name, other in branches.items() if other.trained is None and other.content == dense), None)
+    if twin is None:
+        return branch  # which the plugin refuses, by the name of the key
+    return replace(branch, content={**branch.content, REFERENCE: str(run_dir / BRANCHES / twin)})
 
 
 def _joint_branches(setup: Setup) -> dict[str, Branch]:

@@ -22,8 +22,11 @@ PLUGIN = "paft_plugin.PAFTPlugin"
 OURS = ("output_dir", "dataset_prepared_path")
 """Keys that the run sets itself."""
 
+BOUND, REFERENCE = "paft_max_loss_increase", "paft_reference_loss"
+"""A penalty's bound, and what it is a bound over: the run gives it the folder of the dense twin."""
+
 # Keys whose values are paths where such a file or folder exists, and hub names otherwise.
-_PATHS = ("deepspeed", "tokenizer_config", "base_model_config", "chat_template_jinja", "lora_model_dir")
+_PATHS = ("deepspeed", "tokenizer_config", "base_model_config", "chat_template_jinja", "lora_model_dir", REFERENCE)
 _DATA, _IN_DATA = ("datasets", "test_datasets", "pretraining_dataset"), ("path", "data_files")
 
 

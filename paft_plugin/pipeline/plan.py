@@ -167,6 +167,8 @@ def _train(
     if (rest := trained_on_rest(setup, branch)) is not branch:
         beside = request_beside(setup, branch)
         branch, needs = rest, (*needs, HOLD_OUT if beside is None else f"{HOLD_OUT}-{branch.name}")
+    if (reference := setup.reference_of(branch)) is not None:
+        needs = (*needs, reference)
     config = setup.run_dir / CONFIGS / f"{name}.yml"
     what = f"{'SFT and ' if branch.is_joint else ''}{branch.strategy.upper()}"
     with_penalty = ", with a penalty" if branch.penalised else ""

@@ -28,6 +28,9 @@ CASES: dict[str, tuple[Any, PenaltySettings]] = {
     "full": (tiny_llama, PenaltySettings(3e-3)),
     "target": (lora_llama, PenaltySettings(3e-3, target_sparsity=0.5)),
     "proximal": (tiny_llama, PenaltySettings(3e-2, mode="proximal")),
+    "bound": (lora_llama, PenaltySettings(3e-3, target_sparsity=0.5, max_loss_increase=0.05, reference_loss=3.3)),
+    "late": (lora_llama, PenaltySettings(3e-3, begin=0.3)),
+    "held": (tiny_llama, PenaltySettings(3e-2, mode="proximal", end=0.6)),
     "proximal target": (tiny_llama, PenaltySettings(3e-2, mode="proximal", target_sparsity=0.5)),
 }
 
