@@ -44,8 +44,9 @@ BAND = (0.02, 5.0)  # the penalty's pull over the task's: below, it does nothing
 MEMORY = 0.9  # of the smoothed balance of the two, per step
 
 # The bound on the loss.
-AIM = 0.75  # of the bound; the rest is for what the loss still does while λ is on its way
-LOSS_MEMORY = 20.0  # steps over which the increase is smoothed
+AIM = 0.65  # of the bound; the rest is for what the loss still does while λ is on its way
+LOSS_MEMORY = 5.0  # steps over which the increase is smoothed
+HORIZON = 0.2  # of the run: what λ does to the loss shows only then
 LOSS_PROPORTIONAL = 0.2  # decades of λ per change by the bound's aim
 LOSS_INTEGRAL = 5.0  # decades of λ per aim and run
 BRAKE = 0.5  # decades that λ gives way at once per aim of excess
@@ -166,7 +167,7 @@ class LossBound(Controller):
     it; beyond that a brake acts at once, since λ itself is moved slowly.
     """
 
-    _SAVED = (*Controller._SAVED, "increase", "sum", "count")
+    _SAVED = (*Controller._SAVED, "increase", "trend", "sum", "count")
 
     def __init__(self, start: float, bound: float, reference: ReferenceLoss) -> None:
         """Start at λ = `start` > 0; `bound` > 0 in nats a token."""
@@ -174,6 +175,7 @@ class LossBound(Controller):
         self._aim = AIM * bound
         self._reference = reference
         self._increase: float | None = None
+        self._trend = 0.0  # of the increase, a step
         self._sum, self._count = 0.0, 0
 
     @property
@@ -198,7 +200,9 @@ class LossBound(Controller):
         if expected is None:
             return False
         new, weight = self._sum / self._count - expected, 1 - (1 - 1 / LOSS_MEMORY) ** self._count
-        self._increase = new if self._increase is None else (1 - weight) * self._increase + weight * new
+        before = new if self._increase is None else self._increase
+        self._increase = (1 - weight) * before + weight * new
+        self._trend = (self._increase - before) / self._count
         self._sum, self._count = 0.0, 0
         return True
 
@@ -206,7 +210,8 @@ class LossBound(Controller):
         """Move λ by the increase, which has been compared anew after `steps`."""
         if self._increase is None:
             return
-        error = max(-2.0, min(1.0, 1 - self._increase / self._aim))
+        ahead = self._increase + self._trend * HORIZON * progress.total
+        error = max(-2.0, min(1.0, 1 - ahead / self._aim))
         change = 0.0 if self._last_error is None else error - self._last_error
         move = LOSS_PROPORTIONAL * change + LOSS_INTEGRAL * steps / progress.total * error
         self._log_strength += max(-LARGEST_MOVE * steps, min(LARGEST_MOVE * steps, move))

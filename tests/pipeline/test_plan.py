@@ -337,6 +337,19 @@ def test_a_preference_branch_may_be_penalised_too(tmp_path: Path) -> None:
     assert not [key for name in ("joint", "sequential") for key in configs[name] if key.startswith("paft_")]
 
 
+def test_a_bounded_branch_is_trained_after_its_dense_twin(tmp_path: Path) -> None:
+    bounded = {"config": "sft.yml", "overrides": {"paft_l1_lambda": None, "paft_max_loss_increase": 0.01}}
+    setup = open_setup(write_run(tmp_path, sft=bounded, compare={"other": bounded}), ["sft-l1", "other"], False)
+    stages, configs = by_name(setup), configs_of(setup)
+    assert {"sft", "sft-l1", "other"} <= set(stages), "the twin is trained though no arm is made of it"
+    assert "sft" in stages["sft-l1"].needs
+    assert "sft" in stages["other"].needs
+    assert configs["sft-l1"]["paft_reference_loss"] == configs["sft"]["output_dir"]
+    given = {"config": "sft.yml", "overrides": {**bounded["overrides"], "paft_reference_loss": 0.1}}
+    setup = open_setup(write_run(tmp_path, sft=given), ["sft-l1"], False)
+    assert "sft" not in by_name(setup)
+
+
 def test_without_a_dense_twin_an_arm_names_none(tmp_path: Path) -> None:
     trained = tmp_path / "trained"
     trained.mkdir()
