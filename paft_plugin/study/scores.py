@@ -141,14 +141,13 @@ def collect(folder: Path, design: Design, cost: Sequence[Mapping[str, Any]] = ()
 
 
 def _common_measures(folder: Path, found: Mapping[int, Results]) -> tuple[Measure, ...]:
-    first, *others = found.values()
-    names = [measure.name for measure in first.measures]
-    for seed, results in zip(list(found)[1:], others, strict=True):
-        if {measure.name for measure in results.measures} != set(names):
-            raise PaftError(
-                f"{folder}: seed {seed} was scored by other measures than seed {next(iter(found))}. {AGAIN}"
-            )
-    return first.measures
+    """Those of test items and of validation items, which all seeds have in common."""
+    measures = {seed: (*results.measures, *results.validation) for seed, results in found.items()}
+    first, *others = measures
+    for seed in others:
+        if {measure.name for measure in measures[seed]} != {measure.name for measure in measures[first]}:
+            raise PaftError(f"{folder}: seed {seed} was scored by other measures than seed {first}. {AGAIN}")
+    return measures[first]
 
 
 def _missing_arms(design: Design, found: Mapping[int, Results]) -> list[str]:
