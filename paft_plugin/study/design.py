@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from paft_plugin.files import JsonFile
+from paft_plugin.fusion.recipe.methods import METHODS
 
 DESIGN_FILE, SEEDS = Path("design.json"), Path("seeds")
 """Below the study's folder: the design, and a run folder for each seed."""
@@ -21,6 +22,8 @@ PRIMARY = "primary"
 """What contrasts call the mean of the primary measures."""
 BEST, CONTROL = "best:", "control:"
 """How a contrast names what is chosen on validation."""
+FUSION = "fusion"
+"""Instead of a way: every merge method."""
 Group = Literal["base", "branch", "way", "control", "curve"]
 
 
@@ -66,8 +69,9 @@ class StudyArm(BaseModel):
 class Contrast(BaseModel):
     """A question that is answered by one difference between two arms, asked before anything is scored.
 
-    `one` and `other` name an arm; or `best:WAY/FORM`, the trial that is best on validation (both may be patterns); or
-    `control:NAME`, the candidate of a control that matches best on validation, and `control:NAME/WAY`, its fusion.
+    `one` and `other` name an arm; or `best:WAY/FORM`, the trial that is best on validation (both may be patterns, and the way
+    `fusion`, any merge method); or `control:NAME`, the candidate of a control that matches best on validation, and
+    `control:NAME/WAY`, its fusion.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -111,7 +115,8 @@ class Design(JsonFile):
         first, _, second = reference.removeprefix(kind).partition("/")
         if kind == BEST:
             trials = [arm for arm in self.arms if arm.group == "way"]
-            return [arm for arm in trials if _fits(arm.way, first) and _fits(arm.form, second or "*")]
+            ways = METHODS if first == FUSION else {arm.way for arm in trials if _fits(arm.way, first)}
+            return [arm for arm in trials if arm.way in ways and _fits(arm.form, second or "*")]
         if kind == CONTROL:
             own = [arm for arm in self.arms if arm.group == "control" and arm.control == first]
             return [arm for arm in own if arm.way == (second or None)]

@@ -40,6 +40,7 @@ def test_a_design_is_read_as_it_was_written(tmp_path: Path) -> None:
         ("sft", ["sft"]),
         ("best:ties/dense", ["parallel-ties", "ties-dense-2"]),
         ("best:*/l1", ["paft-ties"]),
+        ("best:fusion/*", ["parallel-ties", "ties-dense-2", "paft-ties"]),
         ("best:joint", ["joint"]),
         ("control:kl", ["kl-1", "kl-2"]),
         ("control:kl/ties", ["kl-1-ties"]),
