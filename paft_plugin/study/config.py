@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
 
 from paft_plugin.errors import PaftError, collecting, raise_if_any
 from paft_plugin.evaluation.config import Names, held_out_measures, measure_names
@@ -119,7 +119,9 @@ class StudyConfig(PaftConfig):
     controls: Annotated[ControlsConfig, MappingOfNames] = Field(
         default_factory=ControlsConfig, description="What else than the penalty could explain what it does, as words."
     )
-    curves: CurvesConfig = Field(default_factory=CurvesConfig, description="What is varied alone, and where.")
+    curves: Annotated[CurvesConfig, BeforeValidator(lambda value: value or {})] = Field(
+        default_factory=CurvesConfig, description="What is varied alone, and where."
+    )
     budget: int = Field(
         default=8, ge=1, le=64, description="Trials of every way of combining; the first is its default."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,14 +56,12 @@ def test_the_command_takes_a_study_or_a_folder(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_demo_s_quick_study_from_end_to_end(tmp_path: Path) -> None:
-    file = write_study(QUICK_STUDY, tmp_path)
+    # One seed: another one would double the minutes, and what is said of several is tested on runs that are written at once.
+    file = write_study(replace(QUICK_STUDY, seeds=(1,), budget=1, curves={}), tmp_path)
     found = CliRunner().invoke(paft, ["study", str(file)], catch_exceptions=False)
     assert found.exit_code == 0, found.output
     assert Design.read(tmp_path / "design.json").changes == ()
     assert (tmp_path / "study.html").is_file()
     assert "best:ties/l1" in found.output
     again = CliRunner().invoke(paft, ["study", str(file), "--dry-run"], catch_exceptions=False)
-    assert [line.split()[2] for line in again.output.splitlines() if line.lstrip().startswith(("1 ", "2 "))] == [
-        "0",
-        "0",
-    ]
+    assert [line.split()[2] for line in again.output.splitlines() if line.lstrip().startswith("1 ")] == ["0"]
