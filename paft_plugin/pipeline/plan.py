@@ -145,7 +145,7 @@ def _held_out(setup: Setup, name: str, request: Request, data: Sequence[Path], n
         needs=needs,
         inputs=(file, setup.base, *data),
     )
-    # A task of lm-eval more must not train everything anew: what else is scored is asked by preflight alone.
+    # A task of lm-eval more must not train everything anew: the stage does not ask what else is scored.
     content = {**request.model_dump(mode="json"), "nothing_else": not needs}
     return Planned(stage, {file: json_text(content)})
 

@@ -119,7 +119,7 @@ class StudyConfig(PaftConfig):
     controls: Annotated[ControlsConfig, MappingOfNames] = Field(
         default_factory=ControlsConfig, description="What else than the penalty could explain what it does, as words."
     )
-    curves: Annotated[CurvesConfig, BeforeValidator(lambda value: value or {})] = Field(
+    curves: Annotated[CurvesConfig, BeforeValidator(lambda value: {} if value is None else value)] = Field(
         default_factory=CurvesConfig, description="What is varied alone, and where."
     )
     budget: int = Field(

@@ -129,7 +129,7 @@ class Request(BaseModel):
     """Gets everything."""
     branches: tuple[Question, ...]
     nothing_else: bool = False
-    """Whether these rows are all that models are scored on."""
+    """Whether these rows are all that models are scored on; for preflight alone."""
     retained: Question | None = None
     """Rows that no branch is trained on; all of them are for scoring."""
     apart_from: Path | None = None

@@ -28,8 +28,7 @@ def read_request(file: Path) -> Request:
     Raises:
         PaftError: No such file, or no JSON.
     """
-    request = Request.model_validate(read_json_file(file, "Run `axolotl paft run` again."))
-    return request.model_copy(update={"nothing_else": False})  # which preflight has asked
+    return Request.model_validate(read_json_file(file, "Run `axolotl paft run` again."))
 
 
 def hold_out(request: Request) -> HeldOutSummary:
@@ -61,7 +60,13 @@ def look(request: Request) -> Findings:
     findings = Findings()
     try:
         with _readers(request) as readers:
-            findings.take(_said(request, readers, _chosen(request, readers)))
+            chosen = _chosen(request, readers)
+            findings.take(_said(request, readers, chosen))
+            if request.nothing_else and not any(found.count("test") for found in chosen.values()):
+                findings.problem(
+                    "evaluation: no row can be held out, so that there is nothing to score on. Add rows, name lm-eval tasks "
+                    "under `measures:`, or set `evaluation: false`."
+                )
     except PaftError as error:
         findings.problem(*error.problems)
     return findings
@@ -103,11 +108,6 @@ def _said(request: Request, readers: Mapping[str, _Reading], chosen: Mapping[str
             _say_of_retained(question, found, findings)
         else:
             _say_of_branch(question, rows, found, findings)
-    if request.nothing_else and not any(found.count("test") for found in chosen.values()):
-        findings.problem(
-            "evaluation: no row can be held out, so that there is nothing to score on. Add rows, name lm-eval tasks under "
-            "`measures:`, or set `evaluation: false`."
-        )
     return findings
 
 

@@ -196,9 +196,9 @@ def test_a_search_goes_on_after_settings_that_overflow(monkeypatch: pytest.Monke
     monkeypatch.setattr(bench, "write_recipe", lambda _: None)
     monkeypatch.setattr(bench, "recipe_request", lambda *_: None)
     request: Any = None
-    model: Any = SimpleNamespace(become=become)
+    under: Any = SimpleNamespace(model=SimpleNamespace(become=become))
     goal: Any = SimpleNamespace(name="accuracy")
-    opened = bench.Bench(request, [goal], model, None, None, None, {}, tmp_path / "r.yml")
+    opened = bench.TrialBench(request, [goal], under, {}, tmp_path / "r.yml")
     assert opened.score("ties", {}, 0) == (None, [None])
 
 
