@@ -62,6 +62,6 @@ def test_the_demo_s_quick_study_from_end_to_end(tmp_path: Path) -> None:
     assert found.exit_code == 0, found.output
     assert Design.read(tmp_path / "design.json").changes == ()
     assert (tmp_path / "study.html").is_file()
-    assert "best:ties/l1" in found.output
+    assert "paft-ties" in found.output
     again = CliRunner().invoke(paft, ["study", str(file), "--dry-run"], catch_exceptions=False)
     assert [line.split()[2] for line in again.output.splitlines() if line.lstrip().startswith("1 ")] == ["0"]
