@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from paft_plugin.evaluation.results import Measure
+from paft_plugin.evaluation.results import VALIDATION, Measure
 from paft_plugin.evaluation.statistics import LEVEL, MeanChange, holm
 from paft_plugin.report.differences import Verdict
 from paft_plugin.study.chosen import EVERY_WAY, Taken, take
-from paft_plugin.study.design import BEST, CONTROL, PRIMARY, VALIDATION, Contrast, StudyArm
+from paft_plugin.study.design import BEST, CONTROL, PRIMARY, Contrast, StudyArm
 from paft_plugin.study.effects import Level, change, level, terms
 from paft_plugin.study.fronts import Front, fronts
 from paft_plugin.study.scores import StudyScores

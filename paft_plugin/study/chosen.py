@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from paft_plugin.study.design import BEST, CONTROL, PRIMARY, VALIDATION, StudyArm
+from paft_plugin.evaluation.results import VALIDATION
+from paft_plugin.study.design import BEST, CONTROL, PRIMARY, StudyArm
 from paft_plugin.study.effects import mean_score
 from paft_plugin.study.scores import StudyScores
 

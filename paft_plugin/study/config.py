@@ -13,11 +13,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 
 from paft_plugin.errors import PaftError, collecting, raise_if_any
 from paft_plugin.evaluation.config import Names, held_out_measures, measure_names
+from paft_plugin.evaluation.results import VALIDATION
 from paft_plugin.fusion.recipe.methods import METHODS
 from paft_plugin.pipeline.config import PaftConfig
 from paft_plugin.reading import MOST_YAML_BYTES, compose_yaml, read_text
 from paft_plugin.schema import STRICT, MappingOfNames, known, raise_lines, read_yaml, suggestion, validate
-from paft_plugin.study.design import PRIMARY, VALIDATION, Contrast
+from paft_plugin.study.design import PRIMARY, Contrast
 
 HINT = "`axolotl paft demo --study` writes one with comments; the README explains it."
 TRAINED_WAYS = ("sequential", "sequential-reverse", "joint")

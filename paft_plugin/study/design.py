@@ -16,8 +16,6 @@ from paft_plugin.fusion.recipe.methods import METHODS
 
 DESIGN_FILE, SEEDS = Path("design.json"), Path("seeds")
 """Below the study's folder: the design, and a run folder for each seed."""
-VALIDATION = "_validation"
-"""Ends the name of the measure that another one is chosen by."""
 PRIMARY = "primary"
 """What contrasts call the mean of the primary measures."""
 BEST, CONTROL = "best:", "control:"

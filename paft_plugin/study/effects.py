@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from paft_plugin.evaluation.results import Measure
+from paft_plugin.evaluation.results import VALIDATION, Measure
 from paft_plugin.evaluation.statistics import (
     Interval,
     MeanChange,
@@ -20,7 +20,7 @@ from paft_plugin.evaluation.statistics import (
     share_interval,
     weighted,
 )  # fmt: skip
-from paft_plugin.study.design import PRIMARY, VALIDATION
+from paft_plugin.study.design import PRIMARY
 from paft_plugin.study.scores import StudyScores
 
 

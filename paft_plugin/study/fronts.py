@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from paft_plugin.evaluation.results import VALIDATION
 from paft_plugin.evaluation.statistics import mean_of_seeds
 from paft_plugin.search.report import pareto_front
-from paft_plugin.study.design import VALIDATION
 from paft_plugin.study.effects import Level, ends, mean_score, seed_means
 from paft_plugin.study.scores import StudyScores
 

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from paft_plugin.errors import PaftError, raise_if_any
-from paft_plugin.evaluation.results import ItemValues, Measure, Results, read_results
+from paft_plugin.evaluation.results import VALIDATION, ItemValues, Measure, Results, read_results
 from paft_plugin.evaluation.statistics import Values, clusters, is_right_or_wrong
 from paft_plugin.files import JsonFile, fingerprint, inside, write_bytes
 from paft_plugin.inspection.inspected import INSPECTION_FILE, read_inspection
 from paft_plugin.reading import UnreadableError, parse_json, read_bytes
 from paft_plugin.report.collect import INSPECTIONS
-from paft_plugin.study.design import DESIGN_FILE, PRIMARY, VALIDATION, Design
+from paft_plugin.study.design import DESIGN_FILE, PRIMARY, Design
 
 ITEMS, FIGURES_FILE = Path("items"), Path("figures.json")
 """Below the study's folder."""

@@ -10,10 +10,10 @@ import numpy as np
 
 from paft_plugin.evaluation.arms import RUN_FILE, Arm, RunFile
 from paft_plugin.evaluation.items import ITEMS_FILE, ItemScore, write_items
-from paft_plugin.evaluation.results import ArmScore, Measure, ScoresFile
+from paft_plugin.evaluation.results import VALIDATION, ArmScore, Measure, ScoresFile
 from paft_plugin.files import fingerprint, write_bytes
 from paft_plugin.report.collect import write_results
-from paft_plugin.study.design import DESIGN_FILE, VALIDATION, Contrast, Design, Match, StudyArm
+from paft_plugin.study.design import DESIGN_FILE, Contrast, Design, Match, StudyArm
 from paft_plugin.study.scores import FIGURES_FILE, ITEMS, ArmFigures, MeasureItems, StudyFigures, packed
 
 MEASURES = {"skill": "acc", "preference": "acc", "retained": "nll"}

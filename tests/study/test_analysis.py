@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from paft_plugin.evaluation.results import VALIDATION
 from paft_plugin.evaluation.statistics import change_of_share, mean_of_seeds
 from paft_plugin.study.analysis import Analysis, analyse
-from paft_plugin.study.design import VALIDATION
 from paft_plugin.study.effects import change, mean_score
 from paft_plugin.study.fronts import hypervolume
 from paft_plugin.study.scores import StudyScores, read_study
