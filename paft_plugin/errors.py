@@ -6,11 +6,13 @@ import difflib
 import logging
 import re
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -171,3 +173,16 @@ class Findings:
         """Add those of somebody else, each behind `start`."""
         self.problem(*(f"{start}{text}" for text in others.problems))
         self.warn(*(f"{start}{text}" for text in others.warnings))
+
+
+def run_request(arguments: Sequence[str], module: str, work: Callable[[Path], None]) -> int:
+    """The exit code of `python -m MODULE REQUEST`, which does `work` on the request's file: 2 for a user's mistake."""
+    if len(arguments) != 1:
+        print(f"Usage: python -m {module} REQUEST", file=sys.stderr)
+        return BAD_INPUT
+    try:
+        work(Path(arguments[0]))
+    except PaftError as error:
+        print("\n".join(f"Error: {problem}" for problem in error.problems), file=sys.stderr)
+        return BAD_INPUT
+    return 0

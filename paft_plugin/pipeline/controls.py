@@ -27,7 +27,7 @@ from paft_plugin.deltas.controls import (
 from paft_plugin.deltas.delta import Delta, delta_of
 from paft_plugin.deltas.store import open_model, tied_names
 from paft_plugin.deltas.tokenizer import TOKENIZER_FILES
-from paft_plugin.errors import BAD_INPUT, PaftError, raise_if_any, some
+from paft_plugin.errors import PaftError, raise_if_any, run_request, some
 from paft_plugin.files import ADAPTER_CONFIG, ADAPTER_FILE, read_json, write_json
 from paft_plugin.fusion.merge.write import SHARD_SIZE, shard_bytes
 from paft_plugin.fusion.merge.writer import ShardedWriter, whole_folder
@@ -173,19 +173,11 @@ def _said(made: ControlFile) -> list[str]:
     return lines + [f"Warning: {key} is {reached[key]:.6g}, not {wanted:.6g} as wanted." for key, wanted in off.items()]
 
 
-def main(arguments: list[str]) -> int:
-    """The exit code: 2 for a user's mistake."""
-    if len(arguments) != 1:
-        print("Usage: python -m paft_plugin.pipeline.controls REQUEST", file=sys.stderr)
-        return BAD_INPUT
-    try:
-        made = make_control(ControlRequest.model_validate(read_json_file(Path(arguments[0]), ControlFile.AGAIN)))
-    except PaftError as error:
-        print("\n".join(f"Error: {problem}" for problem in error.problems), file=sys.stderr)
-        return BAD_INPUT
+def work(file: Path) -> None:
+    """Make the control that a request asks for."""
+    made = make_control(ControlRequest.model_validate(read_json_file(file, ControlFile.AGAIN)))
     print("\n".join(_said(made)))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_request(sys.argv[1:], "paft_plugin.pipeline.controls", work))

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from paft_plugin.errors import BAD_INPUT, PaftError
+from paft_plugin.errors import PaftError, run_request
 from paft_plugin.files import write_text
 from paft_plugin.pipeline.branches import Branch
 from paft_plugin.pipeline.held_out.data import load_data_set, open_config
@@ -182,20 +182,13 @@ def _as_texts(tokenizer: Any, prompt: list[int], answer: list[int]) -> tuple[str
     return before, after
 
 
-def main(arguments: list[str]) -> int:
-    """The exit code: 2 for a user's mistake."""
-    if len(arguments) != 1:
-        print("Usage: python -m paft_plugin.pipeline.joint_rows REQUEST", file=sys.stderr)
-        return BAD_INPUT
+def work(file: Path) -> None:
+    """Write the rows that a request asks for."""
     logging.disable(logging.INFO)
-    try:
-        request = JointRequest.model_validate(read_json_file(Path(arguments[0]), "Run `axolotl paft run` again."))
-        print("\n".join(write_joint_rows(request)))
-    except PaftError as error:
-        print("\n".join(f"Error: {problem}" for problem in error.problems), file=sys.stderr)
-        return BAD_INPUT
-    return 0
+    print(
+        "\n".join(write_joint_rows(JointRequest.model_validate(read_json_file(file, "Run `axolotl paft run` again."))))
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_request(sys.argv[1:], "paft_plugin.pipeline.joint_rows", work))

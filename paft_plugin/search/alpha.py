@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from paft_plugin.errors import BAD_INPUT, PaftError
+from paft_plugin.errors import PaftError, run_request
 from paft_plugin.evaluation.config import read_measures
 from paft_plugin.evaluation.held_out_scores import HeldOut, read_held_out
 from paft_plugin.evaluation.results import Measure, held_out_goals
@@ -178,23 +178,14 @@ def _ends(request: AlphaRequest, held_out: HeldOut, of_tasks: list[Measure]) -> 
     return {**dict.fromkeys(skills, 0.0), **dict.fromkeys(preferences, 1.0)}
 
 
-def main(arguments: list[str]) -> int:
-    """The exit code: 2 for a user's mistake."""
-    if len(arguments) != 1:
-        print("Usage: python -m paft_plugin.search.alpha REQUEST", file=sys.stderr)
-        return BAD_INPUT
+def work(file: Path) -> None:
+    """Choose the point that a request asks for."""
     logging.disable(logging.INFO)
-    try:
-        request = AlphaRequest.model_validate(read_json_file(Path(arguments[0]), "Run `axolotl paft run` again."))
-        curve = find_alpha(request)
-    except PaftError as error:
-        print("\n".join(f"Error: {problem}" for problem in error.problems), file=sys.stderr)
-        return BAD_INPUT
+    curve = find_alpha(AlphaRequest.model_validate(read_json_file(file, "Run `axolotl paft run` again.")))
     for note in curve.notes:
         print(f"Warning: {note}", file=sys.stderr)
     print(f"Took alpha {curve.chosen:g}.")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_request(sys.argv[1:], "paft_plugin.search.alpha", work))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from paft_plugin import __version__
-from paft_plugin.errors import BAD_INPUT, PaftError, collecting, raise_if_any
+from paft_plugin.errors import collecting, raise_if_any, run_request
 from paft_plugin.evaluation.config import read_measures
 from paft_plugin.evaluation.held_out_scores import KEPT_FILE, OUTPUT_FILE, RETAINED_FILE
 from paft_plugin.evaluation.items import ITEMS_FILE
@@ -164,20 +164,11 @@ def _warn(lines: Iterable[str]) -> None:
         print(f"Warning: {line}", file=sys.stderr)
 
 
-def main(arguments: list[str]) -> int:
-    """The exit code: 2 for a user's mistake."""
-    if len(arguments) != 1:
-        print("Usage: python -m paft_plugin.search.fused REQUEST", file=sys.stderr)
-        return BAD_INPUT
+def work(file: Path) -> None:
+    """Score the fusions that a request asks for."""
     logging.disable(logging.INFO)
-    try:
-        request = FusedRequest.model_validate(read_json_file(Path(arguments[0]), "Run `axolotl paft run` again."))
-        score_fusions(request)
-    except PaftError as error:
-        print("\n".join(f"Error: {problem}" for problem in error.problems), file=sys.stderr)
-        return BAD_INPUT
-    return 0
+    score_fusions(FusedRequest.model_validate(read_json_file(file, "Run `axolotl paft run` again.")))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_request(sys.argv[1:], "paft_plugin.search.fused", work))

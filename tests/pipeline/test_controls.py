@@ -11,13 +11,13 @@ import yaml
 
 from paft_plugin.deltas.controls import CONTROL_FILE, ControlFile, measured
 from paft_plugin.deltas.delta import open_delta
-from paft_plugin.errors import PaftError
+from paft_plugin.errors import PaftError, run_request
 from paft_plugin.evaluation.arms import ControlKind
 from paft_plugin.fusion.merge import open_fusion
 from paft_plugin.pipeline.arms import open_setup
 from paft_plugin.pipeline.baselines import ControlRequest
 from paft_plugin.pipeline.config import ControlSpec
-from paft_plugin.pipeline.controls import main, make_control
+from paft_plugin.pipeline.controls import make_control, work
 from paft_plugin.pipeline.plan import make_plan
 from tests.deltas.builders import load_peft, make_adapter, make_base, make_model, weights
 from tests.pipeline.runs import write_run
@@ -130,7 +130,7 @@ def test_the_stage_says_what_cannot_be_and_leaves_nothing(
     }
     for said, one in wrong.items():
         (tmp_path / "request.json").write_text(one.model_dump_json(exclude_unset=True))
-        assert main([str(tmp_path / "request.json")]) == 2
+        assert run_request([str(tmp_path / "request.json")], "paft_plugin.pipeline.controls", work) == 2
         assert said in capsys.readouterr().err
         assert not one.folder.exists()
 

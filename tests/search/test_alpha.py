@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from paft_plugin.errors import PaftError
+from paft_plugin.errors import PaftError, run_request
 from paft_plugin.evaluation.held_out_rows import write_rows
 from paft_plugin.fusion.merge import open_fusion, write_fusion
 from paft_plugin.fusion.recipe.render import adapter_recipe, interpolation_recipe
-from paft_plugin.search.alpha import AlphaRequest, find_alpha, main
+from paft_plugin.search.alpha import AlphaRequest, find_alpha, work
 from paft_plugin.search.alpha_curve import AlphaCurve
 from paft_plugin.search.bench import FusedModel
 from tests.evaluation.rows import random_rows
@@ -119,5 +119,5 @@ def test_without_validation_items_no_point_can_be_chosen(
         find_alpha(request)
     file = tmp_path / "request.json"
     file.write_text(request.model_dump_json(), encoding="utf-8")
-    assert main([str(file)]) == 2
+    assert run_request([str(file)], "paft_plugin.search.alpha", work) == 2
     assert "no validation items" in capsys.readouterr().err

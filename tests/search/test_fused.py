@@ -10,12 +10,13 @@ import pytest
 from click.testing import CliRunner
 
 from paft_plugin.commands.fuse import fuse
+from paft_plugin.errors import run_request
 from paft_plugin.evaluation.held_out_rows import write_rows
 from paft_plugin.evaluation.results import ScoresFile
 from paft_plugin.evaluation.score import main as score
 from paft_plugin.files import write_json
 from paft_plugin.search.bench import FusedModel
-from paft_plugin.search.fused import FusedRequest, main, score_fusions
+from paft_plugin.search.fused import FusedRequest, score_fusions, work
 from tests.evaluation.rows import random_rows
 
 FUSIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
@@ -143,7 +144,7 @@ def test_one_that_cannot_be_merged_costs_no_other_and_is_said(
     one = {**one, "method": "task_arithmetic", "settings": {"weight": 1e39}}
     request = request_in(run, world, scores=tmp_path / "scores", fusions=[one, two])
     (tmp_path / "request.json").write_text(request.model_dump_json(), encoding="utf-8")
-    assert main([str(tmp_path / "request.json")]) == 2
+    assert run_request([str(tmp_path / "request.json")], "paft_plugin.search.fused", work) == 2
     assert "ties-weighted" in capsys.readouterr().err
     assert not (tmp_path / "scores" / "ties-weighted" / "scores.json").exists()
     assert (tmp_path / "scores" / "dare_ties" / "scores.json").is_file()
