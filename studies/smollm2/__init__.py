@@ -1,0 +1,1 @@
+"""Inputs of the study of a real model, SmolLM2-135M."""
