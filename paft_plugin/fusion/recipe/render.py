@@ -13,7 +13,8 @@ import yaml
 
 from paft_plugin.files import ADAPTER_CONFIG
 from paft_plugin.fusion.recipe.methods import METHODS, TIES_GLOBAL, how_it_trims
-from paft_plugin.fusion.recipe.settings import ROLES, BranchName, Parameter
+from paft_plugin.fusion.recipe.parameters import Parameter
+from paft_plugin.fusion.recipe.settings import ROLES, BranchName
 from paft_plugin.schema import Keys
 
 # Adapters are applied in this dtype, too: in the base's own, base + s·BA would be rounded before the delta is taken.

@@ -1,8 +1,8 @@
-"""The settings of a merge: what each is called, which methods take it, what it may be, and what mergekit is told of it.
+"""The settings of a merge: what each is called, which methods take it, and what it may be.
 
 A setting is a field of `RecipeSettings`, with its `Setting` beside its type. `paft.yml`, the options of `axolotl paft recipe`,
 the ranges of `axolotl paft search` and the recipe itself are all made from these fields, so a new setting is a field here,
-a `Setting`, and its parameter in `parameters`. What only few methods take is no setting, but an `Extra` in `methods.py`.
+a `Setting`, and its parameter in `parameters.py`. What only few methods take is no setting, but an `Extra` in `methods.py`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice, product
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from paft_plugin.errors import did_you_mean
-from paft_plugin.fusion.recipe.methods import METHODS, Method, Value, extra_problems, no_such_method, takers
+from paft_plugin.fusion.recipe.methods import METHODS, Method, Value
 from paft_plugin.schema import known
 
 Pair = tuple[float, float]
@@ -372,7 +371,7 @@ class RecipeSettings(BaseModel):
 
     def says_density(self, branch: BranchName) -> bool:
         """Whether anything was said about the density of a branch."""
-        return self._chosen(DENSITY, branch) is not None or bool(self._conditions(DENSITY, branch))
+        return self._chosen(DENSITY, branch) is not None or bool(self.conditions(DENSITY, branch))
 
     def weights(self, method: Method, branches: Sequence[BranchName] = TWO) -> list[PerTensor] | None:
         """The weight of each branch; None for a method that takes none."""
@@ -418,7 +417,7 @@ class RecipeSettings(BaseModel):
 
     def _of_branch(self, setting: Setting, branch: BranchName, default: float) -> PerTensor:
         chosen = self._chosen(setting, branch)
-        return PerTensor(default if chosen is None else chosen, self._conditions(setting, branch))
+        return PerTensor(default if chosen is None else chosen, self.conditions(setting, branch))
 
     def _chosen(self, setting: Setting, branch: BranchName) -> Any:
         """What was said of a branch: of it alone, else of its role, else of all branches."""
@@ -427,7 +426,7 @@ class RecipeSettings(BaseModel):
         values = by_name.get(branch.name), getattr(self, f"{setting.name}_{branch.role}"), by_name.get(OTHERS)
         return next((value for value in values if value is not None), None)
 
-    def _conditions(self, setting: Setting, branch: BranchName) -> tuple[tuple[str, float], ...]:
+    def conditions(self, setting: Setting, branch: BranchName) -> tuple[tuple[str, float], ...]:
         """(filter, value) of a setting for one branch, in the order given."""
         names = (setting.name, f"{setting.name}-{branch.role}", f"{setting.name}-{branch.name}")
         return tuple((one.name, one.value) for one in self.filter if one.setting in names)
@@ -491,6 +490,11 @@ class PerTensor:
     """Factors on the value in the first and in the last layer."""
 
     @property
+    def has_depth(self) -> bool:
+        """Whether it differs by layer."""
+        return self.depth != NO_DEPTH
+
+    @property
     def values(self) -> tuple[float, ...]:
         """Every value that some tensor may get, but for the depth."""
         return (*(value for _, value in self.by_filter), self.value)
@@ -502,7 +506,7 @@ class PerTensor:
         last layer have conditions of their own.
         """
         last = self.depth[1]
-        conditions = [(name, rounded(last * scaled(self._of(name)))) for name in behind if self.depth != NO_DEPTH]
+        conditions = [(name, rounded(last * scaled(self._of(name)))) for name in behind if self.has_depth]
         conditions += [(name, self._over_layers(scaled(value))) for name, value in self.by_filter]
         rest = self._over_layers(scaled(self.value))
         if not conditions:
@@ -510,7 +514,7 @@ class PerTensor:
         return [{"filter": name, "value": value} for name, value in conditions] + [{"value": rest}]
 
     def _over_layers(self, value: float) -> Any:
-        return value if self.depth == NO_DEPTH else [rounded(value * end) for end in self.depth]
+        return [rounded(value * end) for end in self.depth] if self.has_depth else value
 
     def _of(self, tensor: str) -> float:
         return next((value for name, value in self.by_filter if name in tensor), self.value)
@@ -519,245 +523,3 @@ class PerTensor:
 def rounded(value: float) -> float:
     """0.3 for 0.1 · 3, which is 0.30000000000000004."""
     return float(f"{value:.12g}")
-
-
-WHY_GLOBAL = "of all entries of the whole delta, as the TIES paper has it (its top 20 %), not of each tensor"
-MOST_SUMS = 10_000
-"""Combinations of weights by tensor whose sums are looked at."""
-ORDINALS = {2: "second", 3: "third", 4: "fourth", 5: "fifth"}
-
-
-# --- what is wrong with settings ----------------------------------------------------------------------------------------
-
-
-def number_problems(name: str, count: int) -> list[str]:
-    """Why a method cannot take so many branches."""
-    method = METHODS[name]
-    if not count or method.least <= count <= (method.most or count):
-        return []
-    wants = f"takes {'exactly' if method.most else 'at least'} {method.least} branches"
-    return [f"--method {name}: {wants}, not {count}. Any number: {takers(lambda other: other.most is None)}."]
-
-
-def setting_problems(name: str, settings: RecipeSettings, branches: Sequence[BranchName] = TWO) -> list[str]:
-    """Every mistake in the settings of a method, a sentence each, with what to do. They are named as the options."""
-    method = METHODS.get(name)
-    if method is None:
-        return [no_such_method(name)]
-    problems = {setting.name: _own_problems(setting, method, settings) for setting in dict.fromkeys(SETTINGS.values())}
-    if not problems["density"]:
-        problems["density"] = _window_problems(method, settings, branches)
-    if method.weight is not None and branches:
-        problems["weight"] += _sum_problems(method, settings, branches)
-    if settings.trim == "global" and any(one.setting.startswith("density") for one in settings.filter):
-        problems["trim"].append(
-            "--trim global and --filter …:density: there is one threshold for a whole delta. Give one of the two."
-        )
-    if not problems["scale"]:
-        problems["scale"] = _scale_beside_filters(method, settings, branches)
-    more = [
-        *settings.unknown_branches(branches),
-        *extra_problems(method, settings.extras),
-        *_unreachable_filters(settings, branches),
-    ]
-    return list(dict.fromkeys([*chain(*problems.values()), *more]))
-
-
-def _own_problems(setting: Setting, method: Method, settings: RecipeSettings) -> list[str]:
-    """What can be said of one setting alone: the method does not take it, or its value is out of range."""
-    given = settings.given(setting)
-    if setting.default(method) is not None:
-        said = ((option, number) for option, value in given.items() for number in numbers_of(value))
-        return [fault for option, number in said if (fault := setting.fault(option, number, method))]
-    takes = takers(lambda other: setting.default(other) is not None)
-    way_out = setting.way_out(method)
-    return [
-        f"{setting.label or option}: {method.name} {setting.untaken}. {way_out}, or take one of {takes}."
-        for option in given
-    ]
-
-
-def _window_problems(method: Method, settings: RecipeSettings, branches: Sequence[BranchName]) -> list[str]:
-    """DELLA draws with chances from density − epsilon to density + epsilon; Breadcrumbs takes outliers below density 1."""
-    densities = settings.densities(method, branches)
-    if densities is None:
-        return []
-    values = dict.fromkeys(value for density in densities for value in density.values)
-    if settings.extras.get("gamma") and 1 in values:
-        return [
-            "--gamma and a density of 1: mergekit then takes no outliers away. Give a density below 1, such as 0.9."
-        ]
-    extra = method.extra_called("epsilon")
-    if extra is None or not extra.per_branch:
-        return []
-    epsilon = float(settings.extras.get("epsilon", extra.default))
-    return [
-        f"density {density} and epsilon {epsilon}: density ± epsilon must lie within (0, 1), and mergekit stops otherwise. "
-        f"Give an --epsilon below {min(density, 1 - density):.4g}."
-        for density in values
-        if not (density - epsilon > 0 and density + epsilon < 1)
-    ]
-
-
-def _sum_problems(method: Method, settings: RecipeSettings, branches: Sequence[BranchName]) -> list[str]:
-    """Weights that together leave nothing, or that are divided by a sum of 0."""
-    weights = settings.weights(method, branches)
-    assert weights is not None
-    if not any(weight.value and any(weight.depth) for weight in weights):
-        return ["--weight-…: every weight is 0: the merged model would be the base. Give one branch a weight."]
-    if not (settings.normalize or method.normalizes is None):
-        return []
-    together = islice(product(*(dict.fromkeys(weight.values) for weight in weights)), MOST_SUMS)
-    return [
-        f"weights {' and '.join(map(str, values))} add up to 0, and {method.name} divides by their sum. Change one."
-        for values in together
-        if sum(values) == 0
-    ]
-
-
-def _scale_beside_filters(method: Method, settings: RecipeSettings, branches: Sequence[BranchName]) -> list[str]:
-    weights = settings.weights(method, branches) or []
-    scaled = "--scale" if settings.scale not in (None, 1) else "--depth" if _has_depth(weights) else ""
-    if not scaled or method.scales == "lambda" or not any(weight.by_filter for weight in weights):
-        return []
-    return [
-        f"{scaled} and --filter …:weight-…: {method.name} writes a {scaled[2:]} into the weights, which then cannot differ "
-        "by tensor as well. Give one of the two, or take task_arithmetic."
-    ]
-
-
-def _has_depth(weights: Sequence[PerTensor]) -> bool:
-    return any(weight.depth != NO_DEPTH for weight in weights)
-
-
-def _unreachable_filters(settings: RecipeSettings, branches: Sequence[BranchName]) -> list[str]:
-    """Filters behind another one that takes every tensor that they are for."""
-    problems = []
-    for setting in (DENSITY, WEIGHT):
-        for branch in branches:
-            names = [name for name, _ in settings._conditions(setting, branch)]
-            problems += [
-                f"--filter {name}: never reached, since {earlier} comes first and takes the same tensors. "
-                f"Put {name} before it."
-                for place, name in enumerate(names)
-                for earlier in names[:place]
-                if earlier in name
-            ]
-    return problems
-
-
-# --- what mergekit is told ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A parameter as mergekit's YAML holds it, and why it has its value."""
-
-    name: str
-    value: Any
-    reason: str = ""
-    model: int | None = None
-    """For which model: a branch by its place, or the base as one more behind them; None: for the merge as a whole."""
-
-
-def parameters(
-    method: Method,
-    settings: RecipeSettings,
-    branches: Sequence[BranchName] = TWO,
-    idle: Sequence[bool] = (),
-    behind: Sequence[str] = (),
-) -> list[Parameter]:
-    """Everything that a recipe tells mergekit for settings without problems, in the order in which it is written.
-
-    `idle` says for each branch whether nothing was said about its density and the method's would trim nothing of it; `behind`
-    are the tensors behind the last layer that a branch changes.
-    """
-    scale = 1.0 if settings.scale is None else settings.scale
-    idle = idle or [False] * len(branches)
-    weights, densities = settings.weights(method, branches) or [], settings.densities(method, branches, idle)
-    # Without a λ, a factor on the merged delta stands in weights that add up to it.
-    in_weights = method.scales in ("base", "weights") and (scale != 1 or _has_depth(weights))
-    total = sum(weight.value for weight in weights)
-
-    def scaled(weight: float) -> float:
-        return scale * weight / total if in_weights else weight
-
-    found, extras = [], {extra: settings.extras.get(extra.name, extra.default) for extra in method.extras}
-    for place in range(len(branches)):
-        if weights:
-            why = _why_depth(weights, place)
-            found.append(Parameter("weight", weights[place].content(scaled, behind), why, place))
-        if densities is not None:
-            why = _why_density(method, settings, idle, place)
-            found.append(Parameter("density", densities[place].content(), why, place))
-        for extra, value in extras.items():
-            if extra.per_branch:
-                why = extra.reason if place == 0 else ""  # once is enough
-                found.append(Parameter(extra.name, value, why, place))
-    if in_weights and method.scales == "base":
-        found.append(_rest_of_base(weights, scaled, scale, behind))
-    found += _normalizing(method, settings, scale, in_weights)
-    found += [Parameter(one.name, value, one.reason) for one, value in extras.items() if not one.per_branch]
-    if method.scales == "lambda":
-        found.append(Parameter("lambda", scale, "scale of the merged delta"))
-    return found
-
-
-def _rest_of_base(
-    weights: Sequence[PerTensor], scaled: Callable[[float], float], scale: float, behind: Sequence[str]
-) -> Parameter:
-    """Linear has no λ: the base as one more model takes the share that the deltas lose, 1 − S, in each layer its own."""
-    why = f"scale {scale}{' and depth' if _has_depth(weights) else ''}: the base as a "
-    why += f"{ORDINALS.get(len(weights) + 1, 'last')} model, with the share that the deltas lose"
-    if not _has_depth(weights):
-        return Parameter("weight", 1 - scale, why, len(weights))
-    ends = [1 - sum(scaled(weight.value) * weight.depth[end] for weight in weights) for end in (0, 1)]
-    rest = PerTensor(1.0, depth=(rounded(ends[0]), rounded(ends[1])))
-    return Parameter("weight", rest.content(behind=behind), why, len(weights))
-
-
-def _why_depth(weights: Sequence[PerTensor], place: int) -> str:
-    if weights[place].depth == NO_DEPTH or any(weight.depth != NO_DEPTH for weight in weights[:place]):
-        return ""
-    return (
-        "from the first layer (and the embedding) to the last (and what follows it), linearly (LiNeS, arXiv 2410.17146)"
-    )
-
-
-def _why_density(method: Method, settings: RecipeSettings, idle: Sequence[bool], place: int) -> str:
-    if idle[place]:
-        return f"so sparse that the largest {method.density:.0%} of each tensor hold all of it: trimming would only cost time"
-    why = WHY_GLOBAL if settings.trim == "global" else method.density_reason
-    return why if all(idle[:place]) else ""
-
-
-def _normalizing(method: Method, settings: RecipeSettings, scale: float, in_weights: bool) -> list[Parameter]:
-    """Whether what is summed is divided by the weights."""
-    if method.scales == "base":
-        return [Parameter("normalize", True, "a weighted mean: weights are divided by their sum")]
-    if method.scales == "weights":
-        # Unnormalised weights act as a factor: mergekit multiplies the mean direction by the weighted sum of the norms.
-        why = "the mean direction at the mean length: weights are divided by their sum"
-        if in_weights:
-            why = f"scale {scale} stands in the weights, which are not divided by their sum"
-        return [Parameter("normalize_weights", not in_weights, why)]
-    if method.normalizes is None:
-        return []
-    weighted = bool(settings.given(WEIGHT) or settings.given(DEPTH))
-    normalize = settings.normalize
-    if normalize is None:
-        # Published TIES has no weights and takes the mean over the branches that agree; written weights act as written.
-        normalize = method.normalizes and not weighted
-    return [Parameter("normalize", normalize, _why_normalize(method, normalize, weighted))]
-
-
-def _why_normalize(method: Method, normalize: bool, weighted: bool) -> str:
-    if not method.normalizes:
-        return "as asked: divided by the weights that take part" if normalize else "the weighted sum, as published"
-    if not normalize:
-        return "weights act as written; if true, an entry that one branch alone changes is divided by its own weight"
-    if weighted:
-        return (
-            "as asked; an entry that one branch alone changes is divided by its own weight, so weights do nothing there"
-        )
-    return "the paper's disjoint mean: each entry is averaged over the branches that agree on its sign"

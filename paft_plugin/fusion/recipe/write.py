@@ -20,15 +20,10 @@ from paft_plugin.deltas.tokenizer import VOCABULARY_FILES, same_tokenizer
 from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.files import fingerprint, write_text
 from paft_plugin.fusion.recipe.methods import METHODS
+from paft_plugin.fusion.recipe.parameters import parameters
 from paft_plugin.fusion.recipe.render import MATERIALIZED, MERGE_DTYPE, Recipe, RecipeBranch, render_recipe
-from paft_plugin.fusion.recipe.settings import (
-    DEPTH,
-    ROLES,
-    RecipeSettings,
-    number_problems,
-    parameters,
-    setting_problems,
-)
+from paft_plugin.fusion.recipe.setting_problems import number_problems, setting_problems
+from paft_plugin.fusion.recipe.settings import DEPTH, ROLES, RecipeSettings
 
 SEEDS = 2**32  # numpy's range, which mergekit seeds too
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

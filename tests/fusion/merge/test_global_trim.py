@@ -15,7 +15,8 @@ from paft_plugin.cli import paft
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.merge import blocks, open_fusion
 from paft_plugin.fusion.recipe.render import RecipeBranch
-from paft_plugin.fusion.recipe.settings import RecipeSettings, setting_problems
+from paft_plugin.fusion.recipe.setting_problems import setting_problems
+from paft_plugin.fusion.recipe.settings import RecipeSettings
 from paft_plugin.fusion.recipe.write import RecipeRequest, write_recipe
 from tests.deltas.builders import merged_by_peft, weights
 from tests.fusion.merge.tools import ours

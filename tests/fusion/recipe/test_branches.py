@@ -13,7 +13,8 @@ from click.testing import CliRunner, Result
 
 from paft_plugin.cli import paft
 from paft_plugin.fusion.recipe.methods import METHODS
-from paft_plugin.fusion.recipe.settings import BranchName, RecipeSettings, setting_problems
+from paft_plugin.fusion.recipe.setting_problems import setting_problems
+from paft_plugin.fusion.recipe.settings import BranchName, RecipeSettings
 from tests.deltas.builders import make_adapter, make_base, merged_by_peft, weights
 from tests.fusion.merge.tools import ours
 from tests.fusion.world import World

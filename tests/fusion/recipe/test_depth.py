@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from paft_plugin.fusion.recipe.render import build_recipe, two_branches
-from paft_plugin.fusion.recipe.settings import RecipeSettings, setting_problems
+from paft_plugin.fusion.recipe.setting_problems import setting_problems
+from paft_plugin.fusion.recipe.settings import RecipeSettings
 from paft_plugin.fusion.recipe.write import RecipeRequest, write_recipe
 from tests.deltas.builders import make_base, make_model, make_tokenizer, weights
 from tests.fusion.merge.tools import by_mergekit, ours
