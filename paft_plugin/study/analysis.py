@@ -6,15 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from paft_plugin.evaluation.results import VALIDATION, Measure
-from paft_plugin.evaluation.statistics import LEVEL, MeanChange, holm
-from paft_plugin.report.differences import Verdict
+from paft_plugin.evaluation.statistics import MeanChange, holm
+from paft_plugin.report.differences import Verdict, verdict
 from paft_plugin.study.chosen import EVERY_WAY, Taken, take
 from paft_plugin.study.design import BEST, CONTROL, PRIMARY, Contrast, StudyArm
 from paft_plugin.study.effects import Level, change, level, terms
 from paft_plugin.study.fronts import Front, fronts
 from paft_plugin.study.scores import StudyScores
-
-ALPHA = round(1 - LEVEL, 9)
 
 
 @dataclass(frozen=True)
@@ -58,14 +56,11 @@ class Answered:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether `one` is equivalent to within the margin, or better or worse; else nobody can tell."""
+        """Of `one`."""
         if self.change is None or self.p is None:
             return "unclear"
-        if self.margin is not None and self.change.is_within(self.margin):
-            return "equivalent"
-        if self.p <= ALPHA and self.change.value != 0:
-            return "better" if (self.change.value > 0) == self.higher_is_better else "worse"
-        return "unclear"
+        gain = self.change.value if self.higher_is_better else -self.change.value
+        return verdict(gain, self.change, self.p, self.margin)
 
 
 @dataclass(frozen=True)
@@ -244,7 +239,7 @@ def _declared(scores: StudyScores, taken: Mapping[str, Taken]) -> tuple[Answered
 def _controls(scores: StudyScores, taken: Mapping[str, Taken]) -> Iterator[ControlRow]:
     """Every control, beside the branch that it is matched to, and by every way that both it and the penalised were fused by."""
     arms, design = scores.design.arms, scores.design
-    penalised = _penalised(arms)
+    penalised = next((arm.name for arm in arms if arm.group == "branch" and arm.form == "l1"), None)
     for name in dict.fromkeys(arm.control for arm in arms if arm.group == "control" and arm.control):
         own = [arm for arm in arms if arm.group == "control" and arm.control == name]
         match = next((arm.match for arm in own if arm.match), None)
@@ -260,11 +255,6 @@ def _controls(scores: StudyScores, taken: Mapping[str, Taken]) -> Iterator[Contr
                 contrast = Contrast(name=f"{name}, {way}", one=mine, other=control.arm.name, measure=measure)
                 answers[way] = answer(scores, contrast, take(scores, mine), control)
         yield ControlRow(name, alone.arm.name if alone and alone.arm else None, like if alone else None, answers)
-
-
-def _penalised(arms: Sequence[StudyArm]) -> str | None:
-    """The first branch with the penalty."""
-    return next((arm.name for arm in arms if arm.group == "branch" and arm.form == "l1"), None)
 
 
 def _fused(arms: Sequence[StudyArm], branch: str | None, way: str) -> str | None:

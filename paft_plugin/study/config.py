@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 
 from paft_plugin.errors import PaftError, collecting, raise_if_any
 from paft_plugin.evaluation.config import Names, held_out_measures, measure_names
+from paft_plugin.evaluation.held_out_rows import KL
 from paft_plugin.evaluation.results import VALIDATION
 from paft_plugin.fusion.recipe.methods import METHODS
 from paft_plugin.pipeline.config import PaftConfig
@@ -26,6 +27,8 @@ OTHER_WAYS = ("alpha", "disjoint")
 """Ways that are tuned by fusing, and are no merge method's name."""
 USUAL_WAYS = (*TRAINED_WAYS, *OTHER_WAYS, "task_arithmetic", "ties", "dare_ties", "ram")
 WAYS = (*TRAINED_WAYS, *OTHER_WAYS, *METHODS)
+STRENGTHS = {"paft_max_loss_increase": "bound", "paft_target_sparsity": "target", "paft_l1_lambda": "l1"}
+"""What says how strong a penalty is → the word for it in an arm's name; of several the first one has the last word."""
 _SEED = re.compile(r"\$(?:seed\b|\{seed\})")
 
 
@@ -108,6 +111,7 @@ class CurvesConfig(BaseModel):
 
     paft_l1_lambda: Strengths | None = Field(default=None, description="λ of SFT trainings with the penalty.")
     paft_target_sparsity: Shares | None = Field(default=None, description="Sparsities that they are steered to.")
+    paft_max_loss_increase: Strengths | None = Field(default=None, description="Nats that their loss may rise by.")
     density: Shares | None = Field(default=None, description="Of fusions by the methods that trim or drop.")
 
 
@@ -228,15 +232,31 @@ def _lacking(study: StudyConfig) -> Iterator[str]:
     if study.evaluation is None:
         yield "evaluation: false: a study compares scores. Say what is scored."
         return
-    for key, names in zip(("skill", "preference"), study.goals, strict=True):
+    for (key, such), names in zip(
+        (("skill", "sft_match"), ("preference", "preference_gained")), study.goals, strict=True
+    ):
         if len(names) != 1:
-            yield f"evaluation.{key}: {'missing' if not names else 'names several measures'}. Name one measure."
+            yield f"evaluation.{key}: {'missing' if not names else 'names several measures'}. Name one, such as {such}."
     for name in dict.fromkeys(study.decides):
         if study.chosen_by(name) is None:
             yield (
                 f"evaluation.measures: none is called {name}{VALIDATION}, by which is chosen what {name} judges. Add the "
                 f"task of its validation items under that name."
             )
+    if study.arms is not None:
+        yield "arms: a study knows its arms. Leave them out; what else is to be scored stands under compare and fusion.fused."
+    if study.fusion.recipes:
+        yield "fusion.recipes: a study fuses by ways, and by what stands under fusion.fused. Leave them out."
+    methods = study.fusion.methods if "methods" in study.fusion.model_fields_set else {}
+    for name in [*methods, *(["alpha"] if study.fusion.alpha is not None else [])]:
+        if name not in study.ways:
+            yield f"fusion.methods: {name}: is none of the ways, so nothing is fused by it. Add it to ways."
+    scaled = study.controls.kl
+    if scaled is not None and len(scaled.factors) > 1 and study.chosen_by(KL) is None:
+        yield (
+            f"controls.kl: is chosen by {KL} on held-out rows, and none are split for it. Set evaluation.held_out and "
+            "validation: true, or give one factor: `kl: {factors: [0.5]}`."
+        )
     for index, contrast in enumerate(study.contrasts):
         if contrast.measure not in (PRIMARY, *study.measures):
             yield f"contrasts.{index}.measure: no such measure. {suggestion(contrast.measure, [PRIMARY, *study.measures])}"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from paft_plugin.evaluation.arms import Arm
 from paft_plugin.files import read_json_or_nothing
+from paft_plugin.inspection.training_log import last_state
 from paft_plugin.pipeline.arms import BRANCHES, MODELS, Setup
+from paft_plugin.pipeline.estimate.disk import held
 from paft_plugin.pipeline.plan import Plan
 from paft_plugin.runner.markers import Marker, read_marker
 from paft_plugin.runner.stages import Stage
@@ -17,7 +21,18 @@ from paft_plugin.study.design import Design, StudyArm
 
 MIB = 1 << 20
 TOKENS = ("tokens/total", "num_tokens")
-"""What axolotl's trainers log of the tokens so far: of SFT, and of preferences (both answers of a pair)."""
+"""What axolotl's trainers log of the tokens so far: of SFT, and of DPO (both answers of a pair); that of ORPO logs nothing."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a training has seen."""
+
+    steps: int
+    """Of the optimizer."""
+    tokens: int | None
+    """None where its trainer does not say."""
+
 
 Runs = Mapping[int, tuple[Setup, Plan]]
 """Seed → its run."""
@@ -26,7 +41,7 @@ Runs = Mapping[int, tuple[Setup, Plan]]
 def costs(design: Design, runs: Runs) -> list[dict[str, Any]]:
     """A row for each way and form: what its default takes, and what tuning took, each the mean over the seeds that have run.
 
-    Sequential and joint trainings see what both branches see together: their tokens say how equal that is.
+    Sequential and joint trainings see what both branches see together: their steps and tokens say how equal that is.
     """
     trials: dict[tuple[str, str], list[StudyArm]] = {}
     for arm in design.arms:
@@ -49,17 +64,19 @@ def _row(setup: Setup, plan: Plan, trials: Sequence[StudyArm]) -> dict[str, floa
     if not first or len(markers) < len(first):
         return None
     every = {stage.name: stage for trial in trials if trial.name in arms for stage in _made_by(arms[trial.name], plan)}
-    trained = {stage.name: tokens for stage in every.values() if (tokens := _tokens(setup.run_dir / stage.folder))}
+    trained = {stage.name: seen for stage in every.values() if (seen := seen_by(setup.run_dir / stage.folder))}
     minutes = {name: marker.seconds / 60 for name, marker in _markers(setup.run_dir, every.values()).items()}
     peaks = [marker.peak_memory for marker in markers.values() if marker.peak_memory is not None]
     names = [stage.name for stage in first]
+    tokens = [trained[name].tokens for name in names if name in trained]
     return {
-        "Trainings": sum(name in trained for name in names),
+        "Trainings": len(tokens),
         "Training (min)": sum(minutes[name] for name in names if name in trained),
         "Merging (min)": sum(minutes[name] for name in names if name not in trained),
-        "Tokens": sum(trained.get(name, 0) for name in names),
+        "Steps": sum(trained[name].steps for name in names if name in trained),
+        "Tokens": None if None in tokens else sum(seen for seen in tokens if seen is not None),
         "Peak memory (MiB)": max(peaks) / MIB if peaks else None,
-        "Disk (MiB)": sum(_size(setup.run_dir / stage.folder) for stage in first) / MIB,
+        "Disk (MiB)": sum(held(setup.run_dir / stage.folder) for stage in first) / MIB,
         "Trials": len(trials),
         "Trainings of all trials": len(trained),
         "Training of all trials (min)": sum(minutes.get(name, 0.0) for name in trained),
@@ -84,17 +101,16 @@ def _markers(run_dir: Path, stages: Any) -> dict[str, Marker]:
     return {name: marker for name, marker in found.items() if marker is not None}
 
 
-def _tokens(folder: Path) -> int:
-    """The tokens that a training has seen; 0 of what is none."""
-    seen = [0.0]
-    for file in folder.glob("checkpoint-*/trainer_state.json"):
-        for entry in read_json_or_nothing(file).get("log_history") or []:
-            seen += [float(entry[key]) for key in TOKENS if isinstance(entry.get(key), (int, float))]
-    return int(max(seen))
-
-
-def _size(folder: Path) -> int:
-    return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+def seen_by(folder: Path) -> Seen | None:
+    """What the training in a folder has seen, by its checkpoints; None of what is no training."""
+    last = last_state(folder)
+    if not last:
+        return None
+    entries = read_json_or_nothing(last[0]).get("log_history") or []
+    counts = [float(entry[key]) for entry in entries for key in TOKENS if isinstance(entry.get(key), (int, float))]
+    # A training that was resumed counts from 0 again.
+    tokens = sum(before for before, after in pairwise([*counts, 0.0]) if after < before)
+    return Seen(int(last[0].parent.name.removeprefix("checkpoint-")), int(tokens) if counts else None)
 
 
 def _means(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:

@@ -59,7 +59,7 @@ class StudyArm(BaseModel):
     match: Match | None = None
     """How one of the candidates of a control is chosen."""
     curve: str | None = None
-    """The curve that it is a point of: `paft_l1_lambda`, `paft_target_sparsity`, `density`."""
+    """The curve that it is a point of: `density`, or what says how strong the penalty is."""
     x: float | None = None
     """Where on the curve."""
 

@@ -115,9 +115,13 @@ def _verdicts(analysis: Analysis) -> Iterator[str]:
             found_change = change(analysis.scores, row.name, best.name, PRIMARY)
             if found_change is not None:
                 limits = ", ".join(map(signed, found_change.interval))
+                pair = {best.name, row.name}
+                asked = any(
+                    {one.one, one.other} == pair and one.contrast.measure == PRIMARY for one in analysis.answers
+                )
                 yield (
                     f"Against {row.name}, the best of {_way(row.way, row.form)}: {signed(found_change.value)} [{limits}] in "
-                    "primary (exploratory, unless it is declared)."
+                    f"primary ({'declared' if asked else 'exploratory'})."
                 )
 
 

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from paft_plugin.errors import collecting, raise_if_any, some
+from paft_plugin.errors import Findings, collecting, raise_if_any, some
 from paft_plugin.files import write_text
-from paft_plugin.pipeline.arms import Setup, open_config
+from paft_plugin.pipeline.arms import open_config
 from paft_plugin.pipeline.config import PaftConfig
 from paft_plugin.pipeline.estimate.disk import free_bytes, needed_bytes
 from paft_plugin.pipeline.plan import SCORES, make_plan
-from paft_plugin.pipeline.run import check, run_pipeline, why_run
+from paft_plugin.pipeline.run import look_ahead, run_pipeline, say, table_of, why_run
 from paft_plugin.reading import parse_yaml
 from paft_plugin.runner.logs import size
 from paft_plugin.schema import validate
 from paft_plugin.study.config import read_configs
-from paft_plugin.study.cost import costs
+from paft_plugin.study.cost import Runs, costs
 from paft_plugin.study.design import DESIGN_FILE, SEEDS, Design
-from paft_plugin.study.plan import SeedRun, StudyPlan, plan_study
+from paft_plugin.study.planning.plan import SeedRun, StudyPlan, plan_study
 
 
 def run_study(file: Path, console: Console) -> None:
@@ -38,7 +37,7 @@ def run_study(file: Path, console: Console) -> None:
         KeyboardInterrupt: After Ctrl-C, once no process of the study is left.
     """
     plan = plan_study(file, read_configs(file))
-    _open_all(plan.runs)
+    raise_if_any(_look_ahead(_open_all(plan.runs, download=True)).problems)
     design = freeze(plan.design, plan.folder)
     for change in design.changes:
         console.print(Text(f"Warning: {change}", style="yellow"), soft_wrap=True)
@@ -68,14 +67,21 @@ def freeze(design: Design, folder: Path) -> Design:
         if before is None:
             changes = [f"There was no {DESIGN_FILE} when the first arm was scored ({now})."]
         else:
-            changed = [name for name, print_ in design.frozen.items() if before.frozen[name] != print_]
-            verb = "were" if changed[1:] or (changed and changed[0].endswith("s")) else "was"
-            changes = (
-                [f"The {' and the '.join(changed)} {verb} changed after scores existed ({now})."] if changed else []
-            )
+            changes = [f"{what} after scores existed ({now})." for what in _changed(before, design)]
     design = design.model_copy(update={"changes": (*(before.changes if before else ()), *changes)})
     design.write(file)
     return design
+
+
+def _changed(before: Design, now: Design) -> Iterator[str]:
+    changed = [name for name, print_ in now.frozen.items() if before.frozen[name] != print_]
+    if changed:
+        verb = "were" if changed[1:] or changed[0].endswith("s") else "was"
+        yield f"The {' and the '.join(changed)} {verb} changed"
+    old, new = [arm.name for arm in before.arms], [arm.name for arm in now.arms]
+    for verb, these, others in (("added", new, old), ("left out", old, new)):
+        if arms := [name for name in dict.fromkeys(these) if name not in others]:
+            yield f"{some(arms)} {'were' if arms[1:] else 'was'} {verb}"
 
 
 def _scored(folder: Path) -> bool:
@@ -86,8 +92,7 @@ def _scored(folder: Path) -> bool:
 def _conclude(plan: StudyPlan, design: Design, console: Console) -> None:
     from paft_plugin.study.scores import collect
 
-    runs = {seed: (setup, make_plan(setup)) for seed, setup in _open_all(plan.runs).items()}
-    collect(plan.folder, design, costs(design, runs))
+    collect(plan.folder, design, costs(design, _open_all(plan.runs)))
     recompute(plan.folder, console)
 
 
@@ -111,12 +116,11 @@ def show_study(file: Path, console: Console) -> None:
         PaftError: All that is wrong with the file and what it names.
     """
     plan = plan_study(file, read_configs(file))
-    setups = _open_all(plan.runs)
+    runs = _open_all(plan.runs)
     console.print(Text(f"The study in {plan.folder}", style="bold"), soft_wrap=True)
     console.print(_arms_shown(plan.design))
-    table = _table("Seed", "Stages", "To run", "of them trainings", "Trainings to run", "Disk")
-    for seed, setup in setups.items():
-        stages = make_plan(setup)
+    table = table_of("Seed", "Stages", "To run", "of them trainings", "Trainings to run", "Disk")
+    for seed, (setup, stages) in runs.items():
         waiting = why_run(setup, stages)
         trained = [
             stage.name for stage in stages.stages if stage.name in waiting and "train" in stage.title.split()[:1]
@@ -129,27 +133,31 @@ def show_study(file: Path, console: Console) -> None:
         said = f"{contrast.name}: {' against '.join(sides)} by {contrast.measure}. {contrast.question}"
         console.print(Text(said.rstrip()), soft_wrap=True)
     console.print(Text(f"{size(free_bytes(plan.folder))} of the disk are free."), highlight=False)
-    for setup in setups.values():
-        check(setup, make_plan(setup), console)
+    say(_look_ahead(runs), console)
+
+
+def _look_ahead(runs: Runs) -> Findings:
+    """What any of the runs would find; of the last one, too, before the first one trains for hours."""
+    findings, said = Findings(), dict[str, list[str]]()
+    for seed, (setup, plan) in runs.items():
+        found = look_ahead(setup, plan)
+        findings.warn(*found.warnings)
+        for problem in found.problems:
+            said.setdefault(problem, []).append(str(seed))
+    findings.problem(*(text if len(of) == len(runs) else f"seed {some(of)}: {text}" for text, of in said.items()))
+    return findings
 
 
 def _arms_shown(design: Design) -> Table:
-    table = _table("What", "Way or name", "Form", "Arms")
+    table = table_of("What", "Way or name", "Form", "Arms")
     counts = Counter((arm.group, arm.way or arm.control or arm.curve or "", arm.form or "") for arm in design.arms)
     for (group, what, form), count in counts.items():
         table.add_row(group, what, form, str(count))
     return table
 
 
-def _table(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    return table
-
-
-def _open_all(runs: Sequence[SeedRun]) -> dict[int, Setup]:
-    """The runs of all seeds, as far as they are known without a download.
+def _open_all(runs: Sequence[SeedRun], *, download: bool = False) -> Runs:
+    """The runs of all seeds and their plans; what they name by a hub name is in the local cache, or fetched if that is wanted.
 
     Raises:
         PaftError: All that is wrong in any of them.
@@ -159,6 +167,7 @@ def _open_all(runs: Sequence[SeedRun]) -> dict[int, Setup]:
     for run in runs:
         with collecting(problems):
             config = validate(PaftConfig, parse_yaml(run.text, run.file), run.file)
-            found[run.seed] = open_config(config, run.file)
+            setup = open_config(config, run.file, download=download)
+            found[run.seed] = (setup, make_plan(setup))
     raise_if_any(problems)
     return found

@@ -101,9 +101,10 @@ def contrast_table(analysis: Analysis) -> Table | None:
         [Row([Cell(one.contrast.name, detail=one.contrast.question), *_answer_cells(one)]) for one in analysis.answers],
         "contrasts",
         "The declared contrasts",
-        f"Declared in {DESIGN_FILE} before any test item was scored; p by Holm's correction over all of them. Paired within "
-        "each seed, item by item. Equivalent: two one-sided tests at 5 % each, not corrected, place the difference within "
-        "the margin. What is not told apart is neither shown nor excluded.",
+        f"Declared before this study scored a test item; what has changed since is in {DESIGN_FILE}. p is of no difference at "
+        "all, by Holm's correction over all of them. Paired within each seed, item by item. Equivalent: two one-sided tests at "
+        "5 % each, not corrected, place the difference within the margin, whatever p is. What is not told apart is neither "
+        "shown nor excluded.",
         elsewhere=STUDY_FILE,
     )
 
@@ -324,6 +325,9 @@ def cost_table(analysis: Analysis) -> Table | None:
         ],
         "cost",
         "What each way costs",
+        "– under Tokens: its trainers do not say (ORPO’s does not)."
+        if any(row.get("Tokens", 0) is None for row in rows)
+        else "",
     )
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from paft_plugin.errors import PaftError
 from paft_plugin.study.config import filled, read_configs
-from paft_plugin.study.plan import plan_study
+from paft_plugin.study.planning.plan import plan_study
 from tests.study.room import Change
 
 ASKED = {"name": "a", "one": "sft", "other": "dpo", "measure": "skill"}
@@ -29,6 +31,19 @@ def test_the_seed_stands_in_any_text() -> None:
 def test_a_study_is_what_it_says_for_each_seed(study: Change) -> None:
     found = read_configs(study(description="seed $seed", seeds=[4, 7]))
     assert {seed: one.description for seed, one in found.items()} == {4: "seed 4", 7: "seed 7"}
+
+
+def test_the_study_in_readme_is_one(study: Change) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"a few keys more:\n\n```yaml\n(.+?)```", readme, re.DOTALL)
+    said, demo = yaml.safe_load(text), yaml.safe_load(study().read_text(encoding="utf-8"))
+    for role in ("sft", "preference"):
+        assert said[role]["config"] == f"{role}.yml"
+        said[role] = {**demo[role], "overrides": {**demo[role]["overrides"], **said[role]["overrides"]}}
+    file = study(**{**dict.fromkeys(demo), **said, "base": demo["base"], "output_dir": demo["output_dir"]})
+    design = plan_study(file, read_configs(file)).design
+    assert [contrast.name for contrast in design.contrasts] == ["parallel", "penalty"]
+    assert design.primary == ("sft_match", "preference_gained")
 
 
 @pytest.mark.parametrize(
@@ -74,6 +89,28 @@ def test_a_mistake_is_named_with_its_line(study: Change, changes: dict[str, Any]
 def test_all_mistakes_are_told_at_once(study: Change) -> None:
     file = study(buget=3, seeds=[1, 1], ways=["tis"], curves={"density": [2]})
     assert len(problems_of(file)) == 4
+
+
+def test_a_control_that_nothing_could_match_is_refused(study: Change) -> None:
+    content = yaml.safe_load((study()).read_text(encoding="utf-8"))
+    evaluation = {**content["evaluation"], "held_out": False}
+    for changes in ({"evaluation": evaluation}, {"validation": False}):
+        (problem,) = [each for each in problems_of(study(controls=["kl"], contrasts=None, **changes)) if "kl" in each]
+        assert "controls.kl: is chosen by kl_to_base on held-out rows" in problem
+    assert read_configs(study(controls=[{"kl": {"factors": [0.5]}}], contrasts=None, evaluation=evaluation))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"arms": ["base"]}, "arms: a study knows its arms."),
+        ({"fusion": {"methods": ["linear"]}}, "fusion.methods: linear: is none of the ways"),
+        ({"fusion": {"methods": ["alpha", "ties"]}}, "fusion.methods: alpha: is none of the ways"),
+    ],
+)
+def test_what_a_study_would_not_do_is_refused(changes: dict[str, Any], says: str, study: Change) -> None:
+    (problem,) = problems_of(study(**changes))
+    assert says in problem
 
 
 def test_what_is_judged_must_be_chosen_by_something(study: Change) -> None:

@@ -9,12 +9,13 @@ import pytest
 
 from paft_plugin.study.page import write_study
 
-FOLDER = Path(__file__).parents[2] / "studies" / "demo_world" / "first_seed"
+STUDIES = Path(__file__).parents[2] / "studies"
 
 
 @pytest.mark.slow
-def test_the_published_tables_are_made_anew_word_for_word(tmp_path: Path) -> None:
-    study = shutil.copytree(FOLDER, tmp_path / "first_seed")
+@pytest.mark.parametrize("name", ["demo_world", "demo_world/second", "smollm2/first_seed"])
+def test_the_published_tables_are_made_anew_word_for_word(name: str, tmp_path: Path) -> None:
+    study = shutil.copytree(STUDIES / name, tmp_path / "study")
     (study / "README.md").unlink()
     write_study(study)
-    assert (study / "README.md").read_bytes() == (FOLDER / "README.md").read_bytes()
+    assert (study / "README.md").read_bytes() == (STUDIES / name / "README.md").read_bytes()

@@ -12,7 +12,7 @@ from paft_plugin.cli import paft
 from paft_plugin.demo.study import QUICK_STUDY, write_study
 from paft_plugin.study.config import read_configs
 from paft_plugin.study.design import Design
-from paft_plugin.study.plan import plan_study
+from paft_plugin.study.planning.plan import plan_study
 from paft_plugin.study.run import freeze
 from tests.study.room import Change
 
@@ -41,6 +41,15 @@ def test_what_changes_after_scores_exist_is_said_for_good(study: Change, tmp_pat
     assert len(freeze(design, tmp_path).changes) == 2  # back again is a change, too
 
 
+def test_arms_that_come_or_go_after_scores_exist_are_said_for_good(study: Change, tmp_path: Path) -> None:
+    design = plan_study(study(), read_configs(study())).design
+    freeze(design.model_copy(update={"arms": design.arms[1:]}), tmp_path)
+    score_something(tmp_path)
+    (said,) = freeze(design, tmp_path).changes
+    assert said.startswith(f"{design.arms[0].name} was added after scores existed (")
+    assert " left out after" in freeze(design.model_copy(update={"arms": design.arms[2:]}), tmp_path).changes[1]
+
+
 def test_scores_without_a_design_from_before_are_said(study: Change, tmp_path: Path) -> None:
     score_something(tmp_path)
     (said,) = freeze(plan_study(study(), read_configs(study())).design, tmp_path).changes
@@ -52,6 +61,26 @@ def test_the_command_takes_a_study_or_a_folder(tmp_path: Path) -> None:
         found = CliRunner().invoke(paft, ["study", *arguments])
         assert found.exit_code == 2
         assert "Give STUDY.YML, or --recompute DIR." in found.output
+
+
+@pytest.mark.slow
+def test_what_is_wrong_with_the_last_seed_is_said_before_the_first_one_trains(tmp_path: Path) -> None:
+    file = write_study(replace(QUICK_STUDY, budget=1, curves={}), tmp_path)
+    (tmp_path / "data" / "2" / "sft.jsonl").write_text('{"text": "no conversation"}\n' * 40, encoding="utf-8")
+    found = CliRunner().invoke(paft, ["study", str(file)])
+    assert found.exit_code == 2
+    assert found.output.startswith(f"Error: seed 2: {tmp_path / 'axolotl' / 'sft.yml'}: datasets[0]")
+    assert not list(tmp_path.glob("design.json")) + list(tmp_path.glob("seeds/*"))
+
+
+def test_a_base_that_is_named_by_its_hub_name_is_fetched_by_the_study_itself(
+    study: Change, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for arguments, said in ((["--dry-run"], "or start the run"), ([], "HF_HUB_OFFLINE is set")):
+        found = CliRunner().invoke(paft, ["study", str(study(base="nobody/has-this")), *arguments])
+        assert found.exit_code == 2
+        assert said in " ".join(found.output.split())
 
 
 @pytest.mark.slow

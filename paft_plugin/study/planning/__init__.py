@@ -1,0 +1,1 @@
+"""From a `study.yml` to the runs that answer it."""
