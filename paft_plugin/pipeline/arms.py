@@ -15,7 +15,8 @@ from paft_plugin.errors import PaftError, collecting, raise_if_any
 from paft_plugin.evaluation.arms import Arm, Kind, Role
 from paft_plugin.evaluation.task_code import tasks_in
 from paft_plugin.fusion.recipe.render import RecipeBranch
-from paft_plugin.fusion.recipe.settings import ROLES, BranchName, number_problems, setting_problems
+from paft_plugin.fusion.recipe.setting_problems import number_problems, setting_problems
+from paft_plugin.fusion.recipe.settings import ROLES, BranchName
 from paft_plugin.pipeline.baselines import (
     OF_ROLE,
     control_of,
@@ -125,7 +126,8 @@ class Setup:
 
     def sequential_name(self, order: Sequence[str]) -> str:
         """What is trained in this order of arms: SFT before preferences, as the file has them, needs no more words."""
-        return SEQUENTIAL if tuple(order) == _in_arms(self, ()) else "-".join([SEQUENTIAL, *map(self.key, order)])
+        words = [name if name in self.twins else self.key(name) for name in order]
+        return SEQUENTIAL if tuple(order) == _in_arms(self, ()) else "-".join([SEQUENTIAL, *words])
 
     @property
     def base_arm(self) -> Arm:
@@ -483,17 +485,17 @@ def _branch_arm(setup: Setup, branch: Branch) -> Arm:
 
 
 def _sequential_arms(setup: Setup) -> Iterator[Arm]:
-    """The baselines that train one branch without its penalty, then others on top."""
-    dense = _dense_branches(setup)
+    """The baselines that train one branch, then others on top: without the penalty, unless the penalised arm is named."""
+    there = _in_an_order(setup)
     raise_if_any(
         [
             f"{setup.file}: sequential: {problem}"
             for order in setup.config.orders
-            for problem in (order_problems(order, dense) if order else ())
+            for problem in (order_problems(order, there) if order else ())
         ]
     )
     orders = [_in_arms(setup, order) for order in setup.config.orders]
-    if not list(order_problems(_usual_order(setup), dense)):
+    if not list(order_problems(_usual_order(setup), there)):
         orders.insert(0, _in_arms(setup, ()))
     for order in dict.fromkeys(orders):
         name = setup.sequential_name(order)
@@ -508,19 +510,19 @@ def _sequential_arms(setup: Setup) -> Iterator[Arm]:
         )
 
 
-def _dense_branches(setup: Setup) -> dict[str, Branch | None]:
-    """What the file calls a branch → that branch, a fused one without its penalty; None if it cannot be had."""
+def _in_an_order(setup: Setup) -> dict[str, Branch | None]:
+    """Name in an order → the branch: without its penalty, None if it cannot be had so; with it by the name of its arm."""
     names = {key: setup.twins.get(name, name) for key, name in setup.fused.items()}
     fused = {key: None if setup.is_penalised(name) else setup.branches[name] for key, name in names.items()}
     compare = setup.config.compare
     beside = [name for name in (*compare.branches, *compare.controls) if name in setup.branches]
-    return {name: setup.branches[name] for name in beside} | fused
+    return {name: setup.branches[name] for name in (*setup.twins, *beside)} | fused
 
 
 def _in_arms(setup: Setup, order: Sequence[str]) -> tuple[str, ...]:
     """An order of the file's in the names of arms; of no names: SFT branches first, then preferences."""
-    arms = (setup.fused.get(key, key) for key in order or _usual_order(setup))
-    return tuple(setup.twins.get(arm, arm) for arm in arms)
+    dense = {key: setup.twins.get(arm, arm) for key, arm in setup.fused.items()}
+    return tuple(dense.get(name, name) for name in order or _usual_order(setup))
 
 
 def _usual_order(setup: Setup) -> list[str]:

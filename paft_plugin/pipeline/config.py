@@ -23,15 +23,8 @@ from pydantic import (
 from paft_plugin.evaluation.arms import ControlKind, Role
 from paft_plugin.evaluation.config import EvaluationConfig, held_out_measures, measure_names
 from paft_plugin.files import is_hub_name
-from paft_plugin.fusion.recipe.settings import (
-    ROLES,
-    TWO,
-    BranchName,
-    MethodName,
-    RecipeSettings,
-    number_problems,
-    setting_problems,
-)
+from paft_plugin.fusion.recipe.setting_problems import number_problems, setting_problems
+from paft_plugin.fusion.recipe.settings import ROLES, TWO, BranchName, MethodName, RecipeSettings
 from paft_plugin.schema import (
     STRICT,
     MappingOfNames,

@@ -28,7 +28,8 @@ from paft_plugin.reading import read_json_file
 
 ROWS_FILE = "rows.jsonl"
 Texts = dict[str, Any]
-"""`prompt`, `chosen` and `rejected`; of KTO `prompt`, `completion` and `label`."""
+KEYS = ("prompt", "chosen", "rejected", "completion", "label")
+"""Of KTO `prompt`, `completion` and `label`."""
 
 
 class JointSource(BaseModel):
@@ -134,7 +135,7 @@ def _read(source: JointSource, strategy: str, folder: Path) -> tuple[list[Texts]
         try:
             if cfg.rl:
                 transform = transform_of(cfg, tokenizer, index, source.question.content["rl"])
-                rows += [_without_rest(transform(dict(row))) for row in data]
+                rows += [{key: row[key] for key in KEYS if key in row} for row in map(transform, map(dict, data))]
             else:
                 for answered in _spans(cfg, tokenizer, entry, data):
                     rows.append(_equal_sides(*_as_texts(tokenizer, *answered), strategy))
@@ -145,10 +146,6 @@ def _read(source: JointSource, strategy: str, folder: Path) -> tuple[list[Texts]
                 f"{source.question.where}: datasets[{index}]: axolotl cannot read these rows ({said})."
             ) from error
     return rows, tokens
-
-
-def _without_rest(row: Mapping[str, Any]) -> Texts:
-    return {key: row[key] for key in ("prompt", "chosen", "rejected", "completion", "label") if key in row}
 
 
 def _equal_sides(prompt: str, answer: str, strategy: str) -> Texts:

@@ -476,23 +476,24 @@ def _evaluate(setup: Setup) -> Iterator[Planned]:
     evaluation, rows = setup.config.evaluation, _held_out_rows(setup)
     if evaluation is None or not (rows or evaluation.by_task):
         return
+    tasks = _tasks(evaluation)  # read once: a study's seed has dozens of stages
     for arm in setup.of_kind("base") or ([setup.base_arm] if rows else []):
-        yield _score(setup, f"evaluate-{arm.name}", [arm], rows)
+        yield _score(setup, f"evaluate-{arm.name}", [arm], rows, tasks)
     adapters = [arm for arm in setup.arms if _is_adapter(setup, arm)]
     if rows:
         rows = (*rows, "--base-scores", str(setup.run_dir / SCORES / BASE))
     if adapters:
-        yield _score(setup, "evaluate-adapters", adapters, rows)
+        yield _score(setup, "evaluate-adapters", adapters, rows, tasks)
     for arm in setup.arms:
         if arm.kind != "base" and arm not in adapters and not arm.in_memory:
-            yield _score(setup, f"evaluate-{arm.name}", [arm], rows)
+            yield _score(setup, f"evaluate-{arm.name}", [arm], rows, tasks)
     in_memory = [arm for arm in setup.arms if arm.in_memory]
     for stage in dict.fromkeys(arm.stage for arm in in_memory):
-        yield _score_in_memory(setup, str(stage), [arm for arm in in_memory if arm.stage == stage])
+        yield _score_in_memory(setup, str(stage), [arm for arm in in_memory if arm.stage == stage], tasks)
 
 
-def _score(setup: Setup, name: str, arms: Sequence[Arm], rows: tuple[str, ...]) -> Planned:
-    """The scoring of some arms in one process; `rows` says what they are scored on beside lm-eval's tasks."""
+def _score(setup: Setup, name: str, arms: Sequence[Arm], rows: tuple[str, ...], tasks: Sequence[Path]) -> Planned:
+    """The scoring of some arms in one process; `rows` says what they are scored on beside lm-eval's `tasks`."""
     evaluation = setup.config.evaluation
     assert evaluation is not None
     measures, text = _measures(setup, evaluation)
@@ -511,15 +512,16 @@ def _score(setup: Setup, name: str, arms: Sequence[Arm], rows: tuple[str, ...]) 
         needs=(*needs, *(arm.stage for arm in arms if arm.stage is not None)),
         inputs=(
             measures,
-            *_tasks(evaluation),
+            *tasks,
             *dict.fromkeys(path for arm in arms for path in _read_from_outside(setup, arm)),
         ),
+        keeps=True,
         resources=DEVICE,
     )
     return Planned(stage, {measures: text})
 
 
-def _score_in_memory(setup: Setup, name: str, arms: Sequence[Arm]) -> Planned:
+def _score_in_memory(setup: Setup, name: str, arms: Sequence[Arm], tasks: Sequence[Path]) -> Planned:
     """The merging and scoring of all fusions of the same branches, by one load of the base."""
     evaluation, seed = setup.config.evaluation, setup.config.fusion.seed
     assert evaluation is not None
@@ -563,7 +565,7 @@ def _score_in_memory(setup: Setup, name: str, arms: Sequence[Arm]) -> Planned:
         folder=folder,
         more_folders=tuple(more_folders),
         needs=(*((HOLD_OUT, f"evaluate-{BASE}") if has_held_out else ()), *_made_here(setup, arms[0])),
-        inputs=(file, measures, setup.base, *_tasks(evaluation), *_from_outside(setup, arms[0].branches)),
+        inputs=(file, measures, setup.base, *tasks, *_from_outside(setup, arms[0].branches)),
         keeps=True,
         resources=DEVICE,
     )

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from paft_plugin import __version__
-from paft_plugin.errors import raise_if_any
+from paft_plugin.errors import Findings, raise_if_any
 from paft_plugin.evaluation.arms import read_run
 from paft_plugin.pipeline.arms import Setup, open_setup
 from paft_plugin.pipeline.config import ExecutorConfig
@@ -45,7 +45,7 @@ def run_pipeline(file: Path, console: Console, *, arms: Sequence[str] = (), sequ
     """
     setup = open_setup(file, arms, sequential, download=True)
     plan = make_plan(setup)
-    check(setup, plan, console)
+    say(look_ahead(setup, plan), console)
     executor = make_executor(setup.config.executor)
     try:
         run_stages(
@@ -95,24 +95,28 @@ def show_plan(file: Path, console: Console, *, arms: Sequence[str] = (), sequent
     setup = open_setup(file, arms, sequential, download=False)
     plan = make_plan(setup)
     reasons = why_run(setup, plan)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in ("Stage", "What", "Why it runs"):
-        table.add_column(heading, overflow="fold")
+    table = table_of("Stage", "What", "Why it runs")
     for stage in plan.stages:
         why = Text(reasons[stage.name]) if stage.name in reasons else Text("up to date", style="green")
         table.add_row(Text(stage.name), Text(stage.title), why)
     console.print(Text(f"The run in {setup.run_dir}", style="bold"), soft_wrap=True)
     console.print(table)
-    disk = (
-        f"A whole run writes about {size(needed_bytes(setup))}; {size(free_bytes(setup.run_dir))} of the disk are free."
-    )
+    disk = f"A whole run writes about {size(needed_bytes(setup))}; {size(free_bytes(setup.run_dir))} are free."
     console.print(disk, soft_wrap=True, highlight=False)
     console.print(f"cd {shlex.quote(str(setup.run_dir))}", soft_wrap=True, highlight=False, markup=False)
     for stage in plan.stages:
         if stage.name in reasons:
             command = shlex.join(readable(stage.command, setup.run_dir))
             console.print(f"# {stage.title}\n{command}", soft_wrap=True, highlight=False, markup=False)
-    check(setup, plan, console)
+    say(look_ahead(setup, plan), console)
+
+
+def table_of(*headings: str) -> Table:
+    """An empty table for a terminal."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
 
 
 def why_run(setup: Setup, plan: Plan) -> dict[str, str]:
@@ -121,18 +125,19 @@ def why_run(setup: Setup, plan: Plan) -> dict[str, str]:
     return outdated(ordered, setup.run_dir, identities(ordered, setup.run_dir, plan.files))
 
 
-def check(setup: Setup, plan: Plan, console: Console) -> None:
-    """Preflight: what would fail hours later fails now, and what will surprise is said. Nothing to run, nothing to check.
-
-    Raises:
-        PaftError: All that is wrong.
-    """
+def look_ahead(setup: Setup, plan: Plan) -> Findings:
+    """Preflight: what would fail hours later, and what will surprise. Nothing to run, nothing to find."""
     if not why_run(setup, plan):
-        return
+        return Findings()
     findings = preflight(setup)
+    findings.warn(*(note for branch in setup.needed for note in branch.notes))
+    return findings
+
+
+def say(findings: Findings, console: Console) -> None:
+    """Print what will surprise; raises `PaftError` with all that is wrong."""
     raise_if_any(findings.problems)
-    notes = [note for branch in setup.needed for note in branch.notes]
-    for warning in dict.fromkeys([*findings.warnings, *notes]):
+    for warning in findings.warnings:
         _warn(console, warning)
 
 

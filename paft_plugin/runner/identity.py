@@ -115,7 +115,10 @@ def _digests(paths: set[Path], neutral: _Neutral) -> dict[Path, str]:
 
 
 def _files(path: Path) -> list[Path]:
-    return [file for file in sorted(path.rglob("*")) if not file.is_dir()] if path.is_dir() else [path]
+    if not path.is_dir():
+        return [path]
+    # What Python compiles beside a folder's own code is made by whoever reads it first.
+    return [file for file in sorted(path.rglob("*")) if not file.is_dir() and "__pycache__" not in file.parts]
 
 
 def _content(file: Path, neutral: _Neutral) -> str:

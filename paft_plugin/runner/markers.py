@@ -83,7 +83,7 @@ def _reason(stage: Stage, run_dir: Path, identity: Identity, running: Mapping[st
             return FIRST
         if started == identity.fingerprint:
             return "interrupted: goes on" if stage.resumes or stage.keeps else "interrupted: starts again"
-        return "interrupted, and changed since: starts again"
+        return f"interrupted, and changed since: {'keeps what fits' if stage.keeps else 'starts again'}"
     changed = [name for name in identity.differences(marker.parts) if not name.startswith("stage ")]
     if changed:
         return f"changed: {some(changed)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -130,23 +130,28 @@ def _name_problems(stages: Sequence[Stage]) -> Iterable[str]:
 
 def _folder_problems(stages: Sequence[Stage], run_dir: Path) -> Iterable[str]:
     """A stage that starts again empties its folder: so it must be its own, in the run directory, and hold no input."""
-    taken = {absolute(run_dir, Path(name)): "the pipeline itself" for name in (MARKERS, LOGS)}
+    owners = {absolute(run_dir, Path(name)): "the pipeline itself" for name in (MARKERS, LOGS)}
+    above = {parent: folder for folder in owners for parent in folder.parents}
     for stage, place in [(each, place) for each in stages for place in each.folders]:
         folder = absolute(run_dir, place)
         if problem := outside(folder, run_dir):
             yield f"Stage {stage.name!r}: output folder {folder} {problem}."
-        for other, owner in taken.items():
-            if folder == other or folder in other.parents or other in folder.parents:
-                yield f"Stage {stage.name!r}: output folder {folder} overlaps {other}, which belongs to {owner}."
-        taken[folder] = f"stage {stage.name!r}"
+        for other in _overlapping(folder, owners, above):
+            yield f"Stage {stage.name!r}: output folder {folder} overlaps {other}, which belongs to {owners[other]}."
+        owners[folder] = f"stage {stage.name!r}"
+        above |= dict.fromkeys(folder.parents, folder)
     for stage in stages:
         for path in (absolute(run_dir, path) for path in stage.inputs):
-            for folder, owner in taken.items():
-                if path == folder or folder in path.parents or path in folder.parents:
-                    yield (
-                        f"Stage {stage.name!r}: input {path} overlaps {folder}, which {owner} rewrites; "
-                        "what another stage makes is named in `needs`, not as an input."
-                    )
+            for folder in _overlapping(path, owners, above):
+                yield (
+                    f"Stage {stage.name!r}: input {path} overlaps {folder}, which {owners[folder]} rewrites; "
+                    "what another stage makes is named in `needs`, not as an input."
+                )
+
+
+def _overlapping(path: Path, owned: Container[Path], above: Mapping[Path, Path]) -> list[Path]:
+    """The owned folders that a path is or lies in, and one that it holds; looked up, since a study has hundreds of them."""
+    return [folder for folder in (path, *path.parents) if folder in owned] + ([above[path]] if path in above else [])
 
 
 def outside(folder: Path, run_dir: Path) -> str | None:

@@ -74,6 +74,19 @@ def test_an_order_is_a_chain_of_trainings_with_merges_between(tmp_path: Path) ->
     assert not any(key.startswith("paft_") or key == "plugins" for key in last), "without the penalty"
 
 
+def test_an_order_names_the_penalised_training_by_its_arm(tmp_path: Path) -> None:
+    setup = open_setup(
+        write_run(tmp_path, sequential=[["sft-l1", "preference"], ["preference", "sft-l1"]], arms=["base"])
+    )
+    assert list(kinds(setup)) == ["sequential-sft-l1-preference", "sequential-preference-sft-l1"]
+    assert needs(setup)["sequential-sft-l1-preference"] == ("merge-sft-l1-whole",)
+    last = configs(setup)["sequential-preference-sft-l1"]
+    assert last["paft_l1_lambda"] > 0
+    assert last["base_model"] == str(setup.run_dir / "models" / "dpo-whole"), (
+        "so the penalty is on what it adds to that"
+    )
+
+
 def test_orders_of_three_share_what_they_begin_with(tmp_path: Path) -> None:
     file = write_run(tmp_path, sft=None, preference=None)
     branches = {

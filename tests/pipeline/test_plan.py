@@ -170,6 +170,9 @@ def test_trained_branches_are_taken_as_they_are(tmp_path: Path) -> None:
     assert adapter in stages["evaluate-adapters"].inputs, "another adapter there is scored anew"
     assert stages["evaluate-adapters"].command.count("--adapter") == 2, "both by one load of the base"
     assert stages["evaluate-adapters"].folders == (Path("scores/sft-l1"), Path("scores/preference"))
+    assert all(stage.keeps for name, stage in stages.items() if name.startswith("evaluate-")), (
+        "one arm more costs itself"
+    )
     with pytest.raises(PaftError, match="needs the axolotl configs of the branches"):
         open_setup(file, ["sequential"], False)
     with pytest.raises(PaftError, match="needs the axolotl configs"):

@@ -42,6 +42,8 @@ def test_fingerprints_tell_what_matters(tmp_path: Path) -> None:
     (data / "more.jsonl").write_text("")
     changed(base[0])
     (data / "more.jsonl").unlink()
+    (data / "__pycache__").mkdir()
+    (data / "__pycache__" / "code.pyc").write_text("whoever reads it first writes it")
     assert prints(base) == before
     config.write_text("lr: 2")
     changed(base[0])

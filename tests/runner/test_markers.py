@@ -77,6 +77,8 @@ def test_an_interrupted_stage_says_whether_it_goes_on(tmp_path: Path) -> None:
     assert reasons(stages, tmp_path) == {"fresh": "interrupted: starts again", "resuming": "interrupted: goes on"}
     changed = [dataclasses.replace(stages[1], command=("x",))]
     assert reasons(changed, tmp_path) == {"resuming": "interrupted, and changed since: starts again"}
+    keeping = [dataclasses.replace(changed[0], resumes=False, keeps=True)]
+    assert reasons(keeping, tmp_path) == {"resuming": "interrupted, and changed since: keeps what fits"}
 
 
 def test_the_version_of_a_program_is_named(tmp_path: Path) -> None:
@@ -125,6 +127,14 @@ def test_a_stage_starts_empty_unless_it_resumes_the_same_attempt(tmp_path: Path)
     assert (tmp_path / "resuming" / "checkpoint").exists()
     assert not prepare_folder(resuming, tmp_path, "second"), "a checkpoint of another config must not be resumed"
     assert list((tmp_path / "resuming").iterdir()) == []
+
+
+def test_a_stage_that_keeps_is_never_emptied(tmp_path: Path) -> None:
+    keeping = stage("keeping", keeps=True)
+    for attempt in ("first", "first", "second"):
+        prepare_folder(keeping, tmp_path, attempt)
+        (tmp_path / "keeping" / f"{attempt}.json").write_text("scores")
+    assert len(list((tmp_path / "keeping").iterdir())) == 2
 
 
 def test_emptying_a_folder_follows_no_link(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def check_disk(setup: Setup) -> Findings:
         findings.problem(
             f"output_dir: {setup.run_dir} cannot be written to. Change its rights, or choose another folder."
         )
-    wanted, free = needed_bytes(setup) - _held(setup.run_dir), free_bytes(setup.run_dir)
+    wanted, free = needed_bytes(setup) - held(setup.run_dir), free_bytes(setup.run_dir)
     if wanted > free:
         findings.problem(
             f"output_dir: the run writes about {size(wanted)}, and the disk of {setup.run_dir} has {size(free)} free. "
@@ -92,6 +92,6 @@ def needed_bytes(setup: Setup) -> int:
     return total + model * merged
 
 
-def _held(folder: Path) -> int:
-    """What an earlier run there has written already."""
+def held(folder: Path) -> int:
+    """The bytes of all files in a folder, such as those that an earlier run has written already."""
     return sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir()) if folder.is_dir() else 0
