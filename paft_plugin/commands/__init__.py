@@ -19,3 +19,9 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 def json_option(what: str) -> Decorator:
     """`--json FILE`, which the command gets as `json_file`."""
     return click.option("--json", "json_file", metavar="FILE", type=FILE, help=f"Write {what} there, for machines.")
+
+
+seed_option: Decorator = click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="For methods that drop by chance."
+)
+"""`--seed N`."""

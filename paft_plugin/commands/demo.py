@@ -27,9 +27,9 @@ import click
     "--study", is_flag=True, help="Only write this world as a study over several seeds, for `axolotl paft study`."
 )
 def demo(output_dir: Path, quick: bool, branches: int, study: bool) -> None:
-    """Take a small shipped base model down the whole road: train the branches, fuse them, score every arm.
+    """Take a small shipped model down the whole road.
 
-    Needs no network, no GPU and no account.
+    Trains the branches, fuses them and scores every arm. Needs no network, no GPU and no account.
     """
     if study:
         _write_study(output_dir, quick)

@@ -46,10 +46,10 @@ def diagnose(
     twins: tuple[str, ...],
     json_file: Path | None,
 ) -> None:
-    """Look for the ways in which PAFT fails: dense-sparse mismatch, excessive L1, dominance, one branch inside another.
+    """Look for the ways in which PAFT fails.
 
-    DIR is a run's folder, or one that `axolotl paft inspect` wrote. Each finding comes with its evidence, the thresholds,
-    how sure it is, and what to change to what.
+    Dense-sparse mismatch, excessive L1, dominance, one branch inside another. DIR is a run's folder, or what `axolotl paft
+    inspect` wrote. Each finding comes with evidence, thresholds, how sure it is, and what to change to what.
 
     \b
     Exit codes: 0  nothing was found

@@ -34,7 +34,7 @@ def fuse(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Fuse branches of one base model: write a recipe, lint it, merge by it.
+    """Fuse branches of one base model by a recipe that is linted.
 
     As `axolotl paft recipe`, `lint` and `merge` in one go. The new folder OUT gets the merged model, with recipe.yml and
     lint.json beside it. Errors of the linter stop the merge.

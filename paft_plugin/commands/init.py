@@ -42,9 +42,9 @@ def init(
     branches: tuple[str, ...],
     force: bool,
 ) -> None:
-    """Write a commented paft.yml with its two axolotl configs for BASE (a folder or a hub name) and two data sets.
+    """Write a commented paft.yml for a base model and two data sets.
 
-    Looks at the base and at the rows; every value that it chooses says why.
+    With it come two axolotl configs. BASE is a folder or a hub name. Looks at base and rows; each value that it chooses says why.
     """
     import torch
 

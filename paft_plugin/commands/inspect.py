@@ -49,7 +49,7 @@ def inspect(
     no_pairs: bool,
     no_plots: bool,
 ) -> None:
-    """Look at deltas of one base model: how sparse they are and where, and how every two of them interfere.
+    """Show how sparse deltas are, where, and how they interfere.
 
     Each NAME=DELTA gives a name to the folder of an adapter or a model that was trained from BASE. Weights are read in blocks,
     so a large model needs no more memory than a small one.

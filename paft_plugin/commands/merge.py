@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paft_plugin.commands import PATH
+from paft_plugin.commands import PATH, seed_option
 from paft_plugin.errors import PaftError, quietly
 
 if TYPE_CHECKING:
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("recipe", type=PATH)
 @click.argument("out", type=PATH)
-@click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="For methods that drop by chance."
-)
+@seed_option
 @click.option("--device", default="auto", show_default=True, help="Where to merge: cpu, cuda, …")
 @click.option("--out-shard-size", default="5GB", show_default=True, help="Most bytes in one file of weights.")
 @click.option("--adapter", is_flag=True, help="Write the fused delta as a PEFT adapter on the base, not a model.")
@@ -44,9 +42,9 @@ def merge(
     max_error: float | None,
     quiet: bool,
 ) -> None:
-    """Merge by RECIPE, any mergekit YAML, into the new folder OUT; adapters are applied on the fly.
+    """Merge by RECIPE, any mergekit YAML, into the new folder OUT.
 
-    The recipe is linted first: errors stop the merge, warnings are shown and recorded.
+    Adapters are applied on the fly. The recipe is linted first: errors stop the merge, warnings are shown and recorded.
     """
     from paft_plugin.fusion.merge import open_fusion, reuse_freed_memory, write_fusion
     from paft_plugin.fusion.recipe.methods import how_it_trims

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from paft_plugin.commands import PATH, Decorator
+from paft_plugin.commands import PATH, Decorator, seed_option
 from paft_plugin.errors import did_you_mean, raise_if_any
 from paft_plugin.fusion.recipe.methods import MEANINGS, METHODS, extra_names
 from paft_plugin.fusion.recipe.settings import ROLES, SETTINGS, RecipeSettings
@@ -117,7 +117,7 @@ def _taken_apart(text: str) -> tuple[str, str, dict[str, str]]:
 @branch_options
 @click.option("--method", required=True, metavar="METHOD", help=f"Merge method: {', '.join(METHODS)}.")
 @setting_options
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the methods that drop by chance.")
+@seed_option
 @click.option("--output", type=PATH, required=True, help="The recipe's file, such as ties.yml.")
 @click.option("--merged", type=PATH, help="Where the merged model goes. [OUTPUT without its suffix]")
 @click.option(
@@ -126,7 +126,10 @@ def _taken_apart(text: str) -> tuple[str, str, dict[str, str]]:
     help="Write adapters as whole models beside the recipe, so that mergekit needs no flags for them.",
 )
 def recipe(**options: Any) -> None:
-    """Write a mergekit recipe that fuses branches of one base model; its header holds the command that runs it."""
+    """Write a mergekit recipe that fuses branches of one base model.
+
+    Its header holds the command that runs it.
+    """
     import shlex
 
     from paft_plugin.fusion.recipe.methods import how_it_trims

@@ -10,8 +10,10 @@ import click
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 def report(folder: Path) -> None:
-    """Write results.json, README.md and the report of the run in DIR: one HTML file that needs no network, with the arm to
-    use and what it costs, the evidence, and how to repeat it; and the model card (README.md) of each fused model.
+    """Write the report, the results and the model cards of a run.
+
+    The run in DIR gets results.json, README.md and its report: one HTML file that needs no network, with the arm to use and
+    what it costs, the evidence, and how to repeat it; and each fused model gets its model card (README.md).
 
     Of a folder that holds an inspection alone, it writes the page of that.
     """

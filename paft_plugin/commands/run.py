@@ -21,9 +21,9 @@ import click
     help="The arms to make and score: base, sft, sft-l1, dpo, sequential, paft-ties, 'parallel-*' … [the file's]",
 )
 def run(config: Path, dry_run: bool, sequential: bool, arms: str | None) -> None:
-    """Take PAFT.YML down the whole road: train the branches in parallel, inspect, fuse, evaluate, report.
+    """Train, inspect, fuse, evaluate and report as PAFT.YML says.
 
-    Interrupted, killed or changed, the same command goes on: what is up to date is kept, and what is not says why.
+    The branches train in parallel. Interrupted, killed or changed, it goes on: what is up to date is kept, what is not says why.
     """
     from rich.console import Console
 

@@ -12,9 +12,10 @@ import click
 @click.option("--trials", type=click.IntRange(min=1), help="How many in all, over every run. [the file's, 40]")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds to begin trials in. [the file's]")
 def search(config: Path, trials: int | None, timeout: float | None) -> None:
-    """Find the merge method, densities, weights and scale that score best on validation items, as PAFT.YML says.
+    """Find the merge settings that score best on validation items.
 
-    One objective gives the best recipe, more give the Pareto front. An interrupted search goes on with the same command.
+    Method, densities, weights and scale, as PAFT.YML says. One objective gives the best recipe, more give the Pareto front.
+    An interrupted search goes on with the same command.
     """
     from rich.console import Console
 

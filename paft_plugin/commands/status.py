@@ -14,9 +14,10 @@ from paft_plugin.commands import PATH, json_option
 @click.option("--follow", is_flag=True, help="Go on showing it until the run has ended.")
 @json_option("it")
 def status(run_dir: Path, follow: bool, json_file: Path | None) -> None:
-    """Tell where the run in DIR stands: each stage's state and time, how far trainings are, why one failed.
+    """Tell where the run in DIR stands.
 
-    For a run under way, from another shell, and for one that has ended, however it did. Only reads.
+    Each stage's state and time, how far trainings are, why one failed. For a run under way, from another shell, and for one
+    that has ended, however it did. Only reads.
     """
     from rich.console import Console
 

@@ -17,10 +17,10 @@ import click
     help="Write every table and figure of the study in DIR anew, from its small files alone.",
 )
 def study(config: Path | None, dry_run: bool, recompute: Path | None) -> None:
-    """Compare ways of combining skill and preference over several seeds, with controls, as STUDY.YML says.
+    """Compare ways of combining skill and preference over seeds.
 
-    Every seed is a run of its own. Interrupted, killed or changed, the same command goes on. `axolotl paft demo --study` writes
-    a STUDY.YML to begin with.
+    With controls, and the same budget for each way, as STUDY.YML says. Every seed is a run of its own. Interrupted, killed or
+    changed, the same command goes on. `axolotl paft demo --study` writes a STUDY.YML to begin with.
     """
     from rich.console import Console
 

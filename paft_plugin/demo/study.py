@@ -50,6 +50,7 @@ FULL_STUDY = DemoStudy(
     curves={
         "paft_l1_lambda": [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3],
         "paft_target_sparsity": [0.7, 0.9, 0.97],
+        "paft_max_loss_increase": [0.01, 0.03, 0.1],
         "density": [0.02, 0.05, 0.1, 0.2, 0.5, 0.9],
     },
 )

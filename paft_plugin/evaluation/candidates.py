@@ -102,13 +102,6 @@ def problems_of(candidates: Sequence[Candidate]) -> list[str]:
     return problems + [problem for candidate in candidates for problem in candidate.problems()]
 
 
-def load(
-    candidate: Candidate, *, batch_size: int, device: str = "cpu", dtype: str = "float32", chat_template: bool = True
-) -> HFLM:
-    """A candidate as lm-eval's model, whose errors and arguments are those of `load_model`."""
-    return as_lm_eval(*load_model(candidate, device, dtype, chat_template), batch_size)
-
-
 def as_lm_eval(model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> HFLM:
     """A loaded model as lm-eval's."""
     from lm_eval.models.huggingface import HFLM

@@ -17,10 +17,11 @@ from pydantic import (
     model_validator,
 )
 
+from paft_plugin.evaluation.held_out_rows import KL, RETAINED
 from paft_plugin.reading import read_json_file
 from paft_plugin.schema import STRICT, Folder, MappingOfNames, given_file, known, raise_lines, validate
 
-OF_ONE_ANSWER, OF_PAIRS, OF_ALL = ("nll", "match"), ("gained", "by_total", "by_token"), ("kl_to_base", "retained")
+OF_ONE_ANSWER, OF_PAIRS, OF_ALL = ("nll", "match"), ("gained", "by_total", "by_token"), (KL, RETAINED)
 """What is measured on held-out rows: `<branch>_<one of these>`, `<branch>` itself (the gain of the margin), and of all."""
 
 

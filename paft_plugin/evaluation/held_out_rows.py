@@ -17,6 +17,8 @@ HELD_OUT = Path("held_out")
 """Below the folder of a run: a file for each branch."""
 RETAINED = "retained"
 """Instead of a branch: what no branch should change."""
+KL = "kl_to_base"
+"""The metric that says how far an arm is from the base, over the rows of all branches."""
 SUMMARY = "summary.json"
 Split = Literal["validation", "test"]
 """Something may be chosen on the first; on the other, arms are judged."""

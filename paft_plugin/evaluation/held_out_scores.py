@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 from pydantic import Field
 
 from paft_plugin.errors import PaftError, collecting, raise_if_any
-from paft_plugin.evaluation.held_out_rows import AnswerRow, HeldOutRow, PairRow, Split, Tokens, read_rows, write_rows
+from paft_plugin.evaluation.held_out_rows import (
+    KL,
+    RETAINED,
+    AnswerRow,
+    HeldOutRow,
+    PairRow,
+    Split,
+    Tokens,
+    read_rows,
+    write_rows,
+)
 from paft_plugin.evaluation.items import ItemScore
 from paft_plugin.evaluation.results import ArmScore, Measure
 from paft_plugin.files import JsonFile, fingerprint, write_bytes
@@ -28,7 +38,6 @@ MOST_SAID = 2 * MATCHED
 RETAINED_TOKENS = 64
 """Of the base's own answers, which are scored for what should be retained."""
 FOLDER = "held_out"
-KL, RETAINED = "kl_to_base", "retained"
 KEPT_FILE, OUTPUT_FILE, RETAINED_FILE = "kept.json", "kept.safetensors", "retained.jsonl"
 """In the folder of the base's scores: what its other arms are compared with."""
 
@@ -343,15 +352,11 @@ class _Texts:
         from paft_plugin.evaluation.likelihood import up_to_end
 
         said = up_to_end(said, self.ends)
-        wanted, text = (_words(self.text(up_to_end(tokens, self.ends))) for tokens in (reference, said))
+        wanted, text = (" ".join(self.text(up_to_end(tokens, self.ends)).split()) for tokens in (reference, said))
         if said and said[-1] in self.ends:
             return text == wanted
         # Half of a character is no text yet.
         return None if wanted.startswith(text) or "\N{REPLACEMENT CHARACTER}" in text else False
-
-
-def _words(text: str) -> str:
-    return " ".join(text.split())
 
 
 # --- the scores of an arm ------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_valid
 
 from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.evaluation.arms import Arm, Kind, Role, arm_named, read_run
-from paft_plugin.evaluation.held_out_rows import HELD_OUT, RETAINED
+from paft_plugin.evaluation.held_out_rows import HELD_OUT, KL, RETAINED
 from paft_plugin.evaluation.items import ITEMS_FILE, ItemScore, read_items
 from paft_plugin.files import JsonFile, inside
 
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 RESULTS = "results.json"
 """In the folder of a run."""
-
+SCORES_FILE = "scores.json"
+"""In the folder of an arm's scores."""
 
 VALIDATION = "_validation"
 """Ends the name of what is measured on validation items beside the test items: something may be chosen by it, nothing judged."""
-NATS = ("nll", "gain", "kl_to_base")
+NATS = ("nll", "gain", KL)
 """Metrics of held-out rows that are no shares."""
 
 
@@ -55,7 +56,7 @@ class Measure:
     @property
     def is_distance(self) -> bool:
         """Whether it says how far an arm is from the base, which is no merit by itself."""
-        return self.held_out is None and self.metric == "kl_to_base"
+        return self.held_out is None and self.metric == KL
 
     @property
     def in_nats(self) -> bool:
@@ -106,7 +107,7 @@ class ScoresFile(JsonFile):
     scores: dict[str, ArmScore]
     """By the arm's name."""
     request: str = ""
-    """Fingerprint of what an arm in memory is made of and scored on; of others their stage keeps it."""
+    """Fingerprint of what its arm is made of and scored on; none of what is scored beside a base that was not scored before."""
 
 
 def read_scores(files: Iterable[Path]) -> tuple[tuple[Measure, ...], dict[str, ArmScore]]:

@@ -1,5 +1,7 @@
 """Scores arms on held-out rows and through lm-evaluation-harness, all in one process: starting it costs more than a small model.
 
+An arm whose scores are there, of the same contents, on the same items, by the same libraries, is left as it is.
+
 `python -m paft_plugin.evaluation.score --measures FILE --output-dir DIR ARM=PATH … [--adapter ARM BASE ADAPTER] …
 [--held-out DIR --sft BRANCH … --preference BRANCH … [--base-scores DIR]]`
 """
@@ -16,11 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from paft_plugin import __version__
 from paft_plugin.errors import BAD_INPUT, INTERRUPTED, PaftError, collecting, raise_if_any
 from paft_plugin.evaluation.candidates import Candidate, Loader, as_lm_eval, dtype_name, parse_all, problems_of
 from paft_plugin.evaluation.config import EvaluationConfig, read_measures
 from paft_plugin.evaluation.held_out_scores import (
     KEPT_FILE,
+    OUTPUT_FILE,
+    RETAINED_FILE,
     HeldOut,
     HeldOutScorer,
     Kept,
@@ -29,8 +34,10 @@ from paft_plugin.evaluation.held_out_scores import (
     summarised,
 )
 from paft_plugin.evaluation.items import ITEMS_FILE, ItemScore, write_items
-from paft_plugin.evaluation.results import VALIDATION, ArmScore, Measure, ScoresFile
+from paft_plugin.evaluation.results import SCORES_FILE, VALIDATION, ArmScore, Measure, ScoresFile
+from paft_plugin.evaluation.task_code import task_inputs
 from paft_plugin.evaluation.tasks import OpenTask, open_measures
+from paft_plugin.files import file_digest, fingerprint
 from paft_plugin.formats import number
 
 if TYPE_CHECKING:
@@ -38,7 +45,11 @@ if TYPE_CHECKING:
 
     from paft_plugin.evaluation.scorer import Scorer
 
-SCORES_FILE = "scores.json"
+_KEPT = (KEPT_FILE, OUTPUT_FILE, RETAINED_FILE)
+"""What of the base's scores other arms are compared with."""
+_LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "lm-eval", "datasets", "mergekit")
+_OF_A_MODEL = {".json", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken", ".bpe", ".spm"}
+"""Endings of its weights, its configs and its tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,10 @@ class Asked:
     """Rows on which something may be chosen, if they are scored, too."""
     base_scores: Path | None = None
     """Folder of the base's scores; None: the first candidate is the base that the others are compared with."""
+    folder: Path | None = None
+    """Where the held-out rows lie."""
+    branches: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    """The SFT and the preference branches whose rows they are."""
 
 
 def read_asked(
@@ -73,7 +88,7 @@ def read_asked(
         own_answers = own_answers and rows.retained is None
         validation, more = read_held_out(folder, sft, preference, "validation", own_answers=own_answers)
         lines += more
-    return Asked(rows, validation, base_scores), lines
+    return Asked(rows, validation, base_scores, folder, (tuple(sft), tuple(preference))), lines
 
 
 def score(
@@ -85,28 +100,104 @@ def score(
 ) -> dict[str, ArmScore]:
     """Score every candidate, and write `ARM/scores.json` and `ARM/items.jsonl` of each at once: no failure costs a finished arm.
 
-    `on_scored` is called with arm and score after each arm.
+    Those whose scores of the same contents are there already are left as they are, and are not in what is returned; a base
+    that others are compared with is scored anew. `on_scored` is called with arm and score after each arm.
 
     Raises:
         PaftError: A candidate, a task or the device can't be used, named in one line each, before anything is scored.
     """
+    asked = asked or Asked()
     problems = problems_of(candidates)
+    requests = {} if problems else _requests(candidates, config, asked)
+    waiting = not_scored(output_dir, {one.arm: requests.get(one.arm, "") for one in candidates})
+    missing = [one for one in candidates if one.arm in waiting]
+    if candidates and not missing:
+        return {}
     with collecting(problems):
-        scorer, device, dtype = open_scorer(config, asked or Asked())
+        scorer, device, dtype = open_scorer(config, asked)
     raise_if_any(problems)
+    forget(output_dir, [one.arm for one in missing])
     loader = Loader(device, dtype, scorer.asks_in_chat)
     scores: dict[str, ArmScore] = {}
-    for candidate in candidates:
+    for candidate in missing:
         start = time.monotonic()
         model, tokenizer = loader.load(candidate)
         for line in scorer.take(model, tokenizer):
             click.echo(f"Warning: {line}", err=True)
         found, items = scorer.score(base_folder=output_dir / candidate.arm)
         found = found.model_copy(update={"seconds": round(time.monotonic() - start, 3)})
-        write_scores(output_dir, candidate.arm, scorer.all_measures, found, items)
+        write_scores(output_dir, candidate.arm, scorer.all_measures, found, items, requests.get(candidate.arm, ""))
         scores[candidate.arm] = found
         on_scored(candidate.arm, found)
     return scores
+
+
+def _requests(candidates: Sequence[Candidate], config: EvaluationConfig, asked: Asked) -> dict[str, str]:
+    """Arm → the fingerprint of what it is and is scored on; none where one of the candidates is the others' base."""
+    if asked.base_scores is None and (asked.held_out or asked.validation):
+        return {}
+    try:
+        shared = scored_on(config, asked.folder, asked.branches, asked.base_scores)
+    except PaftError:
+        return {}  # whoever opens the scorer says so
+    parts = {one.arm: [folder for folder in (one.model, one.adapter) if folder is not None] for one in candidates}
+    digests = {folder: model_digest(folder) for folder in {folder for folders in parts.values() for folder in folders}}
+    return {arm: fingerprint([*shared, *(digests[each] for each in folders)]) for arm, folders in parts.items()}
+
+
+def scored_on(
+    config: EvaluationConfig, held_out: Path | None, branches: Sequence[Sequence[str]], base_scores: Path | None
+) -> list[str]:
+    """Fingerprints of all that an arm's scores depend on, but for the arm: settings, items, the base's scores, libraries, device.
+
+    Data sets that lm-eval's own tasks take from a hub are taken for the same. `branches` are those with held-out rows.
+
+    Raises:
+        PaftError: The device is not to be had.
+    """
+    from paft_plugin.machine import installed, usable_device
+
+    files = [] if held_out is None else sorted(held_out.glob("*.jsonl"))
+    if base_scores is not None:
+        files += [file for file in sorted(base_scores.rglob("*")) if file.name in _KEPT]
+    for path in () if config.tasks is None else task_inputs(config.tasks):
+        files += sorted(path.rglob("*")) if path.is_dir() else [path]
+    files = [file for file in files if file.is_file() and "__pycache__" not in file.parts]
+    return [
+        __version__,
+        usable_device(config.device, "evaluation.device"),
+        *(word for item in installed(_LIBRARIES).items() for word in item),
+        *("branches", *branches[0], "and", *branches[1]),
+        config.model_dump_json(),
+        *(word for file in files for word in (file.name, file_digest(file))),
+    ]
+
+
+def model_digest(folder: Path) -> str:
+    """Of a model's or an adapter's weights, configs and tokenizer; not of the checkpoints below it."""
+    files = [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]
+    wanted = sorted(file for file in files if file.suffix in _OF_A_MODEL and file.is_file())
+    return fingerprint(word for file in wanted for word in (file.name, file_digest(file)))
+
+
+def not_scored(scores: Path, requests: Mapping[str, str]) -> list[str]:
+    """The arms (arm → its request) of which no scores of the same contents are there; says how many others there are."""
+    missing = []
+    for arm, request in requests.items():
+        found = ScoresFile.read_or_nothing(scores / arm / SCORES_FILE)
+        if found is None or not request == found.request != "" or not (scores / arm / ITEMS_FILE).is_file():
+            missing.append(arm)
+    if kept := len(requests) - len(missing):
+        click.echo(f"{kept} of {len(requests)} are scored already.")
+    return missing
+
+
+def forget(scores: Path, arms: Iterable[str]) -> None:
+    """Remove what was scored of arms that are about to be scored: if that fails, nobody takes the old for the new."""
+    for arm in arms:
+        for name in (SCORES_FILE, ITEMS_FILE, *_KEPT):
+            (scores / arm / name).unlink(missing_ok=True)
+            (scores / arm / VALIDATION.strip("_") / name).unlink(missing_ok=True)
 
 
 def write_scores(
@@ -231,10 +322,11 @@ class ArmScorer:
         return lines
 
     def _take_tasks(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-        from paft_plugin.evaluation.scorer import Scorer, tokenise_once
+        from paft_plugin.evaluation.scorer import Scorer, share_contexts, tokenise_once
 
         lm = as_lm_eval(model, tokenizer, self.config.batch_size)
         tokenise_once(lm)
+        share_contexts(lm)
         if self.tasks is not None and tokenizer is self._tokenizer:
             self.tasks.take(lm)
             return
@@ -264,19 +356,16 @@ class ArmScorer:
         return found, items
 
 
-def score_model(scorer: Scorer, measures: Sequence[Measure], where: str = "evaluation.measures") -> ArmScore:
-    """What the scorer's model comes to on the measures (the key `where` names them); a number that is not finite is left out.
+def score_with_items(
+    scorer: Scorer, measures: Sequence[Measure], where: str = "evaluation.measures", *, keep_texts: bool = False
+) -> tuple[ArmScore, list[ItemScore]]:
+    """What the scorer's model comes to on the measures, and what each item of those that are means over items came to.
+
+    A number that is not finite is left out; the key `where` names the measures in messages.
 
     Raises:
         PaftError: lm-eval reports a measure by another name.
     """
-    return score_with_items(scorer, measures, where)[0]
-
-
-def score_with_items(
-    scorer: Scorer, measures: Sequence[Measure], where: str = "evaluation.measures", *, keep_texts: bool = False
-) -> tuple[ArmScore, list[ItemScore]]:
-    """`score_model`, and what each item of those measures came to that are means over items."""
     found = scorer.score()
     raise_if_any(
         [
@@ -373,6 +462,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     except click.ClickException as error:
         error.show()
+        return BAD_INPUT
+    except OSError as error:
+        click.echo(f"Error: {error.filename or 'a file'}: {error.strerror or error}", err=True)
         return BAD_INPUT
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED

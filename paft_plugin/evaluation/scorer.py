@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import io
 import json
 import math
@@ -204,6 +205,58 @@ def tokenise_once(model: HFLM) -> None:
         return ids.clone(), mask.clone()
 
     model.tok_encode, model.tok_batch_encode = tok_encode, tok_batch_encode
+
+
+def share_contexts(model: HFLM) -> None:
+    """Have lm-eval's model read the context of several answers once, not with each: most of what a multiple choice costs.
+
+    What has a context of its own, more answers than a batch or too many tokens goes lm-eval's way, and so does all of a model
+    whose cache is not one of keys and values.
+    """
+    each_alone = model._loglikelihood_tokens
+
+    def loglikelihood_tokens(requests: list[Any], *settings: Any, **named: Any) -> list[tuple[float, bool]]:
+        places: dict[tuple[int, ...], list[int]] = {}
+        for place, (_, context, _) in enumerate(requests):
+            places.setdefault(tuple(context), []).append(place)
+        found: dict[int, tuple[float, bool]] = {}
+        for context, group in places.items():
+            answers = [requests[place][2] for place in group]
+            fits = len(context) + max(map(len, answers)) <= model.max_length and len(group) <= int(model.batch_size)
+            if len(group) > 1 and len(context) > 1 and fits:
+                found |= zip(group, _answers_to(context, answers, model), strict=False)
+        rest = [place for place in range(len(requests)) if place not in found]
+        alone = each_alone([requests[place] for place in rest], *settings, **named) if rest else []
+        found |= zip(rest, alone, strict=True)
+        return [found[place] for place in range(len(requests))]
+
+    model._loglikelihood_tokens = loglikelihood_tokens
+
+
+def _answers_to(context: tuple[int, ...], answers: Sequence[Sequence[int]], model: HFLM) -> list[tuple[float, bool]]:
+    """Of each answer its log-likelihood, and whether it is the greedy one; nothing where the cache cannot be repeated."""
+    import torch
+    from transformers import DynamicCache
+
+    network, device = model.model, model.device
+    known = inspect.signature(getattr(network, "get_base_model", lambda: network)().forward).parameters
+    keep = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+    with torch.inference_mode():
+        read = network(input_ids=torch.tensor([context[:-1]], device=device), use_cache=True, **keep)
+        cache = getattr(read, "past_key_values", None)
+        if not isinstance(cache, DynamicCache):
+            return []
+        cache.batch_repeat_interleave(len(answers))
+        # Padded on the right, where no token of an answer looks. A model says what it thinks of a token at the one before it.
+        rows = [torch.tensor([context[-1], *answer[:-1]], device=device) for answer in answers]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        logits = network(input_ids=ids, past_key_values=cache, use_cache=True).logits
+        said = logits.log_softmax(-1, dtype=model.softmax_dtype)
+        found = []
+        for answer, row in zip(answers, said, strict=True):
+            own, wanted = row[: len(answer)], torch.tensor(answer, device=device)
+            found.append((float(own.gather(1, wanted[:, None]).sum()), bool((own.argmax(-1) == wanted).all())))
+    return found
 
 
 @contextmanager

@@ -85,18 +85,30 @@ def fill_templates_in_sandbox() -> None:
 
 
 def task_inputs(folder: Path) -> list[Path]:
-    """A folder of lm-eval task files, and every local file of items that they name: a score is out of date when one changes."""
-    found = [folder]
-    for file in _task_files(folder):
+    """A folder of lm-eval task files, what they include or call from elsewhere, and every local file of items that they name.
+
+    A score is out of date when one of them changes.
+    """
+    found, waiting = [], list(_task_files(folder))
+    seen = {file.resolve() for file in waiting}
+    for file in waiting:  # it grows by what they include
         try:
             content = read_yaml_file(file, loader=_TaskLoader)
         except PaftError:
             continue  # whoever opens the tasks says so
-        if isinstance(content, dict):
-            kwargs = content.get("dataset_kwargs") or {}
-            found += _files_named(kwargs.get("data_files") if isinstance(kwargs, dict) else None)
-            found += _files_named(content.get("dataset_path"))
-    return list(dict.fromkeys(found))
+        for included in _included(file, content):
+            if included.resolve() not in seen and len(seen) < MOST_FILES:
+                seen.add(included.resolve())
+                waiting.append(included)
+                found.append(included)
+        called = (
+            file.parent / f"{each.name.partition('.')[0]}.py" for each in _walk(content) if isinstance(each, _Function)
+        )
+        found += filter(Path.is_file, called)
+        for key in ("data_files", "dataset_path"):
+            found += (path for named in _values(content, key) for path in _files_named(named))
+    # What lies in the folder is read with it.
+    return [folder, *dict.fromkeys(path for path in found if not path.resolve().is_relative_to(folder.resolve()))]
 
 
 def tasks_in(folder: Path | None) -> set[str]:
@@ -168,9 +180,6 @@ def _files_named(named: Any) -> Iterator[Path]:
     """The files that a path, a pattern, or a list or mapping of them comes to."""
     if isinstance(named, str) and Path(named).is_absolute():
         yield from (Path(path) for path in sorted(glob.glob(named)))  # noqa: PTH207 - Path.glob refuses absolute patterns
-    elif isinstance(named, dict):
-        for value in named.values():
-            yield from _files_named(value)
-    elif isinstance(named, list):
-        for value in named:
+    elif isinstance(named, dict | list):
+        for value in named.values() if isinstance(named, dict) else named:
             yield from _files_named(value)

@@ -149,8 +149,16 @@ class Catalogue:
                 opened = OpenTask(name, get_task_dict([{"task": name, **changes}], self._manager))
         except Exception as error:  # whatever `datasets`, Jinja or lm-eval make of a bad file or task
             raise PaftError(f"{where}: cannot be opened: {_cause(error)}. {self._hint(name, error)}") from error
-        raise_if_any([f"{where}: {problem}" for problem in _unfit(opened)])
+        problems = _unfit(opened)
+        if not problems and self._is_local(name):
+            problems = [problem for part in opened.parts.values() if (problem := _fails_on_an_answer(part))]
+        raise_if_any([f"{where}: {problem}" for problem in problems])
         return opened
+
+    def _is_local(self, name: str) -> bool:
+        """Whether it is the user's own, whose code nobody may have run before."""
+        path = self._manager.task_index[name]["yaml_path"]
+        return self._folder is not None and Path(str(path)).is_relative_to(self._folder)
 
     def _hint(self, name: str, error: BaseException) -> str:
         """Where to look for what is wrong with a task or a group."""
@@ -292,6 +300,26 @@ def _unfit(task: OpenTask) -> list[str]:
         if empty := _empty_field(part):
             problems.append(f"{of}{empty}. Correct the items.")
     return problems
+
+
+def _fails_on_an_answer(task: Task) -> str | None:
+    """Why the task's own code cannot score an answer, or lm-eval cannot take the mean of what it gives; None if they can.
+
+    lm-eval takes a mean of everything that `process_results` gives, asked for or not, and finds out after the last item.
+    """
+    if (
+        task.OUTPUT_TYPE != "generate_until"
+        or not callable(task.get_config("process_results"))
+        or not len(task.eval_docs)
+    ):
+        return None
+    metric, mean = "process_results", lambda values: sum(values) / len(values)
+    try:
+        for metric, value in task.process_results(task.eval_docs[0], ["an answer"]).items():
+            task.aggregation().get(metric, mean)([value, value])
+    except Exception as error:  # of whatever code the task brings along
+        return f"{metric}: the task's own code cannot score an answer: {_cause(error)}. Correct it, or give it no such number."
+    return None
 
 
 def _empty_field(task: Task) -> str | None:

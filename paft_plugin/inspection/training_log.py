@@ -173,7 +173,7 @@ def read_curve(run_dir: Path, branch: str, folder: Path | None = None) -> Curve 
     sources: list[str] = []
     # The least exact first, so that the others overwrite it.
     log, proof = inside(run_dir, Path("logs") / f"{branch}.log"), folder / PROOF_FILE
-    states = {state: _points(read_json_or_nothing(state).get("log_history")) for state in _last_state(folder)}
+    states = {state: _points(read_json_or_nothing(state).get("log_history")) for state in last_state(folder)}
     for source, found in {log: _from_log(log), proof: _from_proof(proof), **states}.items():
         if found:
             sources.insert(0, shown(source, run_dir))
@@ -256,7 +256,7 @@ def _numbers(entry: Mapping[str, Any]) -> Point:
     return point
 
 
-def _last_state(folder: Path) -> list[Path]:
+def last_state(folder: Path) -> list[Path]:
     """The `trainer_state.json` of the last checkpoint, if there is one."""
     states = {
         file.parent.name.removeprefix("checkpoint-"): file for file in folder.glob("checkpoint-*/trainer_state.json")

@@ -84,17 +84,13 @@ class Shrinkable(Protocol):
 
 
 @dataclass(frozen=True)
-class LowRankDelta:
-    """δ = s·BA of one LoRA module, penalised as the product."""
+class _Factors:
+    """What all deltas of two factors have."""
 
     name: str
-    A: nn.Parameter  # [R, I]
-    B: nn.Parameter  # [O, R]
+    A: nn.Parameter
+    B: nn.Parameter
     scale: float
-
-    @property
-    def entries(self) -> int:
-        return self.B.shape[0] * self.A.shape[1]
 
     @property
     def parameters(self) -> Sequence[nn.Parameter]:
@@ -103,6 +99,14 @@ class LowRankDelta:
     @property
     def device(self) -> torch.device:
         return self.A.device
+
+
+class LowRankDelta(_Factors):
+    """δ = s·BA of one LoRA module, penalised as the product: A ``[R, I]``, B ``[O, R]``."""
+
+    @property
+    def entries(self) -> int:
+        return self.B.shape[0] * self.A.shape[1]
 
     def measure(self, thresholds: Sequence[float]) -> L1Pass:
         return measure_product(whole(self.A), whole(self.B), self.scale, thresholds)
@@ -125,26 +129,17 @@ class LowRankDelta:
 
 
 @dataclass(frozen=True)
-class ExpertsDelta:
-    """δ[e] = s·B[e]A[e] of a fused stack of experts (PEFT's `target_parameters`), penalised as the products."""
+class ExpertsDelta(_Factors):
+    """δ[e] = s·B[e]A[e] of a fused stack of experts (PEFT's `target_parameters`), penalised as the products.
 
-    name: str
-    A: nn.Parameter  # [E·R, I], expert by expert
-    B: nn.Parameter  # [O, R·E], rank by rank
-    scale: float
+    A is ``[E·R, I]``, expert by expert; B is ``[O, R·E]``, rank by rank.
+    """
+
     experts: int
 
     @property
     def entries(self) -> int:
         return self.experts * self.B.shape[0] * self.A.shape[1]
-
-    @property
-    def parameters(self) -> Sequence[nn.Parameter]:
-        return (self.A, self.B)
-
-    @property
-    def device(self) -> torch.device:
-        return self.A.device
 
     def measure(self, thresholds: Sequence[float]) -> L1Pass:
         passes = [measure_product(A, B, self.scale, thresholds) for A, B in self.factors()]

@@ -20,6 +20,18 @@ BASELINES = ("sequential", "joint", "disjoint")
 Verdict = Literal["better", "worse", "equivalent", "unclear"]
 
 
+def verdict(gain: float, change: MeanChange | None, p: float, margin: float | None) -> Verdict:
+    """Whether what has changed is equivalent to within its margin, or better or worse; else nobody can tell.
+
+    `gain` is how much better; without a `change` its spread is not known, nor whether it lies within a margin.
+    """
+    if change is not None and margin is not None and change.is_within(margin):
+        return "equivalent"
+    if p <= ALPHA and gain != 0:
+        return "better" if gain > 0 else "worse"
+    return "unclear"
+
+
 @dataclass(frozen=True)
 class Difference:
     """What changes in one measure from arm `before` to arm `after`."""
@@ -54,12 +66,8 @@ class Difference:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether `after` is equivalent to within the measure's margin, or better or worse; else nobody can tell."""
-        if self.change is not None and self.measure.margin is not None and self.change.is_within(self.measure.margin):
-            return "equivalent"
-        if self.p <= ALPHA and self.value != 0:
-            return "better" if self.gain > 0 else "worse"
-        return "unclear"
+        """Of `after`."""
+        return verdict(self.gain, self.change, self.p, self.measure.margin)
 
     @property
     def limits(self) -> str:
@@ -71,14 +79,11 @@ class Difference:
         """How small a difference these items show."""
         if self.change is None:
             return "of unknown spread"
-        return f"{_items(self.change.items)}, which would show differences from {number(self.change.detectable)}"
+        items = self.change.items or "these"
+        return f"{items} items, which would show differences from {number(self.change.detectable)}"
 
     def __str__(self) -> str:
         return f"{signed(self.value)} {self.limits}".rstrip()
-
-
-def _items(count: int) -> str:
-    return f"{count} items" if count else "these items"
 
 
 def difference(before: ArmResult, after: ArmResult, measure: Measure) -> Difference | None:

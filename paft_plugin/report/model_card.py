@@ -14,7 +14,7 @@ from paft_plugin import __version__
 from paft_plugin.drawing import Plot, as_png, joined
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.arms import Arm, arm_named
-from paft_plugin.evaluation.results import RESULTS, ArmResult, Results, read_results
+from paft_plugin.evaluation.results import ArmResult, Results, read_results
 from paft_plugin.files import (
     ADAPTER_CONFIG,
     PROOF_FILE,
@@ -116,32 +116,23 @@ _PROVENANCE = re.compile(r"^## Provenance\n.*?(?=^## |\Z)", re.MULTILINE | re.DO
 
 
 def write_model_cards(run: Path) -> list[Path]:
-    """`write_model_card` for every fused model that the run kept; returns the cards."""
-    results = read_results(run)
-    arms = [] if results is None else [arm.name for arm in results.arms if _is_own(run, arm)]
-    return [write_model_card(run, arm) for arm in arms]
-
-
-def write_model_card(run: Path, arm: str) -> Path:
-    """Write `README.md`, and the plot that it shows, into the folder of the fused model `arm`; returns the card.
+    """Write `README.md`, and the plot that it shows, into the folder of every fused model that the run kept; returns the cards.
 
     What the merge wrote there under `## Provenance` is kept.
 
     Raises:
-        PaftError: the run has no results or no such arm, or the arm's folder has no recipe.
+        PaftError: What the run left cannot be read.
     """
     results = read_results(run)
-    found = None if results is None else results.arm(arm)
-    if results is None or found is None:
-        raise PaftError(f"{run / RESULTS}: no arm {arm!r}. Give the name of a fused arm of a run that has ended.")
-    folder = run / found.model
-    if not _is_own(run, found):
-        raise PaftError(f"{folder}: no {RECIPE}, so this is no fused model. Give the name of a fused arm.")
-    picture = _picture(run)
-    if isinstance(picture, Plot):
-        write_bytes(folder / PICTURE, as_png(picture))
-    write_text(folder / CARD, card_text(run, results, found, picture))
-    return folder / CARD
+    own = [] if results is None else [one for one in results.arms if _is_own(run, one)]
+    if results is None or not own:
+        return []
+    picture = sparsity_picture(run)
+    for arm in own:
+        if isinstance(picture, Plot):
+            write_bytes(run / arm.model / PICTURE, as_png(picture))
+        write_text(run / arm.model / CARD, card_text(run, results, arm, picture))
+    return [run / arm.model / CARD for arm in own]
 
 
 def _is_own(run: Path, arm: ArmResult) -> bool:
@@ -254,7 +245,8 @@ def _said(choice: Choice, arm: ArmResult) -> str:
     return f"The run's own verdict: {choice.headline[0].lower()}{choice.headline[1:]}. {choice.explanation}"
 
 
-def _picture(run: Path) -> Plot | str:
+def sparsity_picture(run: Path) -> Plot | str:
+    """The plot of the branches' sparsity by layer, or why there is none."""
     folder = inside(run, "inspection/branches")
     if not (folder / INSPECTION_FILE).is_file():
         return "The branches were not inspected, so there is no plot of their sparsity."

@@ -15,23 +15,24 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from paft_plugin import __version__
 from paft_plugin.errors import collecting, raise_if_any, run_request
 from paft_plugin.evaluation.config import read_measures
-from paft_plugin.evaluation.held_out_scores import KEPT_FILE, OUTPUT_FILE, RETAINED_FILE
-from paft_plugin.evaluation.items import ITEMS_FILE
-from paft_plugin.evaluation.results import ScoresFile
-from paft_plugin.evaluation.score import SCORES_FILE, open_scorer, read_asked, say, write_scores
-from paft_plugin.evaluation.task_code import task_inputs
-from paft_plugin.files import RECIPE_FILE, file_digest, fingerprint
+from paft_plugin.evaluation.score import (
+    forget,
+    model_digest,
+    not_scored,
+    open_scorer,
+    read_asked,
+    say,
+    scored_on,
+    write_scores,
+)
+from paft_plugin.files import RECIPE_FILE, fingerprint
 from paft_plugin.fusion.recipe.settings import RecipeSettings, Role
 from paft_plugin.reading import read_json_file
 
 if TYPE_CHECKING:
     from paft_plugin.search.bench import FusedModel
-
-KEPT = (KEPT_FILE, OUTPUT_FILE, RETAINED_FILE)
-"""What of the base's scores other arms are compared with."""
 
 
 class InMemory(BaseModel):
@@ -86,9 +87,8 @@ def score_fusions(request: FusedRequest) -> None:
     """
     shared = _contents(request)
     wanted = {fusion.arm: fingerprint([*shared, fusion.model_dump_json()]) for fusion in request.fusions}
-    missing = [fusion for fusion in request.fusions if not _is_scored(request.scores, fusion.arm, wanted[fusion.arm])]
-    if kept := len(wanted) - len(missing):
-        print(f"{kept} of {len(wanted)} are scored already.", flush=True)
+    waiting = not_scored(request.scores, wanted)
+    missing = [fusion for fusion in request.fusions if fusion.arm in waiting]
     if not missing:
         return
     from paft_plugin.machine import reuse_freed_memory
@@ -99,6 +99,7 @@ def score_fusions(request: FusedRequest) -> None:
     _warn(lines)
     reuse_freed_memory()
     scorer, device, dtype = open_scorer(config, asked)
+    forget(request.scores, [fusion.arm for fusion in missing])
     bench = Bench.open(request.base, scorer, device, dtype)
     _warn(bench.notes)
     problems: list[str] = []
@@ -136,27 +137,14 @@ def _contents(request: FusedRequest) -> list[str]:
     """Fingerprints of what all fusions are made of and scored on."""
     from paft_plugin.deltas.delta import open_delta
 
-    config = read_measures(request.measures)
     deltas = {name: open_delta(request.base, branch.folder) for name, branch in request.branches.items()}
-    files = [request.measures]
-    if request.held_out is not None:
-        files += sorted(request.held_out.glob("*.jsonl"))
-    if request.base_scores is not None:
-        files += [file for file in sorted(request.base_scores.rglob("*")) if file.name in KEPT]
-    for path in () if config.tasks is None else task_inputs(config.tasks):
-        files += sorted(path.rglob("*")) if path.is_dir() else [path]
     return [
-        __version__,
-        next(iter(deltas.values())).base.fingerprint,
+        *scored_on(
+            read_measures(request.measures), request.held_out, (request.sft, request.preference), request.base_scores
+        ),
+        model_digest(request.base),
         *(f"{name} {request.branches[name].role} {delta.branch_fingerprint()}" for name, delta in deltas.items()),
-        *(file_digest(file) for file in files if file.is_file()),
     ]
-
-
-def _is_scored(scores: Path, arm: str, wanted: str) -> bool:
-    """Whether the arm's scores are there, of the same contents; its items are written before them."""
-    found = ScoresFile.read_or_nothing(scores / arm / SCORES_FILE)
-    return found is not None and found.request == wanted and (scores / arm / ITEMS_FILE).is_file()
 
 
 def _warn(lines: Iterable[str]) -> None:

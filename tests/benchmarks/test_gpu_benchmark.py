@@ -59,6 +59,7 @@ def test_all_rows_run_where_axolotl_is_not_installed(tmp_path: Path) -> None:
         assert all(figure["met"] is not False for figure in row["figures"]), row
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
 def test_steps_memory_merges_and_scores(tmp_path: Path) -> None:
     names = ("lora step", "full step, θ_pre: host", "merge", "scoring in bf16")
@@ -96,6 +97,7 @@ def test_a_row_whose_process_dies_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     assert row.note.startswith("failed: its process died")
 
 
+@pytest.mark.slow
 def test_a_row_that_hangs_is_ended() -> None:
     code = (
         "import time; from paft_plugin.benchmarks import gpu; "

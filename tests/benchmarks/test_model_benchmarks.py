@@ -38,6 +38,7 @@ def rows(module: Any, tmp_path: Path) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in written["rows"]}
 
 
+@pytest.mark.slow
 def test_an_inspection_beside_reading(tmp_path: Path) -> None:
     cases = ("one model", "two models and their pair", "two adapters and their pair")
     assert rows(inspection, tmp_path).keys() == {f"{case}, {cache}" for case in cases for cache in ("cold", "warm")}

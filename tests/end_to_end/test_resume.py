@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from paft_plugin.pipeline.train import drop_torn
 from tests.end_to_end.runs import LORA, PLUGIN, axolotl_train, record, succeed, weights
 
 pytestmark = pytest.mark.slow
@@ -26,7 +27,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def train_until_checkpoint(config: Path, checkpoint: Path) -> None:
-    """Kill the run, children and all, once `checkpoint` is whole: it is named so last."""
+    """Kill the run, children and all, once it writes the last file of `checkpoint`, and drop what the kill left half-written.
+
+    Stock axolotl resumes from the last checkpoint whether it is whole or not; `axolotl paft run` drops torn ones first, as here.
+    """
     command = [sys.executable, "-m", "axolotl.cli.main", "train", str(config), "--launcher", "python"]
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 300
@@ -36,6 +40,7 @@ def train_until_checkpoint(config: Path, checkpoint: Path) -> None:
         time.sleep(0.01)
     run.send_signal(signal.SIGKILL)
     run.wait()
+    drop_torn(checkpoint.parent)
 
 
 @pytest.mark.parametrize("kind", SETTINGS)

@@ -12,7 +12,7 @@ import yaml
 from paft_plugin.demo.configs import QUICK_DEMO, paft_yml
 from paft_plugin.evaluation.config import EvaluationConfig
 from paft_plugin.evaluation.results import ArmScore
-from paft_plugin.evaluation.score import score_model
+from paft_plugin.evaluation.score import score_with_items
 from paft_plugin.evaluation.scorer import Scorer
 from paft_plugin.evaluation.tasks import open_measures
 
@@ -52,7 +52,7 @@ def demo_score(model: Any, tasks: Path) -> ArmScore:
     """What lm-eval's `model` scores on the demo's measures."""
     config = demo_config(tasks)
     measures, opened = open_measures(config.measures, config.tasks)
-    return score_model(Scorer(model, opened), measures)
+    return score_with_items(Scorer(model, opened), measures)[0]
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from lm_eval.models.huggingface import HFLM
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from paft_plugin.demo.pretrain import build_tokenizer
+from paft_plugin.evaluation.candidates import Candidate, as_lm_eval, load_model
 
 
 def build_model(directory: Path, *, seed: int = 0, hidden: int = 32) -> Path:
@@ -32,3 +34,10 @@ def build_model(directory: Path, *, seed: int = 0, hidden: int = 32) -> Path:
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+def load(
+    candidate: Candidate, *, batch_size: int, device: str = "cpu", dtype: str = "float32", chat_template: bool = True
+) -> HFLM:
+    """A candidate as lm-eval's model."""
+    return as_lm_eval(*load_model(candidate, device, dtype, chat_template), batch_size)

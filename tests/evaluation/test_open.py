@@ -13,14 +13,15 @@ from lm_eval.tasks import TaskManager
 
 from paft_plugin.demo import data
 from paft_plugin.errors import PaftError
-from paft_plugin.evaluation.candidates import Candidate, load
+from paft_plugin.evaluation.candidates import Candidate
 from paft_plugin.evaluation.config import PRESETS, MeasureConfig
 from paft_plugin.evaluation.results import ArmScore, Measure
-from paft_plugin.evaluation.score import score_model
+from paft_plugin.evaluation.score import score_with_items
 from paft_plugin.evaluation.scorer import Scorer
 from paft_plugin.evaluation.tasks import Catalogue, open_measures
 from paft_plugin.search.validation import open_goals
 from tests.evaluation.items import make_items, make_task, write_rows
+from tests.evaluation.models import load
 
 FILTERS = {"answer": r"\A(?:sure: |no )?([a-z0-9]+)[.!?]?\Z", "polite": r"\Asure: ([a-z0-9]+)!\Z"}
 SUM = [{"metric": "acc", "weight_by_size": True}]
@@ -82,7 +83,7 @@ def by_lm_eval(model: HFLM, folder: Path, name: str, num_fewshot: int | None = N
 
 def ours(model: HFLM, folder: Path, **measures: MeasureConfig) -> ArmScore:
     settled, tasks = open_measures(measures, folder)
-    return score_model(Scorer(model, tasks), settled)
+    return score_with_items(Scorer(model, tasks), settled)[0]
 
 
 def problems(folder: Path, **measures: MeasureConfig) -> list[str]:
@@ -97,7 +98,7 @@ def test_a_group_scores_what_lm_eval_says_of_it_as_a_whole(model: HFLM, folder: 
     settled, tasks = open_measures({"group": MeasureConfig(name="choices")}, folder)
     assert settled == [Measure("choices", "group", "acc", "none", True)]
     assert list(tasks["group"].parts) == ["few", "many"]
-    score = score_model(Scorer(model, tasks), settled)
+    score = score_with_items(Scorer(model, tasks), settled)[0]
     assert score == ArmScore(
         scores={"choices": theirs["acc,none"]},
         stderr={"choices": theirs["acc_stderr,none"]},
@@ -190,7 +191,7 @@ def test_solved_examples_come_before_each_question(model: HFLM, tmp_path: Path) 
     scorer = Scorer(model, tasks)
     assert all(request.args[0].count("copy ") == 3 for request in tasks["open"].parts["open"].instances)
     theirs = by_lm_eval(model, tmp_path / "tasks", "open", num_fewshot=2)
-    assert score_model(scorer, settled).scores["open"] == theirs["acc,none"]
+    assert score_with_items(scorer, settled)[0].scores["open"] == theirs["acc,none"]
 
     two = MeasureConfig(num_fewshot=2)
     where = "evaluation.measures"

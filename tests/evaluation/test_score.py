@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation import score as scoring
-from paft_plugin.evaluation.candidates import Candidate, Loader, dtype_name, load, parse_all
+from paft_plugin.evaluation.candidates import Candidate, Loader, dtype_name, parse_all
 from paft_plugin.evaluation.config import EvaluationConfig
 from paft_plugin.evaluation.held_out_rows import write_rows as write_held_out
 from paft_plugin.evaluation.items import read_items
@@ -28,7 +28,7 @@ from paft_plugin.evaluation.score import main, score
 from paft_plugin.evaluation.scorer import Scorer, TaskScore
 from paft_plugin.files import write_json
 from tests.evaluation.items import demo_config
-from tests.evaluation.models import build_model
+from tests.evaluation.models import build_model, load
 from tests.evaluation.rows import random_rows
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -229,7 +229,7 @@ def test_a_spoilt_adapter_is_one_line_that_names_the_arm(
 def test_all_mistakes_at_once_before_anything_is_scored(
     base: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "score_model", lambda *_: pytest.fail("scored although another arm is wrong"))
+    monkeypatch.setattr(Loader, "load", lambda *_: pytest.fail("loaded although another arm is wrong"))
     candidates = [Candidate("base", base), Candidate("dpo", tmp_path / "a"), Candidate("dpo", base, tmp_path / "b")]
     config = demo_config(tasks, measures=["paft_skil"], skill=None, preference=None, device="nonsense")
     with pytest.raises(PaftError) as caught:
@@ -380,6 +380,96 @@ def test_validation_rows_are_scored_beside_the_test_rows_which_come_out_as_they_
     assert len({item for _, item in chosen_on}) == 6
     assert chosen_on.keys() == found["alone"].keys()
     assert all(value == found["alone"][key] for key, value in chosen_on.items())
+
+
+def test_what_is_scored_of_the_same_contents_is_not_scored_again(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is added, cut off, trained anew; other rows; the base, with which others are compared, always."""
+    rows = tmp_path / "held_out" / "sft.jsonl"
+    write_held_out(rows, random_rows().answers["sft"])
+    write_json(tmp_path / "measures.json", EvaluationConfig(device="cpu").model_dump(mode="json"))
+    there = ["--measures", str(tmp_path / "measures.json"), "--held-out", str(rows.parent), "--sft", "sft"]
+    there += ["--output-dir", str(tmp_path / "scores")]
+    compared = [*there, "--base-scores", str(tmp_path / "scores" / "base")]
+    one = shutil.copytree(adapter, tmp_path / "one")
+    loaded: list[str] = []
+    load_one = Loader.load
+    monkeypatch.setattr(Loader, "load", lambda self, asked: (loaded.append(asked.arm), load_one(self, asked))[1])
+
+    def scored(*words: str) -> list[str]:
+        loaded.clear()
+        assert main(words) == 0
+        return list(loaded)
+
+    for _ in range(2):
+        assert scored(*there, f"base={base}") == ["base"]
+    assert scored(*compared, f"one={one}", f"two={adapter}") == ["one", "two"]
+    assert scored(*compared, f"one={one}", f"two={adapter}") == []
+    assert scored(*compared, f"two={adapter}", f"three={base}") == ["three"]
+    file = tmp_path / "scores" / "two" / "scores.json"
+    file.write_text(file.read_text()[:-9])
+    assert scored(*compared, f"one={one}", f"two={adapter}") == ["two"]
+    build_adapter(base, one, spread=1.0)
+    assert scored(*compared, f"one={one}", f"two={adapter}") == ["one"]
+    write_held_out(rows, random_rows().answers["sft"][:-1])
+    assert scored(*there, f"base={base}") == ["base"]
+    assert scored(*compared, f"one={one}", f"two={adapter}") == ["one", "two"]
+    build_adapter(base, one, spread=2.0)
+    monkeypatch.setattr(Loader, "load", lambda *_: raise_no_memory())
+    assert main([*compared, f"one={one}", f"two={adapter}"]) == 2
+    assert [(tmp_path / "scores" / arm / "scores.json").exists() for arm in ("one", "two")] == [False, True]
+
+
+def raise_no_memory() -> None:
+    raise PaftError("no memory is left")
+
+
+CHANGES: dict[str, dict[str, str]] = {
+    "a tokenizer": {"model/tokenizer.json": "{'b'}"},
+    "a chat template": {"model/chat_template.jinja": "b"},
+    "a further one": {"model/additional_chat_templates/tool.jinja": "b"},
+    "how it generates": {"model/generation_config.json": "{'b'}"},
+    "an adapter": {"adapter/adapter_model.safetensors": "b"},
+    "rows": {"held_out/sft.jsonl": "b"},
+    "the base's scores": {"base_scores/validation/kept.json": "b"},
+    "a task": {"tasks/one.yaml": "task: two"},
+    "its code": {"tasks/code.py": "b"},
+    "its items": {"items.jsonl": "b"},
+}
+NO_CHANGES = {"a log": {"adapter/train.log": "b"}, "what Python compiled": {"tasks/__pycache__/code.pyc": "b"}}
+
+
+@pytest.mark.parametrize("what", [*CHANGES, *NO_CHANGES, "a setting", "the order of branches", "a library"])
+def test_whatever_a_score_depends_on_makes_another_request(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    branches = (("a", "b"), ("c",))
+
+    def request() -> str:
+        asked = scoring.Asked(folder=tmp_path / "held_out", branches=branches, base_scores=tmp_path / "base_scores")
+        candidate = Candidate("arm", tmp_path / "model", tmp_path / "adapter")
+        return scoring._requests([candidate], config, asked)["arm"]
+
+    for changes in (*CHANGES.values(), *NO_CHANGES.values()):
+        for name in changes:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text("{}")
+    (tmp_path / "tasks" / "one.yaml").write_text(
+        f"task: one\ndataset_kwargs: {{data_files: {tmp_path / 'items.jsonl'}}}\n"
+    )
+    config = EvaluationConfig(device="cpu", tasks=tmp_path / "tasks", measures=["one"])
+    before = request()
+    assert request() == before
+    for name, text in {**CHANGES, **NO_CHANGES}.get(what, {}).items():
+        (tmp_path / name).write_text((tmp_path / name).read_text() + text)
+    if what == "a setting":
+        config = config.model_copy(update={"limit": 3})
+    if what == "the order of branches":
+        branches = (("b", "a"), ("c",))
+    if what == "a library":
+        monkeypatch.setattr("paft_plugin.machine.version", lambda _: "0")
+    assert (request() == before) == (what in NO_CHANGES)
 
 
 def test_one_base_is_loaded_once_for_all_its_adapters(

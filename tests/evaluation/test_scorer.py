@@ -13,14 +13,15 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig, MistralConfig
 
-from paft_plugin.evaluation.candidates import Candidate, load
+from paft_plugin.evaluation.candidates import Candidate, as_lm_eval, load_model
 from paft_plugin.evaluation.config import MeasureConfig
 from paft_plugin.evaluation.results import Measure
-from paft_plugin.evaluation.scorer import Scorer, tokenise_once
+from paft_plugin.evaluation.scorer import Scorer, share_contexts, tokenise_once
 from paft_plugin.evaluation.tasks import OpenTask, open_measures
 from tests.evaluation.items import demo_config, make_items, make_task, write_rows
-from tests.evaluation.models import build_model
+from tests.evaluation.models import build_model, load
 
 NAMES = ["paft_skill", "paft_preference", "paft_style", "paft_words"]
 
@@ -101,6 +102,44 @@ def test_tasks_that_another_model_was_scored_on_are_asked_anew(base: Path, tasks
     third = opened["paft_skill"].parts["paft_skill"].instances
     assert [request.args[0].replace("sure: ", "") for request in third] == [request.args[0] for request in second]
     assert all("sure: " in request.args[0] for request in third)
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 80,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "initializer_range": 0.4,
+    "pad_token_id": 0,
+}
+HEADS: dict[str, Any] = {"intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
+NETWORKS = {
+    "Llama": LlamaConfig(**SMALL, **HEADS),
+    "a window": MistralConfig(**SMALL, **HEADS, sliding_window=4),
+    "states instead of keys": MambaConfig(**SMALL, state_size=4),
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_answers_to_one_context_are_as_likely_as_alone(network: str, base: Path) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(NETWORKS[network]).eval()
+    _, tokenizer = load_model(Candidate("x", base), "cpu", "float32", True)
+    asked = {"copy abcdef": ["ab", "bcd.", "c", "no!"], "twice ab": ["abab", "ba"], "alone": ["a"], "": ["ab", "b"]}
+    asked["five"] = ["a", "b", "c", "d", "e"]
+    words = [(context, answer) for context, answers in asked.items() for answer in answers]
+    requests = [Instance("loglikelihood", {}, each, number) for number, each in enumerate(words[::2] + words[1::2])]
+    alone = as_lm_eval(model, tokenizer, 4).loglikelihood(requests)
+    shared, left = as_lm_eval(model, tokenizer, 4), []
+    own_way = shared._loglikelihood_tokens
+    shared._loglikelihood_tokens = lambda those, *given, **named: (
+        left.append(len(those)),
+        own_way(those, *given, **named),
+    )[1]
+    share_contexts(shared)
+    found = shared.loglikelihood(requests)
+    assert left == [len(requests) if network == "states instead of keys" else 1 + 2 + 5], "alone, after nothing, five"
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in alone]
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in alone], abs=1e-4)
 
 
 def test_a_limit_takes_the_first_items(base: Path, tasks: Path) -> None:

@@ -45,6 +45,22 @@ def everywhere(folder: Path) -> list[Callable[[], object]]:
     ]
 
 
+def test_a_score_depends_on_what_a_task_includes_from_elsewhere(folder: Path, tmp_path: Path) -> None:
+    common = tmp_path / "common"
+    common.mkdir()
+    (common / "base.yaml").write_text(
+        f"include: deeper\nprocess_results: !function code.score\ndataset_kwargs: {{data_files: {tmp_path / 'items.jsonl'}}}\n"
+    )
+    (common / "deeper").write_text(f"include: base.yaml\ndataset_path: {tmp_path / 'more.jsonl'}\n")
+    (common / "code.py").write_text("")
+    (tmp_path / "more.jsonl").write_text("{}")
+    (folder / "another.yaml").write_text("include: _usual\n")
+    (folder / "_usual").write_text("include: ../common/base.yaml\n")
+    found = {path.resolve() for path in task_inputs(folder)}
+    files = ("base.yaml", "deeper", "code.py", "../items.jsonl", "../more.jsonl")
+    assert found == {folder, *((common / file).resolve() for file in files)}
+
+
 @pytest.mark.parametrize("tag", TAGS)
 def test_a_python_tag_is_refused_by_file_and_line_and_never_built(tag: str, folder: Path, tmp_path: Path) -> None:
     (folder / "unnamed.yaml").write_text(f"task: other\nx: !!{tag.format(tmp_path / 'made')}\n")
@@ -118,6 +134,29 @@ def test_trusted_code_runs(folder: Path) -> None:
         open_measures(measures, folder)
     _, tasks = open_measures(measures, folder, trusted=True)
     assert tasks["good"].parts["good"].doc_to_text({"prompt": "x"}) == "asked x"
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("return {'acc': 1.0}", None),
+        ("return {'acc': 1.0, 'each': [True, False]}", "each: the task's own code cannot score an answer: unsupported"),
+        ("return {'acc': results[3]}", "process_results: the task's own code cannot score an answer: list index"),
+    ],
+)
+def test_code_that_fails_on_an_answer_is_said_before_anything_is_trained(
+    code: str, said: str | None, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "code.py").write_text(f"def score(doc, results):\n    {code}\n")
+    make_task(folder, "coded", tmp_path / "items.jsonl", output_type="generate_until")
+    with (folder / "coded.yaml").open("a") as file:
+        file.write("process_results: !function code.score\n")
+    if said is None:
+        open_measures({"coded": MeasureConfig()}, folder, trusted=True)
+        return
+    with pytest.raises(PaftError) as caught:
+        open_measures({"coded": MeasureConfig()}, folder, trusted=True)
+    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize("key", ["doc_to_text", "doc_to_target", "doc_to_choice", "description"])

@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paft_plugin.demo import data, world
 from paft_plugin.demo.pretrain import EOS
-from paft_plugin.evaluation.candidates import Candidate, load
+from paft_plugin.evaluation.candidates import Candidate
 from tests.evaluation.items import PREFERENCE, RETAINED, SKILL, STYLE, demo_score
+from tests.evaluation.models import load
 
 SHIPPED = Path(data.__file__).parent / "tasks"
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from huggingface_hub import ModelCard
 
-from paft_plugin.errors import PaftError
-from paft_plugin.report.model_card import read_base, write_model_card, write_model_cards
+from paft_plugin.report.model_card import read_base, write_model_cards
 from tests.report.runs import PROVENANCE
 
 Run = Callable[..., Path]
+
+
+def written(run: Path) -> Path:
+    (card,) = write_model_cards(run)
+    return card
 
 
 def test_the_hub_reads_base_tags_data_licence_and_scores(make_run: Run) -> None:
@@ -36,7 +39,7 @@ def test_the_hub_reads_base_tags_data_licence_and_scores(make_run: Run) -> None:
 
 def test_people_read_table_plot_recipe_and_provenance(make_run: Run) -> None:
     run = make_run()
-    text = write_model_card(run, "paft-ties").read_text()
+    text = written(run).read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in text.splitlines() if line.startswith("| ")]
     assert ["**paft-ties**", "**1.000 ± 0.019**"] in rows
     assert ["sequential", "0.900 ± 0.049"] in rows
@@ -51,8 +54,8 @@ def test_people_read_table_plot_recipe_and_provenance(make_run: Run) -> None:
 
 def test_again_is_the_same(make_run: Run) -> None:
     run = make_run()
-    first = write_model_card(run, "paft-ties").read_bytes()
-    assert write_model_card(run, "paft-ties").read_bytes() == first
+    first = written(run).read_bytes()
+    assert written(run).read_bytes() == first
 
 
 def test_an_unknown_base_licence_or_inspection_is_said_and_not_guessed(make_run: Run) -> None:
@@ -60,15 +63,15 @@ def test_an_unknown_base_licence_or_inspection_is_said_and_not_guessed(make_run:
     for file in ("base/README.md", "base/config.json", "inspection/branches/inspection.json"):
         (run / file).unlink()
     (run / "models" / "paft-ties" / "README.md").unlink()
-    card = ModelCard.load(write_model_card(run, "paft-ties"))
-    assert card.data.license is None
-    assert card.data.base_model is None
-    assert card.data.datasets is None
+    found = ModelCard.load(written(run))
+    assert found.data.license is None
+    assert found.data.base_model is None
+    assert found.data.datasets is None
     for said in (
         "a local folder that names no model on the hub", "names a licence", "were not inspected", "data sets are not known",
         "left no fingerprints of its inputs. mergekit 0.1.5.",
     ):  # fmt: skip
-        assert said in card.text
+        assert said in found.text
 
 
 def test_an_adapter_is_for_peft_and_a_method_without_base_keeps_its_base(make_run: Run) -> None:
@@ -76,17 +79,15 @@ def test_an_adapter_is_for_peft_and_a_method_without_base_keeps_its_base(make_ru
     folder = run / "models" / "paft-ties"
     (folder / "adapter_config.json").write_text("{}")
     (folder / "mergekit_config.yml").write_text(f"# base model: {run}/base\nmerge_method: linear\nmodels: []\n")
-    data = ModelCard.load(write_model_card(run, "paft-ties")).data
+    data = ModelCard.load(written(run)).data
     assert data.library_name == "peft"
     assert data.base_model == "owner/base-7b"
     assert data.tags is not None
     assert data.tags[-1] == "linear"
 
 
-@pytest.mark.parametrize(("arm", "says"), [("nobody", "no arm 'nobody'"), ("sft", "no mergekit_config.yml")])
-def test_only_a_fused_arm_has_a_card(arm: str, says: str, make_run: Run) -> None:
-    with pytest.raises(PaftError, match=says):
-        write_model_card(make_run(), arm)
+def test_only_what_the_run_merged_has_a_card(make_run: Run) -> None:
+    assert written(make_run()).parent.name == "paft-ties"
 
 
 def test_a_base_s_hub_name(tmp_path: Path) -> None:

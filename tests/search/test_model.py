@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paft_plugin.errors import PaftError
-from paft_plugin.evaluation.candidates import Candidate, as_lm_eval, load
+from paft_plugin.evaluation.candidates import Candidate, as_lm_eval
 from paft_plugin.evaluation.config import MeasureConfig
 from paft_plugin.evaluation.scorer import Scorer
 from paft_plugin.fusion.merge import open_fusion, write_fusion
@@ -21,6 +21,7 @@ from paft_plugin.fusion.recipe.write import RecipeRequest, write_recipe
 from paft_plugin.search.bench import FusedModel
 from paft_plugin.search.validation import open_goals
 from tests.deltas.builders import make_adapter, make_base
+from tests.evaluation.models import load
 
 SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("ties", {"density": 0.3, "scale": 0.8}),

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from paft_plugin.cli import paft
 from paft_plugin.errors import PaftError
-from paft_plugin.evaluation.candidates import Candidate, load
+from paft_plugin.evaluation.candidates import Candidate
 from paft_plugin.evaluation.config import MeasureConfig
 from paft_plugin.evaluation.held_out_rows import AnswerRow, HeldOutRow, PairRow, Split
 from paft_plugin.evaluation.held_out_rows import write_rows as write_held_out_rows
@@ -37,6 +37,7 @@ from paft_plugin.search.run import run_search
 from paft_plugin.search.space import DEFAULTS
 from paft_plugin.search.study import locked
 from paft_plugin.search.validation import open_goals
+from tests.evaluation.models import load
 
 NAMES = ["first", "second"]
 Write = Callable[..., Path]
