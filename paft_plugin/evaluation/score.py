@@ -464,7 +464,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return BAD_INPUT
     except OSError as error:
-        click.echo(f"Error: {error.filename or 'a file'}: {error.strerror or error}", err=True)
+        if error.filename is None:  # no file of the user's: whatever a library has to say, with its traceback
+            raise
+        click.echo(f"Error: {error.filename}: {error.strerror or error}", err=True)
         return BAD_INPUT
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED

@@ -19,7 +19,7 @@ from torch import Tensor
 from paft_plugin.errors import quietly
 from paft_plugin.evaluation.items import ItemScore
 from paft_plugin.evaluation.results import Measure
-from paft_plugin.evaluation.tasks import SEED, OpenTask
+from paft_plugin.evaluation.tasks import SEED, OpenTask, is_mean
 from paft_plugin.files import fingerprint
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Scorer:
         items = [
             item
             for name, samples in score.samples.items()
-            if _is_mean(parts[name], measure.metric)
+            if is_mean(parts[name], measure.metric)
             for sample in samples
             if sample["filter"] == measure.filter and measure.metric in sample
             for item in [_item(measure, name, parts[name], sample, keep_texts)]
@@ -151,12 +151,6 @@ def _task_score(results: Mapping[str, Any], samples: Mapping[str, Any]) -> TaskS
     # lm-eval writes `acc,none` and `acc_stderr,none`.
     stderr = {key.replace("_stderr,", ",", 1): value for key, value in numbers.items() if "_stderr," in key}
     return TaskScore({key: value for key, value in numbers.items() if "_stderr," not in key}, stderr, samples)
-
-
-def _is_mean(task: Task, metric: str) -> bool:
-    from lm_eval.api.metrics import mean
-
-    return task.aggregation().get(metric) is mean
 
 
 def _item(measure: Measure, name: str, task: Task, sample: Mapping[str, Any], keep_texts: bool) -> ItemScore:
@@ -210,8 +204,8 @@ def tokenise_once(model: HFLM) -> None:
 def share_contexts(model: HFLM) -> None:
     """Have lm-eval's model read the context of several answers once, not with each: most of what a multiple choice costs.
 
-    What has a context of its own, more answers than a batch or too many tokens goes lm-eval's way, and so does all of a model
-    whose cache is not one of keys and values.
+    What has a context of its own, more answers than a batch or too many tokens goes lm-eval's way, and so do answers of one
+    token, which it reads together itself, and all of a model whose cache holds anything but keys and values.
     """
     each_alone = model._loglikelihood_tokens
 
@@ -223,7 +217,7 @@ def share_contexts(model: HFLM) -> None:
         for context, group in places.items():
             answers = [requests[place][2] for place in group]
             fits = len(context) + max(map(len, answers)) <= model.max_length and len(group) <= int(model.batch_size)
-            if len(group) > 1 and len(context) > 1 and fits:
+            if len({tuple(answer[:-1]) for answer in answers}) > 1 and len(context) > 1 and fits:
                 found |= zip(group, _answers_to(context, answers, model), strict=False)
         rest = [place for place in range(len(requests)) if place not in found]
         alone = each_alone([requests[place] for place in rest], *settings, **named) if rest else []
@@ -237,6 +231,8 @@ def _answers_to(context: tuple[int, ...], answers: Sequence[Sequence[int]], mode
     """Of each answer its log-likelihood, and whether it is the greedy one; nothing where the cache cannot be repeated."""
     import torch
     from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+    from transformers.cache_utils import LinearAttentionCacheLayerMixin as Recurrent
 
     network, device = model.model, model.device
     known = inspect.signature(getattr(network, "get_base_model", lambda: network)().forward).parameters
@@ -244,7 +240,9 @@ def _answers_to(context: tuple[int, ...], answers: Sequence[Sequence[int]], mode
     with torch.inference_mode():
         read = network(input_ids=torch.tensor([context[:-1]], device=device), use_cache=True, **keep)
         cache = getattr(read, "past_key_values", None)
-        if not isinstance(cache, DynamicCache):
+        if not isinstance(cache, DynamicCache) or not all(
+            isinstance(layer, DynamicLayer) and not isinstance(layer, Recurrent) for layer in cache.layers
+        ):
             return []
         cache.batch_repeat_interleave(len(answers))
         # Padded on the right, where no token of an answer looks. A model says what it thinks of a token at the one before it.

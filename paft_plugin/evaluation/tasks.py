@@ -302,21 +302,27 @@ def _unfit(task: OpenTask) -> list[str]:
     return problems
 
 
+def is_mean(task: Task, metric: str) -> bool:
+    """Whether the task's score by a metric is the mean over its items."""
+    from lm_eval.api.metrics import mean
+
+    return task.aggregation().get(metric) is mean
+
+
 def _fails_on_an_answer(task: Task) -> str | None:
     """Why the task's own code cannot score an answer, or lm-eval cannot take the mean of what it gives; None if they can.
 
-    lm-eval takes a mean of everything that `process_results` gives, asked for or not, and finds out after the last item.
+    lm-eval takes a mean of everything that `process_results` gives, asked for or not, and finds out after the last item. What
+    filters of the task's own make of an answer, and which answers another aggregation can take, is not known here.
     """
-    if (
-        task.OUTPUT_TYPE != "generate_until"
-        or not callable(task.get_config("process_results"))
-        or not len(task.eval_docs)
-    ):
+    own_code, filters = callable(task.get_config("process_results")), task.get_config("filter_list")
+    if task.OUTPUT_TYPE != "generate_until" or not own_code or filters or not len(task.eval_docs):
         return None
-    metric, mean = "process_results", lambda values: sum(values) / len(values)
+    metric, aggregations = "process_results", task.aggregation()
     try:
         for metric, value in task.process_results(task.eval_docs[0], ["an answer"]).items():
-            task.aggregation().get(metric, mean)([value, value])
+            if metric not in aggregations or is_mean(task, metric):
+                sum([value, value])
     except Exception as error:  # of whatever code the task brings along
         return f"{metric}: the task's own code cannot score an answer: {_cause(error)}. Correct it, or give it no such number."
     return None

@@ -497,6 +497,15 @@ def _sequential_arms(setup: Setup) -> Iterator[Arm]:
     orders = [_in_arms(setup, order) for order in setup.config.orders]
     if not list(order_problems(_usual_order(setup), there)):
         orders.insert(0, _in_arms(setup, ()))
+    later = dict.fromkeys(name for order in orders for name in order[1:])
+    raise_if_any(
+        [
+            f"{setup.file}: sequential: {name}: its loss is bounded by that of a training without the penalty, which starts from "
+            "the base, not from another branch. Name it first, or give it paft_l1_lambda or paft_target_sparsity."
+            for name in later
+            if setup.reference_of(setup.branches[name]) is not None
+        ]
+    )
     for order in dict.fromkeys(orders):
         name = setup.sequential_name(order)
         as_adapter = setup.branches[order[-1]].is_adapter

@@ -251,15 +251,24 @@ def _lacking(study: StudyConfig) -> Iterator[str]:
     for name in [*methods, *(["alpha"] if study.fusion.alpha is not None else [])]:
         if name not in study.ways:
             yield f"fusion.methods: {name}: is none of the ways, so nothing is fused by it. Add it to ways."
-    scaled = study.controls.kl
-    if scaled is not None and len(scaled.factors) > 1 and study.chosen_by(KL) is None:
-        yield (
-            f"controls.kl: is chosen by {KL} on held-out rows, and none are split for it. Set evaluation.held_out and "
-            "validation: true, or give one factor: `kl: {factors: [0.5]}`."
-        )
+    yield from _unmatched(study)
     for index, contrast in enumerate(study.contrasts):
         if contrast.measure not in (PRIMARY, *study.measures):
             yield f"contrasts.{index}.measure: no such measure. {suggestion(contrast.measure, [PRIMARY, *study.measures])}"
+
+
+def _unmatched(study: StudyConfig) -> Iterator[str]:
+    """Controls with several candidates, none of which could be chosen."""
+    for control, settings in study.controls.wanted.items():
+        (given,) = settings.model_dump().values() or ((0,),)
+        is_one = control == "preference_l1" if given is None else len(given) == 1
+        measure = ({"kl": (KL,), "preference_l1": study.goals[1]}.get(control, study.goals[0]) or (KL,))[0]
+        if not is_one and study.chosen_by(measure) is None:
+            yield (
+                f"controls.{control}: is chosen by {measure} on validation items, and there are none. Set evaluation.held_out "
+                f"and validation: true, or add a task as {measure}{VALIDATION}; or give the control one setting: "
+                f"`{control}: {{{next(iter(type(settings).model_fields))}: […]}}`."
+            )
 
 
 def filled(value: Any, seed: int) -> Any:

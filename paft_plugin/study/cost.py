@@ -28,9 +28,9 @@ TOKENS = ("tokens/total", "num_tokens")
 class Seen:
     """What a training has seen."""
 
-    steps: int
-    """Of the optimizer."""
-    tokens: int | None
+    steps: int | None = None
+    """Of the optimizer; None where no checkpoint says."""
+    tokens: int | None = None
     """None where its trainer does not say."""
 
 
@@ -64,23 +64,29 @@ def _row(setup: Setup, plan: Plan, trials: Sequence[StudyArm]) -> dict[str, floa
     if not first or len(markers) < len(first):
         return None
     every = {stage.name: stage for trial in trials if trial.name in arms for stage in _made_by(arms[trial.name], plan)}
-    trained = {stage.name: seen for stage in every.values() if (seen := seen_by(setup.run_dir / stage.folder))}
     minutes = {name: marker.seconds / 60 for name, marker in _markers(setup.run_dir, every.values()).items()}
+    trained = {name for name, stage in every.items() if stage.resumes and name in minutes}
     peaks = [marker.peak_memory for marker in markers.values() if marker.peak_memory is not None]
     names = [stage.name for stage in first]
-    tokens = [trained[name].tokens for name in names if name in trained]
+    seen = [seen_by(setup.run_dir / stage.folder) for stage in first if stage.name in trained]
     return {
-        "Trainings": len(tokens),
+        "Trainings": len(seen),
         "Training (min)": sum(minutes[name] for name in names if name in trained),
         "Merging (min)": sum(minutes[name] for name in names if name not in trained),
-        "Steps": sum(trained[name].steps for name in names if name in trained),
-        "Tokens": None if None in tokens else sum(seen for seen in tokens if seen is not None),
+        "Steps": _sum([one.steps for one in seen]),
+        "Tokens": _sum([one.tokens for one in seen]),
         "Peak memory (MiB)": max(peaks) / MIB if peaks else None,
         "Disk (MiB)": sum(held(setup.run_dir / stage.folder) for stage in first) / MIB,
         "Trials": len(trials),
         "Trainings of all trials": len(trained),
-        "Training of all trials (min)": sum(minutes.get(name, 0.0) for name in trained),
+        "Training of all trials (min)": sum(minutes[name] for name in trained),
     }
+
+
+def _sum(counts: Sequence[int | None]) -> int | None:
+    """None if one of them is not known."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
 
 
 def _made_by(arm: Arm, plan: Plan) -> Iterator[Stage]:
@@ -101,11 +107,11 @@ def _markers(run_dir: Path, stages: Any) -> dict[str, Marker]:
     return {name: marker for name, marker in found.items() if marker is not None}
 
 
-def seen_by(folder: Path) -> Seen | None:
-    """What the training in a folder has seen, by its checkpoints; None of what is no training."""
+def seen_by(folder: Path) -> Seen:
+    """What the training in a folder has seen, by its checkpoints; too few tokens if it was resumed before it had logged any."""
     last = last_state(folder)
     if not last:
-        return None
+        return Seen()
     entries = read_json_or_nothing(last[0]).get("log_history") or []
     counts = [float(entry[key]) for entry in entries for key in TOKENS if isinstance(entry.get(key), (int, float))]
     # A training that was resumed counts from 0 again.

@@ -15,7 +15,7 @@ from paft_plugin.errors import Findings, collecting, raise_if_any, some
 from paft_plugin.files import write_text
 from paft_plugin.pipeline.arms import open_config
 from paft_plugin.pipeline.config import PaftConfig
-from paft_plugin.pipeline.estimate.disk import free_bytes, needed_bytes
+from paft_plugin.pipeline.estimate.disk import free_bytes, needed_bytes, still_needed
 from paft_plugin.pipeline.plan import SCORES, make_plan
 from paft_plugin.pipeline.run import look_ahead, run_pipeline, say, table_of, why_run
 from paft_plugin.reading import parse_yaml
@@ -122,9 +122,7 @@ def show_study(file: Path, console: Console) -> None:
     table = table_of("Seed", "Stages", "To run", "of them trainings", "Trainings to run", "Disk")
     for seed, (setup, stages) in runs.items():
         waiting = why_run(setup, stages)
-        trained = [
-            stage.name for stage in stages.stages if stage.name in waiting and "train" in stage.title.split()[:1]
-        ]
+        trained = [stage.name for stage in stages.stages if stage.name in waiting and stage.resumes]
         counts = [len(stages.stages), len(waiting), len(trained)]
         table.add_row(str(seed), *map(str, counts), some(trained, 4), size(needed_bytes(setup)))
     console.print(table)
@@ -145,6 +143,12 @@ def _look_ahead(runs: Runs) -> Findings:
         for problem in found.problems:
             said.setdefault(problem, []).append(str(seed))
     findings.problem(*(text if len(of) == len(runs) else f"seed {some(of)}: {text}" for text, of in said.items()))
+    wanted = sum(still_needed(setup) for setup, _ in runs.values())
+    free = min(free_bytes(setup.run_dir) for setup, _ in runs.values())
+    if wanted > free and not said:
+        findings.warn(
+            f"All seeds together write about {size(wanted)} more, and the disk has {size(free)} free: the last will be refused."
+        )
     return findings
 
 

@@ -13,7 +13,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig, MistralConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig, MistralConfig, Qwen3NextConfig
 
 from paft_plugin.evaluation.candidates import Candidate, as_lm_eval, load_model
 from paft_plugin.evaluation.config import MeasureConfig
@@ -112,10 +112,18 @@ SMALL: dict[str, Any] = {
     "pad_token_id": 0,
 }
 HEADS: dict[str, Any] = {"intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
+LINEAR: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention"],
+    **{f"linear_num_{each}_heads": 2 for each in ("key", "value")},
+    **{f"linear_{each}_head_dim": 16 for each in ("key", "value")},
+    **{"head_dim": 16, "num_experts": 2, "num_experts_per_tok": 1},
+    **{"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
+}
 NETWORKS = {
     "Llama": LlamaConfig(**SMALL, **HEADS),
     "a window": MistralConfig(**SMALL, **HEADS, sliding_window=4),
     "states instead of keys": MambaConfig(**SMALL, state_size=4),
+    "states beside keys": Qwen3NextConfig(**SMALL, **HEADS, **LINEAR),
 }
 
 
@@ -125,7 +133,7 @@ def test_answers_to_one_context_are_as_likely_as_alone(network: str, base: Path)
     model = AutoModelForCausalLM.from_config(NETWORKS[network]).eval()
     _, tokenizer = load_model(Candidate("x", base), "cpu", "float32", True)
     asked = {"copy abcdef": ["ab", "bcd.", "c", "no!"], "twice ab": ["abab", "ba"], "alone": ["a"], "": ["ab", "b"]}
-    asked["five"] = ["a", "b", "c", "d", "e"]
+    asked |= {"five": ["a", "b", "c", "d", "ef"], "of one token": ["a", "b"]}
     words = [(context, answer) for context, answers in asked.items() for answer in answers]
     requests = [Instance("loglikelihood", {}, each, number) for number, each in enumerate(words[::2] + words[1::2])]
     alone = as_lm_eval(model, tokenizer, 4).loglikelihood(requests)
@@ -137,7 +145,9 @@ def test_answers_to_one_context_are_as_likely_as_alone(network: str, base: Path)
     )[1]
     share_contexts(shared)
     found = shared.loglikelihood(requests)
-    assert left == [len(requests) if network == "states instead of keys" else 1 + 2 + 5], "alone, after nothing, five"
+    assert left == [len(requests) if network.startswith("states") else 1 + 2 + 5 + 2], (
+        "alone, after nothing, five, of one token"
+    )
     assert [greedy for _, greedy in found] == [greedy for _, greedy in alone]
     assert [value for value, _ in found] == pytest.approx([value for value, _ in alone], abs=1e-4)
 

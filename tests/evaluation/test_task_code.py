@@ -136,21 +136,30 @@ def test_trusted_code_runs(folder: Path) -> None:
     assert tasks["good"].parts["good"].doc_to_text({"prompt": "x"}) == "asked x"
 
 
+FILTERED = "filter_list: [{name: match, filter: [{function: regex, regex_pattern: a}, {function: take_first}]}]"
+
+
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "more", "said"),
     [
-        ("return {'acc': 1.0}", None),
-        ("return {'acc': 1.0, 'each': [True, False]}", "each: the task's own code cannot score an answer: unsupported"),
-        ("return {'acc': results[3]}", "process_results: the task's own code cannot score an answer: list index"),
+        ("return {'acc': 1.0}", "", None),
+        (
+            "return {'acc': 1.0, 'each': [True, False]}",
+            "",
+            "each: the task's own code cannot score an answer: unsupported",
+        ),
+        ("return {'acc': results[3]}", "", "process_results: the task's own code cannot score an answer: list index"),
+        ("return {'acc': results[0]['right']}", FILTERED, None),
+        ("return {'acc': (1, 2)}", "metric_list: [{metric: acc, aggregation: f1, higher_is_better: true}]", None),
     ],
 )
 def test_code_that_fails_on_an_answer_is_said_before_anything_is_trained(
-    code: str, said: str | None, folder: Path, tmp_path: Path
+    code: str, more: str, said: str | None, folder: Path, tmp_path: Path
 ) -> None:
     (folder / "code.py").write_text(f"def score(doc, results):\n    {code}\n")
     make_task(folder, "coded", tmp_path / "items.jsonl", output_type="generate_until")
     with (folder / "coded.yaml").open("a") as file:
-        file.write("process_results: !function code.score\n")
+        file.write(f"process_results: !function code.score\n{more}\n")
     if said is None:
         open_measures({"coded": MeasureConfig()}, folder, trusted=True)
         return

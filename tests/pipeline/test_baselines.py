@@ -87,6 +87,14 @@ def test_an_order_names_the_penalised_training_by_its_arm(tmp_path: Path) -> Non
     )
 
 
+def test_an_order_cannot_bound_a_loss_by_that_of_a_training_from_another_start(tmp_path: Path) -> None:
+    bounded = {"config": "sft.yml", "overrides": {"paft_l1_lambda": None, "paft_max_loss_increase": 0.02}}
+    for order in (["preference", "sft-l1"], ["sft", "preference", "sft-l1"]):
+        with pytest.raises(PaftError, match=r"sequential: sft-l1: its loss is bounded .* Name it first"):
+            open_setup(write_run(tmp_path, sft=bounded, sequential=[order]))
+    assert open_setup(write_run(tmp_path, sft=bounded, sequential=[["sft-l1", "preference"]])).of_kind("sequential")
+
+
 def test_orders_of_three_share_what_they_begin_with(tmp_path: Path) -> None:
     file = write_run(tmp_path, sft=None, preference=None)
     branches = {

@@ -70,6 +70,11 @@ def test_the_study_in_readme_is_one(study: Change) -> None:
             "compare.rescale_l2: the study makes an arm of that",
             "rescale_l2:",
         ),
+        (
+            {"fusion": {"fused": {"l1-ties-2": {"branches": ["sft", "dpo"], "method": "ram"}}}},
+            "fusion.fused.l1-ties-2: the study makes an arm of that",
+            "l1-ties-2:",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_line(study: Change, changes: dict[str, Any], said: str, line: str) -> None:
@@ -96,8 +101,14 @@ def test_a_control_that_nothing_could_match_is_refused(study: Change) -> None:
     evaluation = {**content["evaluation"], "held_out": False}
     for changes in ({"evaluation": evaluation}, {"validation": False}):
         (problem,) = [each for each in problems_of(study(controls=["kl"], contrasts=None, **changes)) if "kl" in each]
-        assert "controls.kl: is chosen by kl_to_base on held-out rows" in problem
+        assert "controls.kl: is chosen by kl_to_base on validation items, and there are none" in problem
     assert read_configs(study(controls=[{"kl": {"factors": [0.5]}}], contrasts=None, evaluation=evaluation))
+    measures = {key: each for key, each in evaluation["measures"].items() if each["name"] != "skill_validation"}
+    evaluation |= {"measures": measures, "held_out": content["evaluation"].get("held_out")}
+    asked = {"primary": ["style"], "contrasts": None, "evaluation": evaluation}
+    found = problems_of(study(controls=["l2", "early_stop", "preference_l1", "prune"], **asked))
+    assert [problem.partition("controls.")[2].partition(":")[0] for problem in found] == ["early_stop", "l2"]
+    assert read_configs(study(controls=[{"l2": {"strengths": [0.1]}}], **asked))
 
 
 @pytest.mark.parametrize(

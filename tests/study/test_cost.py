@@ -37,9 +37,9 @@ def test_a_training_that_was_resumed_has_seen_what_it_saw_before(tmp_path: Path)
     assert seen_by(tmp_path) == Seen(520, 729872)
 
 
-def test_what_has_no_checkpoint_is_no_training(tmp_path: Path) -> None:
+def test_a_training_without_checkpoints_says_nothing(tmp_path: Path) -> None:
     write_json(tmp_path / "adapter_config.json", {})
-    assert seen_by(tmp_path) is None
+    assert seen_by(tmp_path) == Seen(None, None)
 
 
 def test_a_torn_state_is_a_training_of_which_nothing_is_known(tmp_path: Path) -> None:

@@ -137,6 +137,17 @@ def test_a_point_of_a_curve_that_is_there_already_is_not_made_again(study: Chang
     assert density == ["l1-ties-density-0.1", "paft-ties"]  # 0.2 is TIES' own
 
 
+def test_the_penalty_of_a_joint_training_is_of_the_config_s_own_kind(study: Change) -> None:
+    kind = {"paft_l1_on": "factors", "paft_l1_mode": "proximal"}
+    sft = yaml.safe_load(study().read_text(encoding="utf-8"))["sft"]
+    sft = {**sft, "overrides": {**sft["overrides"], **kind}}
+    joint = {"joint": {"overrides": {"plugins": ["axolotl.integrations.liger.LigerPlugin"]}}}
+    found = plan(study(sft=sft, compare=joint, ways=["joint", "ties"], budget=1, controls=None, contrasts=None))
+    own = yaml.safe_load(found.runs[0].text)["compare"]["joint-l1"]["joint"]["overrides"]
+    plugins = ["axolotl.integrations.liger.LigerPlugin", "paft_plugin.PAFTPlugin"]
+    assert own == {"plugins": plugins, **kind, "paft_l1_lambda": 1e-4}
+
+
 def test_a_bound_on_the_loss_is_a_strength_and_needs_a_twin(study: Change) -> None:
     bounded = {"config": "axolotl/sft.yml", "overrides": {"paft_max_loss_increase": 0.02, "paft_target_sparsity": 0.9}}
     curves = {"paft_max_loss_increase": [0.01, 0.02], "paft_target_sparsity": [0.5]}

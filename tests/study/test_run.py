@@ -10,10 +10,11 @@ from click.testing import CliRunner
 
 from paft_plugin.cli import paft
 from paft_plugin.demo.study import QUICK_STUDY, write_study
+from paft_plugin.pipeline.estimate.disk import needed_bytes
 from paft_plugin.study.config import read_configs
 from paft_plugin.study.design import Design
 from paft_plugin.study.planning.plan import plan_study
-from paft_plugin.study.run import freeze
+from paft_plugin.study.run import _look_ahead, _open_all, freeze
 from tests.study.room import Change
 
 
@@ -71,6 +72,18 @@ def test_what_is_wrong_with_the_last_seed_is_said_before_the_first_one_trains(tm
     assert found.exit_code == 2
     assert found.output.startswith(f"Error: seed 2: {tmp_path / 'axolotl' / 'sft.yml'}: datasets[0]")
     assert not list(tmp_path.glob("design.json")) + list(tmp_path.glob("seeds/*"))
+
+
+def test_a_disk_that_has_no_room_for_all_seeds_is_said_beforehand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = plan_study(file := write_study(QUICK_STUDY, tmp_path), read_configs(file))
+    runs = _open_all(study.runs)
+    each = needed_bytes(runs[1][0])
+    monkeypatch.setattr("paft_plugin.study.run.free_bytes", lambda _: 2 * each - 1)
+    assert [text for text in _look_ahead(runs).warnings if "All seeds together" in text]
+    monkeypatch.setattr("paft_plugin.study.run.free_bytes", lambda _: 2 * each)
+    assert not [text for text in _look_ahead(runs).warnings if "All seeds together" in text]
 
 
 def test_a_base_that_is_named_by_its_hub_name_is_fetched_by_the_study_itself(

@@ -62,7 +62,7 @@ def check_disk(setup: Setup) -> Findings:
         findings.problem(
             f"output_dir: {setup.run_dir} cannot be written to. Change its rights, or choose another folder."
         )
-    wanted, free = needed_bytes(setup) - held(setup.run_dir), free_bytes(setup.run_dir)
+    wanted, free = still_needed(setup), free_bytes(setup.run_dir)
     if wanted > free:
         findings.problem(
             f"output_dir: the run writes about {size(wanted)}, and the disk of {setup.run_dir} has {size(free)} free. "
@@ -90,6 +90,11 @@ def needed_bytes(setup: Setup) -> int:
     # Where nothing is known of the model's layers, a training is taken for one of a whole model.
     total = MARGIN + sum(estimate_disk(branch.content, setup.base) or model for branch in trainings)
     return total + model * merged
+
+
+def still_needed(setup: Setup) -> int:
+    """About what of that an interrupted run has not written yet."""
+    return max(0, needed_bytes(setup) - held(setup.run_dir))
 
 
 def held(folder: Path) -> int:

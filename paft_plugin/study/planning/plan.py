@@ -12,7 +12,7 @@ from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.evaluation.held_out_rows import KL
 from paft_plugin.fusion.recipe.methods import METHODS
 from paft_plugin.pipeline.arms import BASE, DISJOINT, JOINT, PAFT, PARALLEL, SEQUENTIAL, SUM, Setup, resolve
-from paft_plugin.pipeline.branches import BOUND, PLUGIN
+from paft_plugin.pipeline.branches import BOUND, PLUGIN, REFERENCE, is_plugin
 from paft_plugin.pipeline.config import CompareConfig, FusionConfig, PaftConfig
 from paft_plugin.study.config import STRENGTHS, StudyConfig, said_with_lines
 from paft_plugin.study.design import SEEDS, Design, Match, StudyArm
@@ -162,6 +162,13 @@ class Trunk:
         content = self.setup.branches[self.sparse].content
         return {key: float(content[key]) for key in self.own_penalty[:1]}
 
+    @cached_property
+    def kind_of_penalty(self) -> Content:
+        """What else than its strength the config says of its penalty: where it falls, and how."""
+        content = self.setup.branches[self.sparse].content
+        apart = (*STRENGTHS, REFERENCE)
+        return {key: value for key, value in content.items() if key.startswith("paft_") and key not in apart}
+
     @property
     def own_penalty(self) -> list[str]:
         """The keys by which the config says how strong its penalty is."""
@@ -203,6 +210,11 @@ class Form:
         return list(self.strengths)[int(at * len(self.strengths))]
 
 
+def with_plugin(plugins: Sequence[str] | None) -> list[str]:
+    """The plugins of a training, and the one that adds the penalty."""
+    return [*(plugin for plugin in plugins or () if not is_plugin(plugin)), PLUGIN]
+
+
 # --- one seed -----------------------------------------------------------------------------------------------------------
 
 
@@ -210,8 +222,9 @@ def _plan_seed(file: Path, study: StudyConfig, seed: int) -> SeedRun:
     written = SeedFile(file, study.output_dir / SEEDS / str(seed))
     sheet = _Sheet(study, Trunk.of(file, study), seed, written)
     sheet.fill()
-    taken = [name for name in study.compare.branches if name in sheet.made]
-    raise_if_any([f"{file}: compare.{name}: the study makes an arm of that name. Name it otherwise." for name in taken])
+    places = {"compare": study.compare.named, "fusion.fused": study.fusion.fused}
+    taken = [f"{place}.{name}" for place, names in places.items() for name in names if name in sheet.made]
+    raise_if_any([f"{file}: {place}: the study makes an arm of that name. Name it otherwise." for place in taken])
     return SeedRun(seed, written.folder / "paft.yml", written.text(seed, sheet.content()), tuple(sheet.arms))
 
 
@@ -396,15 +409,14 @@ class _Sheet:
                 own["sft_weight"] = settings["sft_weight"] = by_ratio(point[1], AROUND)
             strength = form.strengths[skill]
             if strength:
-                own["overrides"] |= {"plugins": self.with_plugin(trunk.preference), **strength}
+                plugins = own["overrides"].get("plugins") or trunk.setup.branches[trunk.preference].content.get(
+                    "plugins"
+                )
+                own["overrides"] |= {"plugins": with_plugin(plugins), **trunk.kind_of_penalty, **strength}
             name = "-".join([JOINT, *([form.name] if strength else []), *([str(trial)] if trial > 1 else [])])
             own = {key: value for key, value in own.items() if value != {}}
             self.compare[name] = own if name == JOINT else {"joint": own}
             self.arm(name, group="way", way=JOINT, form=form.name, trial=trial, settings={**settings, **strength})
-
-    def with_plugin(self, arm: str) -> list[str]:
-        """The plugins of an arm's training, and the one that adds the penalty."""
-        return [*(self.trunk.setup.branches[arm].content.get("plugins") or []), PLUGIN]
 
     def disjoint(self) -> None:
         """Branches that train modules of their own, summed with several weights."""
@@ -532,7 +544,8 @@ class _Sheet:
                 trunk.skill_key,
                 {**none, "paft_l1_lambda": strength, "paft_l1_on": "factors"},
             )
-        changes = {"plugins": self.with_plugin(trunk.preference), "paft_l1_lambda": strength}
+        plugins = trunk.setup.branches[trunk.preference].content.get("plugins")
+        changes = {"plugins": with_plugin(plugins), "paft_l1_lambda": strength}
         return f"{trunk.preference}-l1-{strength:g}", trunk.preference_key, changes
 
     def shorter(self, steps: Sequence[int] | None) -> Iterator[tuple[float, dict[str, float | str]]]:

@@ -92,6 +92,8 @@ def flat(settings: Mapping[str, Any]) -> dict[str, float | str]:
 
 def rate_factor(trial: int) -> float:
     """On the learning rate of the second of two trainings, in a trial from the second on."""
-    return (
-        FACTORS[trial - 2] if trial - 2 < len(FACTORS) else by_ratio(points(trial)[-1][0], (FACTORS[-2], FACTORS[-1]))
-    )
+    if trial - 2 < len(FACTORS):
+        return FACTORS[trial - 2]
+    return by_ratio(
+        points(trial)[-1][1], (FACTORS[-2], FACTORS[-1])
+    )  # the strength of the penalty has the first coordinate
