@@ -24,7 +24,12 @@ from paft_plugin.study.scores import (
 FIRST_SEED = Path(__file__).parent / "first_seed"
 CALLED = {"parallel-task_arithmetic": "dense-sum", "parallel-ram": "dense-ram"}
 """Arm of study.yml → the same fusion in core.yml, which names it by itself."""
-KNOWN = "Seed 1 is that of study.yml: its scores were known when these contrasts were written down, those of the others were not."
+ASKED_LATER = "joint"
+"""The contrast of core.yml that seed 1's scores gave rise to: the other seeds can answer it, and it not with them."""
+CHANGES = (
+    "Seed 1 is that of study.yml, which asks the same four questions, with `best:` for what its validation items then chose.",
+    "What each way costs is of the other seeds alone.",
+)
 
 
 @click.command()
@@ -40,9 +45,13 @@ def main(core: Path, out: Path) -> None:
     }
     for seed, scores in items.items():
         write_bytes(out / ITEMS / f"{seed}.npz", packed(scores))
-    seeds, changes = tuple(items), (*others.design.changes, KNOWN)
     others.figures.model_copy(update={"seeds": figures}).write(out / FIGURES_FILE)
-    others.design.model_copy(update={"seeds": seeds, "changes": changes}).write(out / DESIGN_FILE)
+    design = {
+        "seeds": tuple(items),
+        "contrasts": tuple(one for one in others.design.contrasts if one.name != ASKED_LATER),
+        "changes": (*others.design.changes, *CHANGES),
+    }
+    others.design.model_copy(update=design).write(out / DESIGN_FILE)
     recompute(out, Console())
 
 
