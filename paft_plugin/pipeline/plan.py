@@ -286,13 +286,13 @@ def _merge_adapter(setup: Setup, name: str, base: Path, adapter: Path, needs: tu
         inputs=(file,),
         resources=DEVICE,
     )
-    return Planned(stage, {file: adapter_recipe(base, adapter, _dtype(base))})
+    # In the base's dtype: that of a model which this run makes is not known before it is there.
+    return Planned(stage, {file: adapter_recipe(base, adapter, _dtype(setup.base))})
 
 
 def _dtype(base: Path) -> str:
     """The dtype that a model's config names, the one that its weights are saved in; fp32 if it names none."""
-    # A model that is still to be made has the base's, and a broken one is preflight's to name.
-    config = read_json_or_nothing(base / "config.json")
+    config = read_json_or_nothing(base / "config.json")  # a broken one is preflight's to name
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 

@@ -340,6 +340,23 @@ def test_a_preference_branch_may_be_penalised_too(tmp_path: Path) -> None:
     assert not [key for name in ("joint", "sequential") for key in configs[name] if key.startswith("paft_")]
 
 
+def test_what_a_run_is_given_does_not_depend_on_how_far_it_has_come(tmp_path: Path) -> None:
+    """A base in bf16: a run that was killed had its orders merged in fp32 before, and in bf16 after."""
+    file = write_run(tmp_path, compare=["joint", "sequential", "disjoint"])
+    config = tmp_path / "base" / "config.json"
+    config.write_text(config.read_text().replace('"float32"', '"bfloat16"'))
+    before = make_plan(setup := open_setup(file))
+    recipes = [text for path, text in before.files.items() if path.parent.name == "recipes"]
+    assert recipes
+    assert all("out_dtype: bfloat16" in text for text in recipes)
+    for stage in before.stages:
+        (setup.run_dir / stage.folder).mkdir(parents=True, exist_ok=True)
+        shutil.copy(config, setup.run_dir / stage.folder / "config.json")
+    after = make_plan(open_setup(file))
+    assert dict(after.files) == dict(before.files)
+    assert after.stages == before.stages
+
+
 def test_a_bounded_branch_is_trained_after_its_dense_twin(tmp_path: Path) -> None:
     bounded = {"config": "sft.yml", "overrides": {"paft_l1_lambda": None, "paft_max_loss_increase": 0.01}}
     setup = open_setup(write_run(tmp_path, sft=bounded, compare={"other": bounded}), ["sft-l1", "other"], False)
