@@ -13,7 +13,9 @@ STUDIES = Path(__file__).parents[2] / "studies"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["demo_world", "demo_world/second", "smollm2/first_seed"])
+@pytest.mark.parametrize(
+    "name", ["demo_world", "demo_world/second", "smollm2/first_seed", "smollm2/later_seeds", "smollm2/all_seeds"]
+)
 def test_the_published_tables_are_made_anew_word_for_word(name: str, tmp_path: Path) -> None:
     study = shutil.copytree(STUDIES / name, tmp_path / "study")
     (study / "README.md").unlink()
