@@ -13,7 +13,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig, MistralConfig, Qwen3NextConfig
+from transformers import AutoModelForCausalLM, Lfm2Config, LlamaConfig, MambaConfig, MistralConfig
 
 from paft_plugin.evaluation.candidates import Candidate, as_lm_eval, load_model
 from paft_plugin.evaluation.config import MeasureConfig
@@ -112,18 +112,11 @@ SMALL: dict[str, Any] = {
     "pad_token_id": 0,
 }
 HEADS: dict[str, Any] = {"intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
-LINEAR: dict[str, Any] = {
-    "layer_types": ["linear_attention", "full_attention"],
-    **{f"linear_num_{each}_heads": 2 for each in ("key", "value")},
-    **{f"linear_{each}_head_dim": 16 for each in ("key", "value")},
-    **{"head_dim": 16, "num_experts": 2, "num_experts_per_tok": 1},
-    **{"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
-}
 NETWORKS = {
     "Llama": LlamaConfig(**SMALL, **HEADS),
     "a window": MistralConfig(**SMALL, **HEADS, sliding_window=4),
     "states instead of keys": MambaConfig(**SMALL, state_size=4),
-    "states beside keys": Qwen3NextConfig(**SMALL, **HEADS, **LINEAR),
+    "states beside keys": Lfm2Config(**SMALL, **HEADS, layer_types=["conv", "full_attention"]),
 }
 
 
