@@ -94,6 +94,5 @@ def rate_factor(trial: int) -> float:
     """On the learning rate of the second of two trainings, in a trial from the second on."""
     if trial - 2 < len(FACTORS):
         return FACTORS[trial - 2]
-    return by_ratio(
-        points(trial)[-1][1], (FACTORS[-2], FACTORS[-1])
-    )  # the strength of the penalty has the first coordinate
+    at = points(trial)[-1][1]  # the first coordinate is that of the penalty's strength
+    return by_ratio(at, (FACTORS[-2], FACTORS[-1]))
