@@ -287,12 +287,12 @@ def _merge_adapter(setup: Setup, name: str, base: Path, adapter: Path, needs: tu
         resources=DEVICE,
     )
     # In the base's dtype: that of a model which this run makes is not known before it is there.
-    return Planned(stage, {file: adapter_recipe(base, adapter, _dtype(setup.base))})
+    return Planned(stage, {file: adapter_recipe(base, adapter, _out_dtype(setup))})
 
 
-def _dtype(base: Path) -> str:
-    """The dtype that a model's config names, the one that its weights are saved in; fp32 if it names none."""
-    config = read_json_or_nothing(base / "config.json")  # a broken one is preflight's to name
+def _out_dtype(setup: Setup) -> str:
+    """What merged models are saved in: the dtype that the base's config names; fp32 if it names none."""
+    config = read_json_or_nothing(setup.base / "config.json")  # a broken one is preflight's to name
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
@@ -372,7 +372,7 @@ def _find_alpha(setup: Setup, arm: Arm) -> Planned:
         held_out=setup.run_dir / HELD_OUT if rows else None,
         skills=evaluation.skill,
         preferences=evaluation.preference,
-        out_dtype=_dtype(setup.base),
+        out_dtype=_out_dtype(setup),
         seed=setup.config.fusion.seed,
         folder=setup.run_dir / folder,
     )

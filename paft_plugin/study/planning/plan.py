@@ -162,6 +162,11 @@ class Trunk:
         content = self.setup.branches[self.sparse].content
         return {key: float(content[key]) for key in self.own_penalty[:1]}
 
+    @property
+    def preference_plugins(self) -> Sequence[str]:
+        """The plugins of the preference's training, and so of a joint one."""
+        return self.setup.branches[self.preference].content.get("plugins") or ()
+
     @cached_property
     def kind_of_penalty(self) -> Content:
         """What else than its strength the config says of its penalty: where it falls, and how."""
@@ -210,9 +215,9 @@ class Form:
         return list(self.strengths)[int(at * len(self.strengths))]
 
 
-def with_plugin(plugins: Sequence[str] | None) -> list[str]:
+def with_plugin(plugins: Sequence[str]) -> list[str]:
     """The plugins of a training, and the one that adds the penalty."""
-    return [*(plugin for plugin in plugins or () if not is_plugin(plugin)), PLUGIN]
+    return [*(plugin for plugin in plugins if not is_plugin(plugin)), PLUGIN]
 
 
 # --- one seed -----------------------------------------------------------------------------------------------------------
@@ -409,9 +414,7 @@ class _Sheet:
                 own["sft_weight"] = settings["sft_weight"] = by_ratio(point[1], AROUND)
             strength = form.strengths[skill]
             if strength:
-                plugins = own["overrides"].get("plugins") or trunk.setup.branches[trunk.preference].content.get(
-                    "plugins"
-                )
+                plugins = own["overrides"].get("plugins") or trunk.preference_plugins
                 own["overrides"] |= {"plugins": with_plugin(plugins), **trunk.kind_of_penalty, **strength}
             name = "-".join([JOINT, *([form.name] if strength else []), *([str(trial)] if trial > 1 else [])])
             own = {key: value for key, value in own.items() if value != {}}
@@ -544,8 +547,7 @@ class _Sheet:
                 trunk.skill_key,
                 {**none, "paft_l1_lambda": strength, "paft_l1_on": "factors"},
             )
-        plugins = trunk.setup.branches[trunk.preference].content.get("plugins")
-        changes = {"plugins": with_plugin(plugins), "paft_l1_lambda": strength}
+        changes = {"plugins": with_plugin(trunk.preference_plugins), "paft_l1_lambda": strength}
         return f"{trunk.preference}-l1-{strength:g}", trunk.preference_key, changes
 
     def shorter(self, steps: Sequence[int] | None) -> Iterator[tuple[float, dict[str, float | str]]]:
