@@ -6,14 +6,12 @@ import io
 import json
 import tarfile
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from paft_plugin.study.scores import read_study
-from studies.smollm2 import bigbench, pooled, preference
+from studies.smollm2 import bigbench, preference
 from studies.smollm2.skill import FAMILIES
 
 
@@ -85,24 +83,3 @@ def test_what_is_taken_of_bigbench(tmp_path: Path) -> None:
     del tasks["general_knowledge"]
     with pytest.raises(ValueError, match="without general_knowledge"):
         bigbench.read_tasks(_archive(tmp_path, tasks))
-
-
-def test_all_seeds_are_the_first_and_the_later_ones_as_they_are() -> None:
-    folders = Path(pooled.__file__).parent
-    first, later, together = (read_study(folders / name) for name in ("first_seed", "later_seeds", "all_seeds"))
-    assert set(together.items) == {*first.items, *later.items}
-    called = {name: arm for arm, name in pooled.CALLED.items()}
-    for seed, scores in together.items.items():
-        source = first.items.get(seed) or later.items[seed]
-        for measure, kept in scores.items():
-            assert kept.items == source[measure].items == first.items[1][measure].items
-            assert set(kept.arms) == {arm.name for arm in later.design.arms}
-            for arm, values in kept.arms.items():
-                assert (values == source[measure].arms[called.get(arm, arm) if seed in first.items else arm]).all()
-
-
-def test_seeds_that_were_scored_on_other_items_are_not_put_together() -> None:
-    later = read_study(Path(pooled.__file__).parent / "later_seeds")
-    scores = {name: replace(kept, items="others") for name, kept in later.items[2].items()}
-    with pytest.raises(ValueError, match="skill was scored on other items"):
-        pooled.cut(scores, later)
