@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -22,7 +23,7 @@ from paft_plugin.study.scores import (
 )
 
 CHANGES = (
-    "The first seed is of a study of its own, with more arms: here are the arms of the others, and what they ask, too.",
+    "The first seed is of a study of its own, with more arms: here are the arms of all seeds, and what the others ask.",
     "What each way costs is of the other seeds alone.",
 )
 
@@ -37,19 +38,21 @@ CHANGES = (
 )
 def main(first: Path, later: Path, out: Path, called: tuple[str, ...], asked_later: tuple[str, ...]) -> None:
     """Write the small files of all seeds, those in FIRST and those in LATER, into OUT, and every table anew from them."""
-    names = dict(pair.split("=", 1) for pair in called)
     one, others = read_study(first), read_study(later)
-    arms = {arm.name for arm in others.design.arms}
-    items = {**{seed: cut(scores, others, names) for seed, scores in one.items.items()}, **others.items}
+    names = dict(pair.split("=", 1) for pair in called)
     figures = {
         seed: {names.get(arm, arm): own for arm, own in found.items()} for seed, found in one.figures.seeds.items()
-    }
-    figures = {seed: {arm: own for arm, own in found.items() if arm in arms} for seed, found in figures.items()}
+    } | dict(others.figures.seeds)
+    shared = set.intersection(*map(set, figures.values()))
+    items = {seed: cut(renamed(scores, names), others, shared) for seed, scores in one.items.items()}
+    items |= {seed: cut(scores, others, shared) for seed, scores in others.items.items()}
     for seed, scores in items.items():
         write_bytes(out / ITEMS / f"{seed}.npz", packed(scores))
-    others.figures.model_copy(update={"seeds": {**figures, **others.figures.seeds}}).write(out / FIGURES_FILE)
+    figures = {seed: {arm: own for arm, own in found.items() if arm in shared} for seed, found in figures.items()}
+    others.figures.model_copy(update={"seeds": figures}).write(out / FIGURES_FILE)
     design = {
         "seeds": tuple(items),
+        "arms": tuple(arm for arm in others.design.arms if arm.name in shared),
         "contrasts": tuple(contrast for contrast in others.design.contrasts if contrast.name not in asked_later),
         "changes": (*others.design.changes, *CHANGES),
     }
@@ -57,21 +60,26 @@ def main(first: Path, later: Path, out: Path, called: tuple[str, ...], asked_lat
     recompute(out, Console())
 
 
-def cut(scores: Scores, others: StudyScores, called: Mapping[str, str]) -> dict[str, MeasureItems]:
-    """Of a seed's items what the others have, too, its arms renamed as in `called`.
+def renamed(scores: Scores, names: Mapping[str, str]) -> dict[str, MeasureItems]:
+    """A seed's items, with its arms called as in `names`."""
+    return {
+        measure: replace(own, arms={names.get(arm, arm): values for arm, values in own.arms.items()})
+        for measure, own in scores.items()
+    }
+
+
+def cut(scores: Scores, others: StudyScores, arms: set[str]) -> dict[str, MeasureItems]:
+    """Of a seed's items those of `arms`, by the measures that the others have.
 
     Raises:
-        ValueError: A measure has other items than theirs, or an arm of theirs is missing.
+        ValueError: A measure has other items than theirs.
     """
     found = {}
-    for measure, kept in next(iter(others.items.values())).items():
+    for measure, theirs in next(iter(others.items.values())).items():
         own = scores[measure]
-        if own.items != kept.items:
+        if own.items != theirs.items:
             raise ValueError(f"{measure} was scored on other items.")
-        arms = {name: values for arm, values in own.arms.items() if (name := called.get(arm, arm)) in kept.arms}
-        if missing := kept.arms.keys() - arms:
-            raise ValueError(f"{measure} was not scored for {', '.join(sorted(missing))}.")
-        found[measure] = MeasureItems(own.items, arms, own.sources)
+        found[measure] = replace(own, arms={arm: values for arm, values in own.arms.items() if arm in arms})
     return found
 
 
