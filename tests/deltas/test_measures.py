@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Trainer
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from paft_plugin.inspection.inspect import inspect_deltas
 from paft_plugin.inspection.measures import Measures
@@ -46,7 +46,8 @@ def both(tmp_path: Path) -> Both:
         delta.B.copy_(orthonormal(48, 16) * torch.tensor(SIZES))  # type: ignore[attr-defined]
     model.save_pretrained(tmp_path / "adapter")
     logged: dict[str, float] = {}
-    inspector = Inspector(Trainer(model), every=1, thresholds=(1e-5,))
+    arguments = TrainingArguments(output_dir=str(tmp_path / "trained"), report_to=[], use_cpu=True)
+    inspector = Inspector(Trainer(model, arguments), every=1, thresholds=(1e-5,))
     inspector._trainer.callback_handler.on_log = lambda *arguments: logged.update(arguments[-1])  # type: ignore[method-assign]
     inspector.begin([delta])
     inspector.after_last_step()
