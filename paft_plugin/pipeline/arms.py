@@ -31,7 +31,7 @@ from paft_plugin.pipeline.config import ALPHA, FusedConfig, PaftConfig, read_con
 from paft_plugin.pipeline.hub import base_folder, with_folders
 from paft_plugin.runner.devices import find_devices
 from paft_plugin.schema import suggestion
-from paft_plugin.search.config import SearchRequest
+from paft_plugin.search.config import SearchConfig, SearchRequest
 
 BASE, JOINT, SEQUENTIAL, DISJOINT = "base", "joint", "sequential", "disjoint"
 PAFT, PARALLEL, WITHOUT = "paft-", "parallel-", "without-"
@@ -583,25 +583,41 @@ def _no_arm(setup: Setup, name: str, possible: Sequence[str]) -> str:
 
 
 def search_request(file: Path) -> SearchRequest:
-    """The search that a `paft.yml` asks for.
+    """The search that a `paft.yml` asks for, as it is by default where nothing is under `search:`.
 
     Raises:
-        PaftError: All that is wrong with the file; no `search:` in it; branches that are not trained yet.
+        PaftError: All that is wrong with the file; branches that are not trained yet.
     """
-    config = read_config(file)
-    if config.search is None:
-        raise PaftError(f"{file}: search: missing. It says what to search, and on which tasks: see the README.")
-    setup = open_setup(file)
+    config, setup = read_config(file), open_setup(file)
+    search = config.search or SearchConfig.model_validate({})
+    searched = _searched(setup, search.branches or ())
     branches = tuple(
-        RecipeBranch(key, setup.branches[name].role or "sft", setup.branch_folder(name))
-        for key, name in setup.fused.items()
+        RecipeBranch(setup.key(name), setup.branches[name].role or "sft", setup.branch_folder(name))
+        for name in searched
     )
     raise_if_any(
         [
-            f"{file}: the branch {setup.fused[branch.name]} is not trained yet (there is no {branch.path}). Run "
-            f"`axolotl paft run {file}` first."
-            for branch in branches
+            f"{file}: the branch {name} is not trained yet (there is no {branch.path}). Run `axolotl paft run {file}` first."
+            for name, branch in zip(searched, branches, strict=True)
             if not branch.path.is_dir()
         ]
     )
-    return SearchRequest(setup.base, branches, config.output_dir, config.search)
+    return SearchRequest(setup.base, branches, config.output_dir, search)
+
+
+def _searched(setup: Setup, given: Sequence[str]) -> list[str]:
+    """The arms of the branches to search: the given ones, or of each branch the form that the run's arms are made of.
+
+    Where they are made of both it is the penalised one.
+    """
+    if not given:
+        needed = {branch.name for branch in setup.needed}
+        return [name if name in needed else setup.twins.get(name, name) for name in setup.fused.values()]
+    where = f"{setup.file}: search.branches"
+    possible = [*setup.fused.values(), *setup.twins.values()]
+    problems = [f"{where}: {name}: {suggestion(name, possible)}" for name in given if name not in possible]
+    keys = [setup.key(name) for name in given if name in possible]
+    if len({*keys}) < len(keys):
+        problems.append(f"{where}: {', '.join(given)}: two are of the same branch. Name one form of each.")
+    raise_if_any(problems)
+    return list(given)

@@ -35,6 +35,11 @@ class SearchConfig(BaseModel):
 
     model_config = STRICT
 
+    branches: Annotated[tuple[str, ...], Field(min_length=2)] | None = Field(
+        default=None,
+        description="The arms of the branches to fuse, such as [sft, dpo]. Left out: those that the run's own fusions are made "
+        "of, penalised where both forms are.",
+    )
     objectives: MeasuresByTask = Field(
         default_factory=dict,
         description="Measures of held-out rows (sft_nll, preference …), lm-eval tasks; one: the best is found; more: the Pareto "

@@ -15,6 +15,7 @@ from paft_plugin.demo.pretrain import build_tokenizer
 from paft_plugin.evaluation.held_out_rows import HeldOutSummary
 from paft_plugin.evaluation.results import read_results
 from paft_plugin.report.choice import choose
+from paft_plugin.search.space import DEFAULTS
 from tests.end_to_end.architectures import GROUPED
 from tests.pipeline.runs import edit
 
@@ -67,3 +68,8 @@ def test_own_rows_are_enough_for_a_report_that_names_an_arm(tmp_path: Path) -> N
     assert choice.arm is not None
     assert choice.arm.name in choice.headline or "base model" in choice.headline
     assert f"**{choice.headline}.**" in (run / "README.md").read_text(encoding="utf-8")
+    said = paft(tmp_path, "search", "mine/paft.yml", "--trials", str(len(DEFAULTS)))
+    assert "sft_match" in said
+    recipes = [file.read_text(encoding="utf-8") for file in (run / "search" / "recipes").iterdir()]
+    assert recipes
+    assert all(f'{run / "branches" / "sft"}"' in text for text in recipes)

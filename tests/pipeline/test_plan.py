@@ -12,7 +12,7 @@ from paft_plugin.demo.configs import FULL_DEMO
 from paft_plugin.demo.run import write_inputs
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.arms import read_run
-from paft_plugin.pipeline.arms import Setup, open_setup
+from paft_plugin.pipeline.arms import Setup, open_setup, search_request
 from paft_plugin.pipeline.plan import Plan, make_plan, readable
 from paft_plugin.pipeline.run import why_run
 from paft_plugin.runner.identity import identities
@@ -74,6 +74,41 @@ def test_the_arms_of_a_run_and_those_that_one_asks_for(tmp_path: Path) -> None:
     assert arms_of(open_setup(file, ["parallel-*", "base"], False)) == ["base", "parallel-ties", "parallel-linear"]
     with pytest.raises(PaftError, match=r"arm paft-tie: there is none\. Did you mean paft-ties"):
         open_setup(file, ["paft-tie"], False)
+
+
+@pytest.mark.parametrize(
+    ("arms", "search", "searched"),
+    [
+        (["base", "parallel-ties"], None, ["sft", "dpo"]),  # as `init` writes it
+        (["paft-ties"], None, ["sft-l1", "dpo"]),
+        (["paft-ties", "parallel-ties"], {}, ["sft-l1", "dpo"]),
+        (["paft-ties", "parallel-ties"], {"branches": ["sft", "dpo"]}, ["sft", "dpo"]),
+    ],
+)
+def test_a_search_is_of_the_branches_that_the_run_fuses(
+    tmp_path: Path, arms: list[str], search: dict | None, searched: list[str]
+) -> None:
+    file = write_run(tmp_path, arms=arms, **({} if search is None else {"search": search}))
+    with pytest.raises(PaftError, match=f"the branch {searched[0]} is not trained yet"):
+        search_request(file)
+    folder = tmp_path / "out" / "branches"
+    for name in searched:
+        (folder / name).mkdir(parents=True)
+    branches = search_request(file).branches
+    assert [(branch.name, branch.path) for branch in branches] == [
+        ("sft", folder / searched[0]),
+        ("preference", folder / searched[1]),
+    ]
+
+
+def test_what_is_searched_are_branches_of_the_run_one_form_of_each(tmp_path: Path) -> None:
+    file = write_run(tmp_path, search={"branches": ["sft", "sft-l1", "orpo"]})
+    with pytest.raises(PaftError) as caught:
+        search_request(file)
+    assert [problem.partition("search.branches: ")[2] for problem in caught.value.problems] == [
+        "orpo: There are sft-l1, dpo, sft.",
+        "sft, sft-l1, orpo: two are of the same branch. Name one form of each.",
+    ]
 
 
 def test_the_configs_are_the_user_s_with_the_run_s_own_paths(tmp_path: Path) -> None:
