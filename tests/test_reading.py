@@ -180,7 +180,9 @@ def test_a_tag_that_a_loader_does_not_know_cannot_be_constructed() -> None:
     [
         ("merge_method: ties", None),
         ("# mergekit-yaml 'unclosed", None),
-        ("# mergekit-yaml '/a b/ties.yml' /out --random-seed 0", Header(("/a b/ties.yml", "/out"))),
+        ("# mergekit-yaml '/a b/ties.yml' /out --random-seed 0", Header(("/a b/ties.yml", "/out"), seed=0)),
+        ("# mergekit-yaml r o --random-seed=42", Header(("r", "o"), seed=42)),
+        ("# mergekit-yaml r o --random-seed 4294967296", Header(("r", "o"))),
         (
             "# mergekit-yaml r o --lora-merge-cache=/c --lora-merge-dtype float32",
             Header(("r", "o"), Path("/c"), "float32"),

@@ -24,4 +24,10 @@ def json_option(what: str) -> Decorator:
 seed_option: Decorator = click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="For methods that drop by chance."
 )
-"""`--seed N`."""
+"""`--seed N`, of a recipe that is written."""
+recipe_seed_option: Decorator = click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    help="For methods that drop by chance. [that in the recipe's header, or else 0]",
+)
+"""`--seed N`, of a merge by a recipe."""

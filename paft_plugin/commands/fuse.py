@@ -28,7 +28,7 @@ def fuse(
     ctx: click.Context,
     out: Path,
     given: Path | None,
-    seed: int,
+    seed: int | None,
     device: str,
     out_shard_size: str,
     quiet: bool,
@@ -48,7 +48,7 @@ def fuse(
     file = out / RECIPE_FILE
     with whole_folder(out, beside=(RECIPE_FILE, LINT_FILE)) as folder:
         if given is None:
-            ctx.invoke(recipe, **options, seed=seed, output=file, merged=out, materialize=False)
+            ctx.invoke(recipe, **options, seed=seed or 0, output=file, merged=out, materialize=False)
         else:
             write_text(file, read_text(given, MOST_YAML_BYTES))
         findings = linted(file, out / LINT_FILE)

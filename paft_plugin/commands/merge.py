@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paft_plugin.commands import PATH, seed_option
+from paft_plugin.commands import PATH, recipe_seed_option
 from paft_plugin.errors import PaftError, quietly
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("recipe", type=PATH)
 @click.argument("out", type=PATH)
-@seed_option
+@recipe_seed_option
 @click.option("--device", default="auto", show_default=True, help="Where to merge: cpu, cuda, …")
 @click.option("--out-shard-size", default="5GB", show_default=True, help="Most bytes in one file of weights.")
 @click.option("--adapter", is_flag=True, help="Write the fused delta as a PEFT adapter on the base, not a model.")
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def merge(
     recipe: Path,
     out: Path,
-    seed: int,
+    seed: int | None,
     device: str,
     out_shard_size: str,
     adapter: bool,

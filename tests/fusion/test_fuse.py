@@ -82,6 +82,18 @@ def test_a_recipe_of_one_s_own_goes_the_same_way(world: World, tmp_path: Path) -
     assert weights_of(out)
 
 
+def test_a_recipe_is_merged_by_the_seed_that_it_was_written_with(world: World, tmp_path: Path) -> None:
+    """Otherwise what was scored and what is made of its recipe later would drop other entries, and nothing would say so."""
+    file = tmp_path / "dare.yml"
+    call("recipe", *branches(world), "--method", "dare_ties", "--seed", 7, "--output", file)
+    call("merge", file, tmp_path / "as written", "--quiet")
+    call("fuse", tmp_path / "fused", "--recipe", file, "--quiet")
+    call("merge", file, tmp_path / "7", "--seed", 7, "--quiet")
+    call("merge", file, tmp_path / "0", "--seed", 0, "--quiet")
+    assert weights_of(tmp_path / "as written") == weights_of(tmp_path / "fused") == weights_of(tmp_path / "7")
+    assert weights_of(tmp_path / "0") != weights_of(tmp_path / "7")
+
+
 def test_an_error_of_the_linter_stops_the_merge_and_leaves_what_it_says(world: World, tmp_path: Path) -> None:
     file, out = tmp_path / "mine.yml", tmp_path / "out"
     file.write_text(MINE.format(base=world["base"], sft=world["sft"], more="desnity: 0.5"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from paft_plugin.schema import Keys
 PREFIX = "# mergekit-yaml "
 CACHE, DTYPE, RANDOM_SEED = "--lora-merge-cache", "--lora-merge-dtype", "--random-seed"
 """The flags that `axolotl paft recipe` writes into a header, each with a value."""
+MOST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Header:
     """Where mergekit writes adapters as whole models."""
     dtype: str | None = None
     """In what it writes them."""
+    seed: int | None = None
+    """By which methods draw that drop by chance."""
 
 
 def read_header(text: str) -> Header | None:
@@ -47,8 +51,9 @@ def read_header(text: str) -> Header | None:
             values[flag] = value or next(words, "")
         elif not word.startswith("-"):
             paths.append(word)
-    cache = values.get(CACHE)
-    return Header(tuple(paths[:2]), Path(cache) if cache else None, values.get(DTYPE))
+    cache, seed = values.get(CACHE), values.get(RANDOM_SEED, "")
+    number = int(seed) if re.fullmatch("[0-9]{1,10}", seed) and int(seed) <= MOST_SEED else None
+    return Header(tuple(paths[:2]), Path(cache) if cache else None, values.get(DTYPE), number)
 
 
 @dataclass(frozen=True)

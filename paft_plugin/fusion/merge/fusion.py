@@ -24,6 +24,7 @@ from paft_plugin.deltas.belongs import is_finite
 from paft_plugin.deltas.skeleton import build_model
 from paft_plugin.deltas.store import TensorStore, tied_names
 from paft_plugin.errors import PaftError, one_line, some
+from paft_plugin.fusion.lint.document import read_header
 from paft_plugin.fusion.merge.configuration import read_recipe, references, without_adapters
 from paft_plugin.fusion.merge.loaders import AdapterLoader, ModelLoader, open_loaders
 from paft_plugin.fusion.merge.plan import MergePlan
@@ -177,16 +178,19 @@ class Fusion:
             ) from error
 
 
-def open_fusion(recipe: Path, seed: int = 0, device: str = "auto", kind: type[Fusion] = Fusion) -> Fusion:
+def open_fusion(recipe: Path, seed: int | None = None, device: str = "auto", kind: type[Fusion] = Fusion) -> Fusion:
     """Read a recipe (any mergekit YAML of merge methods) and open what it merges.
 
     Relative paths in it are meant from the current folder, and methods that draw at random draw by the seed, both as with
-    ``mergekit-yaml --random-seed``. Tensors are merged on `device`: `cpu`, `cuda` …, or `auto` for a GPU where there is one.
+    ``mergekit-yaml --random-seed``; without a seed by that of the command in the recipe's header, or else by 0. Tensors are
+    merged on `device`: `cpu`, `cuda` …, or `auto` for a GPU where there is one.
 
     Raises:
         PaftError: Everything that is wrong with the recipe or its models.
     """
     config, text = read_recipe(recipe)
+    header = read_header(text)
+    seed = seed if seed is not None else (header and header.seed) or 0
     try:
         method_called(config.merge_method)
     except RuntimeError:
