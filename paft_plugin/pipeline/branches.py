@@ -96,6 +96,11 @@ class Branch:
         named = (Path(name) for entry in self._data_sets() for name in _named(entry))
         return list(dict.fromkeys(path for path in named if path.is_absolute() and path.exists()))
 
+    def settings(self) -> list[Path]:
+        """The local files and folders beside its data that its config names, such as a chat template."""
+        named = [Path(str(self.content[key])) for key in _PATHS if key in self.content and key != REFERENCE]
+        return [path for path in named if path.is_absolute() and path.exists()]
+
     def remote_data(self) -> list[str]:
         """The hub names and addresses of what it is trained on."""
         named = (name for entry in self._data_sets() for name in _named(entry) if not entry.get("data_files"))

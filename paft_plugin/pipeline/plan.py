@@ -151,9 +151,9 @@ def _held_out(setup: Setup, name: str, request: Request, data: Sequence[Path], n
 
 
 def _data(setup: Setup, branches: Sequence[Branch]) -> list[Path]:
-    """The user's own files that branches are trained on, but for what the run itself has written."""
+    """The user's own files that trainings are made from beside their configs, but for what the run itself has written."""
     ours = [setup.run_dir / folder for folder in (HELD_OUT, REST, JOINT_ROWS)]
-    files = dict.fromkeys(path for branch in branches for path in branch.data())
+    files = dict.fromkeys(path for branch in branches for path in (*branch.data(), *branch.settings()))
     return [path for path in files if not any(path.is_relative_to(folder) for folder in ours)]
 
 
@@ -256,13 +256,14 @@ def _chain(setup: Setup, arm: Arm) -> Iterator[Planned]:
     """The trainings of a sequential arm after the first, which is a branch's own, each on the merge of those before."""
     first, *others = (setup.branches[name] for name in arm.order)
     base, needs = setup.branch_folder(first.name), _made_here(setup, arm)
+    outside = _from_outside(setup, [first.name])
     if first.is_adapter:
-        whole = _merge_adapter(setup, f"{first.name}-whole", setup.base, base, needs)
+        whole = _merge_adapter(setup, f"{first.name}-whole", setup.base, base, needs, (setup.base, *outside))
         yield whole
-        base, needs = setup.run_dir / whole.stage.folder, (whole.stage.name,)
+        base, needs, outside = setup.run_dir / whole.stage.folder, (whole.stage.name,), ()
     for length, branch in enumerate(others, start=2):
         name = setup.sequential_name(arm.order[:length])
-        training = _train(setup, branch, name, base, needs)
+        training = _train(setup, branch, name, base, needs, outside)
         yield training
         trained_on, base = base, setup.run_dir / training.stage.folder
         if branch.is_adapter:
@@ -272,7 +273,9 @@ def _chain(setup: Setup, arm: Arm) -> Iterator[Planned]:
         needs = (training.stage.name,)
 
 
-def _merge_adapter(setup: Setup, name: str, base: Path, adapter: Path, needs: tuple[str, ...]) -> Planned:
+def _merge_adapter(
+    setup: Setup, name: str, base: Path, adapter: Path, needs: tuple[str, ...], inputs: tuple[Path, ...] = ()
+) -> Planned:
     """Fold an adapter into the model that it was trained on."""
     file, folder = _given_recipe(setup, name), MODELS / name
     stage = Stage(
@@ -283,7 +286,7 @@ def _merge_adapter(setup: Setup, name: str, base: Path, adapter: Path, needs: tu
         ),
         folder=folder,
         needs=needs,
-        inputs=(file,),
+        inputs=(file, *inputs),
         resources=DEVICE,
     )
     # In the base's dtype: that of a model which this run makes is not known before it is there.

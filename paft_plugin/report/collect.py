@@ -101,5 +101,6 @@ def _sparsities(run_dir: Path, run: RunFile) -> dict[str, dict[str, float]]:
 def _over(delta: InspectedDelta, names: set[str], thresholds: Sequence[float]) -> dict[str, float]:
     figures = [tensor.figures for tensor in delta.figures.tensors if tensor.name in names]
     entries = sum(each.entries for each in figures)
-    keys = [threshold_key(threshold) for threshold in thresholds]
+    # Inspections of another run in the same folder may have counted by other thresholds.
+    keys = [key for key in map(threshold_key, thresholds) if all(key in each.small for each in figures)]
     return {key: sum(each.small[key] for each in figures) / entries for key in keys} if entries else {}

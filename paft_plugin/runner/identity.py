@@ -117,8 +117,9 @@ def _digests(paths: set[Path], neutral: _Neutral) -> dict[Path, str]:
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    # What Python compiles beside a folder's own code is made by whoever reads it first.
-    return [file for file in sorted(path.rglob("*")) if not file.is_dir() and "__pycache__" not in file.parts]
+    # What is made by whoever reads it first: Python's compiled code, and what `datasets` computes of a data set it saved.
+    files = (file for file in sorted(path.rglob("*")) if not file.is_dir() and "__pycache__" not in file.parts)
+    return [file for file in files if not (file.match("cache-*.arrow") and (file.parent / "state.json").is_file())]
 
 
 def _content(file: Path, neutral: _Neutral) -> str:

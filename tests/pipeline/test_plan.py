@@ -292,6 +292,34 @@ def test_a_change_runs_what_depends_on_it_and_says_why(tmp_path: Path) -> None:
     assert {name for name in reasons(file) if not name.startswith("evaluate-")} == {"report"}
 
 
+def test_a_file_that_a_config_names_is_an_input_of_all_that_it_decides(tmp_path: Path) -> None:
+    template = tmp_path / "t.jinja"
+    template.write_text("{{ messages }}")
+    file = write_run(tmp_path, evaluation={"held_out": {"sft": 4, "preference": 4}})
+    edit(tmp_path / "sft.yml", chat_template="jinja", chat_template_jinja="t.jinja")
+    finish(open_setup(file))
+    assert reasons(file) == {}
+    template.write_text("{{ messages[1:] }}")
+    assert {name for name, why in reasons(file).items() if why == f"changed: {template}"} == {"hold-out", "sft-l1"}
+
+
+@pytest.mark.parametrize("is_adapter", [True, False])
+def test_another_branch_from_elsewhere_is_trained_on_anew(tmp_path: Path, is_adapter: bool) -> None:
+    math = tmp_path / "math"
+    math.mkdir()
+    (math / ("adapter_config.json" if is_adapter else "config.json")).write_text("{}")
+    (math / "weights").write_text("one")
+    branches = {"math": {"trained": "math", "role": "sft"}, "taste": {"config": "dpo.yml", "role": "preference"}}
+    file = write_run(tmp_path, sft=None, preference=None, branches=branches, compare=["sequential"])
+    finish(open_setup(file))
+    assert reasons(file) == {}
+    (math / "weights").write_text("two")
+    first = "merge-math-whole" if is_adapter else "sequential"
+    assert reasons(file)[first] == f"changed: {math}"
+    assert {"merge-sequential", "evaluate-sequential"} <= reasons(file).keys()
+    assert "taste" not in reasons(file)
+
+
 def test_another_version_of_ours_runs_everything_again_and_is_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from datasets import Dataset, load_from_disk
 
 from paft_plugin.errors import PaftError
 from paft_plugin.runner import identity
@@ -70,6 +71,16 @@ def test_a_large_input_is_read_once_until_it_changes(tmp_path: Path, monkeypatch
     assert fingerprints([stage("one", inputs=(weights,))], tmp_path) == before
     os.utime(weights, (0, 0))  # as a copy of other weights would look that keeps the first ones' size
     assert fingerprints([stage("one", inputs=(weights,))], tmp_path) != before
+
+
+def test_what_datasets_computes_of_a_data_set_that_it_saved_is_none_of_it(tmp_path: Path) -> None:
+    saved = tmp_path / "rows"
+    Dataset.from_list([{"text": "a"}]).save_to_disk(str(saved))
+    one = stage("one", inputs=(saved,))
+    before = fingerprints([one], tmp_path)
+    load_from_disk(str(saved)).map(lambda row: {"more": row["text"]})
+    assert list(saved.glob("cache-*.arrow"))
+    assert fingerprints([one], tmp_path) == before
 
 
 def test_a_missing_input_is_named(tmp_path: Path) -> None:

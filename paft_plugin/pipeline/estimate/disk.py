@@ -12,7 +12,7 @@ from paft_plugin.deltas.tokenizer import TOKENIZER_FILES
 from paft_plugin.errors import Findings
 from paft_plugin.pipeline.arms import Setup
 from paft_plugin.pipeline.estimate.memory import dtype_bytes, optimizer_bytes, trained_shapes
-from paft_plugin.pipeline.estimate.shapes import count, weight_shapes
+from paft_plugin.pipeline.estimate.shapes import Shapes, count, weight_shapes
 from paft_plugin.runner.logs import size
 
 SMALL = 2 << 20
@@ -21,14 +21,20 @@ _KEPT = 4  # axolotl's save_total_limit when the config names none
 
 
 def estimate_disk(config: Mapping[str, Any], base: Path) -> int:
-    """Bytes that the training writes into its output folder: what it ends with, and its checkpoints; 0: unknown.
+    """Bytes that the training writes into its output folder: what it ends with, and its checkpoints; 0: unknown, or a setting is
+    of a wrong kind, which axolotl names.
 
     Checkpoints hold the optimizer's states, and one more than are kept lies there while the oldest is deleted. The prepared data
     set is not in it.
     """
     shapes = weight_shapes(base)
-    if not shapes:
+    try:
+        return _estimated(config, base, shapes) if shapes else 0
+    except (TypeError, ValueError):
         return 0
+
+
+def _estimated(config: Mapping[str, Any], base: Path, shapes: Shapes) -> int:
     number = 4 if config.get("adapter") else dtype_bytes(config)
     trains = trained_shapes(config, shapes)
     tokenizer = sum(file.stat().st_size for pattern in TOKENIZER_FILES for file in base.glob(pattern))
@@ -83,7 +89,7 @@ def _there(run_dir: Path) -> Path:
 def needed_bytes(setup: Setup) -> int:
     """About what a run writes, in bytes: branches with their checkpoints, fused models, logs."""
     model = sum(file.stat().st_size for file in setup.base.glob("*.safetensors"))
-    merged = len(setup.of_kind("fused")) + len(setup.of_kind("disjoint"))
+    merged = sum(not arm.in_memory for kind in ("fused", "disjoint") for arm in setup.of_kind(kind))
     merged += sum(len(arm.order) for arm in setup.of_kind("sequential"))
     merged += sum(branch.control is not None and not branch.is_adapter for branch in setup.needed)
     trainings = [*setup.trainings, *setup.continued]

@@ -68,7 +68,8 @@ def read_sample(entry: Mapping[str, Any], files: list[Path]) -> Sample:
     sample = Sample()
     for file in files:
         try:
-            _read(file, file_type(entry, str(entry.get("path") or file)), sample)
+            in_folder = Path(str(entry.get("path") or "")).is_dir() and not entry.get("data_files")
+            _read(file, file_type(entry, file.name if in_folder else str(entry.get("path") or file)), sample)
         except OSError as error:
             sample.problem(f"{file}: cannot be read ({error.strerror or error}). Check the path and its rights.")
     kinds: dict[str, tuple[str, str]] = {}

@@ -29,6 +29,20 @@ def test_fused_models_are_counted(room: Room, demo: Path) -> None:
     assert two - one == pytest.approx((demo / "base" / "model.safetensors").stat().st_size, rel=0.05)
 
 
+def test_what_is_fused_in_memory_takes_no_disk(room: Room) -> None:
+    evaluation = {"held_out": {"sft": 20, "preference": 20}}
+    many = {f"ties-{number}": {"branches": ["sft-l1", "dpo"], "method": "ties"} for number in range(9)}
+    without = needed_bytes(room.setup(evaluation=evaluation))
+    assert needed_bytes(room.setup(evaluation=evaluation, fusion={"fused": many})) == without
+
+
+@pytest.mark.parametrize(
+    "setting", [{"lora_r": "16,"}, {"save_total_limit": "two"}, {"lora_modules_to_save": True}], ids=str
+)
+def test_a_setting_of_a_wrong_kind_is_axolotl_s_to_name(room: Room, setting: dict[str, object]) -> None:
+    assert needed_bytes(room.setup(sft={"lora_target_linear": True, **setting})) > 0
+
+
 def test_a_folder_that_cannot_be_written_to(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
     assert "cannot be written to" in check_disk(room.setup()).problems[0]

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from paft_plugin.errors import Findings
-from paft_plugin.pipeline.preflight.data_files import FIRST, LAST, read_sample
+from paft_plugin.pipeline.preflight.data_files import FIRST, LAST, local_files, read_sample
 from tests.pipeline.hub import FakeHub
 from tests.pipeline.room import Room
 from tests.pipeline.rows import ALPACA, CHAT, KTO, PAIR, QUESTION, SHAREGPT, WHOLE, YES, turn
@@ -163,6 +164,17 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, wo
     assert len(sample.problems) == 1, sample.problems
     assert str(file) in sample.problems[0]
     assert words in sample.problems[0]
+
+
+def test_each_file_of_a_folder_is_of_its_own_kind(tmp_path: Path) -> None:
+    folder = tmp_path / "ultrachat"
+    folder.mkdir()
+    Dataset.from_list([{"text": "a"}]).to_parquet(str(folder / "train-00000.parquet"))
+    Dataset.from_list([{"text": "b"}]).to_csv(str(folder / "more.csv"), index=False)
+    entry = {"path": str(folder)}
+    sample = read_sample(entry, local_files(entry))
+    assert sample.problems == []
+    assert sorted(row.content["text"] for row in sample.rows) == ["a", "b"]
 
 
 @pytest.mark.parametrize("count", [1, FIRST, FIRST + 1, FIRST + LAST, 300])
