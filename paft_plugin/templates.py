@@ -33,11 +33,18 @@ def render(room: str, template: str, **context: Any) -> str:
     return without_html(text) if template.endswith(".md") else text
 
 
-_CODE = re.compile(r"(\A---\n.*?^---$|^```.*?^```$|`[^`\n]*`)", re.DOTALL | re.MULTILINE)
-_TAG = re.compile(r"<(?=[A-Za-z/!?])")
+_FENCED_OR_TAG = re.compile(
+    r"(?P<code>^ {0,3}(?P<ticks>`{3,})[^`\n]*\n.*?^ {0,3}(?P=ticks)`*[ \t]*$"
+    r"|^ {0,3}(?P<tildes>~{3,})[^\n]*\n.*?^ {0,3}(?P=tildes)~*[ \t]*$)"
+    r"|<(?=[A-Za-z/!?])",
+    re.DOTALL | re.MULTILINE,
+)
 
 
 def without_html(markdown: str) -> str:
-    """Markdown whose text, which holds names out of the files of others, cannot begin a tag; code and metadata stay."""
-    parts = _CODE.split(markdown)
-    return "".join(part if index % 2 else _TAG.sub("&lt;", part) for index, part in enumerate(parts))
+    """Markdown whose text, which holds names out of the files of others, cannot begin a tag; fenced code of CommonMark stays.
+
+    Code within a line does not: whether two backticks make code depends on all of the text around them.
+    """
+    lines = markdown.replace("\r\n", "\n").replace("\r", "\n")  # to CommonMark each ends a line
+    return _FENCED_OR_TAG.sub(lambda found: found["code"] or "&lt;", lines)
