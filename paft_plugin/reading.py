@@ -6,11 +6,13 @@ gigabytes, a deeply nested list ends the interpreter, and opening a FIFO waits f
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import stat
 from collections.abc import Callable, Hashable
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,19 @@ class MissingFileError(UnreadableError):
     """There is no such file."""
 
 
+def open_regular(file: Path) -> BufferedReader:
+    """A file, opened for reading, unless it is a FIFO, which would be waited for, or a device.
+
+    Raises:
+        OSError: It cannot be opened, or is no regular file.
+    """
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if stat.S_ISREG(kind := os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise IsADirectoryError if stat.S_ISDIR(kind) else OSError(errno.EINVAL, "no regular file")
+
+
 def read_bytes(file: Path, most: int = MOST_JSON_BYTES, hint: str = "") -> bytes:
     """The content of a regular file of at most `most` bytes; `hint` ends the message about any other.
 
@@ -56,21 +71,13 @@ def read_bytes(file: Path, most: int = MOST_JSON_BYTES, hint: str = "") -> bytes
         UnreadableError: It is missing, too large, a folder, a FIFO or a device, or cannot be read.
     """
     try:
-        # O_NONBLOCK: opening a FIFO would wait for somebody to write into it.
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb", closefd=True) as opened:
-            kind = os.fstat(descriptor).st_mode
-            if not stat.S_ISREG(kind):
-                what = "a folder, where a file is wanted" if stat.S_ISDIR(kind) else "no regular file"
-                raise UnreadableError(file, what, hint=hint)
+        with open_regular(file) as opened:
             content = opened.read(most + 1)
     except FileNotFoundError:
         raise MissingFileError(file, "no such file", hint=hint) from None
     except IsADirectoryError:
         raise UnreadableError(file, "a folder, where a file is wanted", hint=hint) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        if isinstance(error, UnreadableError):
-            raise
         raise UnreadableError(
             file, f"cannot be read ({getattr(error, 'strerror', None) or error})", hint=hint
         ) from None

@@ -18,7 +18,7 @@ from typing import Any
 from paft_plugin.deltas.proof import Proof
 from paft_plugin.files import PROOF_FILE, inside, read_json_or_nothing
 from paft_plugin.formats import threshold_key
-from paft_plugin.reading import UnreadableError, read_bytes
+from paft_plugin.reading import UnreadableError, open_regular, read_bytes
 
 Point = dict[str, float]
 """What was logged at one step: the logger's name of a metric → value."""
@@ -96,7 +96,7 @@ class Follower:
     def update(self) -> Training:
         """What is known now; a log that cannot be read says nothing new."""
         try:
-            with self.log.open("rb") as file:
+            with open_regular(self.log) as file:
                 if file.seek(0, 2) < self._offset:  # it began anew
                     self._settled, self._offset, self._rest = Training(), 0, b""
                 file.seek(self._offset)

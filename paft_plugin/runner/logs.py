@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from paft_plugin.reading import open_regular
+
 Figures = Mapping[str, int | float | None]
 
 TAIL_LINES = 15
@@ -60,7 +62,7 @@ def plain(text: str) -> str:
 def tail(log: Path, lines: int = TAIL_LINES) -> list[str]:
     """The last non-empty lines of a log, made plain; none when it cannot be read."""
     try:
-        with log.open("rb") as file:
+        with open_regular(log) as file:
             file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
             text = file.read().decode("utf-8", errors="replace")
     except OSError:

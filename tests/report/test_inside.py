@@ -115,6 +115,20 @@ def test_a_fifo_in_a_run_s_folder_is_not_waited_for(name: str, tmp_path: Path) -
     assert CliRunner().invoke(paft, ["status", str(tmp_path)]).exit_code == 2
 
 
+def test_nor_is_one_where_a_log_should_be(tmp_path: Path) -> None:
+    start = {"schema": 1, "time": "2026-01-01T00:00:00.000+00:00", "run": "r"}
+    stage = {"name": "sft", "title": "x", "needs": [], "reason": ""}
+    lines = [
+        {**start, "event": "run_started", "pid": 1, "host": "x", "version": ""},
+        {**start, "event": "planned", "stages": [stage]},
+        {**start, "event": "stage_failed", "stage": "sft", "reason": "it broke"},
+    ]
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "logs").mkdir()
+    os.mkfifo(tmp_path / "logs" / "sft.log")
+    assert "it broke" in CliRunner().invoke(paft, ["status", str(tmp_path)]).output
+
+
 @pytest.mark.parametrize("pid", ["9" * 5000, "99999999999999999999", "-1", "x", "\udcff"])
 def test_no_process_id_in_a_lock_is_too_odd(pid: str, tmp_path: Path) -> None:
     (tmp_path / LOCK).parent.mkdir(exist_ok=True)

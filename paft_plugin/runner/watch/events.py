@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from paft_plugin.files import shown
-from paft_plugin.reading import MissingFileError, parse_json, read_bytes
+from paft_plugin.reading import MissingFileError, open_regular, parse_json, read_bytes
 from paft_plugin.runner.executor import StageResult, Watcher
 from paft_plugin.runner.logs import NO_READER, Figures, LogReader
 from paft_plugin.runner.stages import STAGE_NAME, Stage
@@ -237,7 +237,7 @@ class EventLog(Watcher):
 
     def _ends_torn(self) -> bool:
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(0, size - 1))
                 return file.read() not in (b"", b"\n")
