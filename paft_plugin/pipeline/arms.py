@@ -602,7 +602,8 @@ def search_request(file: Path) -> SearchRequest:
             if not branch.path.is_dir()
         ]
     )
-    return SearchRequest(setup.base, branches, config.output_dir, search)
+    in_chat = not config.evaluation or config.evaluation.apply_chat_template
+    return SearchRequest(setup.base, branches, config.output_dir, search, in_chat)
 
 
 def _searched(setup: Setup, given: Sequence[str]) -> list[str]:

@@ -21,6 +21,8 @@ from paft_plugin.schema import read_yaml
 PLUGIN = "paft_plugin.PAFTPlugin"
 OURS = ("output_dir", "dataset_prepared_path")
 """Keys that the run sets itself."""
+OF_ONE_TRAINING = ("hub_model_id", "wandb_run_id")
+"""Keys that name a place for the outcome of one training; a run makes several of a config: dense twin, joint, sequential."""
 
 BOUND, REFERENCE = "paft_max_loss_increase", "paft_reference_loss"
 """A penalty's bound, and what it is a bound over: the run gives it the folder of the dense twin."""
@@ -128,11 +130,17 @@ def read_branch(name: str, spec: BranchSpec, folder: Path) -> Branch:
         content, source, folders = dict(spec.config), None, [folder]
     content = {**content, **spec.overrides}
     content = {key: value for key, value in content.items() if value is not None}
-    replaced = [key for key in OURS if key in content]
+    replaced, shared = ([key for key in keys if key in content] for keys in (OURS, OF_ONE_TRAINING))
     notes = (f"{source or name}: {some(replaced)} of the config is replaced by the run's own.",) if replaced else ()
+    if shared:
+        said = (
+            "is left out: every training that the run makes of this config would write there, the last over the others."
+        )
+        notes = (*notes, f"{source or name}: {some(shared)} {said} Push the model that you take, with `hf upload`.")
     handed = handed_over(content)
     secrets = {variable: str(content[key]) for key, variable in handed.items()}
-    content = {key: with_paths(key, value, folders) for key, value in content.items() if key not in (*OURS, *handed)}
+    left_out = {*OURS, *OF_ONE_TRAINING, *handed}
+    content = {key: with_paths(key, value, folders) for key, value in content.items() if key not in left_out}
     return Branch(name, spec, source, content, notes, secrets=secrets)
 
 

@@ -76,7 +76,9 @@ class TrialBench:
     def open(cls, request: SearchRequest, objectives: Objectives, device: str, place: int = 0) -> TrialBench:
         """Load the base on a device, to score it on `objectives`; `place` keeps the files of several benches apart."""
         search = request.search
-        config = EvaluationConfig(limit=search.limit, batch_size=search.batch_size)
+        config = EvaluationConfig(
+            limit=search.limit, batch_size=search.batch_size, apply_chat_template=request.apply_chat_template
+        )
         of_tasks = [goal for goal in objectives.measures if not goal.task.startswith(FOLDER)]
         rows = RowsOfSplit(objectives.rows)
         scorer = ArmScorer(config, of_tasks, objectives.tasks, {"": rows} if rows.rows else {})

@@ -110,6 +110,8 @@ class SearchRequest:
     output_dir: Path
     """Gets `search/`."""
     search: SearchConfig
+    apply_chat_template: bool = True
+    """Whether tasks are asked in it, as the run asks them."""
 
     @property
     def folder(self) -> Path:

@@ -207,10 +207,11 @@ def merge_commands(outcome: Outcome, trial: Finished) -> list[list[str]]:
     recipe = outcome.folder / RECIPES / f"{name}.yml"
     commands = [["axolotl", "paft", "merge", str(recipe), str(model), "--seed", str(search.seed),
                  "--device", outcome.device]]  # fmt: skip
+    chat = ["--apply_chat_template"] if outcome.request.apply_chat_template else []
     if search.test_tasks is not None:
         commands.append(
             ["lm_eval", "--model", "hf", "--model_args", f"pretrained={model},dtype={search.dtype},softmax_dtype=float32",
-             "--include_path", str(search.test_tasks), "--tasks", named_tasks(outcome.goals), "--apply_chat_template",
+             "--include_path", str(search.test_tasks), "--tasks", named_tasks(outcome.goals), *chat,
              "--batch_size", str(search.batch_size)]
         )  # fmt: skip
     return commands

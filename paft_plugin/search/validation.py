@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paft_plugin.errors import PaftError, raise_if_any
+from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.evaluation.config import MeasureConfig
 from paft_plugin.evaluation.held_out_rows import HELD_OUT
 from paft_plugin.evaluation.held_out_scores import FOLDER, RETAINED, HeldOut, read_held_out
@@ -58,6 +58,13 @@ def open_objectives(request: SearchRequest) -> Objectives:
             f"search.objectives: missing, and no rows were held out in {request.output_dir / HELD_OUT}. Name lm-eval tasks, or "
             "run `axolotl paft run` with `evaluation: {held_out: …}` first."
         )
+    raise_if_any(
+        [
+            f"search.objectives.{name}: is measured on held-out rows, and takes no settings. Leave out {some(said)}."
+            for name, config in named.items()
+            if name in there and (said := sorted(config.model_fields_set))
+        ]
+    )
     of_tasks = {name: config for name, config in named.items() if name not in there}
     goals: list[Measure] = []
     tasks: dict[str, OpenTask] = {}

@@ -128,6 +128,10 @@ def test_the_configs_are_the_user_s_with_the_run_s_own_paths(tmp_path: Path) -> 
     assert sparse["base_model"] == dpo["base_model"] == str(tmp_path / "base")
     assert sparse["output_dir"] == str(tmp_path / "out" / "branches" / "sft-l1")
     assert "output_dir" in setup.branches["sft-l1"].notes[0]
+    edit(tmp_path / "dpo.yml", hub_model_id="me/dpo")
+    pushed = open_setup(file, ["*"], True)
+    assert not [name for name, content in configs_of(pushed).items() if "hub_model_id" in content]
+    assert "hub_model_id is left out" in pushed.branches["dpo"].notes[-1]
     assert sparse["datasets"][0]["path"] == str(tmp_path / "data" / "sft.jsonl"), "a relative path in a config"
     assert sparse["auto_resume_from_checkpoints"]
     changed = {"base_model", "output_dir", "datasets", "dataset_prepared_path", "auto_resume_from_checkpoints"}

@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner
 from rich.console import Console
 
@@ -32,7 +33,7 @@ from paft_plugin.fusion.recipe.methods import METHODS
 from paft_plugin.pipeline.arms import search_request
 from paft_plugin.search import run as running
 from paft_plugin.search.bench import FusedModel
-from paft_plugin.search.report import pareto_front, recipe_name, table
+from paft_plugin.search.report import Outcome, merge_commands, pareto_front, recipe_name, table
 from paft_plugin.search.run import run_search
 from paft_plugin.search.space import DEFAULTS
 from paft_plugin.search.study import locked
@@ -363,3 +364,25 @@ def test_rows_and_tasks_are_searched_together(paft_yml: Write, tmp_path: Path) -
 def test_without_rows_and_without_objectives_there_is_nothing_to_search_for(paft_yml: Write) -> None:
     with pytest.raises(PaftError, match=r"search\.objectives: missing, and no rows were held out"):
         run_search(search_request(paft_yml(objectives=[], tasks=None)), quiet())
+
+
+def test_tasks_are_asked_as_the_run_asks_them(paft_yml: Write) -> None:
+    file = paft_yml(methods=["linear"], trials=1)
+    assert "--apply_chat_template" in _last_command(run_search(search_request(file), quiet()))
+    plain = yaml.safe_load(file.read_text()) | {"evaluation": {"apply_chat_template": False}}
+    file.write_text(yaml.safe_dump(plain))
+    with pytest.raises(PaftError, match=r"other inputs: .*the task first"):
+        run_search(search_request(file), quiet())
+    file.write_text(yaml.safe_dump(plain | {"output_dir": str(file.with_suffix(""))}))
+    assert "--apply_chat_template" not in _last_command(run_search(search_request(file), quiet()))
+
+
+def _last_command(outcome: Outcome) -> list[str]:
+    return merge_commands(outcome, outcome.trials[0])[-1]
+
+
+def test_a_measure_of_held_out_rows_takes_no_settings(paft_yml: Write, tmp_path: Path) -> None:
+    write_held_out(tmp_path / "output")
+    file = paft_yml(objectives={"sft_match": {"name": "skill", "direction": "minimize"}}, tasks=None, test_tasks=None)
+    with pytest.raises(PaftError, match=r"objectives\.sft_match: .* takes no settings\. Leave out direction, name\."):
+        run_search(search_request(file), quiet())
