@@ -93,23 +93,23 @@ def write_joint_rows(request: JointRequest) -> list[str]:
     lines = []
     for source in request.sources:
         with tempfile.TemporaryDirectory(prefix="paft-joint-") as scratch:
-            found, tokens = _read(source, request.strategy, Path(scratch))
+            found, read, tokens = _read(source, request.strategy, Path(scratch))
         if not found:
             where = source.question.where
             raise PaftError(f"{where}: none of its rows has both a prompt and an answer, as a joint training needs.")
-        seen = list(_as_often(found, _visits(source, len(found), tokens), request.seed))
+        seen = list(_as_often(found, _visits(source, len(found), read, tokens), request.seed))
         lines.append(f"{source.question.name}: {len(found)} different rows, {len(seen)} in all")
         rows += seen
     write_text(request.folder / ROWS_FILE, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
     return lines
 
 
-def _visits(source: JointSource, rows: int, tokens: int) -> int:
-    """How many rows a branch's own training sees, of so many that have so many tokens in all."""
+def _visits(source: JointSource, rows: int, read: int, tokens: int) -> int:
+    """How many of `rows`, one for each answer in `read` rows of so many tokens, a branch's own training sees."""
     if source.steps is None:
         return max(1, round(source.times * rows))
     if not source.packed:
-        return source.steps * source.batch
+        return round(source.steps * source.batch * rows / read)
     return math.ceil(source.steps * source.batch * source.sequence_len * rows / max(tokens, 1))
 
 
@@ -125,27 +125,29 @@ def _as_often(rows: Sequence[Texts], visits: int, seed: int) -> Iterator[Texts]:
     return islice(forever(), visits)
 
 
-def _read(source: JointSource, strategy: str, folder: Path) -> tuple[list[Texts], int]:
-    """The rows of a branch as texts, and their tokens in all."""
+def _read(source: JointSource, strategy: str, folder: Path) -> tuple[list[Texts], int, int]:
+    """The rows of a branch as texts, one for each answer; how many rows of its data they are, and their tokens."""
     cfg, tokenizer = open_config(source.question.content, source.question.where, folder)
     rows: list[Texts] = []
-    tokens = 0
+    read = tokens = 0
     for index, entry in enumerate(cfg.datasets or []):
         data = load_data_set(cfg, entry)
         try:
             if cfg.rl:
                 transform = transform_of(cfg, tokenizer, index, source.question.content["rl"])
                 rows += [{key: row[key] for key in KEYS if key in row} for row in map(transform, map(dict, data))]
+                read = len(rows)
             else:
-                for answered in _spans(cfg, tokenizer, entry, data):
-                    rows.append(_equal_sides(*_as_texts(tokenizer, *answered), strategy))
-                    tokens += sum(map(len, answered))
+                for ids, spans in _spans(cfg, tokenizer, entry, data):
+                    texts = (_as_texts(tokenizer, ids[:start], ids[start:end]) for start, end in spans)
+                    rows += [_equal_sides(*each, strategy) for each in texts]
+                    read, tokens = read + 1, tokens + len(ids)
         except Exception as error:  # strategies raise all kinds
             said = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             raise PaftError(
                 f"{source.question.where}: datasets[{index}]: axolotl cannot read these rows ({said})."
             ) from error
-    return rows, tokens
+    return rows, read, tokens
 
 
 def _equal_sides(prompt: str, answer: str, strategy: str) -> Texts:
@@ -155,17 +157,16 @@ def _equal_sides(prompt: str, answer: str, strategy: str) -> Texts:
     return {"prompt": prompt, "chosen": answer, "rejected": answer}
 
 
-def _spans(cfg: Any, tokenizer: Any, entry: Any, data: Any) -> Iterator[tuple[list[int], list[int]]]:
-    """Every span that SFT trains, after all of its row that stands before it; one that stands first has no prompt."""
+def _spans(cfg: Any, tokenizer: Any, entry: Any, data: Any) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
+    """The tokens of each row, with the start and end of every span that SFT trains; one that stands first has no prompt."""
     from paft_plugin.pipeline.preflight.axolotl_internals import get_dataset_wrapper, parse_dataset_type
 
     kind, style = parse_dataset_type(entry.type)
     for row in get_dataset_wrapper(entry, tokenizer, cfg, kind, data, style)[0]:
         ids, labels = list(row["input_ids"]), row["labels"]
         starts = [place for place in range(1, len(ids)) if labels[place] != IGNORED and labels[place - 1] == IGNORED]
-        for start in starts:
-            end = next((place for place in range(start, len(ids)) if labels[place] == IGNORED), len(ids))
-            yield ids[:start], ids[start:end]
+        ends = [next((at for at in range(start, len(ids)) if labels[at] == IGNORED), len(ids)) for start in starts]
+        yield ids, list(zip(starts, ends, strict=True))
 
 
 def _as_texts(tokenizer: Any, prompt: list[int], answer: list[int]) -> tuple[str, str]:

@@ -85,6 +85,22 @@ def test_packed_rows_are_counted_by_their_tokens(tmp_path: Path) -> None:
     assert sum(row["chosen"] == row["rejected"] for row in rows) > 4 * 8, "several rows in each sequence"
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_answer_of_a_conversation_is_seen_as_often_as_the_conversation(tmp_path: Path, packed: bool) -> None:
+    answers = 3
+    talks = [
+        {"messages": [one for letter in "abc" for one in (HELLO, turn("assistant", f"{n}{letter}."))]}
+        for n in range(10)
+    ]
+    settings = {"max_steps": 4, "micro_batch_size": 5, "sequence_len": 60, "sample_packing": packed}
+    file = joint(tmp_path, {"rows": talks, "entry": {"type": "chat_template"}}, settings)
+    seen = Counter(row["chosen"] for row in rows_of(open_setup(file)) if row["chosen"] == row["rejected"])
+    talk = 1 + answers * (len("hello") + 2 + len("0a.") + 1)  # tokens: all characters but for the marks of turn and end
+    conversations = 4 * 5 * 60 / talk if packed else 4 * 5
+    assert len(seen) == 10 * answers
+    assert seen.total() == pytest.approx(conversations * answers, abs=1)
+
+
 def test_kto_takes_sft_rows_for_wanted_answers(tmp_path: Path) -> None:
     kto = {"rl": "kto", "rl_beta": 0.5, "remove_unused_columns": False}
     pairs = [{"prompt": "a", "completion": "b", "label": False}]
