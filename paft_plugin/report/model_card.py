@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -96,17 +97,35 @@ def _card_metadata(file: Path) -> Mapping[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def read_data(run: Path) -> list[Data]:
-    """The data sets of each branch, from the axolotl configs of the run."""
-    found = []
-    for file in sorted(below(run, "configs/*.yml"), key=lambda config: config.stem):
+def read_data(run: Path, arm: Arm) -> list[Data]:
+    """The data sets of each training that an arm is made of, or where that is not known of all, by the run's own configs."""
+    found, held_out = [], _before_holding_out(run)
+    for name in sorted(arm.order or arm.branches or [file.stem for file in below(run, "configs/*.yml")]):
+        file = run / "configs" / f"{name}.yml"
         try:
-            config = read_yaml_file(file)
-            paths = [without_password(str(entry["path"])) for entry in config.get("datasets") or []]
+            paths = _paths(read_yaml_file(inside(run, file.relative_to(run))))
         except (PaftError, AttributeError, KeyError, TypeError):
             continue
-        if paths and (run / "branches" / file.stem).is_dir():
-            found.append(Data(file.stem, tuple(dict.fromkeys(paths))))
+        given = [
+            held_out.get(PurePath(path).name, path) if "training" in PurePath(path).parts else path for path in paths
+        ]
+        if paths and (run / "branches" / name).is_dir():
+            found.append(Data(name, tuple(dict.fromkeys(given))))
+    return found
+
+
+def _paths(config: Mapping[str, Any]) -> list[str]:
+    return [without_password(str(entry["path"])) for entry in config.get("datasets") or []]
+
+
+def _before_holding_out(run: Path) -> dict[str, str]:
+    """Name of a file with what is left of a data set → what the user calls that data set."""
+    found: dict[str, str] = {}
+    for file in below(run, "configs/hold-out*.json"):
+        with suppress(AttributeError, KeyError, TypeError):
+            for branch in read_json_or_nothing(file)["branches"]:
+                for index, path in enumerate(_paths(branch["content"])):
+                    found[f"{branch['name']}-{index}.parquet"] = path
     return found
 
 
@@ -144,7 +163,7 @@ def card_text(run: Path, results: Results, arm: ArmResult, picture: Plot | str) 
     """The card of a fused arm as Markdown; `picture` is the plot of the branches' sparsity, or why there is none."""
     folder = inside(run, arm.model)
     recipe = read_text(inside(folder, RECIPE)).strip()
-    method, base, data = *_recipe_says(recipe), read_data(run)
+    method, base, data = *_recipe_says(recipe), read_data(run, arm.arm)
     choice = choose(results)
     table = arm_table(results, choice)
     text = render(
@@ -152,9 +171,7 @@ def card_text(run: Path, results: Results, arm: ArmResult, picture: Plot | str) 
         "model_card.md",
         metadata=_metadata(results, arm, method, base, data, folder).to_yaml(),
         arm=arm,
-        base_said=_named(base),
-        made_of=_made_of(results, arm.arm),
-        method=method,
+        made=f"{_named(base)} {made(results, arm.arm, method)}",
         table=as_markdown(table),
         verdict=_said(choice, arm),
         note=table.note,
@@ -226,13 +243,20 @@ def _named(base: Base) -> str:
     return f"The base model `{base.path}` (a local folder that names no model on the hub)"
 
 
-def _made_of(results: Results, arm: Arm) -> str:
-    """The branches that were fused, two by what they are and more by their names."""
+def made(results: Results, arm: Arm, method: str) -> str:
+    """How an arm was made of its base, in the rest of a sentence; a branch of each role by what it is, others by their names."""
+    if arm.kind == "sequential":
+        names = joined([f"`{name}`" for name in arm.order])
+        return f"trained as its branches {names}, one on top of the other; adapters were folded in by mergekit."
     penalty = " trained with an L1 penalty on its delta"
-    if len(arm.branches) < 3:
-        return f"an SFT branch{penalty if arm.penalised else ''} and a preference branch"
     found = [one.arm if (one := results.arm(name)) else arm_named(name) for name in arm.branches]
-    return joined([f"`{one.name}`{penalty if one.penalised else ''}" for one in found])
+    branches = f"an SFT branch{penalty if arm.penalised else ''} and a preference branch"
+    if len(found) > 2 or {one.role for one in found} in ({"sft"}, {"preference"}):
+        branches = joined([f"`{one.name}`{penalty if one.penalised else ''}" for one in found])
+    paper = "[PAFT, arXiv 2406.17923](https://arxiv.org/abs/2406.17923)"
+    return (
+        f"with the deltas of {branches} fused into it by {method.upper()}: trained in parallel, then merged ({paper})."
+    )
 
 
 def _said(choice: Choice, arm: ArmResult) -> str:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
+import pytest
 from huggingface_hub import ModelCard
 
-from paft_plugin.report.model_card import read_base, write_model_cards
+from paft_plugin.evaluation.arms import Arm, Role
+from paft_plugin.evaluation.results import ArmResult, read_results
+from paft_plugin.report.model_card import made, read_base, read_data, write_model_cards
 from tests.report.runs import PROVENANCE
 
 Run = Callable[..., Path]
@@ -50,6 +55,49 @@ def test_people_read_table_plot_recipe_and_provenance(make_run: Run) -> None:
     assert "`apache-2.0`, inherited from the base model" in text
     assert "As mergekit says" not in text
     assert str(run) not in text  # a card is for other machines
+
+
+def test_data_are_the_user_s_own_of_the_branches_that_the_model_is_made_of(tmp_path: Path) -> None:
+    """Rows that a run holds out leave files of its own for training, which nobody else has."""
+    given = {"sft": ["owner/chats", "my rows.jsonl"], "taste": ["pairs.jsonl"]}
+    held_out = [
+        {"name": name, "content": {"datasets": [{"path": path} for path in paths]}} for name, paths in given.items()
+    ]
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "hold-out.json").write_text(json.dumps({"branches": held_out}))
+    for name, rows in {"sft-l1": ["sft-0", "sft-1"], "dpo": ["taste-0"], "joint": ["other"]}.items():
+        (tmp_path / "branches" / name).mkdir(parents=True)
+        sets = [{"path": f"{tmp_path}/held_out/training/{row}.parquet"} for row in rows]
+        (tmp_path / "configs" / f"{name}.yml").write_text(json.dumps({"datasets": sets}))
+    data = read_data(tmp_path, Arm(name="x", kind="fused", branches=("sft-l1", "dpo")))
+    assert {each.branch: list(each.paths) for each in data} == {"dpo": given["taste"], "sft-l1": given["sft"]}
+    assert [name for each in data for name in each.hub_names] == ["owner/chats"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "roles", "said"),
+    [
+        ("fused", {"sft": "sft", "dpo": "preference"}, "the deltas of an SFT branch and a preference branch fused"),
+        ("fused", {"math": "sft", "code": "sft"}, "the deltas of `math` and `code` fused"),
+        ("sequential", {"sft": "sft", "dpo": "preference"}, "trained as its branches `sft` and `dpo`, one on top of"),
+    ],
+)
+def test_it_says_how_the_model_was_made(
+    make_run: Run, kind: Literal["fused", "sequential"], roles: dict[str, Role], said: str
+) -> None:
+    run = make_run()
+    results = read_results(run)
+    assert results is not None
+    known = {
+        name: replace_arm(results.arms[0], Arm(name=name, kind="branch", role=role, branches=(name,)))
+        for name, role in roles.items()
+    }
+    arm = Arm(name="x", kind=kind, branches=tuple(roles), order=tuple(roles) if kind == "sequential" else ())
+    assert said in made(results.model_copy(update={"arms": tuple(known.values())}), arm, "ties")
+
+
+def replace_arm(result: ArmResult, arm: Arm) -> ArmResult:
+    return result.model_copy(update={"arm": arm})
 
 
 def test_again_is_the_same(make_run: Run) -> None:
