@@ -245,7 +245,8 @@ def _joint_branches(setup: Setup) -> dict[str, Branch]:
             raise_if_any(_without_config(setup, where))
             if name in setup.branches or (name != JOINT and _is_reserved(name)):
                 raise PaftError(f"{where}: an arm of the run is called so. Name it otherwise.")
-            found[name] = joint_training(name, branches, joint.sft_weight, joint.overrides)
+            # For messages: its settings are those of that key, too.
+            found[name] = replace(joint_training(name, branches, joint.sft_weight, joint.overrides), source=Path(where))
         except PaftError as error:
             problems += [said if said.startswith(where) else f"{where}: {said}" for said in error.problems]
     raise_if_any(problems)

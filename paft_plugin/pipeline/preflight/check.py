@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from paft_plugin.pipeline.secrets import find_secrets
 def preflight(setup: Setup) -> Findings:
     """All that would fail, or surprise, later in a run whose base model is in a folder; nothing is trained or written."""
     findings = Findings()
-    wanted, configured = setup.needed, different_trainings(setup)
+    wanted, configured = setup.needed, [*different_trainings(setup), *_overridden(setup)]
     with tempfile.TemporaryDirectory(prefix="paft-preflight-") as name:
         folder = Path(name).resolve()
         with asked(setup, configured, folder) as answers_of:  # which takes seconds: the rest is done meanwhile
@@ -69,6 +70,14 @@ def different_trainings(setup: Setup) -> list[Branch]:
     trained = dict.fromkeys(name for branch in trainings for name in branch.made_of or (branch.name,))
     spared = {twin for sparse, twin in setup.twins.items() if sparse in trained}
     return [setup.branches[name] for name in trained if name not in spared or name in setup.config.compare.branches]
+
+
+def _overridden(setup: Setup) -> list[Branch]:
+    """The joint trainings with settings of their own, on rows of a preference branch: theirs are not written yet."""
+    joints = [setup.branches[arm.name] for arm in setup.of_kind("joint")]
+    own = [joint for joint in joints if setup.config.compare.joints[joint.name].overrides]
+    rows = setup.branches[setup.of_role("preference")[0]].content.get("datasets") if own else None
+    return [replace(joint, content={**joint.content, "datasets": rows}) for joint in own]
 
 
 # --- without axolotl -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from paft_plugin.demo.data import write_tasks
+from paft_plugin.errors import Findings
 from paft_plugin.pipeline.preflight.check import (
     check_apart,
     check_evaluation,
@@ -43,6 +45,15 @@ def test_a_dense_twin_is_asked_about_only_where_it_is_no_copy(room: Room) -> Non
     assert names(arms=["sft", "sft-l1"]) == ["sft-l1"]
     assert names(arms=["sft"]) == ["sft"], "alone it stands for both"
     assert names(arms=["sft", "sft-l1"], compare={"sft": "preference.yml"}) == ["sft-l1", "sft"], "a config of its own"
+
+
+def test_settings_of_a_joint_training_are_looked_at_as_those_of_a_branch(check: Callable[..., Findings]) -> None:
+    """It is a training like the others, and a misspelt key would make it another one without a word."""
+    right = check(compare={"joint": {"overrides": {"learning_rate": 1e-4}}})
+    assert right.problems == []
+    wrong = check(compare={"joint": {"overrides": {"learning_rte": 1e-4, "num_epochs": "many"}}})
+    assert [problem for problem in wrong.problems if "paft.yml: compare.joint: " in problem and "num_epochs" in problem]
+    assert [said for said in (*wrong.problems, *wrong.warnings) if "learning_rte" in said]
 
 
 def test_ray_within_ray_is_refused(room: Room) -> None:
