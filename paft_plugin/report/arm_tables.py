@@ -104,7 +104,10 @@ def _how(asked: Sequence[Comparison]) -> Iterator[str]:
         yield f"{which}{', ' if paired else ' '}differences are judged as if of different items, which shows less."
     declared = sum(change.adjusted is not None for change in changes)
     if declared:
-        yield f"Verdicts on {declared} declared contrasts are by Holm's correction; the others are exploratory: some are chance."
+        yield (
+            f"Better and worse on {declared} declared contrasts are by Holm's correction, equivalent without it (two one-sided "
+            "tests at 5 %); the others are exploratory: some are chance."
+        )
     margins: dict[float, list[str]] = {}
     for measure in {change.measure.name: change.measure for change in changes}.values():
         if measure.margin is not None:

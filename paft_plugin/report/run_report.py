@@ -24,7 +24,7 @@ from paft_plugin.report.differences import BASELINES, Difference, difference, si
 from paft_plugin.report.inspection_page import deltas_part, pairs_part, write_inspection_page
 from paft_plugin.report.page import prose, shown
 from paft_plugin.report.plots import RunData, run_plots
-from paft_plugin.report.sections import Remark, diagnosis_remarks, lint_remarks, search_part
+from paft_plugin.report.sections import Remark, diagnosis_remarks, lint_remarks, made_for, search_part
 from paft_plugin.search.alpha_curve import ALPHA_FILE, CURVES, AlphaCurve
 from paft_plugin.tables import Cell, number_cell
 from paft_plugin.templates import render
@@ -76,7 +76,8 @@ def report_html(run: Path, results: Results) -> str:
     search, lint = search_part(run), lint_remarks(run)
     diagnosis, no_diagnosis = _diagnosis(run)
     repeat, curves = how_to_repeat(run), _curves(run, [one.arm for one in results.arms])
-    ways = [way for file in below(run, f"{CURVES}/*/{ALPHA_FILE}") if (way := AlphaCurve.read_or_nothing(file))]
+    is_there, files = made_for(run), below(run, f"{CURVES}/*/{ALPHA_FILE}")
+    ways = [way for file in files if is_there(file.parent.name) and (way := AlphaCurve.read_or_nothing(file))]
     data = RunData(results, choice, curves, _targets(run, curves), ways)
     name = run.absolute().name
     return render(
@@ -126,7 +127,7 @@ def _diagnosis(run: Path) -> tuple[list[Remark] | None, str]:
 def _curves(run: Path, arms: Sequence[Arm]) -> list[Curve]:
     """Of every branch of which anything was logged, the SFT branches first."""
     names = sorted(
-        (folder.name for folder in below(run, "branches/*") if folder.is_dir()),
+        filter(made_for(run), (folder.name for folder in below(run, "branches/*") if folder.is_dir())),
         key=lambda name: (not arm_named(name, arms).is_sft, name),
     )
     return [curve for name in names if (curve := read_curve(run, name)) is not None]
@@ -144,7 +145,9 @@ def _targets(run: Path, curves: Sequence[Curve]) -> dict[str, tuple[str, float]]
 
 def missed_targets(run: Path) -> list[str]:
     """What to say of each branch that ended far from its `paft_target_sparsity`."""
-    proofs = {file.parent.name: Proof.read_or_nothing(file) for file in below(run, f"branches/*/{PROOF_FILE}")}
+    is_there = made_for(run)
+    files = {file.parent.name: file for file in below(run, f"branches/*/{PROOF_FILE}")}
+    proofs = {branch: Proof.read_or_nothing(file) for branch, file in files.items() if is_there(branch)}
     return [f"{branch}: {missed}" for branch, proof in proofs.items() if proof and (missed := missed_target(proof))]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -12,6 +13,7 @@ from markupsafe import Markup
 
 from paft_plugin.drawing import Missing, joined
 from paft_plugin.errors import PaftError
+from paft_plugin.evaluation.arms import read_run
 from paft_plugin.files import LINT_FILE, fused_files, inside, read_json
 from paft_plugin.formats import measured, number
 from paft_plugin.fusion.lint.findings import Finding, LintFile
@@ -69,9 +71,23 @@ def _check_remark(check: Check, place: int) -> Remark:
     return Remark(kind, f"{word}: {check.signature}{branches}", check.message, evidence, notes, tuple(remedies))
 
 
+def made_for(run: Path) -> Callable[[str], bool]:
+    """Whether a branch or model in the folder is part of the run as it is now, rather than left by arms that it had once.
+
+    Raises:
+        PaftError: Its `run.json` is damaged or of another version.
+    """
+    planned = read_run(run)
+    if planned is None:
+        return lambda _: True
+    arms = {name for arm in planned.arms for name in (arm.name, *arm.branches, *arm.order)}
+    return ({stage.name for stage in planned.stages} | arms).__contains__
+
+
 def lint_remarks(run: Path) -> list[Remark] | None:
     """What the recipes' checks in `run` found, errors first; None if no check was kept there."""
-    files = fused_files(run, LINT_FILE)
+    is_there = made_for(run)
+    files = {arm: file for arm, file in fused_files(run, LINT_FILE).items() if is_there(arm)}
     if not files:
         return None
     remarks = []

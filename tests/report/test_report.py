@@ -16,8 +16,10 @@ from click.testing import CliRunner
 from paft_plugin.cli import paft
 from paft_plugin.drawing import joined
 from paft_plugin.errors import PaftError
+from paft_plugin.evaluation.arms import read_run
 from paft_plugin.inspection.diagnosis.verdict import Diagnosis, judged
 from paft_plugin.inspection.inspected import write_inspection
+from paft_plugin.report.collect import collect
 from paft_plugin.report.run_report import write_report
 from paft_plugin.report.sections import diagnosis_remarks
 from tests.report.runs import RUN_CONTENT, SCORES, inspect, random_delta, results_content, three_deltas
@@ -274,6 +276,32 @@ def test_a_missed_target_is_said_at_first_sight(make_run: Run, ended: float, mis
     file = run / "branches" / "sft-l1" / "paft.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "sparsity": {"1e-05": ended}}))
     assert ("sft-l1: paft_target_sparsity: 0.9 was missed: 50.0%" in check_shape(write_report(run)).text) == missed
+
+
+def test_what_arms_left_that_the_run_no_longer_has_is_not_on_its_page(make_run: Run) -> None:
+    run = make_run()
+    shutil.copytree(run / "branches" / "sft-l1", run / "branches" / "gone-l1")
+    shutil.copytree(run / "lint" / "paft-ties", run / "lint" / "paft-gone")
+    for name in ("gone-l1", "sft-l1"):
+        file = run / "branches" / name / "paft.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "sparsity": {"1e-05": 0.5}}))
+    assert "gone" in check_shape(write_report(run)).text, "nothing says what the run is of"
+    (run / "configs" / "run.json").write_text(json.dumps(RUN_CONTENT))
+    text = check_shape(write_report(run)).text
+    assert "gone" not in text
+    assert "sft-l1: paft_target_sparsity: 0.9 was missed" in text
+    assert "paft-ties: warning PAFT301" in text
+
+
+def test_sparsities_are_those_that_were_counted(make_run: Run) -> None:
+    """Thresholds may have changed since, in a run without the arms whose deltas would be counted anew."""
+    run = make_run()
+    (run / "configs" / "run.json").write_text(json.dumps({**RUN_CONTENT, "thresholds": [1e-5, 1e-4]}))
+    planned = read_run(run)
+    assert planned is not None
+    found = {arm.name: arm.sparsity for arm in collect(run, planned).arms}
+    assert found["sft-l1"] is not None
+    assert list(found["sft-l1"]) == ["1e-05"]
 
 
 def test_what_is_well_of_many_branches_is_one_remark_for_each_signature() -> None:
