@@ -56,6 +56,7 @@ def _without_axolotl(setup: Setup, wanted: list[Branch], configured: list[Branch
         yield remote_data(branch)
     for branch in (*setup.trainings, *setup.continued):
         yield check_launcher(setup, branch)
+    yield check_recipes(setup)
     yield check_evaluation(setup)
     yield check_held_out(setup)
     for branch in wanted:
@@ -106,6 +107,18 @@ def check_launcher(setup: Setup, branch: Branch) -> Findings:
             f"{branch.where}: use_ray: true cannot go together with `executor: ray`: the training is a task of Ray already. "
             "Remove it, and give the branch `devices:` and a `launcher:`."
         )
+    return findings
+
+
+def check_recipes(setup: Setup) -> Findings:
+    """What the linter says of the user's own recipes, as far as it needs no branch: those are not trained yet."""
+    from paft_plugin.fusion.lint.findings import errors
+    from paft_plugin.fusion.lint.linter import lint_recipe
+
+    findings = Findings()
+    for file in setup.config.fusion.recipes.values():
+        wrong = [one for one in errors(lint_recipe(file, read_weights=False)) if one.code < "PAFT3"]
+        findings.problem(*(f"{file}: {one.code} {one.where}: {one.message} {one.fix}" for one in wrong))
     return findings
 
 

@@ -15,6 +15,7 @@ from paft_plugin.pipeline.preflight.check import (
     check_apart,
     check_evaluation,
     check_launcher,
+    check_recipes,
     check_start,
     different_trainings,
 )
@@ -54,6 +55,20 @@ def test_settings_of_a_joint_training_are_looked_at_as_those_of_a_branch(check: 
     wrong = check(compare={"joint": {"overrides": {"learning_rte": 1e-4, "num_epochs": "many"}}})
     assert [problem for problem in wrong.problems if "paft.yml: compare.joint: " in problem and "num_epochs" in problem]
     assert [said for said in (*wrong.problems, *wrong.warnings) if "learning_rte" in said]
+
+
+def test_recipes_are_linted_before_there_are_branches(room: Room, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yml"
+    text = (
+        "merge_method: {}\nbase_model: $base\nmodels:\n  - model: $sft\n    parameters: {{weight: 1}}\ndtype: float32\n"
+    )
+    recipe.write_text(text.format("task_arithmetic"))
+    setup = room.setup(fusion={"recipes": {"mine": str(recipe)}})
+    assert check_recipes(setup).problems == []
+    recipe.write_text(text.format("tise"))
+    (problem,) = check_recipes(setup).problems
+    assert f"{recipe}" in problem
+    assert "no merge method 'tise'" in problem
 
 
 def test_ray_within_ray_is_refused(room: Room) -> None:
