@@ -14,7 +14,7 @@ TIMEOUT = 5.0  # seconds
 Kind = Literal["model", "dataset"]
 WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
 """Weights as safetensors, configuration and tokenizer. No pickles: loading one runs whatever code is in it."""
-UNWANTED = ("original/*", "onnx/*", "openvino/*", "*.onnx*", "*.gguf", "*.msgpack", "*.h5")
+UNWANTED = ("original/*", "consolidated*", "onnx/*", "openvino/*", "*.onnx*", "*.gguf", "*.msgpack", "*.h5")
 
 
 def offline() -> bool:
