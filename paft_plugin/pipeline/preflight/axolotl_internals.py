@@ -13,6 +13,7 @@ from axolotl.cli.config import gpu_capabilities, prepare_plugins
 from axolotl.integrations.base import load_plugin
 from axolotl.integrations.config import merge_input_args
 from axolotl.loaders import load_processor, load_tokenizer
+from axolotl.loaders.adapter import find_all_linear_names
 from axolotl.prompt_strategies.dpo import load as load_dpo
 from axolotl.prompt_strategies.kto import load as load_kto
 from axolotl.prompt_strategies.orpo import load as load_orpo
@@ -28,6 +29,7 @@ __all__ = [
     "DPODataset",
     "DictDefault",
     "KTODataset",
+    "find_all_linear_names",
     "get_chat_template_from_config",
     "get_dataset_wrapper",
     "gpu_capabilities",

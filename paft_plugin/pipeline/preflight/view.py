@@ -6,13 +6,16 @@ Each step adds what is wrong to the answer; the ones that can still be taken are
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from paft_plugin.errors import Findings, closest, one_line
+from paft_plugin.deltas.skeleton import build_model
+from paft_plugin.errors import Findings, PaftError, closest, one_line
+from paft_plugin.files import read_json_or_nothing
 from paft_plugin.pipeline.branches import entries
 from paft_plugin.pipeline.preflight.ask import Answer
 from paft_plugin.pipeline.preflight.data_files import Sample, file_type, local_files, read_sample
@@ -43,6 +46,7 @@ def view(content: dict[str, Any], where: str, tokenizer_folder: Path, here: bool
     if cfg is None:
         return answer
     answer.precision = _precision(cfg, content, here)
+    answer.problem(*_tied_head(cfg, where))
     tokenizer = load_tokenizer_of(cfg, where, answer)
     if tokenizer is None:
         return answer
@@ -121,6 +125,27 @@ def _precision(cfg: Any, content: Mapping[str, Any], here: bool) -> dict[str, st
     written = ", ".join(f"{key}: {content[key]}" for key in ("bf16", "fp16") if content.get(key)) or "no half precision"
     compute = str(cfg.torch_dtype).removeprefix("torch.") if here else written
     return {"compute": compute, "weights": "4 bits" if cfg.load_in_4bit else "8 bits" if cfg.load_in_8bit else "whole"}
+
+
+def _tied_head(cfg: Any, where: str) -> Iterator[str]:
+    """An output head tied to the embedding, among what `lora_target_linear` trains: of NeoX axolotl looks for another name."""
+    from paft_plugin.pipeline.preflight.axolotl_internals import find_all_linear_names
+
+    base = Path(cfg.base_model)
+    if not (
+        cfg.adapter and cfg.lora_target_linear and read_json_or_nothing(base / "config.json").get("tie_word_embeddings")
+    ):
+        return
+    with suppress(PaftError, ImportError, ValueError):  # a model that transformers does not know is named elsewhere
+        model = build_model(base)
+        named = find_all_linear_names(model)
+        heads = [name for name, module in model.named_modules() if module is model.get_output_embeddings()]
+        if head := next((name for name in heads if name.rpartition(".")[2] in named), None):
+            others = ", ".join(sorted({*named} - {head}))
+            yield (
+                f"{where}: lora_target_linear: axolotl trains {head}, too, which is tied to the embedding here. Such a branch "
+                f"cannot be merged, or not even be saved. Name lora_target_modules: [{others}] instead."
+            )
 
 
 def load_tokenizer_of(cfg: Any, where: str, answer: Answer) -> Any:

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from paft_plugin.demo.pretrain import new_model
 from paft_plugin.errors import Findings
 from paft_plugin.pipeline.preflight import preflight
+from tests.deltas.architectures import save
 from tests.pipeline.room import Room
 
 Preflight = Callable[..., Findings]
@@ -107,6 +109,17 @@ def test_a_multimodal_base_without_its_processor(check: Preflight, room: Room, t
     problems = check(sft={"base_model": None}, preference={"base_model": None}, base=str(base)).problems
     for name in ("sft.yml", "preference.yml"):
         one([problem for problem in problems if name in problem], "multimodal", "processor_config.json")
+
+
+def test_a_tied_head_among_all_linear_modules(check: Preflight, demo: Path, tmp_path: Path) -> None:
+    """axolotl knows the head of NeoX by the name that it had in transformers 4; DPO then ended when it was to be saved."""
+    base = shutil.copytree(demo / "base", tmp_path / "base")
+    save(lambda: new_model(52, "gpt_neox"), base)
+    (base / "generation_config.json").unlink()
+    places = {"base": str(base), "sft": {"base_model": str(base)}, "preference": {"base_model": str(base)}}
+    problems = check(**places).problems
+    wanted = "Name lora_target_modules: [dense, dense_4h_to_h, dense_h_to_4h, query_key_value] instead."
+    assert [problem.endswith(wanted) for problem in problems] == [True, True], problems
 
 
 def test_other_special_tokens(check: Preflight, demo: Path) -> None:
