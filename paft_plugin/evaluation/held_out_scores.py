@@ -331,8 +331,9 @@ class _Texts:
         self._tokenizer = tokenizer
         marks = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
         marks |= set(tokenizer.all_special_ids)
-        # A turn may end with a token that no config calls its end: the one that the training taught.
-        taught = {token for rows in held_out.answers.values() for row in rows for token in row.answer if token in marks}
+        # A turn may end with a token that no config calls its end: the one that the training taught, after others of its kind.
+        answers = [row.answer for rows in held_out.answers.values() for row in rows]
+        taught = {token for answer in answers for token in [t for t in answer if t in marks][-1:]}
         own = tokenizer.eos_token_id
         self.ends = frozenset(taught | (set() if own is None else {own}))
 

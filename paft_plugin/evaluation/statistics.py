@@ -96,8 +96,9 @@ def change_of_share(before: Values, after: Values, sources: Sequence[str | None]
     changes, groups = after - before, clusters(sources)
     if groups is not None and _standard_error(changes, groups):
         return change_of_mean(before, after, sources)
-    won, lost = int((changes > 0).sum()), int((changes < 0).sum())
-    return _mcnemar(won, lost, _count(changes, groups))
+    won, lost, count = int((changes > 0).sum()), int((changes < 0).sum()), _count(changes, groups)
+    alike = count / len(changes)  # below 1 where items share sources, each of which has changed as much as any other
+    return _mcnemar(round(won * alike), round(lost * alike), count)
 
 
 def change_of_mean(before: Values, after: Values, sources: Sequence[str | None] = ()) -> MeanChange:

@@ -216,7 +216,8 @@ def answer(scores: StudyScores, contrast: Contrast, one: Taken, other: Taken) ->
     if one.arm is None or other.arm is None:
         return Answered(contrast, None, None, None, margin, up, why=one.why or other.why)
     found = change(scores, other.arm.name, one.arm.name, contrast.measure)
-    why = "" if found else f"No seed has the items of {contrast.measure} of both {one.arm.name} and {other.arm.name}."
+    how_many = "No seed has" if len(scores.items) < 2 else "Fewer than two seeds have"
+    why = "" if found else f"{how_many} the items of {contrast.measure} of both {one.arm.name} and {other.arm.name}."
     return Answered(contrast, one.arm.name, other.arm.name, found, margin, up, why=why)
 
 

@@ -128,6 +128,7 @@ class Design(JsonFile):
             "seeds": content["seeds"],
             "contrasts": content["contrasts"],
             "primary measure": [content["skill"], content["preference"], content["primary"]],
+            "retained measures": content["retained"],
         }
         return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest()[:16] for name, part in parts.items()}
 

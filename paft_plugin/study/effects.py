@@ -54,7 +54,7 @@ def terms(scores: StudyScores, measure: str) -> list[Term]:
     """What a measure is made of: itself, or of `primary` the mean of several.
 
     A measure in nats, or one of which less is better, comes into that as the share of what the best branch gains on the base, on
-    validation items; where that is not known there is no `primary`, and nothing is returned.
+    validation items; where that is not known, or none gains, there is no `primary`, and nothing is returned.
     """
     if measure.removesuffix(VALIDATION) != PRIMARY:
         return [Term(measure)]
@@ -69,7 +69,8 @@ def _term(scores: StudyScores, name: str, count: int) -> Term | None:
     if measure is None or (measure.higher_is_better and not measure.in_nats):
         return Term(name, 1 / count)
     zero, best = ends(scores, name, VALIDATION)
-    return Term(name, 1 / (count * (best - zero)), zero) if best != zero else None
+    gained = best > zero if measure.higher_is_better else best < zero
+    return Term(name, 1 / (count * (best - zero)), zero) if gained else None
 
 
 def ends(scores: StudyScores, name: str, end: str = "") -> tuple[float, float]:
@@ -134,13 +135,12 @@ def level(scores: StudyScores, arm: str, measure: str) -> Level | None:
 
 
 def change(scores: StudyScores, other: str, one: str, measure: str) -> MeanChange | None:
-    """How a measure changes from `other` to `one`, by the seeds that have both; None where no seed has the items of both.
-
-    Of one seed the interval is over items alone.
+    """How a measure changes from `other` to `one`, by the seeds that have both; None where no seed has the items of both, or a
+    single one of several: of one seed the interval is over items alone.
     """
     parts = [(part, _values(scores, [other, one], part.measure)) for part in terms(scores, measure)]
     seeds = [seed for seed in scores.items if parts and all(seed in values for _, values in parts)]
-    if not seeds:
+    if not seeds or len(seeds) == 1 < len(scores.items):
         return None
     if len(seeds) == 1 and len(parts) == 1:
         values = [_values(scores, [arm], measure)[seeds[0]] for arm in (other, one)]

@@ -44,13 +44,16 @@ def run_study(file: Path, console: Console) -> None:
     for run in plan.runs:
         write_text(run.file, run.text)
     problems: list[str] = []
+    failed: list[int] = []
     for run in plan.runs:
         console.rule(f"Seed {run.seed}")
+        before = len(problems)
         with collecting(problems):
             run_pipeline(run.file, console)
-    if not problems or _scored(plan.folder):
+        failed += [run.seed] if len(problems) > before else []
+    if len(failed) < len(plan.runs):
         with collecting(problems):
-            _conclude(plan, design, console)
+            _conclude(plan, design, console, failed)
     raise_if_any(problems)
 
 
@@ -78,6 +81,9 @@ def _changed(before: Design, now: Design) -> Iterator[str]:
     if changed:
         verb = "were" if changed[1:] or changed[0].endswith("s") else "was"
         yield f"The {' and the '.join(changed)} {verb} changed"
+    settings = [{arm.name: arm for arm in each.arms if arm.settings} for each in (before, now)]
+    if arms := [name for name, arm in settings[0].items() if arm.settings != settings[1].get(name, arm).settings]:
+        yield f"The settings of {some(arms)} were changed"
     old, new = [arm.name for arm in before.arms], [arm.name for arm in now.arms]
     for verb, these, others in (("added", new, old), ("left out", old, new)):
         if arms := [name for name in dict.fromkeys(these) if name not in others]:
@@ -89,10 +95,10 @@ def _scored(folder: Path) -> bool:
     return any(folder.glob(f"{SEEDS}/*/{SCORES}/*/scores.json"))
 
 
-def _conclude(plan: StudyPlan, design: Design, console: Console) -> None:
+def _conclude(plan: StudyPlan, design: Design, console: Console, failed: Sequence[int]) -> None:
     from paft_plugin.study.scores import collect
 
-    collect(plan.folder, design, costs(design, _open_all(plan.runs)))
+    collect(plan.folder, design, costs(design, _open_all(plan.runs)), failed)
     recompute(plan.folder, console)
 
 

@@ -110,8 +110,10 @@ def kept_measures(design: Design) -> list[str]:
 # --- from the runs ------------------------------------------------------------------------------------------------------
 
 
-def collect(folder: Path, design: Design, cost: Sequence[Mapping[str, Any]] = ()) -> None:
+def collect(folder: Path, design: Design, cost: Sequence[Mapping[str, Any]] = (), failed: Sequence[int] = ()) -> None:
     """Write the small files of the study in `folder` from the runs of its seeds; seeds without results are left out, and said.
+
+    So are those whose runs `failed`: what lies there may be older than the others' results.
 
     Raises:
         PaftError: What a run left cannot be read, its seeds were scored by different measures, or no seed has results.
@@ -119,7 +121,7 @@ def collect(folder: Path, design: Design, cost: Sequence[Mapping[str, Any]] = ()
     found: dict[int, Results] = {}
     for seed in design.seeds:
         results = read_results(design.run_dir(folder, seed))
-        if results is not None:
+        if results is not None and seed not in failed:
             found[seed] = results
     if not found:
         raise PaftError(f"{folder}: no seed has results yet. {AGAIN}")
@@ -130,7 +132,8 @@ def collect(folder: Path, design: Design, cost: Sequence[Mapping[str, Any]] = ()
         items = _items_of(results, kept_measures(design), wanted)
         write_bytes(inside(folder, ITEMS / f"{seed}.npz"), packed(items))
         figures[seed] = _figures_of(design.run_dir(folder, seed), results, wanted, items)
-    notes = [f"Seed {seed} has no results, and is left out." for seed in design.seeds if seed not in found]
+    why = {seed: "failed" if seed in failed else "has no results" for seed in design.seeds if seed not in found}
+    notes = [f"Seed {seed} {said}, and is left out." for seed, said in why.items()]
     notes += _missing_arms(design, found)
     StudyFigures(
         measures=measures,

@@ -176,6 +176,14 @@ def test_95_of_100_intervals_hold_the_true_difference(draw: Draw) -> None:
     assert 0.925 <= covered <= 0.99
 
 
+def test_a_share_of_which_all_items_of_all_sources_change_alike_stays_one() -> None:
+    """Sources are what is counted, not their items: a change of ten times one is none."""
+    sources = [f"document {place // 10}" for place in range(100)]
+    found = change_of_share(np.zeros(100), np.ones(100), sources)
+    assert found == change_of_share(np.zeros(10), np.ones(10))
+    assert found.value == 1
+
+
 def test_clusters_are_sources_of_several_items_but_not_the_parts_of_a_data_set() -> None:
     assert clusters([]) is None
     assert clusters(["data.jsonl"] * 50) is None

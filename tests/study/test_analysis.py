@@ -14,7 +14,7 @@ from paft_plugin.evaluation.statistics import change_of_share, mean_of_seeds
 from paft_plugin.study.analysis import Analysis, analyse
 from paft_plugin.study.effects import change, mean_score
 from paft_plugin.study.fronts import hypervolume
-from paft_plugin.study.scores import StudyScores, read_study
+from paft_plugin.study.scores import MeasureItems, StudyScores, read_study
 from tests.study.studies import CONTRASTS, LEVELS, design, write_small
 
 
@@ -107,12 +107,33 @@ def test_one_seed_is_judged_by_its_items_and_says_so(tmp_path: Path) -> None:
 
 
 def test_a_primary_in_nats_counts_by_what_the_branch_gains(tmp_path: Path) -> None:
-    study = design((1, 2), primary=("skill", "retained"))
-    scores = read_study(write_small(tmp_path, study))
-    zero, best = (mean_score(scores, arm, f"retained{VALIDATION}") for arm in ("base", "sft-l1"))
+    levels = {**LEVELS, "sft": (0.80, 0.50, 0.80), "sft-l1": (0.78, 0.50, 0.85)}
+    scores = read_study(write_small(tmp_path, design((1, 2), primary=("skill", "retained")), levels))
+    zero, best = (mean_score(scores, arm, f"retained{VALIDATION}") for arm in ("base", "sft"))
     skill, retained = (mean_score(scores, "ties", name) for name in ("skill", "retained"))
     assert zero is not None and best is not None and skill is not None and retained is not None  # noqa: PT018
     assert mean_score(scores, "ties", "primary") == pytest.approx((skill + (retained - zero) / (best - zero)) / 2)
+
+
+def test_where_no_branch_gains_a_loss_is_no_merit(tmp_path: Path) -> None:
+    """All branches forget: a share of what the best one `gains` would reward whoever forgets most."""
+    scores = read_study(write_small(tmp_path, design((1, 2), primary=("skill", "retained"))))
+    assert mean_score(scores, "ties", "primary") is None
+
+
+def test_a_single_one_of_several_seeds_judges_nothing(tmp_path: Path) -> None:
+    """Its items alone would make a question more certain by losing seeds."""
+    scores = read_study(write_small(tmp_path, design((1, 2, 3))))
+    items = {
+        seed: each if seed == 1 else {name: without(kept, "joint") for name, kept in each.items()}
+        for seed, each in scores.items.items()
+    }
+    assert change(scores, "sequential", "joint", "skill") is not None
+    assert change(replace(scores, items=items), "sequential", "joint", "skill") is None
+
+
+def without(kept: MeasureItems, arm: str) -> MeasureItems:
+    return replace(kept, arms={name: values for name, values in kept.arms.items() if name != arm})
 
 
 def test_without_a_scale_there_is_no_primary(tmp_path: Path) -> None:

@@ -58,6 +58,12 @@ def test_the_study_in_readme_is_one(study: Change) -> None:
         ({"controls": [{"l2": {"strengths": [1, -1]}}]}, "controls.l2.strengths.1: ", "- -1"),
         ({"controls": [{"prune": {"steps": [3]}}]}, "controls.prune.steps: no such key.", "steps:"),
         ({"curves": {"density": [0.1, 2]}}, "curves.density.1: ", "- 2"),
+        ({"sft": "axolotl/sft.yml"}, "sft: is the same training for two seeds.", "sft:"),
+        (
+            {"contrasts": [ASKED | {"measure": "words_validation"}]},
+            "contrasts.0.measure: words_validation: is what",
+            "measure:",
+        ),
         ({"budget": 0}, "budget: ", "budget:"),
         ({"retained": ["wrds"]}, "retained: no such measure.", "retained:"),
         ({"contrasts": [ASKED | {"measure": "wrds"}]}, "contrasts.0.measure: no such measure.", "measure: wrds"),

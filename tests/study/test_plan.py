@@ -149,7 +149,8 @@ def test_the_penalty_of_a_joint_training_is_of_the_config_s_own_kind(study: Chan
 
 
 def test_a_bound_on_the_loss_is_a_strength_and_needs_a_twin(study: Change) -> None:
-    bounded = {"config": "axolotl/sft.yml", "overrides": {"paft_max_loss_increase": 0.02, "paft_target_sparsity": 0.9}}
+    bound = {"paft_max_loss_increase": 0.02, "paft_target_sparsity": 0.9, "seed": "$seed"}
+    bounded = {"config": "axolotl/sft.yml", "overrides": bound}
     curves = {"paft_max_loss_increase": [0.01, 0.02], "paft_target_sparsity": [0.5]}
     found = plan(study(sft=bounded, ways=["ties", "sequential"], controls=None, contrasts=None, curves=curves))
     compare = yaml.safe_load(found.runs[0].text)["compare"]
@@ -191,12 +192,12 @@ def test_learning_rates_of_the_second_training_go_around_the_config_s_own(study:
 
 
 def test_data_beside_the_study_are_found_from_a_seed_s_folder(study: Change, world: Path) -> None:
-    run = plan(study(sft="axolotl/sft.yml")).runs[0]
-    (data,) = yaml.safe_load(run.text)["sft"].get("overrides", {"datasets": [{"path": "none"}]})["datasets"]
+    sft = {"config": "axolotl/sft.yml", "overrides": {"seed": "$seed"}}
+    run = plan(study(sft=sft)).runs[0]
     # The demo's config names data/sft.jsonl, which this world has not.
-    assert data["path"] == "none"
+    assert yaml.safe_load(run.text)["sft"]["overrides"] == {"seed": 1}
     (world / "data" / "sft.jsonl").write_text("{}\n", encoding="utf-8")
-    run = plan(study(sft="axolotl/sft.yml")).runs[0]
+    run = plan(study(sft=sft)).runs[0]
     (data,) = yaml.safe_load(run.text)["sft"]["overrides"]["datasets"]
     assert (run.file.parent / data["path"]).resolve() == world / "data" / "sft.jsonl"
     (world / "data" / "sft.jsonl").unlink()

@@ -51,6 +51,19 @@ def test_arms_that_come_or_go_after_scores_exist_are_said_for_good(study: Change
     assert " left out after" in freeze(design.model_copy(update={"arms": design.arms[2:]}), tmp_path).changes[1]
 
 
+def test_settings_and_measures_that_change_after_scores_exist_are_said_for_good(study: Change, tmp_path: Path) -> None:
+    design = plan_study(study(), read_configs(study())).design
+    freeze(design, tmp_path)
+    score_something(tmp_path)
+    tried = next(arm for arm in design.arms if arm.settings)
+    arms = [arm.model_copy(update={"settings": {"density": 0.123}}) if arm is tried else arm for arm in design.arms]
+    said = freeze(design.model_copy(update={"arms": tuple(arms), "retained": ()}), tmp_path).changes
+    assert [one.partition(" after scores")[0] for one in said] == [
+        "The retained measures were changed",
+        f"The settings of {tried.name} were changed",
+    ]
+
+
 def test_scores_without_a_design_from_before_are_said(study: Change, tmp_path: Path) -> None:
     score_something(tmp_path)
     (said,) = freeze(plan_study(study(), read_configs(study())).design, tmp_path).changes

@@ -47,6 +47,15 @@ def test_what_is_missing_is_said(collected: Path) -> None:
     assert "joint was not scored with seeds 1, 2." in notes
 
 
+def test_a_seed_that_failed_is_left_out_though_results_of_before_are_there(tmp_path: Path) -> None:
+    levels = {name: LEVELS[name] for name in ("base", "sft", "sft-l1", "dpo")}
+    folder = write_runs(tmp_path, design((1, 2, 3)), levels, counts=FEW)
+    collect(folder, Design.read(folder / DESIGN_FILE), (), [2])
+    found = read_study(folder)
+    assert list(found.items) == [1, 3]
+    assert "Seed 2 failed, and is left out." in found.figures.notes
+
+
 def test_items_of_a_large_study_can_be_committed() -> None:
     levels = {f"arm-{place}": (0.3 + 0.005 * place, 0.5, 1.0 + 0.01 * place) for place in range(110)}
     size = len(packed(drawn_items(1, levels, {"skill": 2000, "preference": 500, "retained": 200})))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -65,8 +66,20 @@ def plan_study(file: Path, studies: Mapping[int, StudyConfig]) -> StudyPlan:
             arms=runs[0].arms,
             contrasts=first.contrasts,
         )
-        raise_if_any(list(_unknown_arms(file, design)))
+        raise_if_any([*_copies(file, studies), *_unknown_arms(file, design)])
     return StudyPlan(first.output_dir, runs, design)
+
+
+def _copies(file: Path, studies: Mapping[int, StudyConfig]) -> Iterator[str]:
+    """Branches that two seeds train alike: the second is a copy, and intervals over seeds would take it for a training more."""
+    for key in next(iter(studies.values())).fused:
+        places = [f"branches.{key}" if study.branches else key for study in studies.values()]
+        specs = [study.fused.get(key) for study in studies.values()]
+        if any(one == other for one, other in itertools.combinations(specs, 2)):
+            yield (
+                f"{file}: {places[0]}: is the same training for two seeds. Give it `overrides: {{seed: $seed}}`, or something "
+                "else with $seed in it."
+            )
 
 
 def _unknown_arms(file: Path, design: Design) -> Iterator[str]:

@@ -51,7 +51,7 @@ def excessive_l1(facts: Facts, sft: str, twin: str | None) -> Check:
     if not (told or found):
         # A loss that fell as far as the twin's has cost half of a skill.
         missing.append(f"{RESULTS}: the skill of {sft} and of a dense twin, on enough items to tell them apart")
-    evidence, how = [*scores, *losses, *delta], _how(facts, sft, scores, twin)
+    evidence, how = [*scores, *losses, *delta], _how(facts, sft, told, twin)
     verdict = partial(verdict, evidence=evidence, deciding=deciding, missing=missing)
     if not found:
         return verdict("clear", f"{sft} has learnt under its penalty: {how}.")
@@ -126,9 +126,10 @@ def _sparsity(threshold: str, share: float, source: str) -> Evidence:
     return Evidence(f"Sparsity at {threshold}", share, source, EMPTY, above=True, slack=(1 - EMPTY) / 2)
 
 
-def _how(facts: Facts, sft: str, scores: list[Evidence], twin: str | None) -> str:
+def _how(facts: Facts, sft: str, told: list[Evidence], twin: str | None) -> str:
+    """What decided, in words: scores that tell the two apart, or else the loss."""
     curve, measures, goal = facts.curves.get(sft), facts.measures(sft), facts.goal(sft)
-    own, dense = (facts.scored(arm, goal) for arm in (sft, twin)) if scores and goal is not None else (None, None)
+    own, dense = (facts.scored(arm, goal) for arm in (sft, twin)) if told and goal is not None else (None, None)
     if own is not None and dense is not None and goal is not None:
         return f"its {goal.name} is {number(own.scores[goal.name])}, that of {twin} {number(dense.scores[goal.name])}"
     if curve is not None and curve.start_loss is not None and curve.final_loss is not None:
