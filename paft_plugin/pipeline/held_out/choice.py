@@ -45,6 +45,13 @@ class RowIdentity:
     """Fingerprint of the whole row."""
     unfit: str = ""
     """Why it cannot be scored; empty if it can."""
+    earlier: frozenset[str] = frozenset()
+    """Fingerprints of the prompts before the other answers in it that are trained: earlier turns of a conversation."""
+
+    @property
+    def prompts(self) -> set[str | None]:
+        """All prompts whose answers it teaches."""
+        return {self.prompt, *self.earlier}
 
 
 @dataclass
@@ -76,13 +83,13 @@ def choose(branches: Mapping[str, Sequence[RowIdentity]], amounts: Mapping[str, 
     """What is held out of each branch: a number or share of its rows for the test, None for the default, and a quarter as many
     for validation. At least half of a branch's rows stay for its training.
     """
-    having = Counter(row.prompt for rows in branches.values() for row in rows)
+    having = Counter(prompt for rows in branches.values() for row in rows for prompt in row.prompts)
     chosen: dict[str, Chosen] = {}
     splits: dict[str, Split] = {}
     for name, rows in branches.items():
         test = wanted(rows, amounts.get(name))
         row_of = _one_of_each_prompt(rows)
-        here, spare = Counter(row.prompt for row in rows), len(rows) // 2
+        here, spare = Counter(prompt for row in rows for prompt in row.prompts), len(rows) // 2
         taken: list[str] = []
         # Those that one row alone has come first.
         for prompt in sorted(row_of, key=lambda each: (having[each] > 1, fingerprint([each]))):

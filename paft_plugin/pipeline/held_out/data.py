@@ -63,9 +63,7 @@ class BranchRows:
         """Write each data set without the rows that have one of `prompts`; returns how many rows are left of each."""
         counts = []
         for index, entry in enumerate(self.entries):
-            left = [
-                row for row, each in enumerate(entry.candidates) if each.prompt is None or each.prompt not in prompts
-            ]
+            left = [row for row, each in enumerate(entry.candidates) if not (each.prompts - {None}) & prompts]
             file = file_of(index)
             file.parent.mkdir(parents=True, exist_ok=True)
             entry.dataset.select(left).to_parquet(str(file))
@@ -142,16 +140,21 @@ class _Reader:
             said = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             raise PaftError(f"{place}: axolotl cannot read these rows to hold some out ({said}).") from error
         candidates = [
-            RowIdentity(self._prompt(row, made), _content(row), strange or made.unfit)
+            RowIdentity(
+                self._prompt(row, made.prompt),
+                _content(row),
+                strange or made.unfit,
+                frozenset(known for text in made.earlier if (known := self._prompt(row, text))),
+            )
             for row, made, strange in zip(rows, read.rows, special, strict=True)
         ]
         return Entry(dataset, Path(str(given.path)).name, candidates, read.tokens)
 
-    def _prompt(self, row: Mapping[str, Any], made: _Made) -> str | None:
-        """Fingerprint of a row's prompt: the texts of the row that stand in it, but for the system's, which say what to be."""
-        if made.prompt is None:
+    def _prompt(self, row: Mapping[str, Any], prompt: str | None) -> str | None:
+        """Fingerprint of a prompt in a row: the texts of the row that stand in it, but for the system's, which say what to be."""
+        if prompt is None:
             return None
-        held = letters(made.prompt)
+        held = letters(prompt)
         found = {text.text: letters(text.text) for text in texts_of(row, ()) if "system" not in text.place}
         found = {text: plain for text, plain in found.items() if plain and plain in held}
         whole = [
@@ -159,7 +162,7 @@ class _Reader:
             for text, plain in found.items()
             if not any(plain in other and plain != other for other in found.values())
         ]
-        return fingerprint([normalised(" ".join(whole) or made.prompt)])
+        return fingerprint([normalised(" ".join(whole) or prompt)])
 
     # --- SFT ---
 
@@ -196,12 +199,15 @@ class _Reader:
             return _Made(None)
         parted = _parted(tokens)
         prompt = self.tokenizer.decode(parted["prompt"], skip_special_tokens=True)
+        labels = tokens["labels"]
+        starts = [at for at in range(1, len(parted["prompt"])) if labels[at] != IGNORED == labels[at - 1]]
+        earlier = [self.tokenizer.decode(tokens["input_ids"][:at], skip_special_tokens=True) for at in starts]
         if not parted["prompt"] or not parted["answer"]:
-            return _Made(prompt or None, NO_PROMPT)
+            return _Made(prompt or None, NO_PROMPT, earlier)
         if len(tokens["input_ids"]) >= self.context:
-            return _Made(prompt, LONG.format(self.context))
+            return _Made(prompt, LONG.format(self.context), earlier)
         empty = not self.tokenizer.decode(parted["answer"], skip_special_tokens=True).strip()
-        return _Made(prompt, EMPTY if empty else "")
+        return _Made(prompt, EMPTY if empty else "", earlier)
 
     # --- preferences ---
 
@@ -247,6 +253,8 @@ class _Made:
     prompt: str | None
     """As text; None where it could not be told."""
     unfit: str = ""
+    earlier: Sequence[str] = ()
+    """What stands before each answer that is trained above the last one."""
 
 
 @dataclass(frozen=True)

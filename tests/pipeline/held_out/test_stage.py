@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset, DatasetDict, load_dataset
+from transformers import AutoTokenizer
 
 from paft_plugin.evaluation.held_out_rows import AnswerRow, HeldOutSummary, PairRow, read_rows
 from paft_plugin.pipeline.arms import Setup
@@ -70,6 +71,22 @@ def test_the_tokens_are_those_of_the_training_and_no_row_is_in_both(room: Room, 
     left = [answer_of(row) for row in seen(setup, dict(trained_on_rest(setup, branch).content), tmp_path / "left")]
     scored = [json.dumps([row.prompt, row.answer]) for row in answers(setup)]
     assert sorted([*scored, *left]) == sorted(whole)
+
+
+def test_no_answer_that_is_scored_is_taught_as_an_earlier_turn_of_another_row(room: Room) -> None:
+    """axolotl trains all of the assistant's turns, so a longer conversation teaches what a shorter one is scored on."""
+    short = chats(40)
+    more = [turn("user", "and more?"), turn("assistant", "no")]
+    long = [{"messages": [*row["messages"], *more]} for row in short]
+    setup, summary = held(room, sft={"datasets": room.data("sft.jsonl", [*short, *long], **SFT)})
+    tokenizer = AutoTokenizer.from_pretrained(setup.base)
+    scored = {tokenizer.decode(row.prompt, skip_special_tokens=True).strip() for row in answers(setup)}
+    taught = {row["messages"][0]["content"] for row in rest(setup, "sft")}
+    assert summary.branches["sft"].rows == 80
+    assert len(scored) == summary.branches["sft"].test + summary.branches["sft"].validation
+    assert scored & {row["messages"][0]["content"] for row in short}, "some of the shorter ones are scored"
+    assert not scored & taught
+    assert len(taught) + len(scored) >= 40, "and no more than those are left out"
 
 
 SIDES = ("chosen", "rejected")
