@@ -103,8 +103,16 @@ def _compare_tokenizers(setup: Setup, answers: Mapping[str, Answer], folder: Pat
     read = {setup.branches[name].where: _tokenizer(folder / name, findings) for name in saved}
     present = [(where, tokenizer) for where, tokenizer in read.items() if tokenizer is not None]
     rows = read_config(setup.base).get("vocab_size")
+    evaluation = setup.config.evaluation
+    in_chat = bool(evaluation and evaluation.by_task and evaluation.apply_chat_template)
     for where, tokenizer in present:
         _against_base(base, tokenizer, where, findings)
+        if in_chat and base.template and tokenizer.template not in (None, base.template):
+            findings.warn(
+                f"{where}: is trained in another chat template than the base's own, in which adapters and fused models are asked "
+                "the tasks. It matters: they were never trained on such prompts. Put that template into the base's folder, as "
+                "chat_template.jinja, or set evaluation.apply_chat_template: false."
+            )
     for name in saved:
         branch = setup.branches[name]
         tokens = read[branch.where]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from paft_plugin.demo.data import write_data, write_tasks
 from paft_plugin.demo.pretrain import new_model
 from paft_plugin.errors import Findings
 from paft_plugin.pipeline.preflight import preflight
@@ -137,6 +138,18 @@ def test_other_chat_template(check: Preflight, room: Room, place: str) -> None:
     sft = room.config("sft", {})
     changes = keys if place == "config" else {"datasets": [{**sft["datasets"][0], **keys}]}
     one(check(sft=changes).problems, "different chat templates", "sft.yml", "preference.yml")
+
+
+@pytest.mark.parametrize("in_chat", [True, False])
+def test_tasks_are_asked_in_the_template_of_the_base(check: Preflight, tmp_path: Path, in_chat: bool) -> None:
+    write_tasks(tmp_path / "tasks", tmp_path / "data" / "test")
+    write_data(tmp_path / "data", 0, sft_rows=8, preference_rows=8, items=60)
+    asked = {"tasks": str(tmp_path / "tasks"), "measures": ["paft_skill"], "apply_chat_template": in_chat}
+    keys: dict[str, Any] = {"chat_template": "jinja", "chat_template_jinja": TEMPLATE}
+    found = check(sft=keys, preference=keys, evaluation={**asked, "held_out": False})
+    assert found.problems == []
+    said = [warning for warning in found.warnings if "another chat template than the base's own" in warning]
+    assert len(said) == 2 * in_chat
 
 
 def test_same_text_from_another_template_is_the_same_template(check: Preflight, demo: Path) -> None:
