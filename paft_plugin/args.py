@@ -195,6 +195,14 @@ def _wrong_strength(config: dict[str, Any]) -> list[str]:
             for key, usual in OF_L1.items()
             if config.get(key) not in (None, usual)
         ]
+    refers = [key for key in (*STEERED, "paft_l1_until") if config.get(key) not in (None, 1)]
+    if (
+        config.get("paft_target_threshold") not in (None, PAFTArgs.model_fields["paft_target_threshold"].default)
+        and not refers
+    ):
+        problems.append(
+            "paft_target_threshold: nothing refers to it: set paft_target_sparsity, or name it under paft_sparsity_thresholds"
+        )
     if (config.get("paft_l1_from") or 0) >= (config.get("paft_l1_until") or 1):
         problems.append("paft_l1_from: the penalty would end before it begins: give a smaller one than paft_l1_until")
     if steering and config.get("paft_l1_lambda") == 0:

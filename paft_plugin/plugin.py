@@ -89,11 +89,13 @@ def refuse_lost_options(arguments: Sequence[str], config: dict) -> None:
         PaftError: naming each such option.
     """
     lost = []
-    for argument in arguments:
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
         option, given, value = argument.partition("=")
         key = option.removeprefix("--").replace("-", "_")
         if not argument.startswith("--") or not key.startswith("paft_"):
             continue
+        if not given and not following.startswith("--"):
+            given, value, argument = " ", following, f"{argument} {following}"
         if key not in config or (given and not _same(config[key], value)):
             lost.append(
                 f"{argument} on the command line does not reach the run: axolotl drops it; write it into the config, "

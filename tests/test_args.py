@@ -188,18 +188,30 @@ def test_how_the_l1_penalty_is_to_be_says_nothing_where_there_is_none(setting: d
     assert problem.startswith(f"{next(iter(setting))}: there is no L1 penalty")
 
 
+def test_a_threshold_that_nothing_refers_to_is_refused() -> None:
+    given = {"adapter": "lora", "paft_l1_lambda": 0.1, "paft_target_threshold": 1e-3}
+    (problem,) = wrong_run(given)
+    assert problem.startswith("paft_target_threshold: nothing refers to it")
+    assert (
+        wrong_run({**given, "paft_target_sparsity": 0.9}) == wrong_run({**given, "paft_target_threshold": 1e-5}) == []
+    )
+
+
 @pytest.mark.parametrize(
     ("argument", "config"),
     [
         ("--paft_l1_lambda=1e-3", {}),
         ("--paft-l1-lambda=1e-3", {"paft_l1_lambda": 1e-4}),
         ("--paft_l1_lambda", {}),
+        ("--paft_l1_lambda 1e-3", {"paft_l1_lambda": 1e-4}),
     ],
 )
 def test_an_option_that_axolotl_drops_is_refused(argument: str, config: dict[str, Any]) -> None:
-    with pytest.raises(PaftError, match="does not reach the run"):
-        refuse_lost_options(["axolotl", "train", "sft.yml", argument], config)
+    with pytest.raises(PaftError, match=f"{argument} on the command line does not reach the run"):
+        refuse_lost_options(["axolotl", "train", "sft.yml", *argument.split()], config)
 
 
 def test_an_option_that_arrived_is_fine() -> None:
-    refuse_lost_options(["train.py", "sft.yml", "--paft_l1_lambda=1e-3", "--learning-rate=1"], {"paft_l1_lambda": 1e-3})
+    arrived = {"paft_l1_lambda": 1e-3}
+    refuse_lost_options(["train.py", "sft.yml", "--paft_l1_lambda=1e-3", "--learning-rate=1"], arrived)
+    refuse_lost_options(["train.py", "--paft_l1_lambda", "1e-3", "--learning-rate=1", "sft.yml"], arrived)

@@ -146,6 +146,6 @@ def why_unproven(branch: Path) -> str | None:
         return f"{file} cannot be read: nothing proves that the L1 penalty ran, its delta may well be dense."
     if not proof.finished:
         return f"{file} says that training did not end: the delta may not be what the penalty would have made of it."
-    if proof.steps_penalised == 0:
-        return f"{file} says that no step was penalised (λ = {proof.strength}): its delta may well be dense."
+    if proof.steps_penalised == 0 or proof.strength == 0:  # a penalty on ‖δ‖₂² alone makes nothing sparse
+        return f"{file} says that no step had the L1 penalty (λ = {proof.strength}): its delta may well be dense."
     return None

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -194,10 +195,11 @@ class LossBound(Controller):
         return super().at(progress) * 10.0 ** -min(LARGEST_BRAKE, BRAKE * excess)
 
     def take(self, step: int, loss: float) -> bool:
-        """Take in the task loss of the batch of the `step`-th step; whether it was compared."""
-        self._sum, self._count = self._sum + loss, self._count + 1
+        """Take in the task loss of the batch of the `step`-th step, if it is a number; whether it was compared."""
+        if math.isfinite(loss):
+            self._sum, self._count = self._sum + loss, self._count + 1
         expected = self._reference.at(step)
-        if expected is None:
+        if expected is None or not self._count:
             return False
         new, weight = self._sum / self._count - expected, 1 - (1 - 1 / LOSS_MEMORY) ** self._count
         before = new if self._increase is None else self._increase
@@ -249,14 +251,17 @@ def read_reference_loss(given: str | float) -> ReferenceLoss:
         PaftError: there is no such file, or it holds no losses.
     """
     try:
-        return ReferenceLoss({}, end=float(given))  # YAML 1.1 reads 7e-2 as text
+        end = float(given)  # YAML 1.1 reads 7e-2 as text
     except ValueError:
         pass
+    else:
+        if not math.isfinite(end):
+            raise PaftError(f"paft_reference_loss: {given} is no loss: give a number, or the folder of a training")
+        return ReferenceLoss({}, end=end)
     file, key = Path(str(given)), "paft_reference_loss"
     if file.is_dir():
-        found = sorted(
-            file.glob("checkpoint-*/trainer_state.json"), key=lambda path: int(path.parent.name.split("-")[1])
-        )
+        states = (path for path in file.glob("checkpoint-*/trainer_state.json") if path.parent.name[11:].isdecimal())
+        found = sorted(states, key=lambda path: int(path.parent.name[11:]))
         if not found:
             raise PaftError(
                 f"{key}: {file} holds no checkpoint with a trainer_state.json: train it with save_strategy: steps"
@@ -338,12 +343,10 @@ def settled_learning_rate(scheduler: LRScheduler, steps_left: int) -> float:
 
     Found by running a copy of the scheduler ahead. One that waits for a metric is taken to stay where it is.
     """
-    from torch.optim.lr_scheduler import ReduceLROnPlateau
-
     from paft_plugin.penalty.torch_private import stand_in
 
     groups = [{**group, "params": []} for group in scheduler.optimizer.param_groups]
-    if not isinstance(scheduler, ReduceLROnPlateau):
+    if "metrics" not in inspect.signature(scheduler.step).parameters:
         ahead = copy.deepcopy(scheduler, {id(scheduler.optimizer): stand_in(scheduler.optimizer, groups)})
         for _ in range(steps_left - 1 - FREEZE):
             ahead.step()
@@ -403,7 +406,8 @@ class Steering:
             self._weigh(moved / learning_rate)
 
     def _weigh(self, balance: float) -> None:
-        for one in self._controllers:
+        # A step whose gradients overflowed, which fp16's scaler skips, says nothing, and its infinity would stay for good.
+        for one in self._controllers if math.isfinite(balance) else ():
             one.weigh(balance)
 
     def look(self, progress: TrainingProgress, optimizer: Optimizer) -> None:

@@ -20,9 +20,10 @@ WHOLE = {"schema": 1, "finished": True, "steps_penalised": 200, "lambda": 1e-4}
         ("{", "cannot be read"),
         ("[]", "cannot be read"),
         (json.dumps(WHOLE | {"finished": False}), "did not end"),
-        (json.dumps(WHOLE | {"steps_penalised": 0, "lambda": 0}), "no step was penalised"),
+        (json.dumps(WHOLE | {"steps_penalised": 0, "lambda": 0}), "no step had the L1 penalty"),
+        (json.dumps(WHOLE | {"lambda": 0, "l2_lambda": 1e-3}), "no step had the L1 penalty"),
     ],
-    ids=["missing", "cut off", "something else", "unfinished", "measured only"],
+    ids=["missing", "cut off", "something else", "unfinished", "measured only", "L2 alone"],
 )
 def test_what_proves_nothing_says_why(tmp_path: Path, content: str | None, reason: str) -> None:
     if content is not None:

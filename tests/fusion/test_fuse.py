@@ -94,6 +94,15 @@ def test_a_recipe_is_merged_by_the_seed_that_it_was_written_with(world: World, t
     assert weights_of(tmp_path / "0") != weights_of(tmp_path / "7")
 
 
+def test_a_module_that_the_model_has_not_is_named(world: World, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yml"
+    source = f'{{{{model: {{{{path: "{world["base"]}"}}}}}}}}'.replace("{{", "{").replace("}}", "}")
+    slices = f"{{slices: [{{sources: [{{model: {source}, layer_range: [0, 2]}}]}}]}}"
+    file.write_text(f"merge_method: passthrough\nmodules:\n  text_decoder: {slices}\ndtype: float32\n")
+    shown = call("merge", file, tmp_path / "out", "--quiet", code=2)
+    assert "modules: text_decoder: the model has none so called. There are default." in " ".join(shown.split())
+
+
 def test_an_error_of_the_linter_stops_the_merge_and_leaves_what_it_says(world: World, tmp_path: Path) -> None:
     file, out = tmp_path / "mine.yml", tmp_path / "out"
     file.write_text(MINE.format(base=world["base"], sft=world["sft"], more="desnity: 0.5"))

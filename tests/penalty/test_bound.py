@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from transformers import TrainerCallback
 from paft_plugin.errors import PaftError
 from paft_plugin.penalty.injector import PenaltyInjector
 from paft_plugin.penalty.settings import PenaltySettings
-from paft_plugin.penalty.strength import read_reference_loss
+from paft_plugin.penalty.strength import LossBound, ReferenceLoss, read_reference_loss
 from tests.penalty.trainers import lora_llama, make_trainer, tiny_llama, trainable, trained
 
 STEPS, WINDOW = 80, 4
@@ -122,3 +124,27 @@ def test_a_reference_that_is_of_another_run_or_none_is_refused(dense: Path, tmp_
     with pytest.raises(PaftError, match="holds no checkpoint"):
         read_reference_loss(str(tmp_path))
     assert read_reference_loss("7e-2").at(3) == read_reference_loss(0.07).at(4) == 0.07
+    with pytest.raises(PaftError, match="nan is no loss"):
+        read_reference_loss(float("nan"))
+
+
+def test_checkpoints_of_other_names_are_no_steps(dense: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(dense, tmp_path / "copied")
+    shutil.copytree(copied / f"checkpoint-{STEPS}", copied / "checkpoint-best")
+    assert read_reference_loss(str(copied)) == read_reference_loss(str(dense))
+
+
+@pytest.mark.parametrize("loss", [math.inf, math.nan])
+def test_a_loss_that_is_no_number_is_left_out(loss: float) -> None:
+    """fp16 has such steps, which its scaler skips; the bound would hold no more, or never give way again."""
+    one, other = (LossBound(1e-4, 0.1, ReferenceLoss({}, end=1.0)) for _ in range(2))
+    for step, taken in enumerate((1.2, loss, 1.3)):
+        assert one.take(step, taken) == math.isfinite(taken)
+    for step, taken in ((0, 1.2), (2, 1.3)):
+        other.take(step, taken)
+    assert one.increase == other.increase
+
+
+def test_a_window_without_a_step_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PaftError, match="none of the 40 steps lies between them"):
+        trained(lora_llama(), tmp_path, PenaltySettings(1e-3, begin=0.995), **{**RUN, "max_steps": 40})

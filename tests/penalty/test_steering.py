@@ -23,6 +23,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.optimization import GreedyLR
 
 from paft_plugin.penalty.injector import PenaltyInjector
 from paft_plugin.penalty.live import FullDelta
@@ -32,6 +33,7 @@ from paft_plugin.penalty.strength import (
     FREEZE,
     WINDOW,
     SettlingSample,
+    Steering,
     TargetSparsity,
     TrainingProgress,
     settled_learning_rate,
@@ -215,6 +217,16 @@ def test_what_a_forecast_of_nothing_or_all_asks_for_is_bounded() -> None:
         assert 0.5 < made.at(NOW) < 2
 
 
+@pytest.mark.parametrize("norm", [math.inf, math.nan])
+def test_gradients_that_overflowed_move_nothing(norm: float) -> None:
+    """fp16's scaler skips such a step; an infinite strength would keep every later one from being taken."""
+    steering = Steering(1e-4, TARGET, 1e-5)
+    steering.weigh_gradients(2.0, 1.0)
+    before = steering.at(NOW)
+    steering.weigh_gradients(norm, 1.0)
+    assert steering.at(NOW) == before > 0
+
+
 def test_a_controller_goes_on_where_its_state_was() -> None:
     one, other = controller(), TargetSparsity(7.0, TARGET)
     one.observe(NOW, 0.3)
@@ -291,3 +303,4 @@ def test_the_last_learning_rate_is_found_without_touching_the_scheduler(kind: st
 def test_a_scheduler_that_waits_for_a_metric_is_taken_to_stay() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
     assert settled_learning_rate(ReduceLROnPlateau(optimizer), 50) == 0.5
+    assert settled_learning_rate(GreedyLR(optimizer), 50) == 0.5

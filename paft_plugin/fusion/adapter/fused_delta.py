@@ -16,7 +16,7 @@ from mergekit.plan import MergePlanner
 from torch import Tensor
 
 from paft_plugin.deltas.adapter import Adapter, open_adapter
-from paft_plugin.deltas.changes import FullCopy, LowRank, TokenRows
+from paft_plugin.deltas.changes import FullCopy, LowRank, OfParameter, TokenRows
 from paft_plugin.deltas.fit import VOCABULARY, Fit, fit_adapter
 from paft_plugin.deltas.store import TensorStore
 from paft_plugin.errors import PaftError, some
@@ -130,7 +130,13 @@ class FusedDelta:
         changing = {
             model: c for model, c in found.items() if c and changes(self.fusion.loaders[model], name, self.store)
         }
-        return changing if all(model in self.adapters for model in changing) else None
+        return changing if all(self._has_parts(model, name) for model in changing) else None
+
+    def _has_parts(self, reference: ModelReference, name: str) -> bool:
+        """Whether the change of a tensor is an adapter's, and not of a parameter that PEFT adapts without a module."""
+        if reference not in self.adapters:
+            return False
+        return not any(isinstance(change, OfParameter) for change in self.fits[reference].changes[name])
 
     def delta(self, reference: ModelReference, name: str) -> Tensor:
         """An adapter's δ of one tensor, in fp32."""

@@ -214,6 +214,9 @@ UNLISTED = Rule.warning(
 @weight_check
 def unlisted(recipe: SoundRecipe) -> Iterator[Finding]:
     """Tensors of the base that plain `mergekit-yaml` would lose without a word."""
+    named = [path for _, one in recipe.references for path in (one.model, one.lora) if path is not None]
+    if not all(Path(path.path).exists() for path in named):
+        return  # to look at it, models would be fetched
     try:
         fusion = open_fusion(recipe.document.file, device="cpu")
     except UnlistedError as error:

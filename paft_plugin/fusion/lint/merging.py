@@ -146,7 +146,8 @@ def sums(recipe: SoundRecipe) -> Iterator[Finding]:
             message = f"The weights {', '.join(f'{one:g}' for one in flat)} add up to 0, and are divided by their sum."
             fix = f"Change one{f', or write `{divides}: false`' if divides else ''}."
             yield recipe.finding(WEIGHTS_CANCEL, group.keys, message, fix)
-    if "lambda" in names and 0 in values_of(recipe, recipe.groups[0], None, "lambda"):
+    factors = values_of(recipe, recipe.groups[0], None, "lambda") if "lambda" in names else []
+    if factors and not any(factors):
         message = "lambda is 0: the result is the base model."
         yield recipe.finding(NOTHING_MERGED, ("parameters", "lambda"), message, "Give it a value such as 1.")
 
@@ -189,6 +190,8 @@ def _windows(
     recipe: SoundRecipe, entry: MergeInput, densities: list[float], epsilons: list[float]
 ) -> Iterator[Finding]:
     keys = (*entry.parameters[0], "density")
+    if len(densities) > 1 and len(epsilons) > 1:
+        return  # which of them meet in a tensor is mergekit's to say
     for density, epsilon in product(densities, epsilons):
         if 0 < density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
             message = f"density {density:g} ± epsilon {epsilon:g} leaves (0, 1), and mergekit stops."

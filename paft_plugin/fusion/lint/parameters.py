@@ -172,7 +172,9 @@ def conditional(recipe: SoundRecipe) -> Iterator[Finding]:
                 message = f"No tensor of {recipe.base.folder} has {name!r} in its name."
                 fix = f"The parts of its names are {some([part for part in parts if not part.isdigit()], most=15)}."
                 yield recipe.finding(FILTER_WITHOUT_TENSORS, (*keys, index), message, fix)
-        if not default_covers(setting) and not parameter.required:
+        wider = recipe.document.content.get("parameters")
+        is_wider = keys[0] != "parameters" and isinstance(wider, dict) and parameter.name in wider
+        if not default_covers(setting) and not parameter.required and not is_wider:
             message = f"Tensors that no filter takes get mergekit's default for {parameter.name}, {parameter.default}."
             fix = f"End the list with a condition without a filter: `- value: {parameter.default}`."
             yield recipe.finding(NO_DEFAULT, keys, message, fix)

@@ -119,6 +119,8 @@ def idle_weights(recipe: SoundRecipe, facts: Facts) -> Iterator[Finding]:
         return
     place: Keys = ("parameters", "normalize") if "parameters" in recipe.document.content else ()
     fix = "Write `normalize: false`, or change densities instead of weights."
+    if not all(any(own) for own in weights):
+        return  # weights that keep a tensor as it is
     if all(len(set(own)) == 1 for own in weights):
         message = "The weights are the same for all models, and normalize divides by them: they do nothing."
         yield recipe.finding(WEIGHTS_IDLE, place, message, fix)

@@ -200,6 +200,10 @@ def open_fusion(recipe: Path, seed: int | None = None, device: str = "auto", kin
     bare = without_adapters(config)
     base = loaders[config.base_model or references(config)[0]]
     architecture, model_config, base_config = _architecture_of(bare, options, recipe)
+    if strange := [name for name in config.modules or {} if name not in architecture.modules]:
+        raise PaftError(
+            f"{recipe}: modules: {some(strange)}: the model has none so called. There are {some([*architecture.modules])}."
+        )
     listed = architecture.all_weights(base_config)
     found = places(listed, base)
     unlisted = [name for name, place in found.items() if place is None]

@@ -110,6 +110,22 @@ def test_peft_makes_the_merged_model_of_it(tmp_path: Path, write: Write, kind: s
     assert_same(through_peft(branches, out), expected, within=1e-6 if method == "task_arithmetic" else 1e-5)
 
 
+def test_a_parameter_that_peft_adapts_has_no_factors_to_put_side_by_side(tmp_path: Path, write: Write) -> None:
+    base = make_base(tmp_path / "branches" / "base")
+    make_tokenizer(base)
+    settings = {"target_modules": ["v_proj"], "target_parameters": ["q_proj.weight"]}
+    make_adapter(base, tmp_path / "branches" / "sft", seed=1, **settings)
+    make_adapter(base, tmp_path / "branches" / "dpo", seed=2)
+    branches = Branches(tmp_path / "branches")
+    recipe = branches.recipe(
+        tmp_path / "recipe.yml", "task_arithmetic", {"weight": 0.8}, {"weight": 0.5}, dtype="float32"
+    )
+    with pytest.raises(PaftError, match="--rank"):
+        write(recipe)
+    out, _ = write(recipe, 96, max_error=1e-5)
+    assert_same(through_peft(branches, out), fused_model(recipe), within=1e-5)
+
+
 def test_embedding_factors_stay_factors_and_what_a_branch_copied_is_a_copy(tmp_path: Path, write: Write) -> None:
     held = {}
     for kind in ("embeddings twice", "a copy and factors"):

@@ -82,6 +82,30 @@ def test_weights_under_normalize_on_deltas_that_overlap(bench: Bench, names: Cal
     assert names(recipe) == set()
 
 
+def test_a_factor_or_weight_of_nothing_for_some_tensors_is_meant(bench: Bench, names: Callable[..., set[str]]) -> None:
+    """mergekit gives each tensor its own: only where all are zero is nothing merged."""
+    assert names(bench.recipe("task_arithmetic", "dense", shared_lambda=[0, 1])) == set()
+    head = [{"filter": "lm_head", "value": 0}, {"value": 1}]
+    assert names(bench.recipe("ties", "dense", density=0.9, weight=head, shared_normalize=True)) == set()
+
+
+def test_what_a_condition_leaves_out_may_stand_in_the_recipe_s_own_parameters(
+    bench: Bench, names: Callable[..., set[str]]
+) -> None:
+    recipe = bench.recipe("ties", "dense", shared_density=0.5, shared_normalize=True)
+    recipe["models"][0]["parameters"]["density"] = [{"filter": "mlp", "value": 0.3}]
+    assert names(recipe) == set()
+
+
+def test_nothing_is_fetched_to_be_looked_at(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[str] = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: fetched.append(name))
+    recipe = bench.recipe()
+    recipe["models"][0]["model"] = "someone/seven-billion"
+    assert {finding.name for finding in bench.lint(recipe)} == {"not-checked"}
+    assert fetched == []
+
+
 def test_without_weights_nothing_is_said_of_them(bench: Bench) -> None:
     assert bench.lint(bench.recipe("sce") | {"models": _without_parameters(bench)}, read_weights=False) == []
 
