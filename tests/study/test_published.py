@@ -12,10 +12,11 @@ from paft_plugin.study.page import write_study
 STUDIES = Path(__file__).parents[2] / "studies"
 
 
+PUBLISHED = sorted(str(file.parent.relative_to(STUDIES)) for file in STUDIES.rglob("design.json"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["demo_world", "demo_world/second", "smollm2/first_seed", "smollm2/later_seeds", "smollm2/all_seeds"]
-)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_tables_are_made_anew_word_for_word(name: str, tmp_path: Path) -> None:
     study = shutil.copytree(STUDIES / name, tmp_path / "study")
     (study / "README.md").unlink()
