@@ -10,9 +10,11 @@ import pytest
 from paft_plugin.study.page import write_study
 
 STUDIES = Path(__file__).parents[2] / "studies"
-
-
 PUBLISHED = sorted(str(file.parent.relative_to(STUDIES)) for file in STUDIES.rglob("design.json"))
+
+
+def test_there_are_published_studies() -> None:
+    assert {"demo_world", "demo_world/twins/qwen3", "smollm2/all_seeds"} <= set(PUBLISHED)
 
 
 @pytest.mark.slow
