@@ -128,7 +128,7 @@ def _precision(cfg: Any, content: Mapping[str, Any], here: bool) -> dict[str, st
 
 
 def _tied_head(cfg: Any, where: str) -> Iterator[str]:
-    """An output head tied to the embedding, among what `lora_target_linear` trains: of NeoX axolotl looks for another name."""
+    """An output head that is tied and `lora_target_linear` trains: axolotl 0.19 looks for another name of that of NeoX."""
     from paft_plugin.pipeline.preflight.axolotl_internals import find_all_linear_names
 
     base = Path(cfg.base_model)
