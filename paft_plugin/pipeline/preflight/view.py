@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from paft_plugin.deltas.skeleton import build_model
-from paft_plugin.errors import Findings, PaftError, closest, one_line
+from paft_plugin.errors import Findings, closest, one_line
 from paft_plugin.files import read_json_or_nothing
 from paft_plugin.pipeline.branches import entries
 from paft_plugin.pipeline.preflight.ask import Answer
@@ -136,7 +136,7 @@ def _tied_head(cfg: Any, where: str) -> Iterator[str]:
         cfg.adapter and cfg.lora_target_linear and read_json_or_nothing(base / "config.json").get("tie_word_embeddings")
     ):
         return
-    with suppress(PaftError, ImportError, ValueError):  # a model that transformers does not know is named elsewhere
+    with suppress(Exception):  # transformers raises all kinds; a model that it cannot build is named elsewhere
         model = build_model(base)
         named = find_all_linear_names(model)
         heads = [name for name, module in model.named_modules() if module is model.get_output_embeddings()]
