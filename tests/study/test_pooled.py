@@ -15,11 +15,9 @@ OTHERWISE_CALLED = {"dense-sum": "parallel-task_arithmetic", "dense-ram": "paral
 """Of SmolLM2's arms, what the first seed calls them."""
 
 
-@pytest.mark.parametrize("folder", ["smollm2"])
-def test_all_seeds_are_the_first_and_the_later_ones_as_they_are(folder: str) -> None:
-    first, later, together = (
-        read_study(STUDIES / folder / name) for name in ("first_seed", "later_seeds", "all_seeds")
-    )
+@pytest.mark.parametrize(("folder", "first_seed"), [("smollm2", "first_seed"), ("demo_world/second", ".")])
+def test_all_seeds_are_the_first_and_the_later_ones_as_they_are(folder: str, first_seed: str) -> None:
+    first, later, together = (read_study(STUDIES / folder / name) for name in (first_seed, "later_seeds", "all_seeds"))
     assert set(together.items) == {*first.items, *later.items}
     for seed, scores in together.items.items():
         source = first.items.get(seed) or later.items[seed]
