@@ -21,13 +21,14 @@ def json_option(what: str) -> Decorator:
     return click.option("--json", "json_file", metavar="FILE", type=FILE, help=f"Write {what} there, for machines.")
 
 
+SEEDS = click.IntRange(0, 2**32 - 1)
 seed_option: Decorator = click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="For methods that drop by chance."
+    "--seed", type=SEEDS, default=0, show_default=True, help="For methods that drop by chance."
 )
 """`--seed N`, of a recipe that is written."""
 recipe_seed_option: Decorator = click.option(
     "--seed",
-    type=click.IntRange(0, 2**32 - 1),
+    type=SEEDS,
     help="For methods that drop by chance. [that in the recipe's header, or else 0]",
 )
 """`--seed N`, of a merge by a recipe."""

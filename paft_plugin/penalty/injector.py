@@ -197,10 +197,11 @@ class PenaltyInjector(TrainerCallback):
         )
         if self._inspector:
             self._inspector.begin(self._deltas)
-        if not self._progress().total:
+        progress = self._progress()
+        if not progress.total:
             steps = self._trainer.state.max_steps
             raise PaftError(f"paft_l1_from, paft_l1_until: none of the {steps} steps lies between them: take others")
-        if self._settings.end < 1 and not self._progress().done < self._progress().total:
+        if self._settings.end < 1 and not progress.done < progress.total:
             self._held = self._zeros(0.0)
         if self._steering:
             last = round(self._settings.end * self._trainer.state.max_steps)

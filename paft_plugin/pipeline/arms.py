@@ -589,7 +589,8 @@ def search_request(file: Path) -> SearchRequest:
     Raises:
         PaftError: All that is wrong with the file; branches that are not trained yet.
     """
-    config, setup = read_config(file), open_setup(file)
+    setup = open_setup(file)
+    config = setup.config
     search = config.search or SearchConfig.model_validate({})
     searched = _searched(setup, search.branches or ())
     branches = tuple(

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from paft_plugin.errors import PaftError, run_request
 from paft_plugin.files import write_text
 from paft_plugin.pipeline.branches import Branch
-from paft_plugin.pipeline.held_out.data import load_data_set, open_config
+from paft_plugin.pipeline.held_out.data import answer_starts, load_data_set, open_config
 from paft_plugin.pipeline.held_out.request import Question
 from paft_plugin.pipeline.preflight.shape import IGNORED, transform_of
 from paft_plugin.reading import read_json_file
@@ -164,7 +164,7 @@ def _spans(cfg: Any, tokenizer: Any, entry: Any, data: Any) -> Iterator[tuple[li
     kind, style = parse_dataset_type(entry.type)
     for row in get_dataset_wrapper(entry, tokenizer, cfg, kind, data, style)[0]:
         ids, labels = list(row["input_ids"]), row["labels"]
-        starts = [place for place in range(1, len(ids)) if labels[place] != IGNORED and labels[place - 1] == IGNORED]
+        starts = answer_starts(labels)
         ends = [next((at for at in range(start, len(ids)) if labels[at] == IGNORED), len(ids)) for start in starts]
         yield ids, list(zip(starts, ends, strict=True))
 

@@ -101,9 +101,8 @@ def read_data(run: Path, arm: Arm) -> list[Data]:
     """The data sets of each training that an arm is made of, or where that is not known of all, by the run's own configs."""
     found, held_out = [], _before_holding_out(run)
     for name in sorted(arm.order or arm.branches or [file.stem for file in below(run, "configs/*.yml")]):
-        file = run / "configs" / f"{name}.yml"
         try:
-            paths = _paths(read_yaml_file(inside(run, file.relative_to(run))))
+            paths = _paths(read_yaml_file(inside(run, Path("configs") / f"{name}.yml")))
         except (PaftError, AttributeError, KeyError, TypeError):
             continue
         given = [

@@ -253,7 +253,7 @@ def _lacking(study: StudyConfig) -> Iterator[str]:
             yield f"fusion.methods: {name}: is none of the ways, so nothing is fused by it. Add it to ways."
     yield from _unmatched(study)
     for index, contrast in enumerate(study.contrasts):
-        if contrast.measure.removesuffix(VALIDATION) != contrast.measure:
+        if contrast.measure.endswith(VALIDATION):
             yield f"contrasts.{index}.measure: {contrast.measure}: is what is chosen by. Name the measure of the test items."
         elif contrast.measure not in (PRIMARY, *study.measures):
             yield f"contrasts.{index}.measure: no such measure. {suggestion(contrast.measure, [PRIMARY, *study.measures])}"

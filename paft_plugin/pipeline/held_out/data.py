@@ -199,8 +199,7 @@ class _Reader:
             return _Made(None)
         parted = _parted(tokens)
         prompt = self.tokenizer.decode(parted["prompt"], skip_special_tokens=True)
-        labels = tokens["labels"]
-        starts = [at for at in range(1, len(parted["prompt"])) if labels[at] != IGNORED == labels[at - 1]]
+        starts = [at for at in answer_starts(tokens["labels"]) if at < len(parted["prompt"])]
         earlier = [self.tokenizer.decode(tokens["input_ids"][:at], skip_special_tokens=True) for at in starts]
         if not parted["prompt"] or not parted["answer"]:
             return _Made(prompt or None, NO_PROMPT, earlier)
@@ -292,6 +291,11 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _without_none(each) for key, each in value.items() if each is not None}
     return [_without_none(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def answer_starts(labels: Sequence[int]) -> list[int]:
+    """Where each span that is trained begins; one that stands first has nothing before it, and is left out."""
+    return [at for at in range(1, len(labels)) if labels[at] != IGNORED and labels[at - 1] == IGNORED]
 
 
 def _parted(tokens: Mapping[str, Any]) -> Tokens:

@@ -66,9 +66,9 @@ def local_files(entry: Mapping[str, Any]) -> list[Path]:
 def read_sample(entry: Mapping[str, Any], files: list[Path]) -> Sample:
     """Look into `files` of one data set."""
     sample = Sample()
+    in_folder = Path(str(entry.get("path") or "")).is_dir() and not entry.get("data_files")
     for file in files:
         try:
-            in_folder = Path(str(entry.get("path") or "")).is_dir() and not entry.get("data_files")
             _read(file, file_type(entry, file.name if in_folder else str(entry.get("path") or file)), sample)
         except OSError as error:
             sample.problem(f"{file}: cannot be read ({error.strerror or error}). Check the path and its rights.")

@@ -72,13 +72,14 @@ def plan_study(file: Path, studies: Mapping[int, StudyConfig]) -> StudyPlan:
 
 def _copies(file: Path, studies: Mapping[int, StudyConfig]) -> Iterator[str]:
     """Branches that two seeds train alike: the second is a copy, and intervals over seeds would take it for a training more."""
-    for key in next(iter(studies.values())).fused:
-        places = [f"branches.{key}" if study.branches else key for study in studies.values()]
+    first = next(iter(studies.values()))
+    for key in first.fused:
         specs = [study.fused.get(key) for study in studies.values()]
         if any(one == other for one, other in itertools.combinations(specs, 2)):
+            place = f"branches.{key}" if first.branches else key
             yield (
-                f"{file}: {places[0]}: is the same training for two seeds. Give it `overrides: {{seed: $seed}}`, or something "
-                "else with $seed in it."
+                f"{file}: {place}: is the same training for two seeds. Give it `overrides: {{seed: $seed}}`, or something else "
+                "with $seed in it."
             )
 
 
