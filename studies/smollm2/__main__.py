@@ -39,7 +39,7 @@ HERE = Path(__file__).parent
 @click.option(
     "--bigbench", "archive", type=click.Path(path_type=Path, exists=True), help="BIG-bench's source archive. [fetched]"
 )
-@click.option("--seed", "seeds", type=int, multiple=True, default=(1, 2, 3), show_default=True)
+@click.option("--seed", "seeds", type=int, multiple=True, default=(1, 2, 3, 4), show_default=True)
 def main(folder: Path, model: Path | None, archive: Path | None, seeds: tuple[int, ...]) -> None:
     """Write everything that `axolotl paft study DIR/study.yml` needs into DIR. A model that is there already is left as it is."""
     if not (folder / "base" / "config.json").exists():
@@ -51,7 +51,7 @@ def main(folder: Path, model: Path | None, archive: Path | None, seeds: tuple[in
     answers = bigbench.answer_pairs(tasks[bigbench.QASC], ITEMS_SEED)[TRIED:]
     _write_scored(folder, families, answers[:ANSWER_ITEMS], tasks)
     _write_training(folder, families, answers[ANSWER_ITEMS:], seeds)
-    for name in ("study.yml", "core.yml", "axolotl/sft.yml", "axolotl/orpo.yml"):
+    for name in ("study.yml", "core.yml", "rates.yml", "axolotl/sft.yml", "axolotl/orpo.yml"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(HERE / name, folder / name)
     click.echo(f"Written. Go on with:\n  axolotl paft study {folder / 'study.yml'} --dry-run")
