@@ -9,6 +9,7 @@ import json
 import math
 import os
 import random
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
@@ -82,6 +83,8 @@ class Scorer:
         random.seed(SEED)
         np.random.seed(SEED)
         torch.manual_seed(SEED)
+        if detector := sys.modules.get("langdetect.detector_factory"):
+            detector.DetectorFactory.seed = SEED  # IFEval asks it for a text's language; it draws by a generator of its own
         os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm-eval: no process for each core to draw so few samples
         report = evaluate(
             lm=self._model,

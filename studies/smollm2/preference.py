@@ -98,6 +98,8 @@ ENDINGS = (
     "Children enjoy it, and so do their parents.",
     "It takes some time, but it is worth the time.",
 )
+LANGUAGE_SEED = 0
+"""Two verifiers ask langdetect whether a text is English, which draws by chance: now and then a pair was dropped, and all after it moved."""
 Split = Literal["train", "validation", "test"]
 ABOUT: Mapping[Split, slice] = {"train": slice(0, 35), "validation": slice(35, 42), "test": slice(42, 50)}
 """What prompts of a split are about: scored things are in no training."""
@@ -109,6 +111,9 @@ def pairs(split: Split, size: int, seed: int) -> list[Row]:
     Raises:
         ValueError: There are not so many.
     """
+    from langdetect import DetectorFactory
+
+    DetectorFactory.seed = LANGUAGE_SEED
     checks = {name: constraint.verifier(name) for name, constraint in CONSTRAINTS.items()}
     rows = [row for twins in _twins(seed, THINGS[ABOUT[split]]) for row in twins if _holds(row, checks)]
     if len(rows) < size:

@@ -69,6 +69,27 @@ def test_what_is_no_mean_has_a_bootstrapped_error_the_same_each_time(base: Path,
     assert first.stderr["perplexity,none"] > 0
 
 
+def test_a_language_that_is_guessed_by_chance_is_guessed_alike_each_time(base: Path, tmp_path: Path) -> None:
+    """As IFEval's verifiers guess it, by langdetect, which has a generator of its own."""
+    write_rows(tmp_path / "items.jsonl", make_items(0))
+    make_task(
+        tmp_path / "tasks",
+        "guess",
+        tmp_path / "items.jsonl",
+        output_type="loglikelihood",
+        doc_to_choice=None,
+        doc_to_target="{{answers[right]}}",
+    )
+    (tmp_path / "tasks" / "code.py").write_text(
+        "import langdetect\n\ndef guess(doc, results):\n    return {'acc': langdetect.detect_langs('tea')[0].prob}\n"
+    )
+    with (tmp_path / "tasks" / "guess.yaml").open("a") as file:
+        file.write("process_results: !function code.guess\n")
+    _, opened = open_measures({"guess": MeasureConfig()}, tmp_path / "tasks", trusted=True)
+    scorer = Scorer(plain(base), opened)
+    assert scorer.score() == scorer.score()
+
+
 def test_it_says_what_lm_eval_says_of_each_model_that_it_becomes(base: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "items.jsonl", make_items(0))
     make_task(tmp_path / "tasks", "choice", tmp_path / "items.jsonl")
