@@ -99,7 +99,7 @@ ENDINGS = (
     "It takes some time, but it is worth the time.",
 )
 LANGUAGE_SEED = 0
-"""Two verifiers ask langdetect whether a text is English, which draws by chance: now and then a pair was dropped, and all after it moved."""
+"""Two verifiers ask langdetect whether a text is English, which draws by chance: one pair less moves all behind it."""
 Split = Literal["train", "validation", "test"]
 ABOUT: Mapping[Split, slice] = {"train": slice(0, 35), "validation": slice(35, 42), "test": slice(42, 50)}
 """What prompts of a split are about: scored things are in no training."""
