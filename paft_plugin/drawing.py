@@ -145,6 +145,12 @@ def styles_of(arms: Sequence[Arm]) -> dict[str, Style]:
     return found
 
 
+def style_at(place: int) -> Style:
+    """The style of a series that goes by its place alone: the first 49 differ in colour or marker."""
+    turn = place // len(COLOURS)
+    return Style(COLOURS[place % len(COLOURS)], SHAPES[(place + turn) % len(SHAPES)], LINES[turn % len(LINES)])
+
+
 RC = {
     "svg.fonttype": "none",
     "font.size": FONT_SIZE,

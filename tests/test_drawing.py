@@ -1,4 +1,4 @@
-"""Names of points stay readable: off each other, off the marks, inside of the chart."""
+"""Names of points stay readable, off each other and off the marks, and series are told apart."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-from paft_plugin.drawing import NamedPoint, common_style, label_points, new_figure
+from paft_plugin.drawing import NamedPoint, common_style, label_points, new_figure, style_at
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -47,3 +47,8 @@ def test_points_in_one_place_share_a_list() -> None:
         figure.draw_without_rendering()
         label_points(axes, points, points)
     assert sorted(text.get_text() for text in axes.texts) == ["a\nb", "c"]
+
+
+def test_series_that_go_by_their_place_are_told_apart() -> None:
+    styles = [style_at(place) for place in range(49)]
+    assert len({(style.colour, style.marker) for style in styles}) == 49

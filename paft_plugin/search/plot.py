@@ -8,7 +8,7 @@ import textwrap
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from paft_plugin.drawing import COLOURS, SHAPES, NamedPoint, label_points, new_figure
+from paft_plugin.drawing import NamedPoint, Style, label_points, new_figure, style_at
 from paft_plugin.files import write_bytes
 from paft_plugin.search.report import PLOT, Outcome, pareto_front
 from paft_plugin.search.study import Finished
@@ -112,25 +112,24 @@ def _course(outcome: Outcome) -> Figure:
 
 
 def _point(axes: Axes, outcome: Outcome, trial: Finished, point: Point, on_front: bool) -> None:
-    colour, shape = _style(outcome, trial.method)
+    style = _style(outcome, trial.method)
     look: dict[str, Any] = {"s": 34, "facecolors": "none", "alpha": 0.75, "zorder": 2}
     if on_front:
-        look = {"s": 64, "facecolors": colour, "alpha": 1.0, "zorder": 3}
-    axes.scatter(*point, marker=shape, edgecolors=colour, linewidths=1.2, **look)
+        look = {"s": 64, "facecolors": style.colour, "alpha": 1.0, "zorder": 3}
+    axes.scatter(*point, marker=style.marker, edgecolors=style.colour, linewidths=1.2, **look)
     if trial.is_default:
         axes.scatter(*point, marker="o", s=170, facecolors="none", edgecolors="black", linewidths=0.8, zorder=4)
 
 
-def _style(outcome: Outcome, method: str) -> tuple[str, str]:
-    place = list(outcome.request.search.methods).index(method)
-    return COLOURS[place % len(COLOURS)], SHAPES[(place + place // len(COLOURS)) % len(SHAPES)]
+def _style(outcome: Outcome, method: str) -> Style:
+    return style_at(list(outcome.request.search.methods).index(method))
 
 
 def _legend(figure: Figure, outcome: Outcome, axes: Axes) -> None:
     used = [method for method in outcome.request.search.methods if any(t.method == method for t in outcome.scored)]
     for method in used:
-        colour, shape = _style(outcome, method)
-        axes.scatter([], [], marker=shape, color=colour, label=method)
+        style = _style(outcome, method)
+        axes.scatter([], [], marker=style.marker, color=style.colour, label=method)
     figure.legend(loc="outside upper center", ncols=min(len(used), 5), frameon=False)
 
 

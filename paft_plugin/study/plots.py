@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 from paft_plugin.drawing import (
     COLOURS,
     INK,
-    LINES,
     MUTED,
     PAPER,
-    SHAPES,
     WIDE,
     Chart,
     Drawn,
@@ -22,6 +20,7 @@ from paft_plugin.drawing import (
     joined,
     log_axis,
     new_figure,
+    style_at,
 )
 from paft_plugin.formats import number
 from paft_plugin.search.report import pareto_front
@@ -150,11 +149,8 @@ def front_chart(analysis: Analysis) -> Drawn | str:
 
 
 def _look(place: int) -> dict[str, Any]:
-    return {
-        "color": COLOURS[place % len(COLOURS)],
-        "marker": SHAPES[place % len(SHAPES)],
-        "linestyle": LINES[place // len(COLOURS) % len(LINES)],
-    }
+    style = style_at(place)
+    return {"color": style.colour, "marker": style.marker, "linestyle": style.line}
 
 
 def _front_line(axes: Axes, front: Front, place: int) -> None:
@@ -194,6 +190,8 @@ def curve_chart(curve: StudyCurve) -> Chart[Analysis]:
     @chart(f"curve-{curve.setting.replace('_', '-')}", f"Scores by {curve.setting}", "curves")
     def draw(analysis: Analysis) -> Drawn | str:
         shown = [point for points in curve.series.values() for point in points]
+        if len({point.x for point in shown}) < 2:
+            return f"One value of {curve.setting} was scored; its table has it."
         named = [PRIMARY, *(measure.name for measure in analysis.measures)]
         named = [name for name in named if any(name in point.levels for point in shown)][:MOST_PANELS]
         figure = new_figure(WIDE, 3.6)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from paft_plugin.drawing import Missing
 from paft_plugin.errors import PaftError
 from paft_plugin.study.analysis import Analysis, analyse
 from paft_plugin.study.design import DESIGN_FILE, SEEDS, Design
@@ -137,3 +139,11 @@ def test_plots_are_drawn_with_every_seed(analysis: Analysis) -> None:
     first = plot.figure.axes[0].collections[0]  # type: ignore[union-attr]
     assert len(first.get_offsets()) == 3
     assert [each.name for each in study_plots(analysis, "curves")] == ["curve-paft-l1-lambda"]
+
+
+def test_one_value_is_no_curve(analysis: Analysis) -> None:
+    (curve,) = analysis.curves
+    alone = replace(curve, series={name: points[:1] for name, points in curve.series.items()})
+    (said,) = study_plots(replace(analysis, curves=(alone,)), "curves")
+    assert isinstance(said, Missing)
+    assert "One value of paft_l1_lambda was scored" in said.why
