@@ -10,11 +10,11 @@ from mergekit.common import ModelReference
 from paft_plugin.deltas.delta import Delta, delta_of
 from paft_plugin.deltas.store import FLOATS, TensorStore, is_adapter, open_model
 from paft_plugin.errors import PaftError
-from paft_plugin.fusion.lint.document import CACHE, DTYPE
 from paft_plugin.fusion.lint.findings import Finding, Rule
 from paft_plugin.fusion.lint.recipe import SoundRecipe, recipe_check, weight_check
 from paft_plugin.fusion.merge.global_trim import TIES_GLOBAL
 from paft_plugin.fusion.mergekit_internals import name_in_cache
+from paft_plugin.fusion.recipe.render import CACHE, DTYPE
 from paft_plugin.schema import Keys
 
 TENSORS = 4

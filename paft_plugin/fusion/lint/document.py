@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,48 +10,9 @@ from typing import Any
 import yaml
 
 from paft_plugin.fusion.lint.findings import Finding, Rule
+from paft_plugin.fusion.recipe.render import Header, read_header
 from paft_plugin.reading import MOST_YAML_BYTES, SEVERAL, UnreadableError, compose_yaml, parse_yaml, read_text
 from paft_plugin.schema import Keys
-
-PREFIX = "# mergekit-yaml "
-CACHE, DTYPE, RANDOM_SEED = "--lora-merge-cache", "--lora-merge-dtype", "--random-seed"
-"""The flags that `axolotl paft recipe` writes into a header, each with a value."""
-MOST_SEED = 2**32 - 1
-
-
-@dataclass(frozen=True)
-class Header:
-    """What is understood of the `mergekit-yaml …` in a recipe's header. Nothing runs it: recipes are downloaded things."""
-
-    paths: tuple[str, ...] = ()
-    """Of the recipe and the output."""
-    cache: Path | None = None
-    """Where mergekit writes adapters as whole models."""
-    dtype: str | None = None
-    """In what it writes them."""
-    seed: int | None = None
-    """By which methods draw that drop by chance."""
-
-
-def read_header(text: str) -> Header | None:
-    """The header's command, of a recipe's text; None without one. Flags that are not known mean nothing."""
-    line = next((line for line in text.splitlines() if line.startswith(PREFIX)), None)
-    try:
-        words = None if line is None else iter(shlex.split(line.removeprefix(PREFIX)))
-    except ValueError:  # a quote that is not closed
-        return None
-    if words is None:
-        return None
-    paths, values = [], {}
-    for word in words:
-        flag, _, value = word.partition("=")
-        if flag in (CACHE, DTYPE, RANDOM_SEED):
-            values[flag] = value or next(words, "")
-        elif not word.startswith("-"):
-            paths.append(word)
-    cache, seed = values.get(CACHE), values.get(RANDOM_SEED, "")
-    number = int(seed) if re.fullmatch("[0-9]{1,10}", seed) and int(seed) <= MOST_SEED else None
-    return Header(tuple(paths[:2]), Path(cache) if cache else None, values.get(DTYPE), number)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from paft_plugin.deltas.belongs import is_finite
 from paft_plugin.deltas.skeleton import build_model
 from paft_plugin.deltas.store import TensorStore, tied_names
 from paft_plugin.errors import PaftError, one_line, some
-from paft_plugin.fusion.lint.document import read_header
 from paft_plugin.fusion.merge.configuration import read_recipe, references, without_adapters
 from paft_plugin.fusion.merge.loaders import AdapterLoader, ModelLoader, open_loaders
 from paft_plugin.fusion.merge.plan import MergePlan
@@ -40,6 +39,7 @@ from paft_plugin.fusion.merge.unlisted import (
 )
 from paft_plugin.fusion.merge.untouched import draws
 from paft_plugin.fusion.mergekit_internals import forget_architectures, model_out_config, open_models
+from paft_plugin.fusion.recipe.render import read_header
 from paft_plugin.machine import usable_device
 
 # mergekit prints the whole config in which it misses a key.

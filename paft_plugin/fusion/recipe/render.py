@@ -21,6 +21,10 @@ from paft_plugin.schema import Keys
 MERGE_DTYPE = "float32"
 MATERIALIZED = "materialized"
 """Folder beside a recipe for its adapters as whole models, if it has them."""
+HEADER = "# mergekit-yaml "
+CACHE, DTYPE, RANDOM_SEED = "--lora-merge-cache", "--lora-merge-dtype", "--random-seed"
+"""The flags that `axolotl paft recipe` writes into a header, each with a value."""
+MOST_SEED = 2**32 - 1
 COUNTS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}
 
 
@@ -76,8 +80,43 @@ def merge_command(recipe: Recipe) -> list[str]:
         return ["axolotl", "paft", "merge", str(recipe.file), str(recipe.merged), "--seed", str(recipe.seed)]
     command = ["mergekit-yaml", str(recipe.file), str(recipe.merged)]
     if recipe.lora_cache is not None:
-        command += ["--lora-merge-cache", str(recipe.lora_cache), "--lora-merge-dtype", MERGE_DTYPE]
-    return [*command, "--random-seed", str(recipe.seed)]
+        command += [CACHE, str(recipe.lora_cache), DTYPE, MERGE_DTYPE]
+    return [*command, RANDOM_SEED, str(recipe.seed)]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is understood of the `mergekit-yaml …` in a recipe's header. Nothing runs it: recipes are downloaded things."""
+
+    paths: tuple[str, ...] = ()
+    """Of the recipe and the output."""
+    cache: Path | None = None
+    """Where mergekit writes adapters as whole models."""
+    dtype: str | None = None
+    """In what it writes them."""
+    seed: int | None = None
+    """By which methods draw that drop by chance."""
+
+
+def read_header(text: str) -> Header | None:
+    """The header's command, of a recipe's text; None without one. Flags that are not known mean nothing."""
+    line = next((line for line in text.splitlines() if line.startswith(HEADER)), None)
+    try:
+        words = None if line is None else iter(shlex.split(line.removeprefix(HEADER)))
+    except ValueError:  # a quote that is not closed
+        return None
+    if words is None:
+        return None
+    paths, values = [], {}
+    for word in words:
+        flag, _, value = word.partition("=")
+        if flag in (CACHE, DTYPE, RANDOM_SEED):
+            values[flag] = value or next(words, "")
+        elif not word.startswith("-"):
+            paths.append(word)
+    cache, seed = values.get(CACHE), values.get(RANDOM_SEED, "")
+    number = int(seed) if re.fullmatch("[0-9]{1,10}", seed) and int(seed) <= MOST_SEED else None
+    return Header(tuple(paths[:2]), Path(cache) if cache else None, values.get(DTYPE), number)
 
 
 def build_recipe(recipe: Recipe) -> dict[str, Any]:
