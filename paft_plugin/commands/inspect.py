@@ -11,6 +11,7 @@ import click
 
 from paft_plugin.commands import FOLDER, PATH
 from paft_plugin.errors import PaftError, collecting
+from paft_plugin.schema import suggestion
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,6 +39,12 @@ if TYPE_CHECKING:
     multiple=True,
     help="Share of entries that TIES or DARE would keep; may be repeated. [0.1, 0.2, 0.5; 1 always]",
 )
+@click.option(
+    "--fused",
+    metavar="NAME",
+    multiple=True,
+    help="One of three deltas or more that are fused together, and elect signs; may be repeated. [all but dense twins]",
+)
 @click.option("--no-pairs", is_flag=True, help="Look at each delta alone.")
 @click.option("--no-plots", is_flag=True, help="Only inspection.json and the table: no page, no plots.")
 def inspect(
@@ -46,6 +53,7 @@ def inspect(
     output_dir: Path,
     thresholds: tuple[float, ...],
     densities: tuple[float, ...],
+    fused: tuple[str, ...],
     no_pairs: bool,
     no_plots: bool,
 ) -> None:
@@ -62,8 +70,11 @@ def inspect(
     from paft_plugin.machine import reuse_freed_memory
 
     problems, branches = _named(deltas)
+    problems += [
+        f"--fused {name}: no such delta. {suggestion(name, list(branches))}" for name in fused if name not in branches
+    ]
     with collecting(problems):
-        settings = Settings(thresholds or THRESHOLDS, densities or DENSITIES, not no_pairs)
+        settings = Settings(thresholds or THRESHOLDS, densities or DENSITIES, not no_pairs, fused)
     if problems:
         raise PaftError(problems + problems_of(base, branches))
     check_writable(output_dir)

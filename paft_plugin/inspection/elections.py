@@ -24,10 +24,10 @@ FEWEST = 3
 """Deltas of which an election among all is another one than that of a pair."""
 
 
-def electors(names: Collection[str]) -> tuple[str, ...]:
-    """The deltas that elect signs together: all but dense twins, which are fused in another one's place; none of a mere pair."""
+def electors(names: Collection[str], fused: Collection[str] = ()) -> tuple[str, ...]:
+    """The deltas that elect signs together: those that are said to be `fused`, else all but dense twins; none of a mere pair."""
     twins = {arm_named(name).twin for name in names}
-    found = tuple(name for name in names if name not in twins)
+    found = tuple(name for name in names if (name in fused if fused else name not in twins))
     return found if len(found) >= FEWEST else ()
 
 

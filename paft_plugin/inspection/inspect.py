@@ -59,6 +59,8 @@ class Settings:
     densities: tuple[float, ...] = DENSITIES
     pairs: bool = True
     """Whether to compare every two deltas."""
+    fused: tuple[str, ...] = ()
+    """The deltas that are fused together, and so elect signs; of no names all but dense twins."""
 
     def __post_init__(self) -> None:
         thresholds = [each for each in self.thresholds if not (math.isfinite(each) and each >= 0)]
@@ -211,7 +213,7 @@ def _elect(result: TensorResult, deltas: Mapping[str, Delta], trims: Mapping[str
 
 def election_of(deltas: Collection[str], settings: Settings) -> ElectionTally | None:
     """Nothing yet of the election among all deltas; None where there is none to be held."""
-    names = electors(deltas) if settings.pairs else ()
+    names = electors(deltas, settings.fused) if settings.pairs else ()
     return ElectionTally(names, settings.densities) if names else None
 
 
@@ -229,7 +231,7 @@ class _Everything:
             for pair in (itertools.combinations(deltas, 2) if settings.pairs else ())
         }
         self._of_all: Groups[ElectionTally, Elections] = Groups(
-            lambda: ElectionTally(electors(deltas), densities), ElectionTally.elections
+            lambda: ElectionTally(electors(deltas, settings.fused), densities), ElectionTally.elections
         )
         self._diverged: dict[str, list[str]] = {}
         self._broken: dict[str, None] = {}

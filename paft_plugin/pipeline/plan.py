@@ -446,7 +446,10 @@ def _inspect_branches(setup: Setup) -> Iterator[Planned]:
             deltas = [f"{name}={setup.branch_folder(name)}" for name in names]
             needs = tuple(name for name in names if setup.branches[name].trained is None)
             what = "the branches’ deltas" if kind == "branches" else f"the deltas of {kind}"
-            yield _inspect(setup, kind, what, deltas, needs, _from_outside(setup, names))
+            # Further branches and controls are looked at beside those that are fused, and elect no signs with them.
+            fused = [arm if arm in names else setup.twins.get(arm) for arm in setup.fused.values()]
+            elect = [f"--fused={name}" for name in fused if name in names and len(names) > len(fused)]
+            yield _inspect(setup, kind, what, deltas, needs, _from_outside(setup, names), *elect)
 
 
 def _inspect_fused(setup: Setup) -> Iterator[Planned]:

@@ -31,7 +31,7 @@ from tests.end_to_end.sweeps import train_all
 pytestmark = pytest.mark.slow
 
 MISMATCH, EXCESS, DOMINANCE = "dense-sparse mismatch", "excessive L1", "dominance"
-R32 = {"lora_r": 32, "lora_alpha": 64}
+R32 = {"lora_r": 32, "lora_alpha": 64, "seed": 1}
 FULL = {"adapter": None, "learning_rate": 2e-4}
 
 
@@ -52,8 +52,7 @@ HEALTHY = {
     "the demo": pair("1e-4", "dpo", "0"),
     "λ 3e-5": pair("3e-5", "dpo", "0"),
     "λ 3e-4": pair("3e-4", "dpo", "0"),
-    "another seed": pair("1e-4 seed 1", "dpo seed 1", "0 seed 1"),
-    "another rank": pair("1e-4 rank 32", "dpo rank 32", "0 rank 32"),
+    "another seed and rank": pair("1e-4 rank 32", "dpo rank 32", "0 rank 32"),
     "another architecture": pair("1e-4 qwen2", "dpo qwen2", "0 qwen2"),
     "full fine-tuning": pair("1e-4 full", "dpo full", "0 full"),
     "no twin": {"sft-l1": "1e-4", "dpo": "dpo"},
@@ -86,8 +85,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "1e-4": {"paft_l1_lambda": 1e-4},
         "3e-4": {"paft_l1_lambda": 3e-4},
         "1e-1": {"paft_l1_lambda": 1e-1},
-        "0 seed 1": {"seed": 1},
-        "1e-4 seed 1": {"paft_l1_lambda": 1e-4, "seed": 1},
         "0 rank 32": R32,
         "1e-4 rank 32": {"paft_l1_lambda": 1e-4, **R32},
         "0 qwen2": qwen2,
@@ -100,7 +97,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
     dpo = {
         "dpo": {},
-        "dpo seed 1": {"seed": 1},
         "dpo rank 32": R32,
         "dpo qwen2": qwen2,
         "dpo full": {**FULL, "learning_rate": 1e-4},

@@ -24,7 +24,10 @@ OTHER = "model.layers.1.mlp.up_proj.weight"
 
 
 def inspect(
-    folder: Path, deltas: Mapping[str, Mapping[str, Tensor]], densities: Sequence[float] = DENSITIES
+    folder: Path,
+    deltas: Mapping[str, Mapping[str, Tensor]],
+    densities: Sequence[float] = DENSITIES,
+    fused: tuple[str, ...] = (),
 ) -> Inspection:
     """Of deltas (name → tensor → entries) on a base of zeros."""
     shapes = {name: tensor for tensors in deltas.values() for name, tensor in tensors.items()}
@@ -33,12 +36,21 @@ def inspect(
         (folder / which).mkdir(parents=True)
         save_file({**base, **tensors}, folder / which / "model.safetensors")
         (folder / which / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    return inspect_deltas(folder / "base", {which: folder / which for which in deltas}, Settings((), tuple(densities)))
+    settings = Settings((), tuple(densities), fused=fused)
+    return inspect_deltas(folder / "base", {which: folder / which for which in deltas}, settings)
 
 
 def votes(inspection: Inspection, density: float) -> dict[str, Vote]:
     assert inspection.elections is not None
     return dict(inspection.elections.total.ties[threshold_key(density)])
+
+
+def test_what_is_not_fused_with_the_others_elects_no_signs(tmp_path: Path) -> None:
+    deltas = {which: {NAME: torch.randn(4, 8)} for which in ("math", "code", "taste", "control")}
+    three = {which: deltas[which] for which in ("math", "code", "taste")}
+    beside = inspect(tmp_path / "beside", deltas, fused=tuple(three))
+    assert votes(beside, 0.5) == votes(inspect(tmp_path / "alone", three), 0.5)
+    assert inspect(tmp_path / "pair", deltas, fused=("math", "code")).elections is None
 
 
 def test_three_deltas_by_hand(tmp_path: Path) -> None:

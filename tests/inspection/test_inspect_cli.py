@@ -53,7 +53,7 @@ def test_all_mistakes_at_once(base: Path, tmp_path: Path) -> None:
     sft = make_adapter(base, tmp_path / "sft")
     stranger = make_adapter(make_base(tmp_path / "small", hidden_size=16), tmp_path / "stranger")
     wrong = [f"sft={sft}", f"sft={sft}", str(sft), f"gone={tmp_path / 'gone'}", f"stranger={stranger}"]
-    chosen = ("--threshold", "-1", "--density", "1.5", "--density", "0")
+    chosen = ("--threshold", "-1", "--density", "1.5", "--density", "0", "--fused", "sfd")
     result = run("--base", base, *wrong, "--output-dir", tmp_path / "out", *chosen)
     assert result.exit_code == 2
     for text in (
@@ -64,6 +64,7 @@ def test_all_mistakes_at_once(base: Path, tmp_path: Path) -> None:
         "threshold -1.0: not a number ≥ 0",
         "density 1.5: not a share in (0, 1]",
         "density 0.0: not a share in (0, 1]",
+        "--fused sfd: no such delta. Did you mean sft?",
     ):
         assert text in result.output
     assert "Traceback" not in result.output

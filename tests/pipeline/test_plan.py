@@ -388,6 +388,23 @@ def test_an_arm_says_what_it_is(tmp_path: Path) -> None:
             assert Path("scores") / arm.name in scored.folders
 
 
+def test_further_branches_are_inspected_and_elect_no_signs(tmp_path: Path) -> None:
+    def electors(arms: list[str], **changes: object) -> list[str]:
+        setup = open_setup(write_run(tmp_path / str(len(arms)), **changes), arms, False)
+        command = by_name(setup)["inspect-branches"].command
+        return [word for word in command if word.startswith("--fused")]
+
+    assert electors(["base", "sft-l1", "dpo"]) == []
+    assert electors(["sft", "sft-l1", "dpo", "other"], compare={"other": "sft.yml"}) == [
+        "--fused=sft-l1",
+        "--fused=dpo",
+    ]
+    assert electors(["sft", "dpo", "other", "base", "joint"], compare={"other": "sft.yml", "joint": None}) == [
+        "--fused=sft",
+        "--fused=dpo",
+    ]
+
+
 def test_a_preference_branch_may_be_penalised_too(tmp_path: Path) -> None:
     plain = configs_of(open_setup(write_run(tmp_path), ["*"], False))
     penalised = {"config": "dpo.yml", "overrides": {"plugins": ["paft_plugin.PAFTPlugin"], "paft_l1_lambda": 1e-4}}
