@@ -188,6 +188,9 @@ class ControlSpec(BaseModel):
     control: ControlKind = Field(description=f"What is done to the delta: {', '.join(get_args(ControlKind))}.")
     of: str = Field(description="The arm of the branch whose delta is changed: a dense one.")
     like: str | None = Field(default=None, description="The arm of the branch that it is matched to.")
+    sparsity: float | None = Field(
+        default=None, gt=0, lt=1, description="prune, drop: the share of entries to set to zero, instead of `like`."
+    )
     threshold: float = Field(
         default=1e-5, ge=0, description="prune, prune_rescale, drop: to the share of entries with |δ| ≤ threshold."
     )
@@ -196,7 +199,8 @@ class ControlSpec(BaseModel):
 
     @model_validator(mode="after")
     def _of_its_kind(self) -> ControlSpec:
-        takes = {"of", *(["factor"] if self.control == "scale" else ["like"])}
+        by_share = self.sparsity is not None and self.control in ("prune", "drop")
+        takes = {"of", "factor" if self.control == "scale" else "sparsity" if by_share else "like"}
         missing = [
             f"{key}: missing. `control: {self.control}` needs it." for key in takes if getattr(self, key) is None
         ]

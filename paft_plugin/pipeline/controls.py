@@ -95,9 +95,10 @@ def _changed(
     difference is what was learnt. (Pruned to the norm before pruning is `rescale_l2`, `of` a pruned control, `like` the dense
     branch.)
     """
+    if spec.factor is not None:
+        return scaled(of, spec.factor), {"factor": spec.factor}
     if like is None:
-        factor = spec.factor or 1.0
-        return scaled(of, factor), {"factor": factor}
+        like = before.model_copy(update={"small": round((spec.sparsity or 0.0) * before.entries)})
     if not spec.is_sparse:
         norm = "l1" if spec.control == "rescale_l1" else "l2"
         wanted = getattr(like, norm)
@@ -105,8 +106,8 @@ def _changed(
         return scaled(of, factor), {norm: wanted, "factor": factor}
     if before.small > like.small:
         raise PaftError(
-            f"{spec.of} is sparser than {spec.like} already: {before.share:.4f} of its entries are at or under "
-            f"{spec.threshold:g}, and {like.share:.4f} of the other's. Name another `like`, or another threshold."
+            f"{spec.of} is sparser than {spec.like or 'that'} already: {before.share:.4f} of its entries are at or under "
+            f"{spec.threshold:g}, and {like.share:.4f} are wanted. Ask for more, or give another threshold."
         )
     share = {"share": like.share}
     if spec.control == "drop":

@@ -38,7 +38,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def request(models: Path, folder: Path, control: str, **keys: Any) -> ControlRequest:
-    spec = ControlSpec.model_validate({"control": control, **(LIKE if control != "scale" else {"of": "sft"}), **keys})
+    own = {"of": "sft"} if control == "scale" or "sparsity" in keys else LIKE
+    spec = ControlSpec.model_validate({"control": control, **own, **keys})
     return ControlRequest(
         spec=spec,
         base=models / "base",
@@ -70,6 +71,16 @@ def test_as_many_entries_are_zero_as_the_other_has_small_ones(models: Path, tmp_
     # Where the base is large enough for fp32 to lose a small entry there are a few zeros more.
     assert made.like_size.small <= made.reached.zeros <= made.like_size.small + made.reached.entries // 1000
     assert made.reached.entries == made.before.entries == made.like_size.entries
+
+
+@pytest.mark.parametrize("control", ["prune", "drop"])
+def test_a_share_may_be_said_where_no_other_branch_has_it(models: Path, tmp_path: Path, control: str) -> None:
+    said = ControlSpec.model_validate({"control": control, "of": "sft", "sparsity": 0.9})
+    made = make_control(
+        ControlRequest(spec=said, base=models / "base", of=models / "sft", folder=tmp_path / "said", as_adapter=False)
+    )
+    assert made.reached.share == pytest.approx(0.9, abs=1e-3)
+    assert (made.like, made.like_size, made.wanted["share"]) == (None, None, pytest.approx(0.9, abs=1e-6))
 
 
 def test_a_scaled_adapter_keeps_its_factors_and_peft_loads_it_so(models: Path, tmp_path: Path) -> None:
@@ -127,6 +138,7 @@ def test_the_stage_says_what_cannot_be_and_leaves_nothing(
         "sft-l1 is sparser than sft already": request(
             models, tmp_path, "prune", of="sft-l1", like="sft", threshold=3e-4
         ),
+        "sft is sparser than that already": request(models, tmp_path, "prune", sparsity=0.01, threshold=1e-2),
     }
     for said, one in wrong.items():
         (tmp_path / "request.json").write_text(one.model_dump_json(exclude_unset=True))
@@ -204,6 +216,8 @@ def test_all_mistakes_of_controls_are_said_at_once(tmp_path: Path) -> None:
         "d": {"control": "shrink", **LIKE},
         "e": {"control": "rescale_l2", "of": "sft", "like": "sft", "factr": 2},
         "f": {"joint": {"sft_wight": 2}},
+        "g": {"control": "prune", **LIKE, "sparsity": 0.9},
+        "h": {"control": "rescale_l2", **LIKE, "sparsity": 0.9},
     }
     with pytest.raises(PaftError) as caught:
         open_setup(write_run(tmp_path, compare=compare))
@@ -216,6 +230,8 @@ def test_all_mistakes_of_controls_are_said_at_once(tmp_path: Path) -> None:
         "compare.d.control: Input should be 'rescale_l2'",
         "compare.e.factr: no such key. Did you mean factor",
         "compare.f.joint.sft_wight: no such key. Did you mean sft_weight",
+        "compare.g: like: is not for `control: prune`",
+        "compare.h: sparsity: is not for `control: rescale_l2`",
     ):
         assert each in said
     compare = {

@@ -38,11 +38,6 @@ class BaseModel:
     """A token of its vocabulary to pad with, if its tokenizer names none."""
 
     @property
-    def has_template(self) -> bool:
-        """Whether it brings a chat template."""
-        return bool(self.template)
-
-    @property
     def large(self) -> bool:
         """Whether the learning rates of large models are meant for it; in doubt, yes."""
         return self.parameters is None or self.parameters > 2e9

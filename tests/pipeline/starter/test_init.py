@@ -242,7 +242,8 @@ def test_axolotl_trains_what_it_writes(demo: Path, tmp_path: Path) -> None:
     """With the penalty, and by ORPO; `tests/end_to_end/test_new_user.py` trains without it, and by DPO."""
     data = demo / "data"
     write_starter(
-        Wish(str(demo / "base"), str(data / "sft.jsonl"), str(data / "preference.jsonl"), tmp_path, "lora", "orpo"), False
+        Wish(str(demo / "base"), str(data / "sft.jsonl"), str(data / "preference.jsonl"), tmp_path, "lora", "orpo"),
+        False,
     )
     for name in ("sft", "preference"):
         file = tmp_path / f"{name}.yml"
