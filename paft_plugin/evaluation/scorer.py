@@ -84,9 +84,8 @@ class Scorer:
         np.random.seed(SEED)
         torch.manual_seed(SEED)
         if detector := sys.modules.get("langdetect.detector_factory"):
-            detector.DetectorFactory.seed = (
-                SEED  # IFEval asks it for a text's language; it draws by a generator of its own
-            )
+            # IFEval asks it for a text's language, and it draws by a generator of its own.
+            detector.DetectorFactory.seed = SEED
         os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm-eval: no process for each core to draw so few samples
         report = evaluate(
             lm=self._model,

@@ -107,7 +107,7 @@ def _changed(
     if before.small > like.small:
         raise PaftError(
             f"{spec.of} is sparser than {spec.like or 'that'} already: {before.share:.4f} of its entries are at or under "
-            f"{spec.threshold:g}, and {like.share:.4f} are wanted. Ask for more, or give another threshold."
+            f"{spec.threshold:g}, and {like.share:.4f} are wanted. Name a sparser `like`, or a larger `sparsity`."
         )
     share = {"share": like.share}
     if spec.control == "drop":
