@@ -97,7 +97,7 @@ def _changed(
     """
     if spec.factor is not None:
         return scaled(of, spec.factor), {"factor": spec.factor}
-    if like is None:
+    if like is None:  # the share that is said stands in for another delta's
         like = before.model_copy(update={"small": round((spec.sparsity or 0.0) * before.entries)})
     if not spec.is_sparse:
         norm = "l1" if spec.control == "rescale_l1" else "l2"

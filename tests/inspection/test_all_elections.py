@@ -46,6 +46,7 @@ def votes(inspection: Inspection, density: float) -> dict[str, Vote]:
 
 
 def test_what_is_not_fused_with_the_others_elects_no_signs(tmp_path: Path) -> None:
+    torch.manual_seed(0)
     deltas = {which: {NAME: torch.randn(4, 8)} for which in ("math", "code", "taste", "control")}
     three = {which: deltas[which] for which in ("math", "code", "taste")}
     beside = inspect(tmp_path / "beside", deltas, fused=tuple(three))
