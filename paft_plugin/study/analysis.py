@@ -27,6 +27,8 @@ class StudyRow:
     """Whether it stands for its way and form, or its control."""
     levels: Mapping[str, Level]
     """By measure, `primary` among them."""
+    on_validation: Mapping[str, Level]
+    """The same on validation items, of the measures that have some."""
     sparsity: Mapping[str, float]
     """Mean over seeds."""
     l1: float | None
@@ -193,6 +195,7 @@ def _rows(scores: StudyScores, chosen: set[str]) -> Iterator[StudyRow]:
                 arm.form or "",
                 arm.name in chosen,
                 levels,
+                {name: found for name in levels if (found := level(scores, arm.name, name + VALIDATION))},
                 {
                     key: mean
                     for key in thresholds

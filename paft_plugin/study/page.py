@@ -32,7 +32,7 @@ PAGE, README, TABLES, PLOTS = Path("study.html"), Path("README.md"), Path("table
 """Below the study's folder."""
 SCHEMA = 1
 SECTIONS = {
-    "arms": ("Arms", ("chosen",), ("choices", "arms")),
+    "arms": ("Arms", ("chosen",), ("choices", "branches", "arms")),
     "contrasts": ("Contrasts", ("contrasts",), ()),
     "controls": ("Controls", ("controls",), ()),
     "fronts": ("Fronts", ("fronts",), ()),

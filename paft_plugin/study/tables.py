@@ -13,6 +13,8 @@ from paft_plugin.study.effects import Level
 from paft_plugin.tables import VERDICT_WORDS, Cell, Column, Row, Table, number_cell
 
 STUDY_FILE = "study.json"
+USUAL_BRANCHES = 3
+"""SFT without the penalty and with it, and the preference."""
 INTERVALS = "± reaches to the farther end of the 95 % interval over seeds and items."
 
 
@@ -268,6 +270,28 @@ def _merit(reference: str) -> Callable[[float], str]:
     return (lambda value: number(abs(value))) if reference.startswith(CONTROL) else number
 
 
+def branch_table(analysis: Analysis) -> Table | None:
+    """What tells apart branches with other settings; None if there are only those of a study without further ones."""
+    rows = [row for row in analysis.rows if row.group in ("base", "branch") and row.on_validation]
+    named = PRIMARY, *(measure.name for measure in analysis.main_measures)
+    names = [name for name in named if any(name in row.on_validation for row in rows)]
+    if sum(row.group == "branch" for row in rows) <= USUAL_BRANCHES:
+        return None
+    return Table(
+        [Column("Arm", is_number=False), *(Column(_on_validation(analysis, name)) for name in names)],
+        [Row([Cell(row.name), *(_with_reach(row.on_validation.get(name)) for name in names)]) for row in rows],
+        "branches",
+        "The branches, on validation items",
+        "What a branch's settings are to be chosen by, so that test items can judge the choice.",
+        elsewhere=STUDY_FILE,
+    )  # fmt: skip
+
+
+def _on_validation(analysis: Analysis, name: str) -> str:
+    measure = analysis.scores.measure(name)
+    return name.capitalize() if measure is None else _heading(measure)
+
+
 def curve_table(analysis: Analysis, curve: StudyCurve) -> Table:
     """A row for each value of a setting: the branch alone, and every fusion of it."""
     design, rows = analysis.scores.design, {row.name: row for row in analysis.rows}
@@ -338,7 +362,7 @@ def _amount(value: float) -> str:
 
 def study_tables(analysis: Analysis) -> list[Table]:
     """All of them, the most important first."""
-    others = contrast_table, control_table, front_table, cost_table, choice_table
+    others = contrast_table, control_table, front_table, cost_table, choice_table, branch_table
     curves = [curve_table(analysis, curve) for curve in analysis.curves]
     found = [main_table(analysis), *(make(analysis) for make in others), *curves, all_table(analysis)]
     return [each for each in found if each is not None]

@@ -14,11 +14,12 @@ from rich.console import Console
 from paft_plugin.drawing import Missing
 from paft_plugin.errors import PaftError
 from paft_plugin.study.analysis import Analysis, analyse
-from paft_plugin.study.design import DESIGN_FILE, SEEDS, Design
+from paft_plugin.study.design import DESIGN_FILE, SEEDS, Design, StudyArm
 from paft_plugin.study.page import PAGE, README, SECTIONS, content, html, markdown, words, write_study
+from paft_plugin.study.effects import mean_score
 from paft_plugin.study.plots import study_plots
 from paft_plugin.study.scores import FIGURES_FILE, ITEMS, collect, read_study
-from paft_plugin.study.tables import STUDY_FILE, study_tables
+from paft_plugin.study.tables import STUDY_FILE, branch_table, study_tables
 from paft_plugin.tables import Cell, Column, Row, Table, as_latex
 from tests.study.studies import CONTRASTS, LEVELS, arms, design, write_runs, write_small
 
@@ -85,6 +86,19 @@ def test_every_number_of_the_main_table_stands_in_the_json(analysis: Analysis) -
             assert found["value"] == level.value
             assert tuple(found["interval"]) == level.interval
             assert {int(seed): mean for seed, mean in found["seeds"].items()} == level.seeds
+
+
+def test_branches_with_other_settings_are_told_apart_by_validation_items(analysis: Analysis) -> None:
+    assert branch_table(analysis) is None
+    further = tuple(StudyArm(name=name, group="branch") for name in ("lambda-1", "lambda-9"))
+    more = replace(analysis.scores, design=design(arms=(*further, *arms())))
+    table = branch_table(analyse(more))
+    assert table is not None
+    skill = [column.heading for column in table.columns].index("skill")
+    shown = {row.cells[0].text: row.cells[skill].order for row in table.rows}
+    assert shown == {name: mean_score(more, name, "skill_validation") for name in shown}
+    assert shown.keys() == {"base", "sft", "sft-l1", "dpo", "lambda-1", "lambda-9"}
+    assert shown["sft"] != mean_score(more, "sft", "skill")
 
 
 def test_a_page_has_every_table_once_and_no_id_twice(analysis: Analysis) -> None:
