@@ -37,7 +37,8 @@ BASE, JOINT, SEQUENTIAL, DISJOINT = "base", "joint", "sequential", "disjoint"
 PAFT, PARALLEL, WITHOUT = "paft-", "parallel-", "without-"
 """How arms begin that fuse all branches, those with a penalty as they are or their dense twins, and all branches but one."""
 SFT, PREFERENCE = "sft", "preference"
-"""The short form's two branches. The first is taken for penalised; the second's arm is called by its strategy."""
+"""The short form's two branches. The first is taken for penalised if it is trained already; the second's arm is called by its
+strategy."""
 SPARSE = "-l1"
 """Ends the arm of a penalised branch, whose dense twin is called as the branch is."""
 SUM = "task_arithmetic"
@@ -99,7 +100,8 @@ class Setup:
 
     def is_penalised(self, name: str) -> bool:
         """Whether the branch of that arm is trained with a penalty, or taken for one that was."""
-        return name == self.fused.get(SFT) or self.branches[name].penalised
+        branch = self.branches[name]
+        return branch.penalised or (name == self.fused.get(SFT) and branch.trained is not None)
 
     def key(self, name: str) -> str:
         """What the file calls the branch that an arm, the dense twin of one, or a baseline's form of one is."""
@@ -319,7 +321,7 @@ def _arm_of(branch: Branch) -> str:
         PaftError: A preference branch is trained on something else.
     """
     check_strategy(branch)
-    is_sparse = branch.name == SFT or branch.penalised
+    is_sparse = branch.penalised or (branch.name == SFT and branch.trained is not None)
     return f"{_dense_arm_of(branch)}{SPARSE}" if is_sparse else _dense_arm_of(branch)
 
 
@@ -580,6 +582,9 @@ def _no_arm(setup: Setup, name: str, possible: Sequence[str]) -> str:
             f"arm {name}: needs the axolotl configs of the branches, to train what it compares with, and one is given as "
             "`trained:`. Give its config, or a dense branch of the same name under compare: {sft: …}."
         )
+    is_of_twins = name.startswith(PAFT) and not any(each.startswith(PAFT) for each in possible)
+    if is_of_twins or name.removesuffix(SPARSE) in setup.fused.values():
+        return f"arm {name}: there is no penalty in the config of a branch that it is made of. Add one, or name a dense arm."
     return f"arm {name}: there is none. {suggestion(name, possible)}"
 
 

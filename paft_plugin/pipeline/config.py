@@ -431,7 +431,7 @@ class PaftConfig(BaseModel):
     sft: Annotated[BranchSpec, BeforeValidator(_branch)] | None = Field(
         default=None,
         validate_default=True,
-        description="The SFT branch, with its paft_* keys: path of an axolotl config, or folder of a trained branch.",
+        description="The SFT branch, with paft_* keys or without: path of an axolotl config, or folder of a trained branch.",
     )
     preference: Annotated[BranchSpec, BeforeValidator(_branch)] | None = Field(
         default=None,

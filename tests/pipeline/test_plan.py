@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -74,6 +75,18 @@ def test_the_arms_of_a_run_and_those_that_one_asks_for(tmp_path: Path) -> None:
     assert arms_of(open_setup(file, ["parallel-*", "base"], False)) == ["base", "parallel-ties", "parallel-linear"]
     with pytest.raises(PaftError, match=r"arm paft-tie: there is none\. Did you mean paft-ties"):
         open_setup(file, ["paft-tie"], False)
+
+
+def test_an_sft_branch_without_a_penalty_is_a_dense_one(tmp_path: Path) -> None:
+    file = write_run(tmp_path, fusion={"methods": ["ties"]}, compare=["joint"], sequential=True)
+    edit(tmp_path / "sft.yml", plugins=None, paft_l1_lambda=None)
+    setup = open_setup(file, [], False)
+    assert arms_of(setup) == ["base", "sft", "dpo", "joint", "sequential", "parallel-ties"]
+    assert not any(arm.penalised for arm in setup.arms)
+    assert needed_of(setup) == ["sft", "dpo", "joint"]
+    for arm in ("sft-l1", "paft-ties", "paft-*"):
+        with pytest.raises(PaftError, match=f"arm {re.escape(arm)}: there is no penalty in the config of a branch"):
+            open_setup(file, [arm], False)
 
 
 @pytest.mark.parametrize(

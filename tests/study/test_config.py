@@ -15,6 +15,8 @@ from paft_plugin.study.planning.plan import plan_study
 from tests.study.room import Change
 
 ASKED = {"name": "a", "one": "sft", "other": "dpo", "measure": "skill"}
+DENSE = {"config": "axolotl/sft.yml", "overrides": {"plugins": None, "paft_l1_lambda": None, "seed": "$seed"}}
+SQUARED = {"config": "axolotl/sft.yml", "overrides": {"paft_l1_lambda": None, "paft_l2_lambda": 0.1, "seed": "$seed"}}
 
 
 def problems_of(file: Path) -> list[str]:
@@ -70,7 +72,12 @@ def test_the_study_in_readme_is_one(study: Change) -> None:
         ({"contrasts": [ASKED | {"one": "best:tis/l1"}]}, "contrasts.0.one: best:tis/l1: no such arm", "one:"),
         ({"evaluation": False}, "evaluation: false: a study compares scores.", "evaluation:"),
         ({"preference": "axolotl/sft.yml"}, "preference: ", "preference:"),
-        ({"sft": "axolotl/dpo.yml"}, "sft: its config names no penalty", "sft:"),
+        ({"sft": DENSE}, "controls.rescale_l2: asks what a penalty does, and sft's config has none.", "- rescale_l2"),
+        (
+            {"sft": SQUARED, "controls": None},
+            "sft: its penalty has a strength that a study cannot vary.",
+            "sft:",
+        ),
         (
             {"compare": {"rescale_l2": "axolotl/sft.yml"}},
             "compare.rescale_l2: the study makes an arm of that",

@@ -15,8 +15,8 @@ from paft_plugin.drawing import Missing
 from paft_plugin.errors import PaftError
 from paft_plugin.study.analysis import Analysis, analyse
 from paft_plugin.study.design import DESIGN_FILE, SEEDS, Design, StudyArm
-from paft_plugin.study.page import PAGE, README, SECTIONS, content, html, markdown, words, write_study
 from paft_plugin.study.effects import mean_score
+from paft_plugin.study.page import PAGE, README, SECTIONS, content, html, markdown, words, write_study
 from paft_plugin.study.plots import study_plots
 from paft_plugin.study.scores import FIGURES_FILE, ITEMS, collect, read_study
 from paft_plugin.study.tables import STUDY_FILE, branch_table, study_tables

@@ -162,6 +162,16 @@ def test_a_bound_on_the_loss_is_a_strength_and_needs_a_twin(study: Change) -> No
     assert [each.split(":")[-2].strip() for each in caught.value.problems] == ["joint", "sequential-reverse"]
 
 
+def test_without_a_penalty_a_study_compares_dense_ways_alone(study: Change) -> None:
+    dense = {"config": "axolotl/sft.yml", "overrides": {"plugins": None, "paft_l1_lambda": None, "seed": "$seed"}}
+    ways = ["sequential", "sequential-reverse", "joint", "alpha", "disjoint", "ties"]
+    changes = {"ways": ways, "controls": ["disjoint"], "contrasts": None, "curves": {"density": [0.1, 0.2]}}
+    with_penalty, without = (plan(study(**changes, **more)) for more in ({}, {"sft": dense}))
+    expected = [arm for arm in with_penalty.runs[0].arms if arm.form != "l1"]
+    assert list(without.runs[0].arms) == expected
+    assert not [name for name in yaml.safe_load(without.runs[0].text)["arms"] if "l1" in name or "paft" in name]
+
+
 def test_what_a_file_compares_beside_the_ways_is_in_the_study(study: Change) -> None:
     compare = {
         "joint": None,

@@ -190,9 +190,9 @@ def check_penalty(setup: Setup, branch: Branch) -> Findings:
             )
         )
     elif branch.name == setup.fused.get(SFT):
-        findings.problem(
-            f"{branch.where}: the SFT branch has no penalty. Add `plugins: [{PLUGIN}]` and paft_l1_lambda or "
-            "paft_target_sparsity, such as paft_target_sparsity: 0.9."
+        findings.warn(
+            f"{branch.where}: the SFT branch has no penalty, so all arms are dense. For PAFT's own add `plugins: [{PLUGIN}]` and "
+            "paft_l1_lambda or paft_target_sparsity, such as paft_target_sparsity: 0.9."
         )
     if branch.name in setup.of_role("sft") and branch.strategy != "sft":
         instead = "under `preference:`" if branch.name == setup.fused.get(SFT) else "`role: preference`"

@@ -99,7 +99,7 @@ def _unknown_arms(file: Path, design: Design) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Trunk:
-    """The three trainings that everything is made of: the skill without and with the penalty, and the preference."""
+    """The trainings that everything is made of: the skill without and, if the file has one, with the penalty; the preference."""
 
     setup: Setup
     skill_key: str
@@ -111,7 +111,8 @@ class Trunk:
         """The branches of the study in `file`.
 
         Raises:
-            PaftError: There are others than one SFT branch with the penalty and one preference branch, to be trained.
+            PaftError: There are others than one SFT branch and one preference branch, to be trained; or something is asked
+                of a penalty, and there is none.
         """
         bare = study.model_copy(
             update={
@@ -134,11 +135,17 @@ class Trunk:
         problems += [
             f"{file}: {key}: is given as `trained:`, and a study trains it anew. Give its config." for key in trained
         ]
-        if not trained and not trunk.strength:
+        if not trained and not trunk.strength and trunk.sparse != trunk.dense:
             problems.append(
-                f"{file}: {trunk.skill_key}: its config names no penalty, and a study compares with and without one. Add "
-                f"`plugins: [{PLUGIN}]` and one of {', '.join(STRENGTHS)}."
+                f"{file}: {trunk.skill_key}: its penalty has a strength that a study cannot vary. Give it one of "
+                f"{', '.join(STRENGTHS)}, or none."
             )
+        elif not trained and not trunk.strength:
+            problems += [
+                f"{file}: {asked}: asks what a penalty does, and {trunk.skill_key}'s config has none. Leave it out, or add "
+                f"`plugins: [{PLUGIN}]` and one of {', '.join(STRENGTHS)}."
+                for asked in _of_a_penalty(study)
+            ]
         twinless = sorted({JOINT, "sequential-reverse"} & set(study.ways)) if BOUND in trunk.strength else []
         problems += [
             f"{file}: ways: {way}: with {BOUND} it would need a training without the penalty that is like it in all else, and "
@@ -150,13 +157,13 @@ class Trunk:
 
     @property
     def sparse(self) -> str:
-        """The arm of the skill's branch."""
+        """The arm of the skill's branch, as its config says."""
         return self.setup.fused[self.skill_key]
 
     @property
     def dense(self) -> str:
-        """The arm of its twin without the penalty."""
-        return self.setup.twins[self.sparse]
+        """The arm of its twin without the penalty; where there is none, the branch's own."""
+        return self.setup.twins.get(self.sparse, self.sparse)
 
     @property
     def preference(self) -> str:
@@ -209,6 +216,12 @@ class Trunk:
             return float(branch.content[key])
         except (KeyError, TypeError, ValueError):
             raise PaftError(f"{branch.where}: {key}: no number. A study varies it: set it.") from None
+
+
+def _of_a_penalty(study: StudyConfig) -> list[str]:
+    """What a study asks for that makes no sense without a penalty."""
+    controls = [f"controls.{name}" for name in study.controls.wanted if name != DISJOINT]
+    return [*controls, *(f"curves.{key}" for key in STRENGTHS if getattr(study.curves, key) is not None)]
 
 
 @dataclass(frozen=True)
@@ -275,12 +288,14 @@ class _Sheet:
         trunk, wanted = self.trunk, self.study.controls.wanted
         self.arm(BASE, group="base")
         self.arm(trunk.dense, group="branch", form="dense", of=trunk.dense)
-        self.arm(trunk.sparse, group="branch", form="l1", of=trunk.sparse, settings=trunk.strength)
+        if trunk.strength:
+            self.arm(trunk.sparse, group="branch", form="l1", of=trunk.sparse, settings=trunk.strength)
         self.arm(trunk.preference, group="branch")
         for name in (*self.study.compare.branches, *self.study.compare.controls):
             self.arm(name, group="branch")
-        dense = Form("dense", PARALLEL, trunk.dense, {trunk.dense: {}})
-        forms = (dense, Form("l1", PAFT, trunk.sparse, self.strength_curves()))
+        forms = [Form("dense", PARALLEL, trunk.dense, {trunk.dense: {}})]
+        if trunk.strength:
+            forms.append(Form("l1", PAFT, trunk.sparse, self.strength_curves()))
         for form in forms:
             self.sequential(form)
             if JOINT in self.study.ways:

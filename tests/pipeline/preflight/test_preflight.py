@@ -179,7 +179,9 @@ def test_other_precision_is_a_warning(check: Preflight) -> None:
 
 
 def test_penalty_is_missing(check: Preflight) -> None:
-    one(check(sft={"plugins": None, "paft_l1_lambda": None}).problems, "the SFT branch has no penalty")
+    without = check(sft={"plugins": None, "paft_l1_lambda": None})
+    assert not without.problems  # dense ways are compared as well
+    one(without.warnings, "the SFT branch has no penalty, so all arms are dense")
     one(check(sft={"plugins": None}).problems, "paft_l1_lambda", f"`- {PLUGIN}`")
     one(check(sft={"paft_l1_lambda": None}).problems, "paft_l1_lambda is not set")
 
