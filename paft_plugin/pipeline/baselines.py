@@ -207,10 +207,12 @@ def _joint_loss(content: Mapping[str, Any], strategy: str, weight: float | None)
 
 def _joint_notes(name: str, branches: Sequence[Branch], content: Mapping[str, Any]) -> tuple[str, ...]:
     rates = list(dict.fromkeys(str(branch.content.get("learning_rate")) for branch in branches))
-    said = f"{name}: is trained with learning_rate: {content.get('learning_rate')}, the larger of the branches' ({some(rates)})."
+    rate = content.get("learning_rate")
+    is_told = len(rates) > 1 and rate == _largest("learning_rate", branches)
+    said = f"{name}: is trained with learning_rate: {rate}, the larger of the branches' ({some(rates)})."
     kto = f"{name}: KTO has no SFT loss: rows of SFT are answers that are wanted (as in UFT, arXiv 2410.21438)."
     return (
-        *([f"{said} `overrides:` sets another."] if len(rates) > 1 else []),
+        *([f"{said} `overrides:` sets another."] if is_told else []),
         *([kto] if content.get("rl") == "kto" else []),
     )
 

@@ -114,6 +114,16 @@ def test_kto_takes_sft_rows_for_wanted_answers(tmp_path: Path) -> None:
     assert any("KTO has no SFT loss" in note for note in setup.branches["joint"].notes)
 
 
+def test_a_joint_training_takes_the_larger_rate_and_says_so_unless_it_is_told(tmp_path: Path) -> None:
+    compare = {"joint": {}, "slow": {"joint": {"overrides": {"learning_rate": 1e-6}}}}
+    file = write_run(tmp_path, compare=compare)
+    edit(tmp_path / "dpo.yml", learning_rate=0.5)
+    branches = open_setup(file, [], False).branches
+    assert branches["joint"].content["learning_rate"] == 0.5
+    assert "learning_rate: 0.5, the larger of the branches'" in branches["joint"].notes[0]
+    assert branches["slow"].notes == ()
+
+
 def test_rows_without_prompts_are_refused(tmp_path: Path) -> None:
     file = joint(tmp_path, {"rows": [{"text": "once upon a time"}], "entry": {"type": "completion"}})
     with pytest.raises(PaftError, match="none of its rows has both a prompt and an answer"):
