@@ -51,17 +51,10 @@ def main(folder: Path, model: Path | None, archive: Path | None, seeds: tuple[in
     answers = bigbench.answer_pairs(tasks[bigbench.QASC], ITEMS_SEED)[TRIED:]
     _write_scored(folder, families, answers[:ANSWER_ITEMS], tasks)
     _write_training(folder, families, answers[ANSWER_ITEMS:], seeds)
-    for name in (
-        "study.yml",
-        "core.yml",
-        "rates.yml",
-        "controls.yml",
-        "settings.yml",
-        "axolotl/sft.yml",
-        "axolotl/orpo.yml",
-    ):
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(HERE / name, folder / name)
+    for file in sorted([*HERE.glob("*.yml"), *HERE.glob("axolotl/*.yml")]):
+        place = folder / file.relative_to(HERE)
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, place)
     click.echo(f"Written. Go on with:\n  axolotl paft study {folder / 'study.yml'} --dry-run")
 
 
