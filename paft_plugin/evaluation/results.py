@@ -64,6 +64,11 @@ class Measure:
         return self.task.partition("/")[0] == HELD_OUT.name and self.metric in NATS
 
     @property
+    def is_share(self) -> bool:
+        """Whether it is one by its name; of lm-eval's metrics only the values can say that."""
+        return self.task.partition("/")[0] == HELD_OUT.name and self.metric not in NATS
+
+    @property
     def key(self) -> str:
         """As lm-eval reports it."""
         return f"{self.metric},{self.filter}"

@@ -119,19 +119,30 @@ def level(scores: StudyScores, arm: str, measure: str) -> Level | None:
     value = sum(means.values()) / len(means)
     parts = [(part, _values(scores, [arm], part.measure)) for part in terms(scores, measure)]
     if not all(values.keys() >= means.keys() for _, values in parts):
+        known = scores.measure(measure)
         of_seeds = mean_of_seeds([np.array([mean]) for mean in means.values()], None)
-        return Level(means, value, of_seeds.interval if len(means) > 1 else None)
+        interval = of_seeds.interval if known is None or not known.is_share else _within_one(*of_seeds.interval)
+        return Level(means, value, interval if len(means) > 1 else None)
     sums = [
         (part.weight, _over(scores, part.measure, {seed: values[seed] for seed in means})) for part, values in parts
     ]
     found = weighted(sums, list(means.values()))
-    is_share = not _in_nats(scores, measure) and all(map(is_right_or_wrong, parts[0][1].values()))
     low, high = value - found.half(), value + found.half()
-    if is_share and len(parts) == 1:
-        if len(means) == 1 or low == high:
-            low, high = share_interval(next(iter(parts[0][1].values())), _sources(scores, measure))
-        low, high = max(low, 0.0), min(high, 1.0)
-    return Level(means, value, (low, high))
+    if not all(_is_share(scores, part, values) for part, values in parts):
+        return Level(means, value, (low, high))
+    if len(parts) == 1 and (len(means) == 1 or low == high):
+        low, high = share_interval(next(iter(parts[0][1].values())), _sources(scores, measure))
+    return Level(means, value, _within_one(low, high))
+
+
+def _is_share(scores: StudyScores, part: Term, values: Mapping[int, Values]) -> bool:
+    """Whether a part is a share of right answers, on its own scale."""
+    return part.zero == 0 and not _in_nats(scores, part.measure) and all(map(is_right_or_wrong, values.values()))
+
+
+def _within_one(low: float, high: float) -> Interval:
+    """What a share can be of an interval, which has no bounds of its own where few seeds differ much."""
+    return max(low, 0.0), min(high, 1.0)
 
 
 def change(scores: StudyScores, other: str, one: str, measure: str) -> MeanChange | None:

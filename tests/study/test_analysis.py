@@ -132,6 +132,19 @@ def test_a_single_one_of_several_seeds_judges_nothing(tmp_path: Path) -> None:
     assert change(replace(scores, items=items), "sequential", "joint", "skill") is None
 
 
+def test_no_interval_of_a_share_leaves_what_a_share_can_be(tmp_path: Path) -> None:
+    """Of two seeds that differ much, t alone would reach far beyond. Nats have no such bounds."""
+    scores = read_study(write_small(tmp_path, design((1, 2))))
+    turned = with_other_test_items(scores)
+    row = next(
+        each for each in analyse(replace(scores, items={1: scores.items[1], 2: turned.items[2]})).rows if each.way
+    )
+    assert row.levels["primary"].interval == row.levels["skill"].interval == (0.0, 1.0)
+    low, high = row.levels["retained"].interval or (0, 0)
+    assert low < 0
+    assert high > 1
+
+
 def without(kept: MeasureItems, arm: str) -> MeasureItems:
     return replace(kept, arms={name: values for name, values in kept.arms.items() if name != arm})
 
