@@ -23,7 +23,8 @@ from paft_plugin.study.scores import (
 )
 
 CHANGES = (
-    "The first seed is of a study of its own, with more arms: here are the arms of all seeds, and what the others ask.",
+    "The first seed is of a study of its own, with more arms: here are the arms of all seeds, and what the others ask. "
+    "It had been scored before that was asked.",
     "What each way costs is of the other seeds alone.",
 )
 

@@ -137,6 +137,7 @@ def show_study(file: Path, console: Console) -> None:
         said = f"{contrast.name}: {' against '.join(sides)} by {contrast.measure}. {contrast.question}"
         console.print(Text(said.rstrip()), soft_wrap=True)
     console.print(Text(f"{size(free_bytes(plan.folder))} of the disk are free."), highlight=False)
+    console.print(Text("Looking at configs, rows and tasks …"))
     say(_look_ahead(runs), console)
 
 

@@ -103,12 +103,17 @@ def contrast_table(analysis: Analysis) -> Table | None:
         [Row([Cell(one.contrast.name, detail=one.contrast.question), *_answer_cells(one)]) for one in analysis.answers],
         "contrasts",
         "The declared contrasts",
-        f"Declared before this study scored a test item; what has changed since is in {DESIGN_FILE}. p is of no difference at "
-        "all, by Holm's correction over all of them. Paired within each seed, item by item. Equivalent: two one-sided tests at "
-        "5 % each, not corrected, place the difference within the margin, whatever p is. What is not told apart is neither "
-        "shown nor excluded.",
+        f"{_declared(analysis)} p is of no difference at all, by Holm's correction over all of them. Paired within each seed, "
+        "item by item. Equivalent: two one-sided tests at 5 % each, not corrected, place the difference within the margin, "
+        "whatever p is. What is not told apart is neither shown nor excluded.",
         elsewhere=STUDY_FILE,
     )
+
+
+def _declared(analysis: Analysis) -> str:
+    if analysis.scores.design.changes:
+        return f"What was scored before they were declared, and what has changed since, stands in the notes and in {DESIGN_FILE}."
+    return "Declared before this study scored a test item."
 
 
 def _answer_cells(one: Answered) -> Iterator[Cell]:

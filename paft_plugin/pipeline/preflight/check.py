@@ -189,7 +189,7 @@ def check_penalty(setup: Setup, branch: Branch) -> Findings:
                 else "The penalty belongs to the SFT branch: remove it here, or add the plugin for an experiment."
             )
         )
-    elif branch.name == setup.fused.get(SFT):
+    elif branch.name == setup.fused.get(SFT) and not setup.config.arms:
         findings.warn(
             f"{branch.where}: the SFT branch has no penalty, so all arms are dense. For PAFT's own add `plugins: [{PLUGIN}]` and "
             "paft_l1_lambda or paft_target_sparsity, such as paft_target_sparsity: 0.9."

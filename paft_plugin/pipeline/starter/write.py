@@ -17,7 +17,7 @@ from paft_plugin.errors import PaftError, as_written, collecting
 from paft_plugin.evaluation.arms import Role
 from paft_plugin.files import is_hub_name, resolved, write_text
 from paft_plugin.penalty.strength import ENOUGH_STEPS
-from paft_plugin.pipeline.arms import SPARSE
+from paft_plugin.pipeline.arms import PAFT, PARALLEL, SPARSE
 from paft_plugin.pipeline.branches import PLUGIN
 from paft_plugin.pipeline.config import NAME
 from paft_plugin.pipeline.held_out.choice import MOST, SHARE
@@ -134,10 +134,10 @@ def write_starter(wish: Wish, gpu: bool, force: bool = False) -> list[Path]:
 
 
 def _further_arms(branches: Sequence[TrainedBranch]) -> list[str]:
-    """The arms of branches that are trained already, and of all fused; a penalised one has no dense twin to fuse."""
+    """The arms of branches that are trained already, and of all fused, which have PAFT's name with a penalised one among them."""
     sparse = [each for each in branches if each.role == "sft" and why_unproven(each.folder) is None]
     names = [f"{each.name}{SPARSE}" if each in sparse else each.name for each in branches]
-    return [*names, *([] if sparse else ["parallel-*"]), "paft-*", f"without-*-{METHODS[0]}"]
+    return [*names, f"{PAFT if sparse else PARALLEL}*", f"without-*-{METHODS[0]}"]
 
 
 def _held_out(sft: Reading, preference: Reading) -> dict[str, int]:

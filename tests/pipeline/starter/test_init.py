@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -63,13 +64,18 @@ def test_reads_rows_of_many_shapes(demo: Path, tmp_path: Path, sft: Any, rl: Any
     assert said.startswith("evaluation: no row can be held out"), "they are one row, copied"
 
 
+def turn_penalty_on(sft: Path) -> None:
+    """Take the # away, as the comment says."""
+    text = sft.read_text(encoding="utf-8")
+    sft.write_text(re.sub("^# (?=plugins:|paft_)", "", text, flags=re.MULTILINE), encoding="utf-8")
+
+
 def test_every_choice_that_depends_on_what_was_seen_says_why(demo: Path, tmp_path: Path) -> None:
     files = rows_file(tmp_path, "sft.jsonl", SHAREGPT), rows_file(tmp_path, "pairs.jsonl", PAIR)
     write_starter(Wish(str(demo / "base"), *files, tmp_path), gpu=False)
     text = (tmp_path / "sft.yml").read_text(encoding="utf-8")
     for key in (
         "chat_template",
-        "paft_target_sparsity",
         "type",
         "sequence_len",
         "val_set_size",
@@ -78,6 +84,7 @@ def test_every_choice_that_depends_on_what_was_seen_says_why(demo: Path, tmp_pat
     ):
         line = next(line for line in text.splitlines() if line.strip(" -").startswith(f"{key}:"))
         assert "#" in line, key
+    assert "# paft_target_sparsity: 0.9  # λ finds itself" in text
     assert max(map(len, text.splitlines())) <= 120
     content = yaml.safe_load(text)
     assert content["learning_rate"] == 2e-4  # a number, not a word
@@ -93,7 +100,7 @@ def test_the_run_compares_the_ways_of_combining_on_rows_that_are_held_out(demo: 
     setup = setup_of(tmp_path)
     fused = [f"parallel-{method}" for method in ("task_arithmetic", "dare_ties", "ties", "ram")]
     assert [arm.name for arm in setup.arms] == ["base", "sft", "dpo", "joint", "sequential", *fused]
-    assert [branch.name for branch in setup.trainings] == ["dpo", "sft", "joint"]
+    assert [branch.name for branch in setup.trainings] == ["sft", "dpo", "joint"]
     assert setup.config.evaluation is not None
     assert setup.config.evaluation.held_out == {"sft": 10, "preference": 10}
 
@@ -112,6 +119,9 @@ def test_what_it_says_to_write_for_the_penalty_trains_with_it(
     if way == 1:
         del content["compare"]
     (tmp_path / "paft.yml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(PaftError, match="arm sft-l1: there is no penalty in the config"):
+        setup_of(tmp_path)
+    turn_penalty_on(tmp_path / "sft.yml")
     assert [branch.name for branch in setup_of(tmp_path).trainings] == trained
 
 
@@ -137,19 +147,10 @@ def test_branches_of_other_trainers_are_fused_as_they_are(demo: Path, tmp_path: 
     ended = CliRunner().invoke(paft, [*arguments, "--branch", f"math={tmp_path / 'math lora'}"])
     assert ended.exit_code == 0, ended.output
     setup = setup_of(tmp_path / "out")
-    assert setup.fused == {"sft": "sft-l1", "preference": "dpo", "math": "math"}
-    assert [branch.name for branch in setup.trainings] == ["sft-l1", "dpo", "sft"]
+    assert setup.fused == {"sft": "sft", "preference": "dpo", "math": "math"}
+    assert [branch.name for branch in setup.trainings] == ["sft", "dpo"]
     names = {arm.name for arm in setup.arms}
-    assert {
-        "base",
-        "sft",
-        "sft-l1",
-        "dpo",
-        "math",
-        "parallel-ties",
-        "paft-ram",
-        "without-math-task_arithmetic",
-    } <= names
+    assert {"base", "sft", "dpo", "math", "parallel-ties", "parallel-ram", "without-math-task_arithmetic"} <= names
     with pytest.raises(PaftError, match=r"gone is neither a folder nor a hub name"):
         write_starter(
             Wish(str(demo / "base"), *files, tmp_path / "b", branches=(TrainedBranch("x", "sft", "gone"),)), gpu=False
@@ -245,6 +246,7 @@ def test_axolotl_trains_what_it_writes(demo: Path, tmp_path: Path) -> None:
         Wish(str(demo / "base"), str(data / "sft.jsonl"), str(data / "preference.jsonl"), tmp_path, "lora", "orpo"),
         False,
     )
+    turn_penalty_on(tmp_path / "sft.yml")
     for name in ("sft", "preference"):
         file = tmp_path / f"{name}.yml"
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
