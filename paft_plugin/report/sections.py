@@ -71,6 +71,10 @@ def _check_remark(check: Check, place: int) -> Remark:
     return Remark(kind, f"{word}: {check.signature}{branches}", check.message, evidence, notes, tuple(remedies))
 
 
+UNPROVEN = "unproven"
+"""What lint calls a fusion of which nothing proves that the penalty ran: no news of an arm that was to be dense."""
+
+
 def made_for(run: Path) -> Callable[[str], bool]:
     """Whether a branch or model in the folder is part of the run as it is now, rather than left by arms that it had once.
 
@@ -90,11 +94,15 @@ def lint_remarks(run: Path) -> list[Remark] | None:
     files = {arm: file for arm, file in fused_files(run, LINT_FILE).items() if is_there(arm)}
     if not files:
         return None
+    planned = read_run(run)
+    dense = {arm.name for arm in planned.arms if not arm.penalised} if planned is not None else set()
     remarks = []
     for arm, file in files.items():
         try:
             found = [finding for recipe in LintFile.read(file).recipes for finding in recipe.findings]
-            remarks += [_lint_remark(arm, finding) for finding in found]
+            remarks += [
+                _lint_remark(arm, finding) for finding in found if not (arm in dense and finding.name == UNPROVEN)
+            ]
         except PaftError:
             remarks.append(Remark("bad", f"Unreadable: {arm}", f"{file.relative_to(run)} is damaged."))
     return sorted(remarks, key=lambda remark: remark.kind != "bad")

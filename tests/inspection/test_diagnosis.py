@@ -389,6 +389,21 @@ def test_which_branch_is_which_stands_in_the_run_and_not_in_names(tmp_path: Path
     assert diagnose(folder, ["dense"]).twins == {}
 
 
+def test_a_branch_that_is_meant_to_be_dense_has_learnt_under_no_penalty(tmp_path: Path) -> None:
+    """A loss that hardly fell is not the fault of a penalty that there was not."""
+    run = PlantedRun({"sft": dense(1, 1e-8), "dpo": dense(3)}, losses={"sft": STUCK, "dpo": (0.69, 0.1)})
+    folder = run.write(tmp_path)
+    assert found(diagnose(folder)) == {("excessive L1", "sft")}
+    arms = [
+        Arm(name=name, kind="branch", role=role, branches=(name,))
+        for name, role in (("sft", "sft"), ("dpo", "preference"))
+    ]
+    RunFile(base="base", arms=tuple(arms)).write(folder / RUN_FILE)
+    (check,) = (check for check in diagnose(folder).checks if check.signature == "excessive L1")
+    assert check.state == "clear"
+    assert "without the penalty" in check.message
+
+
 def test_a_folder_of_an_inspection_alone_will_do(tmp_path: Path) -> None:
     PlantedRun({"sft": 10 * dense(1), "dpo": dense(2)}).write(tmp_path)
     assert found(diagnose(tmp_path / "inspection" / "branches")) == {("dominance", "sft")}

@@ -17,6 +17,7 @@ from paft_plugin.cli import paft
 from paft_plugin.drawing import joined
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.arms import read_run
+from paft_plugin.fusion.lint.folders import UNPROVEN
 from paft_plugin.inspection.diagnosis.verdict import Diagnosis, judged
 from paft_plugin.inspection.inspected import write_inspection
 from paft_plugin.report.collect import collect
@@ -291,6 +292,21 @@ def test_what_arms_left_that_the_run_no_longer_has_is_not_on_its_page(make_run: 
     assert "gone" not in text
     assert "sft-l1: paft_target_sparsity: 0.9 was missed" in text
     assert "paft-ties: warning PAFT301" in text
+
+
+def test_a_fusion_that_is_meant_to_be_dense_is_not_asked_for_a_penalty(make_run: Run) -> None:
+    run, arms = make_run(), ("paft-ties", "parallel-ties")
+    fused = {arm: ["sft-l1" if arm == "paft-ties" else "sft", "dpo"] for arm in arms}
+    content = {**RUN_CONTENT, "fused": fused, "arms": {**RUN_CONTENT["arms"], "parallel-ties": "models/parallel-ties"}}
+    (run / "configs" / "run.json").write_text(json.dumps(content))
+    lint = json.loads((run / "lint" / "paft-ties" / "lint.json").read_text())
+    lint["recipes"][0]["findings"][0] |= {"code": UNPROVEN.code, "name": UNPROVEN.name}
+    for arm in arms:
+        (run / "lint" / arm).mkdir(exist_ok=True)
+        (run / "lint" / arm / "lint.json").write_text(json.dumps(lint))
+    text = check_shape(write_report(run)).text
+    assert "paft-ties: warning PAFT312" in text
+    assert "parallel-ties: warning" not in text
 
 
 def test_sparsities_are_those_that_were_counted(make_run: Run) -> None:

@@ -35,6 +35,8 @@ def excessive_l1(facts: Facts, sft: str, twin: str | None) -> Check:
     verdict = partial(judged, SIGNATURE, (sft,))
     if proof and not proof.steps_penalised:
         return verdict("clear", f"No step of {sft} was penalised.")
+    if proof is None and any(arm.name == sft and not arm.penalised for arm in facts.planned):
+        return verdict("clear", f"{sft} is trained without the penalty.")
     losses, missing = _losses(facts, sft, twin)
     delta, untold = _delta(facts, sft)
     missing += untold
