@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from paft_plugin.deltas.tokenizer import read_tokenizer
 from paft_plugin.errors import PaftError, one_line, quietly
@@ -15,6 +15,7 @@ from paft_plugin.pipeline.estimate.shapes import count, weight_shapes
 from paft_plugin.pipeline.hub import cached_folder
 from paft_plugin.pipeline.preflight.row_types import CHATML_TYPES
 
+Size = Literal["small", "medium", "large"]
 SHORTEST, USUAL = 64, 2048
 MARKERS = 12
 """Tokens that a chat template puts around each text, at most."""
@@ -38,9 +39,11 @@ class BaseModel:
     """A token of its vocabulary to pad with, if its tokenizer names none."""
 
     @property
-    def large(self) -> bool:
-        """Whether the learning rates of large models are meant for it; in doubt, yes."""
-        return self.parameters is None or self.parameters > 2e9
+    def size(self) -> Size:
+        """Whose learning rates are meant for it; in doubt those of large models."""
+        if self.parameters is None or self.parameters > 2e9:
+            return "large"
+        return "medium" if self.parameters > 5e8 else "small"
 
 
 UNKNOWN = BaseModel("the base", None, None, None, None, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from paft_plugin.pipeline.arms import PAFT, PARALLEL, SPARSE
 from paft_plugin.pipeline.branches import PLUGIN
 from paft_plugin.pipeline.config import NAME
 from paft_plugin.pipeline.held_out.choice import MOST, SHARE
-from paft_plugin.pipeline.starter.model import UNKNOWN, BaseModel, look_at, sequence_length, with_system
+from paft_plugin.pipeline.starter.model import UNKNOWN, BaseModel, Size, look_at, sequence_length, with_system
 from paft_plugin.pipeline.starter.rows import Reading, read_preference, read_sft
 from paft_plugin.templates import render
 
@@ -34,13 +34,16 @@ METHODS = ["task_arithmetic", "dare_ties", "ties", "ram"]
 _TAKEN = ("sft", "preference", "base", "sequential", "joint", "disjoint")
 WIDTH = 120
 
-# (adapter, large) → learning rate: common starting points, not measured optima.
-SFT_RATES = {("adapter", False): 2e-4, ("adapter", True): 1e-4, ("full", False): 2e-5, ("full", True): 1e-5}
-PREFERENCE_RATES = {
-    "dpo": {("adapter", False): 2e-5, ("adapter", True): 5e-6, ("full", False): 1e-6, ("full", True): 5e-7},
-    "orpo": {("adapter", False): 5e-5, ("adapter", True): 2e-5, ("full", False): 8e-6, ("full", True): 5e-6},
-    "simpo": {("adapter", False): 1e-5, ("adapter", True): 5e-6, ("full", False): 1e-6, ("full", True): 5e-7},
+SIZES: tuple[Size, ...] = ("small", "medium", "large")
+RATES: Mapping[Strategy | None, Mapping[str, tuple[float, float, float]]] = {
+    None: {"adapter": (1e-3, 2e-4, 1e-4), "full": (2e-5, 2e-5, 1e-5)},
+    "dpo": {"adapter": (2e-4, 2e-5, 5e-6), "full": (1e-6, 1e-6, 5e-7)},
+    "orpo": {"adapter": (5e-4, 5e-5, 2e-5), "full": (8e-6, 8e-6, 5e-6)},
+    "simpo": {"adapter": (1e-5, 1e-5, 5e-6), "full": (1e-6, 1e-6, 5e-7)},
 }
+"""Learning rates of SFT (None) and of preferences, by `SIZES`."""
+MEASURED = ((None, "adapter", "small"), ("dpo", "adapter", "small"), ("orpo", "adapter", "small"))
+"""Among the best of several on validation items of a model of 135 M (`studies/smollm2`); the others are common starting points."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ def _held_out(sft: Reading, preference: Reading) -> dict[str, int]:
 def _branch(wish: Wish, base: BaseModel, data: Reading, gpu: bool, rl: Strategy | None, alpaca: bool) -> str:
     """The axolotl config of a branch; `alpaca`: the SFT rows are read with that template's markers."""
     length, why_length = sequence_length(base, data.texts)
-    rates = SFT_RATES if rl is None else PREFERENCE_RATES[rl]
+    kind = "full" if wish.adapter == "full" else "adapter"
     return render(
         HERE,
         "branch.yml.jinja",
@@ -166,7 +169,8 @@ def _branch(wish: Wish, base: BaseModel, data: Reading, gpu: bool, rl: Strategy 
         why_length=why_length,
         training=_training_length(data.count),
         enough_steps=ENOUGH_STEPS,
-        rate=rates["full" if wish.adapter == "full" else "adapter", base.large],
+        rate=RATES[rl][kind][SIZES.index(base.size)],
+        measured=(rl, kind, base.size) in MEASURED,
     )
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from paft_plugin.pipeline.arms import Setup, resolve
 from paft_plugin.pipeline.config import read_config
 from paft_plugin.pipeline.preflight import preflight
 from paft_plugin.pipeline.starter import TrainedBranch, Wish, write_starter
+from paft_plugin.pipeline.starter.model import look_at
 from paft_plugin.pipeline.starter.write import MICRO
 from tests.pipeline.rows import ALPACA, CHAT, PAIR, SHAREGPT, WHOLE
 
@@ -87,8 +89,23 @@ def test_every_choice_that_depends_on_what_was_seen_says_why(demo: Path, tmp_pat
     assert "# paft_target_sparsity: 0.9  # λ finds itself" in text
     assert max(map(len, text.splitlines())) <= 120
     content = yaml.safe_load(text)
-    assert content["learning_rate"] == 2e-4  # a number, not a word
+    assert content["learning_rate"] == 1e-3  # a number, not a word
     assert content["datasets"][0]["message_property_mappings"] == {"role": "from", "content": "value"}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "rate"), [(None, 1e-4), (5e8, 1e-3), (5e8 + 1, 2e-4), (2e9, 2e-4), (2e9 + 1, 1e-4)]
+)
+def test_rates_fall_with_the_size_and_say_whether_they_were_measured(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parameters: float | None, rate: float
+) -> None:
+    found = replace(look_at(str(demo / "base")), parameters=parameters)
+    monkeypatch.setattr("paft_plugin.pipeline.starter.write.look_at", lambda _: found)
+    files = rows_file(tmp_path, "sft.jsonl", CHAT), rows_file(tmp_path, "pairs.jsonl", PAIR)
+    write_starter(Wish(str(demo / "base"), *files, tmp_path), gpu=False)
+    text = (tmp_path / "sft.yml").read_text(encoding="utf-8")
+    assert yaml.safe_load(text)["learning_rate"] == rate
+    assert ("among the best of several" in text) == (rate == 1e-3)
 
 
 def test_the_run_compares_the_ways_of_combining_on_rows_that_are_held_out(demo: Path, tmp_path: Path) -> None:
