@@ -83,7 +83,7 @@ def test_a_mistake_beside_a_remote_base_is_said_before_it_is_downloaded(tmp_path
 
 def test_what_preflight_finds_stops_the_run_before_it_writes(tmp_path: Path) -> None:
     file = write_run(tmp_path)
-    edit(tmp_path / "sft.yml", plugins=None, paft_l1_lambda=None)
+    edit(tmp_path / "sft.yml", plugins=None)
     edit(
         tmp_path / "dpo.yml", datasets=[{"path": "data/sft.jsonl", "ds_type": "json", "type": "chat_template.default"}]
     )
