@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -47,4 +48,4 @@ def _write_study(output_dir: Path, quick: bool) -> None:
     from paft_plugin.demo.study import FULL_STUDY, QUICK_STUDY, write_study
 
     file = write_study(QUICK_STUDY if quick else FULL_STUDY, output_dir)
-    click.echo(f"Run it with: axolotl paft study {file}")
+    click.echo(f"Run it with: axolotl paft study {quote(str(file))}")

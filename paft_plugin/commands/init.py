@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -60,4 +61,4 @@ def init(
     wish = Wish(base, sft_data, preference_data, output, adapter, rl, trained)  # type: ignore[arg-type]
     files = write_starter(wish, gpu=torch.cuda.is_available(), force=force)
     click.echo(f"Wrote {', '.join(str(file) for file in files)}.")
-    click.echo(f"Read them, then see what they would do:\naxolotl paft run {files[0]} --dry-run")
+    click.echo(f"Read them, then see what they would do:\naxolotl paft run {quote(str(files[0]))} --dry-run")

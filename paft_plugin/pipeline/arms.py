@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 
 from paft_plugin.errors import PaftError, collecting, raise_if_any
 from paft_plugin.evaluation.arms import Arm, Kind, Role
@@ -604,7 +605,8 @@ def search_request(file: Path) -> SearchRequest:
     )
     raise_if_any(
         [
-            f"{file}: the branch {name} is not trained yet (there is no {branch.path}). Run `axolotl paft run {file}` first."
+            f"{file}: the branch {name} is not trained yet (there is no {branch.path}). "
+            f"Run `axolotl paft run {quote(str(file))}` first."
             for name, branch in zip(searched, branches, strict=True)
             if not branch.path.is_dir()
         ]

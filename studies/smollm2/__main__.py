@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -55,7 +56,7 @@ def main(folder: Path, model: Path | None, archive: Path | None, seeds: tuple[in
         place = folder / file.relative_to(HERE)
         place.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, place)
-    click.echo(f"Written. Go on with:\n  axolotl paft study {folder / 'study.yml'} --dry-run")
+    click.echo(f"Written. Go on with:\n  axolotl paft study {quote(str(folder / 'study.yml'))} --dry-run")
 
 
 # --- what is trained on ---------------------------------------------------------------------------------------------------

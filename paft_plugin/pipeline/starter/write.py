@@ -43,7 +43,7 @@ RATES: Mapping[Strategy | None, Mapping[str, tuple[float, float, float]]] = {
 }
 """Learning rates of SFT (None) and of preferences, by `SIZES`."""
 MEASURED = ((None, "adapter", "small"), ("dpo", "adapter", "small"), ("orpo", "adapter", "small"))
-"""Among the best of several on validation items of a model of 135 M (`studies/smollm2`); the others are common starting points."""
+"""Among the best of several on validation items of a model of 135 M (`studies/smollm2`); the others are common starts."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import pytest
@@ -154,7 +155,7 @@ def test_branches_of_other_trainers_are_fused_as_they_are(demo: Path, tmp_path: 
         "--preference-data",
         files[1],
         "--output",
-        str(tmp_path / "out"),
+        str(tmp_path / "my out"),
     ]
     ended = CliRunner().invoke(
         paft, [*arguments, "--branch", f"math={tmp_path / 'math lora'}", "--branch", "taste={},role=nose"]
@@ -163,7 +164,8 @@ def test_branches_of_other_trainers_are_fused_as_they_are(demo: Path, tmp_path: 
     assert "nose" in ended.output
     ended = CliRunner().invoke(paft, [*arguments, "--branch", f"math={tmp_path / 'math lora'}"])
     assert ended.exit_code == 0, ended.output
-    setup = setup_of(tmp_path / "out")
+    assert f"axolotl paft run {quote(str(tmp_path / 'my out' / 'paft.yml'))} --dry-run" in ended.output
+    setup = setup_of(tmp_path / "my out")
     assert setup.fused == {"sft": "sft", "preference": "dpo", "math": "math"}
     assert [branch.name for branch in setup.trainings] == ["sft", "dpo"]
     names = {arm.name for arm in setup.arms}
