@@ -66,7 +66,7 @@ class Measure:
     @property
     def is_share(self) -> bool:
         """Whether it is one by its name; of lm-eval's metrics only the values can say that."""
-        return self.task.partition("/")[0] == HELD_OUT.name and self.metric not in NATS
+        return self.task.partition("/")[0] == HELD_OUT.name and not self.in_nats
 
     @property
     def key(self) -> str:

@@ -101,8 +101,7 @@ class Setup:
 
     def is_penalised(self, name: str) -> bool:
         """Whether the branch of that arm is trained with a penalty, or taken for one that was."""
-        branch = self.branches[name]
-        return branch.penalised or (name == self.fused.get(SFT) and branch.trained is not None)
+        return _is_penalised(self.branches[name], SFT if name == self.fused.get(SFT) else name)
 
     def key(self, name: str) -> str:
         """What the file calls the branch that an arm, the dense twin of one, or a baseline's form of one is."""
@@ -322,8 +321,12 @@ def _arm_of(branch: Branch) -> str:
         PaftError: A preference branch is trained on something else.
     """
     check_strategy(branch)
-    is_sparse = branch.penalised or (branch.name == SFT and branch.trained is not None)
-    return f"{_dense_arm_of(branch)}{SPARSE}" if is_sparse else _dense_arm_of(branch)
+    return f"{_dense_arm_of(branch)}{SPARSE}" if _is_penalised(branch, branch.name) else _dense_arm_of(branch)
+
+
+def _is_penalised(branch: Branch, key: str) -> bool:
+    """Whether a branch that the file calls `key` has a penalty, or is taken to: the short form's first, if it is trained."""
+    return branch.penalised or (key == SFT and branch.trained is not None)
 
 
 def _dense_arm_of(branch: Branch) -> str:

@@ -76,7 +76,7 @@ def report_html(run: Path, results: Results) -> str:
     search, lint = search_part(run), lint_remarks(run)
     diagnosis, no_diagnosis = _diagnosis(run)
     repeat, curves = how_to_repeat(run), _curves(run, [one.arm for one in results.arms])
-    is_there, files = made_for(run), below(run, f"{CURVES}/*/{ALPHA_FILE}")
+    is_there, files = made_for(read_run(run)), below(run, f"{CURVES}/*/{ALPHA_FILE}")
     ways = [way for file in files if is_there(file.parent.name) and (way := AlphaCurve.read_or_nothing(file))]
     data = RunData(results, choice, curves, _targets(run, curves), ways)
     name = run.absolute().name
@@ -127,7 +127,7 @@ def _diagnosis(run: Path) -> tuple[list[Remark] | None, str]:
 def _curves(run: Path, arms: Sequence[Arm]) -> list[Curve]:
     """Of every branch of which anything was logged, the SFT branches first."""
     names = sorted(
-        filter(made_for(run), (folder.name for folder in below(run, "branches/*") if folder.is_dir())),
+        filter(made_for(read_run(run)), (folder.name for folder in below(run, "branches/*") if folder.is_dir())),
         key=lambda name: (not arm_named(name, arms).is_sft, name),
     )
     return [curve for name in names if (curve := read_curve(run, name)) is not None]
@@ -145,7 +145,7 @@ def _targets(run: Path, curves: Sequence[Curve]) -> dict[str, tuple[str, float]]
 
 def missed_targets(run: Path) -> list[str]:
     """What to say of each branch that ended far from its `paft_target_sparsity`."""
-    is_there = made_for(run)
+    is_there = made_for(read_run(run))
     files = {file.parent.name: file for file in below(run, f"branches/*/{PROOF_FILE}")}
     proofs = {branch: Proof.read_or_nothing(file) for branch, file in files.items() if is_there(branch)}
     return [f"{branch}: {missed}" for branch, proof in proofs.items() if proof and (missed := missed_target(proof))]

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from paft_plugin.drawing import Missing, joined
 from paft_plugin.errors import PaftError
-from paft_plugin.evaluation.arms import read_run
+from paft_plugin.evaluation.arms import RunFile, read_run
 from paft_plugin.files import LINT_FILE, fused_files, inside, read_json
 from paft_plugin.formats import measured, number
 from paft_plugin.fusion.lint.findings import Finding, LintFile
@@ -75,13 +75,8 @@ UNPROVEN = "unproven"
 """What lint calls a fusion of which nothing proves that the penalty ran: no news of an arm that was to be dense."""
 
 
-def made_for(run: Path) -> Callable[[str], bool]:
-    """Whether a branch or model in the folder is part of the run as it is now, rather than left by arms that it had once.
-
-    Raises:
-        PaftError: Its `run.json` is damaged or of another version.
-    """
-    planned = read_run(run)
+def made_for(planned: RunFile | None) -> Callable[[str], bool]:
+    """Whether a branch or model in the folder is part of the run as it is now, rather than left by arms that it had once."""
     if planned is None:
         return lambda _: True
     arms = {name for arm in planned.arms for name in (arm.name, *arm.branches, *arm.order)}
@@ -90,11 +85,11 @@ def made_for(run: Path) -> Callable[[str], bool]:
 
 def lint_remarks(run: Path) -> list[Remark] | None:
     """What the recipes' checks in `run` found, errors first; None if no check was kept there."""
-    is_there = made_for(run)
+    planned = read_run(run)
+    is_there = made_for(planned)
     files = {arm: file for arm, file in fused_files(run, LINT_FILE).items() if is_there(arm)}
     if not files:
         return None
-    planned = read_run(run)
     dense = {arm.name for arm in planned.arms if not arm.penalised} if planned is not None else set()
     remarks = []
     for arm, file in files.items():

@@ -278,23 +278,18 @@ def _merit(reference: str) -> Callable[[float], str]:
 def branch_table(analysis: Analysis) -> Table | None:
     """What tells apart branches with other settings; None if there are only those of a study without further ones."""
     rows = [row for row in analysis.rows if row.group in ("base", "branch") and row.on_validation]
-    named = PRIMARY, *(measure.name for measure in analysis.main_measures)
-    names = [name for name in named if any(name in row.on_validation for row in rows)]
+    measures = [one for one in analysis.main_measures if any(one.name in row.on_validation for row in rows)]
+    names = PRIMARY, *(one.name for one in measures)
     if sum(row.group == "branch" for row in rows) <= USUAL_BRANCHES:
         return None
     return Table(
-        [Column("Arm", is_number=False), *(Column(_on_validation(analysis, name)) for name in names)],
+        [Column("Arm", is_number=False), Column("Primary"), *(Column(_heading(one)) for one in measures)],
         [Row([Cell(row.name), *(_with_reach(row.on_validation.get(name)) for name in names)]) for row in rows],
         "branches",
         "The branches, on validation items",
         "What a branch's settings are to be chosen by, so that test items can judge the choice.",
         elsewhere=STUDY_FILE,
     )  # fmt: skip
-
-
-def _on_validation(analysis: Analysis, name: str) -> str:
-    measure = analysis.scores.measure(name)
-    return name.capitalize() if measure is None else _heading(measure)
 
 
 def curve_table(analysis: Analysis, curve: StudyCurve) -> Table:

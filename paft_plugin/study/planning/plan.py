@@ -135,17 +135,8 @@ class Trunk:
         problems += [
             f"{file}: {key}: is given as `trained:`, and a study trains it anew. Give its config." for key in trained
         ]
-        if not trained and not trunk.strength and trunk.sparse != trunk.dense:
-            problems.append(
-                f"{file}: {trunk.skill_key}: its penalty has a strength that a study cannot vary. Give it one of "
-                f"{', '.join(STRENGTHS)}, or none."
-            )
-        elif not trained and not trunk.strength:
-            problems += [
-                f"{file}: {asked}: asks what a penalty does, and {trunk.skill_key}'s config has none. Leave it out, or add "
-                f"`plugins: [{PLUGIN}]` and one of {', '.join(STRENGTHS)}."
-                for asked in _of_a_penalty(study)
-            ]
+        if not trained and not trunk.strength:
+            problems += [f"{file}: {problem}" for problem in trunk.problems_without_strength(study)]
         twinless = sorted({JOINT, "sequential-reverse"} & set(study.ways)) if BOUND in trunk.strength else []
         problems += [
             f"{file}: ways: {way}: with {BOUND} it would need a training without the penalty that is like it in all else, and "
@@ -154,6 +145,19 @@ class Trunk:
         ]
         raise_if_any(problems)
         return trunk
+
+    def problems_without_strength(self, study: StudyConfig) -> list[str]:
+        """What is wrong where the config says of no penalty how strong it is."""
+        strengths = ", ".join(STRENGTHS)
+        if self.sparse != self.dense:
+            return [
+                f"{self.skill_key}: its penalty has a strength that a study cannot vary. Give it one of {strengths}, or none."
+            ]
+        return [
+            f"{asked}: asks what a penalty does, and {self.skill_key}'s config has none. Leave it out, or add "
+            f"`plugins: [{PLUGIN}]` and one of {strengths}."
+            for asked in _of_a_penalty(study)
+        ]
 
     @property
     def sparse(self) -> str:
