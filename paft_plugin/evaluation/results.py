@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_serializer, field_validator
 
 from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.evaluation.arms import Arm, Kind, Role, arm_named, read_run
@@ -153,6 +153,15 @@ class ItemValues:
     sources: tuple[str | None, ...]
 
 
+def _by_threshold(sparsity: dict[str, float]) -> dict[str, float]:
+    sorted(sparsity, key=float)  # as whoever compares arms does: a key that is no number is a ValueError here
+    return sparsity
+
+
+Sparsity = Annotated[dict[str, float], AfterValidator(_by_threshold)]
+"""Threshold → share of the delta's entries that are no larger."""
+
+
 class ArmResult(BaseModel):
     """What is known of one arm."""
 
@@ -170,7 +179,7 @@ class ArmResult(BaseModel):
     """Goal → what it loses of that by combining branches (see `alignment_tax`); the alignment tax is that on a skill."""
     swaps: dict[str, dict[str, Swaps]] = Field(default_factory=dict)
     """SFT alone or base → measure → how many items changed from there to here."""
-    sparsity: dict[str, float] = Field(default_factory=dict)
+    sparsity: Sparsity = Field(default_factory=dict)
     """Share of the delta's entries with |δ| ≤ threshold, by threshold (`"1e-05"`)."""
     model: str = ""
     """The arm's folder, relative to the run's."""
@@ -212,12 +221,6 @@ class ArmResult(BaseModel):
     @field_serializer("arm")
     def _name_alone(self, arm: Arm) -> str:
         return arm.name
-
-    @field_validator("sparsity")
-    @classmethod
-    def _by_threshold(cls, sparsity: dict[str, float]) -> dict[str, float]:
-        sorted(sparsity, key=float)  # as whoever compares arms does: a key that is no number is a ValueError here
-        return sparsity
 
     @field_serializer("sparsity")
     def _null_for_none(self, sparsity: dict[str, float]) -> dict[str, float] | None:

@@ -134,28 +134,46 @@ def clusters(sources: Sequence[str | None]) -> NDArray[np.intp] | None:
 
 
 @dataclass(frozen=True)
-class SeedMean:
-    """A mean over seeds and items: x = μ + seed + item + rest, where every seed may answer the same items.
+class Part:
+    """What one seed came to on the items of one measure, in a weighted sum of several."""
 
-    The half of an interval is √(t²·`of_seeds` + z²·`of_items`): each part with the quantile of its own degrees of freedom. So it
-    is exact where either part is all there is, and wide rather than narrow between (`LOG.md`: its coverage with 3 and 5 seeds).
+    values: Values
+    units: NDArray[np.int64]
+    """What counts singly: of items with the same number none tells anything new, whichever seed or measure they are of."""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class SeedMean:
+    """A mean over seeds and items: x = μ + seed + item + rest, where seeds may have items in common.
+
+    The half of an interval is √(t²·`of_seeds` + t²·`of_items`), each part with the quantile of its own degrees of freedom: of
+    seeds, and of items. Its coverage with few seeds, with few items and with items that only some seeds share: `LOG.md`.
     It is never narrower than with the very same seeds on other items: few seeds may agree by chance.
     """
 
     value: float
     of_seeds: float
     """The variance of the mean that other seeds would show: that of the seeds' own means, by their number."""
-    of_items: float
-    """What is added to it by all seeds having the same items, which others would replace."""
-    of_other_items: float
+    of_items: float = 0.0
+    """What is added to it by seeds having items in common, which others would replace."""
+    of_other_items: float = 0.0
     """The variance of the mean that the very same seeds would show on other items."""
-    seeds: int
-    items: int
+    seeds: int = 1
+    items: int = 1
+    units: int = 2
+    """How many items, or clusters of them, count singly: in each seed and measure at least."""
+    changed: int | None = None
+    """Of a change of right and wrong: how many units changed in any seed. So few cannot show more than a sign test of them."""
 
     def half(self, level: float = LEVEL) -> float:
         """How far the interval reaches to each side."""
-        both = math.hypot(_t(level, self.seeds) * math.sqrt(self.of_seeds), _z(level) * math.sqrt(self.of_items))
-        return max(both, _z(level) * math.sqrt(self.of_other_items))
+        of_items = _t(level, self.units)
+        both = math.hypot(_t(level, self.seeds) * math.sqrt(self.of_seeds), of_items * math.sqrt(self.of_items))
+        least = (
+            abs(self.value) * (1 + 1e-9) if self.changed is not None and 1 - level < 2.0 ** (1 - self.changed) else 0.0
+        )
+        return max(both, of_items * math.sqrt(self.of_other_items), least)
 
     @property
     def interval(self) -> Interval:
@@ -178,43 +196,71 @@ class SeedMean:
         return MeanChange(self.value, self.interval, inner, self.p, detectable, self.items, "seeds and items")
 
 
-def mean_of_seeds(values: Sequence[Values], sources: Sequence[str | None] | None = ()) -> SeedMean:
-    """The mean of what each seed came to on its items; `sources` as in `clusters`, None where seeds have items of their own."""
-    means = np.array([each.mean() for each in values])
-    count, items = len(values), min(map(len, values))
-    if sources is None:
-        of_seeds = _variance(means) / count if count > 1 else math.inf
-        within = sum(_variance(each) / len(each) for each in values if len(each) > 1) / count**2
-        return SeedMean(float(means.mean()), of_seeds, 0.0, within, count, items)
-    groups = clusters(sources)
-    crossed = np.stack(values) if groups is None else _of_clusters(np.stack(values), means, groups)
-    columns, places = crossed.mean(axis=0), crossed.shape[1]
-    rest = crossed - means[:, None] - columns + means.mean()
-    by_chance = float((rest**2).sum()) / max(
-        (count - 1) * (places - 1), 1
-    )  # the part of the items' spread that seeds replace
-    of_seeds = _variance(means) / count if count > 1 else 0.0
-    of_items = max(_variance(columns) - by_chance / count, 0.0) / places
-    return SeedMean(float(means.mean()), of_seeds, of_items, _variance(columns) / places, count, items)
+def mean_of_seeds(means: Sequence[float]) -> SeedMean:
+    """The mean of what each of at least two seeds came to, where nothing is known of their items."""
+    values = np.array(means)
+    return SeedMean(float(values.mean()), _variance(values) / len(values), seeds=len(values))
 
 
-def weighted(parts: Sequence[tuple[float, SeedMean]], means: Sequence[float]) -> SeedMean:
-    """The sum of several means of the same seeds, with weights; `means`: the sum in each seed. Their items are independent."""
-    value = sum(weight * part.value for weight, part in parts)
-    of_items, of_other_items = (
-        sum(weight**2 * getattr(part, what) for weight, part in parts) for what in ("of_items", "of_other_items")
+def mean_of_items(seeds: Sequence[Sequence[Part]]) -> SeedMean:
+    """The mean over seeds of the weighted sum of what each came to on the items of its parts, two units a part or more.
+
+    What each unit adds to a seed's mean says how much of that other units would replace; and of two seeds the products of
+    what their common units add say how their means vary together.
+    """
+    means = np.array([sum(part.weight * float(part.values.mean()) for part in parts) for parts in seeds])
+    every = [part for parts in seeds for part in parts]
+    units, places = np.unique(np.concatenate([part.units for part in every]), return_inverse=True)
+    added, start = np.zeros((len(seeds), len(units))), 0
+    for row, parts in zip(added, seeds, strict=True):
+        for part in parts:
+            own = places[start : start + len(part.values)]
+            start += len(part.values)
+            singly = len(np.unique(own))
+            spread = (part.values - part.values.mean()) * math.sqrt(singly / (singly - 1)) / len(part.values)
+            row += part.weight * np.bincount(own, weights=spread, minlength=len(units))
+    together = added @ added.T
+    count = len(seeds)
+    of_other_items = max(float(together.sum()) / count**2, sum(map(_least_variance, zip(*seeds, strict=True))))
+    common = (float(together.sum()) - float(np.trace(together))) / max(count * (count - 1), 1)
+    return SeedMean(
+        float(means.mean()),
+        _variance(means) / count if count > 1 else 0.0,
+        max(common, 0.0) if count > 1 else float(together[0, 0]),
+        of_other_items,
+        count,
+        min(len(part.values) for part in every),
+        min(len(np.unique(part.units)) for part in every),
     )
-    of_seeds = _variance(np.array(means)) / len(means) if len(means) > 1 else parts[0][1].of_seeds
-    return SeedMean(value, of_seeds, of_items, of_other_items, len(means), min(part.items for _, part in parts))
 
 
-def _of_clusters(values: Values, means: Values, groups: NDArray[np.intp]) -> Values:
-    """Clusters as items: each seed's mean and what its cluster adds to it, so that their mean is the mean over items."""
-    count = int(groups.max()) + 1
-    sums = np.stack(
-        [np.bincount(groups, weights=row - mean, minlength=count) for row, mean in zip(values, means, strict=True)]
-    )
-    return means[:, None] + sums * count / values.shape[1]
+def change_of_seeds(seeds: Sequence[Sequence[Part]]) -> MeanChange:
+    """How a mean changes, of the items' changes in each seed; the parts as in `mean_of_items`."""
+    every, found = [part for parts in seeds for part in parts], mean_of_items(seeds)
+    if all(map(_are_shares, every)):
+        changed = {unit for part in every for unit in part.units[part.values != 0].tolist()}
+        found = replace(found, changed=len(changed))
+    return found.change
+
+
+def _are_shares(part: Part) -> bool:
+    """Whether it is of right and wrong, or of changes of that."""
+    return bool(np.isin(part.values, (-1.0, 0.0, 1.0)).all())
+
+
+def _least_variance(parts: Sequence[Part]) -> float:
+    """Of the share of right items in all seeds, or its change, as if z² units more were as different as those that differ.
+
+    That no item differs does not mean that none can: the interval then reaches z²/(n + z²), as Wilson's and Tango's do.
+    """
+    if not all(map(_are_shares, parts)):
+        return 0.0
+    units, places = np.unique(np.concatenate([part.units for part in parts]), return_inverse=True)
+    means = np.bincount(places, weights=np.concatenate([part.values for part in parts])) / np.bincount(places)
+    most = max((-1.0, 0.0, 1.0), key=lambda value: int((means == value).sum()))
+    different, z = (means - most)[means != most], _z(LEVEL)
+    reach = float((different**2).mean()) if len(different) else 1.0
+    return reach * (parts[0].weight * z / (len(units) + z * z)) ** 2
 
 
 def _variance(values: Values) -> float:

@@ -159,7 +159,7 @@ def show_results(run_dir: Path, console: Console) -> None:
     if taxes := tax_table(results):
         console.print(Text(f"{taxes.caption}:"), taxes)
     console.print(Text(f"{choice.headline}. {choice.explanation}"), highlight=False)
-    for missed in missed_targets(run_dir):
+    for missed in missed_targets(run_dir, run):
         _warn(console, missed)
     console.print(Text(f"Read on in {run_dir / REPORT}"), soft_wrap=True, highlight=False)
 

@@ -21,6 +21,7 @@ from paft_plugin.tables import VERDICT_WORDS, as_markdown
 from paft_plugin.templates import render
 
 INSPECTIONS = (Path("inspection") / "branches", Path("inspection") / "fused")
+"""Where a run keeps those of its branches and of its fused models."""
 
 
 def write_results(run_dir: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from paft_plugin.deltas.proof import Proof
 from paft_plugin.errors import PaftError
-from paft_plugin.evaluation.arms import Arm, Step, arm_named, read_run
+from paft_plugin.evaluation.arms import Arm, RunFile, Step, arm_named, read_run
 from paft_plugin.evaluation.results import RESULTS, ArmResult, Results, read_results
 from paft_plugin.files import PROOF_FILE, below, inside, read_json_or_nothing, write_text
 from paft_plugin.formats import number, threshold_key
@@ -20,6 +20,7 @@ from paft_plugin.penalty.strength import missed_target
 from paft_plugin.reading import read_bytes
 from paft_plugin.report.arm_tables import arm_table, comparison_table, swap_tables, tax_table
 from paft_plugin.report.choice import RULE, Choice, choose
+from paft_plugin.report.collect import INSPECTIONS
 from paft_plugin.report.differences import BASELINES, Difference, difference, silent_measures
 from paft_plugin.report.inspection_page import deltas_part, pairs_part, write_inspection_page
 from paft_plugin.report.page import prose, shown
@@ -32,8 +33,6 @@ from paft_plugin.templates import render
 COARSE = 5
 """Margins: items that show only greater differences are said to be too few."""
 REPORT = Path("report") / "report.html"
-INSPECTIONS = (Path("inspection") / "branches", Path())
-"""Where a run keeps the inspection of its branches, and where a folder that is nothing but an inspection does."""
 NO_INSPECTION = "The branches were not inspected: axolotl paft inspect does it."
 SECTIONS = (
     ("result", "Result"),
@@ -57,7 +56,7 @@ def write_report(folder: Path) -> Path:
         raise PaftError(f"{folder}: no such folder. Give the output_dir of a run, or a folder with an inspection.")
     results = read_results(folder)
     if results is None:
-        for place in INSPECTIONS:
+        for place in (INSPECTIONS[0], Path()):  # a run without results, or a folder that is nothing but an inspection
             if (folder / place / INSPECTION_FILE).is_file():
                 return write_inspection_page(inside(folder, place))
         raise PaftError(
@@ -73,10 +72,12 @@ def report_html(run: Path, results: Results) -> str:
     """The page of the run in `run`."""
     choice = choose(results)
     inspection = _inspection(run)
-    search, lint = search_part(run), lint_remarks(run)
+    planned = read_run(run)
+    is_there = made_for(planned)
+    search, lint = search_part(run), lint_remarks(run, planned)
     diagnosis, no_diagnosis = _diagnosis(run)
-    repeat, curves = how_to_repeat(run), _curves(run, [one.arm for one in results.arms])
-    is_there, files = made_for(read_run(run)), below(run, f"{CURVES}/*/{ALPHA_FILE}")
+    repeat, curves = how_to_repeat(run, planned), _curves(run, is_there, [one.arm for one in results.arms])
+    files = below(run, f"{CURVES}/*/{ALPHA_FILE}")
     ways = [way for file in files if is_there(file.parent.name) and (way := AlphaCurve.read_or_nothing(file))]
     data = RunData(results, choice, curves, _targets(run, curves), ways)
     name = run.absolute().name
@@ -91,7 +92,7 @@ def report_html(run: Path, results: Results) -> str:
         rule=RULE,
         tiles={cost.measure.name: _tile(choice.arm, cost) for cost in choice.costs} if choice.arm else {},
         silent=silent_measures(results),
-        facts=[*_facts(results, choice, diagnosis, lint), *missed_targets(run)],
+        facts=[*_facts(results, choice, diagnosis, lint), *missed_targets(run, planned)],
         arms=arm_table(results, choice),
         comparisons=comparison_table(results, choice),
         taxes=tax_table(results),
@@ -124,10 +125,10 @@ def _diagnosis(run: Path) -> tuple[list[Remark] | None, str]:
         return None, f"Not diagnosed: {error}"
 
 
-def _curves(run: Path, arms: Sequence[Arm]) -> list[Curve]:
+def _curves(run: Path, is_there: Callable[[str], bool], arms: Sequence[Arm]) -> list[Curve]:
     """Of every branch of which anything was logged, the SFT branches first."""
     names = sorted(
-        filter(made_for(read_run(run)), (folder.name for folder in below(run, "branches/*") if folder.is_dir())),
+        filter(is_there, (folder.name for folder in below(run, "branches/*") if folder.is_dir())),
         key=lambda name: (not arm_named(name, arms).is_sft, name),
     )
     return [curve for name in names if (curve := read_curve(run, name)) is not None]
@@ -143,9 +144,9 @@ def _targets(run: Path, curves: Sequence[Curve]) -> dict[str, tuple[str, float]]
     return targets
 
 
-def missed_targets(run: Path) -> list[str]:
-    """What to say of each branch that ended far from its `paft_target_sparsity`."""
-    is_there = made_for(read_run(run))
+def missed_targets(run: Path, planned: RunFile | None) -> list[str]:
+    """What to say of each branch of a run, as it was `planned`, that ended far from its `paft_target_sparsity`."""
+    is_there = made_for(planned)
     files = {file.parent.name: file for file in below(run, f"branches/*/{PROOF_FILE}")}
     proofs = {branch: Proof.read_or_nothing(file) for branch, file in files.items() if is_there(branch)}
     return [f"{branch}: {missed}" for branch, proof in proofs.items() if proof and (missed := missed_target(proof))]
@@ -216,13 +217,8 @@ class Repeat:
     """What the user says of the run, in Markdown; may be empty."""
 
 
-def how_to_repeat(run: Path) -> Repeat:
-    """What the folder `run` says of its making; what it doesn't say is missing, which is no error.
-
-    Raises:
-        PaftError: Its `run.json` is damaged or of another version.
-    """
-    planned = read_run(run)
+def how_to_repeat(run: Path, planned: RunFile | None) -> Repeat:
+    """What the folder `run` and its `run.json` say of its making; what they don't say is missing, which is no error."""
     records = sorted([*below(run, f"branches/*/{PROOF_FILE}"), *below(run, f"models/*/{PROOF_FILE}")])
     versions: dict[str, str] = {}
     seeds: dict[str, str] = {}

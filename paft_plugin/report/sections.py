@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from paft_plugin.drawing import Missing, joined
 from paft_plugin.errors import PaftError
-from paft_plugin.evaluation.arms import RunFile, read_run
+from paft_plugin.evaluation.arms import RunFile
 from paft_plugin.files import LINT_FILE, fused_files, inside, read_json
 from paft_plugin.formats import measured, number
 from paft_plugin.fusion.lint.findings import Finding, LintFile
@@ -83,9 +83,8 @@ def made_for(planned: RunFile | None) -> Callable[[str], bool]:
     return ({stage.name for stage in planned.stages} | arms).__contains__
 
 
-def lint_remarks(run: Path) -> list[Remark] | None:
-    """What the recipes' checks in `run` found, errors first; None if no check was kept there."""
-    planned = read_run(run)
+def lint_remarks(run: Path, planned: RunFile | None) -> list[Remark] | None:
+    """What the recipes' checks in `run`, as it was `planned`, found, errors first; None if no check was kept there."""
     is_there = made_for(planned)
     files = {arm: file for arm, file in fused_files(run, LINT_FILE).items() if is_there(arm)}
     if not files:

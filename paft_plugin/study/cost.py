@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -81,6 +81,16 @@ def _row(setup: Setup, plan: Plan, trials: Sequence[StudyArm]) -> dict[str, floa
         "Trainings of all trials": len(trained),
         "Training of all trials (min)": sum(minutes[name] for name in trained),
     }
+
+
+def expected(runs: Runs, waiting: Mapping[int, Collection[str]]) -> dict[int, tuple[float, int]]:
+    """Seed → the seconds that its `waiting` stages took before or with other seeds, and how many of them nothing is known of."""
+    taken: dict[str, list[float]] = {}
+    for setup, plan in runs.values():
+        for name, marker in _markers(setup.run_dir, plan.stages).items():
+            taken.setdefault(name, []).append(marker.seconds)
+    known = {seed: [fmean(taken[name]) for name in names if name in taken] for seed, names in waiting.items()}
+    return {seed: (sum(known[seed]), len(names) - len(known[seed])) for seed, names in waiting.items()}
 
 
 def _sum(counts: Sequence[int | None]) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,14 +11,14 @@ from paft_plugin.evaluation.results import VALIDATION, Measure
 from paft_plugin.evaluation.statistics import (
     Interval,
     MeanChange,
-    SeedMean,
-    Values,
+    Part,
     change_of_mean,
+    change_of_seeds,
     change_of_share,
     is_right_or_wrong,
+    mean_of_items,
     mean_of_seeds,
     share_interval,
-    weighted,
 )  # fmt: skip
 from paft_plugin.study.design import PRIMARY
 from paft_plugin.study.scores import StudyScores
@@ -117,27 +117,26 @@ def level(scores: StudyScores, arm: str, measure: str) -> Level | None:
     if not means:
         return None
     value = sum(means.values()) / len(means)
-    parts = [(part, _values(scores, [arm], part.measure)) for part in terms(scores, measure)]
-    if not all(values.keys() >= means.keys() for _, values in parts):
-        known = scores.measure(measure)
-        of_seeds = mean_of_seeds([np.array([mean]) for mean in means.values()], None)
-        interval = of_seeds.interval if known is None or not known.is_share else _within_one(*of_seeds.interval)
-        return Level(means, value, interval if len(means) > 1 else None)
-    sums = [
-        (part.weight, _over(scores, part.measure, {seed: values[seed] for seed in means})) for part, values in parts
-    ]
-    found = weighted(sums, list(means.values()))
-    low, high = value - found.half(), value + found.half()
-    if not all(_is_share(scores, part, values) for part, values in parts):
-        return Level(means, value, (low, high))
-    if len(parts) == 1 and (len(means) == 1 or low == high):
-        low, high = share_interval(next(iter(parts[0][1].values())), _sources(scores, measure))
-    return Level(means, value, _within_one(low, high))
+    parts = _parts(scores, [arm], measure)
+    if not parts.keys() >= means.keys():
+        if len(means) == 1:
+            return Level(means, value)
+        known, (low, high) = scores.measure(measure), mean_of_seeds(list(means.values())).interval
+        return Level(means, value, _within_one(low, high) if known is not None and known.is_share else (low, high))
+    half = mean_of_items([parts[seed] for seed in means]).half()
+    if not _is_share(scores, measure, parts.values()):
+        return Level(means, value, (value - half, value + half))
+    if len(means) == 1 and len(terms(scores, measure)) == 1:
+        (part,) = next(iter(parts.values()))
+        return Level(means, value, share_interval(part.values, _sources(part)))
+    return Level(means, value, _within_one(value - half, value + half))
 
 
-def _is_share(scores: StudyScores, part: Term, values: Mapping[int, Values]) -> bool:
-    """Whether a part is a share of right answers, on its own scale."""
-    return part.zero == 0 and not _in_nats(scores, part.measure) and all(map(is_right_or_wrong, values.values()))
+def _is_share(scores: StudyScores, measure: str, seeds: Iterable[Sequence[Part]]) -> bool:
+    """Whether a measure is a share of right answers, or a mean of several, on its own scale."""
+    of = terms(scores, measure)
+    right = all(is_right_or_wrong(part.values) for parts in seeds for part in parts)
+    return right and all(term.zero == 0 and not _in_nats(scores, term.measure) for term in of)
 
 
 def _within_one(low: float, high: float) -> Interval:
@@ -146,41 +145,44 @@ def _within_one(low: float, high: float) -> Interval:
 
 
 def change(scores: StudyScores, other: str, one: str, measure: str) -> MeanChange | None:
-    """How a measure changes from `other` to `one`, by the seeds that have both; None where no seed has the items of both, or a
-    single one of several: of one seed the interval is over items alone.
+    """How a measure changes from `other` to `one`, by the seeds of `paired`.
+
+    None where there is none, or a single one of several: of one seed the interval is over items alone.
     """
-    parts = [(part, _values(scores, [other, one], part.measure)) for part in terms(scores, measure)]
-    seeds = [seed for seed in scores.items if parts and all(seed in values for _, values in parts)]
-    if not seeds or len(seeds) == 1 < len(scores.items):
+    parts = _parts(scores, [other, one], measure)
+    if not parts or len(parts) == 1 < len(scores.items):
         return None
-    if len(seeds) == 1 and len(parts) == 1:
-        values = [_values(scores, [arm], measure)[seeds[0]] for arm in (other, one)]
-        is_share = not _in_nats(scores, measure) and all(map(is_right_or_wrong, values))
-        return (change_of_share if is_share else change_of_mean)(values[0], values[1], _sources(scores, measure))
-    sums = [
-        (part.weight, _over(scores, part.measure, {seed: values[seed] for seed in seeds})) for part, values in parts
-    ]
-    means = [sum(part.weight * float(values[seed].mean()) for part, values in parts) for seed in seeds]
-    return weighted(sums, means).change
+    if len(parts) == 1 and len(terms(scores, measure)) == 1:
+        ((seed, (part,)),) = parts.items()
+        before, after = (scores.items[seed][measure].arms[arm] for arm in (other, one))
+        is_share = not _in_nats(scores, measure) and all(map(is_right_or_wrong, (before, after)))
+        return (change_of_share if is_share else change_of_mean)(before, after, _sources(part))
+    return change_of_seeds(list(parts.values()))
 
 
-def _values(scores: StudyScores, arms: Sequence[str], measure: str) -> dict[int, Values]:
-    """Seed → items of one arm, or the changes from the first of two to the second."""
-    found = {}
-    for seed, kept in scores.items.items():
-        of = kept.get(measure)
-        if of is not None and all(arm in of.arms for arm in arms):
-            found[seed] = of.arms[arms[0]] if len(arms) == 1 else of.arms[arms[1]] - of.arms[arms[0]]
+def paired(scores: StudyScores, other: str, one: str, measure: str) -> tuple[int, ...]:
+    """The seeds that have the items of both arms."""
+    return tuple(_parts(scores, [other, one], measure))
+
+
+def _parts(scores: StudyScores, arms: Sequence[str], measure: str) -> dict[int, list[Part]]:
+    """Seed → what a measure is made of: items of one arm, or the changes from the first of two to the second.
+
+    Of the seeds that have all of it, with two items or more that count singly.
+    """
+    found, of = {}, terms(scores, measure)
+    for seed, kept in scores.items.items() if of else ():
+        have = [kept[term.measure].arms for term in of if term.measure in kept]
+        if len(have) == len(of) and all(arm in each for arm in arms for each in have):
+            values = [each[arms[-1]] - each[arms[0]] if arms[1:] else each[arms[0]] for each in have]
+            units = [scores.units(seed, term.measure) for term in of]
+            if all(len(np.unique(each)) > 1 for each in units):
+                found[seed] = [Part(*each, term.weight) for *each, term in zip(values, units, of, strict=True)]
     return found
 
 
-def _over(scores: StudyScores, measure: str, values: Mapping[int, Values]) -> SeedMean:
-    are_same = len({scores.items[seed][measure].items for seed in values}) == 1
-    return mean_of_seeds(list(values.values()), _sources(scores, measure) if are_same else None)
-
-
-def _sources(scores: StudyScores, measure: str) -> tuple[str | None, ...]:
-    return next((kept[measure].sources for kept in scores.items.values() if measure in kept), ())
+def _sources(part: Part) -> tuple[str, ...]:
+    return tuple(map(str, part.units))
 
 
 def _in_nats(scores: StudyScores, measure: str) -> bool:

@@ -111,8 +111,8 @@ def _mean(points: Sequence[Point]) -> Point:
 def _level(volumes: dict[int, float]) -> Level | None:
     if not volumes:
         return None
-    over = mean_of_seeds([np.array([volume]) for volume in volumes.values()], None)
-    return Level(volumes, over.value, over.interval if len(volumes) > 1 else None)
+    value = sum(volumes.values()) / len(volumes)
+    return Level(volumes, value, mean_of_seeds(list(volumes.values())).interval if len(volumes) > 1 else None)
 
 
 def scaled(scores: StudyScores, arm: str, goals: Sequence[str], end: str = "") -> dict[int, Point]:

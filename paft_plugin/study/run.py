@@ -20,9 +20,10 @@ from paft_plugin.pipeline.plan import SCORES, make_plan
 from paft_plugin.pipeline.run import look_ahead, run_pipeline, say, table_of, why_run
 from paft_plugin.reading import parse_yaml
 from paft_plugin.runner.logs import size
+from paft_plugin.runner.watch.display import duration
 from paft_plugin.schema import validate
 from paft_plugin.study.config import read_configs
-from paft_plugin.study.cost import Runs, costs
+from paft_plugin.study.cost import Runs, costs, expected
 from paft_plugin.study.design import DESIGN_FILE, SEEDS, Design
 from paft_plugin.study.planning.plan import SeedRun, StudyPlan, plan_study
 
@@ -125,13 +126,17 @@ def show_study(file: Path, console: Console) -> None:
     runs = _open_all(plan.runs)
     console.print(Text(f"The study in {plan.folder}", style="bold"), soft_wrap=True)
     console.print(_arms_shown(plan.design))
-    table = table_of("Seed", "Stages", "To run", "of them trainings", "Trainings to run", "Disk")
+    table = table_of("Seed", "To run", "Trainings", "Time", "Disk")
+    waiting = {seed: why_run(setup, stages) for seed, (setup, stages) in runs.items()}
+    times = expected(runs, waiting)
     for seed, (setup, stages) in runs.items():
-        waiting = why_run(setup, stages)
-        trained = [stage.name for stage in stages.stages if stage.name in waiting and stage.resumes]
-        counts = [len(stages.stages), len(waiting), len(trained)]
-        table.add_row(str(seed), *map(str, counts), some(trained, 4), size(needed_bytes(setup)))
+        trained = [stage.name for stage in stages.stages if stage.name in waiting[seed] and stage.resumes]
+        to_run = f"{len(waiting[seed])} of {len(stages.stages)} stages"
+        trainings = f"{len(trained)}: {some(trained, 4)}" if trained else "0"
+        table.add_row(str(seed), to_run, trainings, _time(*times[seed]), size(needed_bytes(setup)))
     console.print(table)
+    if any(seconds for seconds, _ in times.values()):
+        console.print(Text("Time: what the stages to run took with other seeds or before, one after another."))
     for contrast in plan.design.contrasts:
         sides = [f"{name} ({len(plan.design.named(name))})" for name in (contrast.one, contrast.other)]
         said = f"{contrast.name}: {' against '.join(sides)} by {contrast.measure}. {contrast.question}"
@@ -139,6 +144,11 @@ def show_study(file: Path, console: Console) -> None:
     console.print(Text(f"{size(free_bytes(plan.folder))} of the disk are free."), highlight=False)
     console.print(Text("Looking at configs, rows and tasks …"))
     say(_look_ahead(runs), console)
+
+
+def _time(seconds: float, unknown: int) -> str:
+    known = duration(seconds) if seconds or not unknown else ""
+    return " + ".join(part for part in (known, f"{unknown} unknown" if unknown else "") if part)
 
 
 def _look_ahead(runs: Runs) -> Findings:

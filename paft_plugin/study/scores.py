@@ -9,9 +9,11 @@ from __future__ import annotations
 import io
 import json
 import math
+import tokenize
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,9 +22,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from paft_plugin.errors import PaftError, raise_if_any
-from paft_plugin.evaluation.results import VALIDATION, ItemValues, Measure, Results, read_results
+from paft_plugin.evaluation.results import VALIDATION, ItemValues, Measure, Results, Sparsity, read_results
 from paft_plugin.evaluation.statistics import Values, clusters, is_right_or_wrong
-from paft_plugin.files import JsonFile, fingerprint, inside, write_bytes
+from paft_plugin.files import JsonFile, below, fingerprint, inside, write_bytes
 from paft_plugin.inspection.inspected import INSPECTION_FILE, read_inspection
 from paft_plugin.reading import UnreadableError, parse_json, read_bytes
 from paft_plugin.report.collect import INSPECTIONS
@@ -35,6 +37,8 @@ FINENESS = 256
 MOST_BYTES, MOST_VALUES = 64 << 20, 1 << 27
 """Of a file with items, and of what it unpacks to."""
 AGAIN = "Run `axolotl paft study` again."
+DAMAGED = (ValueError, KeyError, OSError, EOFError, RuntimeError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile)
+"""What zipfile and numpy raise at a file that is no `.npz`, or that was made to look like one."""
 
 
 class ArmFigures(BaseModel):
@@ -44,7 +48,7 @@ class ArmFigures(BaseModel):
 
     scores: dict[str, float] = Field(default_factory=dict)
     """Measure → mean over its items, of those whose items are not kept."""
-    sparsity: dict[str, float] = Field(default_factory=dict)
+    sparsity: Sparsity = Field(default_factory=dict)
     """Threshold → share of the delta's entries that are no larger."""
     l1: float | None = None
     l2: float | None = None
@@ -73,8 +77,10 @@ class MeasureItems:
     items: str
     """Fingerprint of the items' names: seeds with the same have the same items."""
     arms: Mapping[str, Values]
-    sources: tuple[str | None, ...] = ()
-    """As in `clusters`; empty where items count singly."""
+    names: NDArray[np.int64] | None = None
+    """A number for each item, the same for the same item in every seed and measure; None in files of older versions."""
+    sources: NDArray[np.int64] | None = None
+    """A number for each item's source, where items of a source are a cluster (see `clusters`)."""
 
     def __len__(self) -> int:
         return len(next(iter(self.arms.values()), ()))
@@ -95,9 +101,32 @@ class StudyScores:
     rounding: Mapping[str, float] = field(default_factory=dict)
     """Measure → how far a kept value may be from what was scored."""
 
+    @cached_property
+    def are_named(self) -> bool:
+        """Whether items can be told from others in all seeds and measures."""
+        return all(kept.names is not None for scores in self.items.values() for kept in scores.values())
+
+    def units(self, seed: int, measure: str) -> NDArray[np.int64]:
+        """What of a measure's items counts singly: a number for each item, or its cluster, that others of the study have, too.
+
+        Where items have no names, two measures or seeds have all items in common (by their fingerprint), or none.
+        """
+        kept = self.items[seed][measure]
+        if self.are_named:
+            assert kept.names is not None
+            return kept.names if kept.sources is None else kept.sources
+        first = np.arange(len(kept)) if kept.sources is None else _in_order(kept.sources)
+        return first + (int(kept.items[:8], 16) << 24)
+
     def measure(self, name: str) -> Measure | None:
         """The measure of that name, if any seed was scored by it."""
         return next((one for one in self.figures.measures if one.name == name), None)
+
+
+def _in_order(sources: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The same sources, numbered as they come."""
+    _, places, found = np.unique(sources, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(places))[found]
 
 
 def kept_measures(design: Design) -> list[str]:
@@ -141,6 +170,9 @@ def collect(folder: Path, design: Design, cost: Sequence[Mapping[str, Any]] = ()
         cost=tuple(map(dict, cost)),
         notes=tuple(notes),
     ).write(inside(folder, FIGURES_FILE))
+    for file in below(folder, f"{ITEMS}/*.npz"):
+        if file.stem not in map(str, figures):  # of a seed that is left out, or was in the study once
+            file.unlink()
 
 
 def _common_measures(folder: Path, found: Mapping[int, Results]) -> tuple[Measure, ...]:
@@ -178,12 +210,19 @@ def _items_of(results: Results, measures: Sequence[str], wanted: set[str]) -> di
             raise PaftError(f"The arms of a seed were scored on different items of {measure}. Score them again.")
         if by_arm:
             first = next(iter(by_arm.values()))
-            groups = clusters(first.sources)
-            sources = () if groups is None else tuple(map(str, groups))
+            own = [name if of is None else f"\0{of}" for name, of in zip(first.names, first.sources, strict=True)]
             kept[measure] = MeasureItems(
-                fingerprint(first.names), {name: each.values for name, each in by_arm.items()}, sources
+                fingerprint(first.names),
+                {name: each.values for name, each in by_arm.items()},
+                numbers(first.names),
+                None if clusters(first.sources) is None else numbers(own),
             )
     return kept
+
+
+def numbers(names: Sequence[str]) -> NDArray[np.int64]:
+    """A number of 32 bits for each name."""
+    return np.array([int(fingerprint([name])[:8], 16) for name in names], dtype=np.int64)
 
 
 def _figures_of(run: Path, results: Results, wanted: set[str], items: Scores) -> dict[str, ArmFigures]:
@@ -216,12 +255,13 @@ class _Packed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     measure: str
-    items: str
+    items: str = Field(pattern="^[0-9a-f]{16}$")
     count: int = Field(ge=1, le=1 << 24)
     arms: tuple[str, ...] = Field(min_length=1)
     """The rows of its array."""
     step: float | None = None
     """What the numbers are counted in; None: the array holds bits."""
+    has_names: bool = False
     has_sources: bool = False
 
 
@@ -232,7 +272,8 @@ class _Header(BaseModel):
     measures: tuple[_Packed, ...]
 
 
-SCHEMA = 1
+SCHEMA, READABLE = 2, (1, 2)
+"""Files of schema 1 have no names."""
 
 
 def packed(scores: Scores) -> bytes:
@@ -243,12 +284,12 @@ def packed(scores: Scores) -> bytes:
         values = np.stack(list(kept.arms.values()))
         step = None if is_right_or_wrong(values) else _step(values)
         arrays[f"values_{place}"] = _whole(values, step) if step else np.packbits(values.astype(np.uint8), axis=1)
-        if kept.sources:
-            arrays[f"sources_{place}"] = np.array([int(each or 0) for each in kept.sources], dtype="<u4")
+        numbers = {"names": kept.names, "sources": kept.sources}
+        arrays |= {f"{what}_{place}": each.astype("<u4") for what, each in numbers.items() if each is not None}
         said.append(
             {
                 "measure": measure, "items": kept.items, "count": len(kept), "arms": list(kept.arms), "step": step,
-                "has_sources": bool(kept.sources),
+                **{f"has_{what}": each is not None for what, each in numbers.items()},
             }
         )  # fmt: skip
     header = json.dumps({"schema": SCHEMA, "measures": said}, ensure_ascii=False).encode()
@@ -258,8 +299,9 @@ def packed(scores: Scores) -> bytes:
 
 
 def _step(values: Values) -> float:
-    spread = float(values.std()) or float(np.abs(values).max()) or 1.0
-    return 2.0 ** math.floor(math.log2(spread / FINENESS))
+    largest = float(np.abs(values).max()) or 1.0
+    # Of values that hardly differ the spread may be nothing but rounding; what is counted must fit into 32 bits.
+    return 2.0 ** math.floor(math.log2(max(float(values.std()) / FINENESS, largest / (1 << 30))))
 
 
 def _whole(values: Values, step: float) -> NDArray[Any]:
@@ -277,15 +319,21 @@ def read_items(file: Path) -> tuple[Scores, dict[str, float]]:
     try:
         arrays = dict(_arrays(content))
         header = _Header.model_validate(parse_json(arrays.pop("header").tobytes(), file))
-        if header.schema_ != SCHEMA:
-            raise PaftError(f"{file}: schema {header.schema_}, and this version reads {SCHEMA}. {AGAIN}")
+        if header.schema_ not in READABLE:
+            raise PaftError(f"{file}: schema {header.schema_}, and this version reads up to {SCHEMA}. {AGAIN}")
+        if sum(len(one.arms) * one.count for one in header.measures) > MOST_VALUES:
+            raise ValueError("it unpacks to more than any study needs")
         found = {one.measure: _unpacked(one, place, arrays) for place, one in enumerate(header.measures)}
         if arrays or len(found) < len(header.measures):
             raise ValueError("arrays that belong to no measure, or a measure twice")
     except PaftError:
         raise
-    except (ValidationError, ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-        what = "its header" if isinstance(error, ValidationError) else str(error).strip("'\"").splitlines()[0][:100]
+    except (*DAMAGED, ValidationError) as error:
+        what = (
+            "its header"
+            if isinstance(error, ValidationError)
+            else f"{error or type(error).__name__}".strip("'\"").splitlines()[0][:100]
+        )
         raise UnreadableError(file, f"damaged ({what})", hint=AGAIN) from None
     return found, {one.measure: (one.step or 0.0) / 2 for one in header.measures}
 
@@ -325,13 +373,12 @@ def _unpacked(one: _Packed, place: int, arrays: dict[str, NDArray[Any]]) -> Meas
         if one.step is None
         else stored.astype(np.float64) * one.step
     )
-    sources: tuple[str | None, ...] = ()
-    if one.has_sources:
-        groups = arrays.pop(f"sources_{place}")
-        if groups.shape != (one.count,):
-            raise ValueError(f"{one.measure} has sources of the shape {groups.shape}")
-        sources = tuple(map(str, groups))
-    return MeasureItems(one.items, dict(zip(one.arms, values, strict=True)), sources)
+    numbers = {what: arrays.pop(f"{what}_{place}") for what in ("names", "sources") if getattr(one, f"has_{what}")}
+    for what, each in numbers.items():
+        if each.shape != (one.count,):
+            raise ValueError(f"{one.measure} has {what} of the shape {each.shape}")
+    named = {what: each.astype(np.int64) for what, each in numbers.items()}
+    return MeasureItems(one.items, dict(zip(one.arms, values, strict=True)), **named)
 
 
 def read_study(folder: Path) -> StudyScores:

@@ -14,7 +14,7 @@ from paft_plugin.evaluation.results import VALIDATION, ArmScore, Measure, Scores
 from paft_plugin.files import fingerprint, write_bytes
 from paft_plugin.report.collect import write_results
 from paft_plugin.study.design import DESIGN_FILE, Contrast, Design, Match, StudyArm
-from paft_plugin.study.scores import FIGURES_FILE, ITEMS, ArmFigures, MeasureItems, StudyFigures, packed
+from paft_plugin.study.scores import FIGURES_FILE, ITEMS, ArmFigures, MeasureItems, StudyFigures, numbers, packed
 
 MEASURES = {"skill": "acc", "preference": "acc", "retained": "nll"}
 COUNTS = {"skill": 400, "preference": 200, "retained": 120}
@@ -131,7 +131,8 @@ def drawn_items(
                     if metric == "nll"
                     else ((hardness + noise) % 1.0 < true).astype(np.float64)
                 )
-            found[name + end] = MeasureItems(fingerprint(item_names(count, name + end)), by_arm)
+            names = item_names(count, name + end)
+            found[name + end] = MeasureItems(fingerprint(names), by_arm, numbers(names))
     return found
 
 

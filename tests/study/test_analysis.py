@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy import stats
 
 from paft_plugin.evaluation.results import VALIDATION
-from paft_plugin.evaluation.statistics import change_of_share, mean_of_seeds
+from paft_plugin.evaluation.statistics import (
+    Part,
+    Values,
+    change_of_seeds,
+    change_of_share,
+    mean_of_items,
+    mean_of_seeds,
+)  # fmt: skip
 from paft_plugin.study.analysis import Analysis, analyse
 from paft_plugin.study.effects import change, mean_score
 from paft_plugin.study.fronts import hypervolume
@@ -175,50 +184,101 @@ def test_a_contrast_that_cannot_be_tested_counts_for_holm(tmp_path: Path) -> Non
 # --- intervals over seeds and items -------------------------------------------------------------------------------------
 
 
+def seeds_of(values: Sequence[Values], units: Sequence[NDArray[np.int64]] | None = None) -> list[list[Part]]:
+    """Seeds that answered one measure's items, all the same ones unless `units` says otherwise."""
+    return [[Part(own, np.arange(len(own)) if units is None else units[place])] for place, own in enumerate(values)]
+
+
+def coverage(draw: Callable[[np.random.Generator], list[list[Part]]], repetitions: int = 400) -> float:
+    """How often the interval of a mean that is truly 0 holds it."""
+    generator = np.random.default_rng(0)
+    ends = [mean_of_items(draw(generator)).interval for _ in range(repetitions)]
+    return sum(low <= 0 <= high for low, high in ends) / repetitions
+
+
+ENOUGH = 0.95 - 3 * (0.95 * 0.05 / 400) ** 0.5
+"""What 400 repetitions hardly ever fall short of, where the coverage is 95 %."""
+
+
 @pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize(
     ("of_seeds", "of_items"), [(0.0, 0.0), (0.3, 0.1), (0.05, 0.5), (0.0, 1.0)], ids=["noise", "seeds", "both", "items"]
 )
-def test_intervals_cover_with_few_seeds(seeds: int, of_seeds: float, of_items: float) -> None:
-    draw, items, repetitions = np.random.default_rng(0), 100, 400
-    hits = 0
-    for _ in range(repetitions):
-        values = (
-            of_seeds * draw.standard_normal((seeds, 1))
-            + of_items * draw.standard_normal(items)
-            + draw.standard_normal((seeds, items))
-        )
-        low, high = mean_of_seeds(list(values)).interval
-        hits += low <= 0 <= high
-    assert hits / repetitions > 0.95 - 3 * (0.95 * 0.05 / repetitions) ** 0.5
+@pytest.mark.parametrize("items", [10, 100])
+def test_intervals_cover_with_few_seeds(seeds: int, of_seeds: float, of_items: float, items: int) -> None:
+    def draw(generator: np.random.Generator) -> list[list[Part]]:
+        normal = generator.standard_normal
+        return seeds_of(of_seeds * normal((seeds, 1)) + of_items * normal(items) + normal((seeds, items)))
+
+    assert coverage(draw) > ENOUGH
+
+
+@pytest.mark.parametrize("swapped", [1, 60, 200])
+def test_intervals_cover_where_seeds_share_a_part_of_their_items(swapped: int) -> None:
+    def draw(generator: np.random.Generator) -> list[list[Part]]:
+        hard = generator.standard_normal(200 + 4 * swapped)  # each seed but the first has some items of its own
+        units = [np.r_[: 200 - swapped, 200 + (k - 1) * swapped : 200 + k * swapped] for k in range(1, 5)]
+        own = [np.arange(200), *units]
+        return seeds_of([hard[which] + 0.3 * generator.standard_normal(200) for which in own], own)
+
+    assert coverage(draw) > ENOUGH
+
+
+def test_two_measures_of_the_same_items_are_no_more_than_one() -> None:
+    values = np.random.default_rng(4).standard_normal((3, 80)) + 0.4 * np.random.default_rng(5).standard_normal(80)
+    units = np.arange(80)
+    twice = mean_of_items([[Part(own, units, 0.5), Part(own, units, 0.5)] for own in values])
+    apart = mean_of_items([[Part(own, units, 0.5), Part(own, units + 80, 0.5)] for own in values])
+    assert twice.interval == pytest.approx(mean_of_items(seeds_of(list(values))).interval)
+    assert twice.of_items == pytest.approx(2 * apart.of_items)
 
 
 def test_seeds_with_items_of_their_own_are_judged_by_their_means() -> None:
     draw = np.random.default_rng(1)
     values = list(1.5 + draw.standard_normal((4, 1)) + draw.standard_normal((4, 50)))
-    means = np.array([each.mean() for each in values])
-    assert mean_of_seeds(values, None).p == pytest.approx(float(stats.ttest_1samp(means, 0).pvalue))
+    p = float(stats.ttest_1samp([each.mean() for each in values], 0).pvalue)
+    assert mean_of_items(seeds_of(values, list(np.arange(200).reshape(4, 50)))).p == pytest.approx(p)
+    assert mean_of_seeds([float(each.mean()) for each in values]).p == pytest.approx(p)
 
 
 def test_p_is_the_level_whose_interval_reaches_zero() -> None:
-    found = mean_of_seeds(list(0.3 + np.random.default_rng(2).standard_normal((3, 60))))
+    found = mean_of_items(seeds_of(list(0.3 + np.random.default_rng(2).standard_normal((3, 60)))))
     assert found.half(1 - found.p) == pytest.approx(abs(found.value))
     assert (found.p <= 0.05) == (found.interval[0] > 0 or found.interval[1] < 0)
 
 
 def test_seeds_that_agree_by_chance_leave_the_spread_of_their_items() -> None:
     one = np.arange(100) % 2.0
-    found = mean_of_seeds([one, 1 - one])
+    found = mean_of_items(seeds_of([one, 1 - one]))
     assert found.of_seeds == 0
-    assert mean_of_seeds([one, one]).half() == pytest.approx(1.96 * one.std(ddof=1) / 10, rel=1e-4)
-    assert mean_of_seeds([one, one, one + 1e-9], None).half() > 1.96 * one.std() / 20
+    t = stats.t.ppf(0.975, 99)
+    assert mean_of_items(seeds_of([one, one])).half() == pytest.approx(t * one.std(ddof=1) / 10)
+    apart = seeds_of([one, one], [np.arange(100), np.arange(100, 200)])
+    assert mean_of_items(apart).half() == pytest.approx(t * one.std(ddof=1) / 200**0.5)
+
+
+@pytest.mark.parametrize("items", [6, 10, 200])
+def test_arms_that_answer_all_alike_are_known_as_well_as_from_one_seed(items: int) -> None:
+    alike = change_of_seeds(seeds_of([np.zeros(items)] * 2))
+    of_one = change_of_share(np.zeros(items), np.zeros(items))
+    assert alike.interval == pytest.approx(of_one.interval, rel=0.05 if items > 100 else 0.4)
+    assert alike.interval[1] >= of_one.interval[1]
+    assert alike.p == pytest.approx(1)
+
+
+@pytest.mark.parametrize("items", [1, 2, 5, 6, 12])
+def test_few_items_show_no_more_than_a_sign_test_however_many_seeds_agree(items: int) -> None:
+    one = change_of_share(np.zeros(items), np.ones(items))
+    values = [np.r_[np.ones(items), np.zeros(40)]] * 3
+    found = change_of_seeds(seeds_of(values))
+    assert found.p >= one.p * (1 - 1e-6)
+    assert (found.p <= 0.05) == (found.interval[0] > 0)
 
 
 def test_clusters_make_items_count_less() -> None:
     draw = np.random.default_rng(3)
     values = list(np.repeat(draw.standard_normal(20), 10) + 0.1 * draw.standard_normal((3, 200)))
-    sources = [str(place // 10) for place in range(200)]
-    alone, clustered = mean_of_seeds(values), mean_of_seeds(values, sources)
+    alone, clustered = mean_of_items(seeds_of(values)), mean_of_items(seeds_of(values, [np.arange(200) // 10] * 3))
     assert clustered.value == pytest.approx(alone.value)
     assert clustered.of_items > 5 * alone.of_items
 

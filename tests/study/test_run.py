@@ -12,7 +12,10 @@ from paft_plugin.cli import paft
 from paft_plugin.demo.study import QUICK_STUDY, write_study
 from paft_plugin.errors import Findings
 from paft_plugin.pipeline.estimate.disk import needed_bytes
+from paft_plugin.runner.identity import Identity
+from paft_plugin.runner.markers import write_marker
 from paft_plugin.study.config import read_configs
+from paft_plugin.study.cost import expected
 from paft_plugin.study.design import Design
 from paft_plugin.study.planning.plan import plan_study
 from paft_plugin.study.run import _look_ahead, _open_all, freeze
@@ -102,6 +105,17 @@ def test_a_disk_that_has_no_room_for_all_seeds_is_said_beforehand(
     assert not [text for text in _look_ahead(runs).warnings if "All seeds together" in text]
 
 
+def test_what_is_to_run_takes_what_it_took_with_another_seed(study: Change) -> None:
+    runs = _open_all(plan_study(file := study(seeds=[1, 2]), read_configs(file)).runs)
+    setup, plan = runs[1]
+    for name, seconds in (("sft", 600.0), ("dpo", 240.0)):
+        write_marker(setup.run_dir, name, Identity({}), seconds)
+    waiting = {1: ["dpo"], 2: [stage.name for stage in plan.stages]}
+    assert expected(runs, waiting) == {1: (240.0, 0), 2: (840.0, len(plan.stages) - 2)}
+    shown = " ".join(CliRunner().invoke(paft, ["study", str(file), "--dry-run"]).output.split())
+    assert f"14:00 + {len(plan.stages) - 2} unknown" in shown
+
+
 def test_a_base_that_is_named_by_its_hub_name_is_fetched_by_the_study_itself(
     study: Change, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,4 +136,4 @@ def test_the_demo_s_quick_study_from_end_to_end(tmp_path: Path) -> None:
     assert (tmp_path / "study.html").is_file()
     assert "paft-ties" in found.output
     again = CliRunner().invoke(paft, ["study", str(file), "--dry-run"], catch_exceptions=False)
-    assert [line.split()[2] for line in again.output.splitlines() if line.lstrip().startswith("1 ")] == ["0"]
+    assert [line.split()[1] for line in again.output.splitlines() if line.lstrip().startswith("1 ")] == ["0"]

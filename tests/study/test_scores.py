@@ -14,7 +14,7 @@ import pytest
 from paft_plugin.errors import PaftError
 from paft_plugin.files import write_bytes
 from paft_plugin.study.design import DESIGN_FILE, SEEDS, Design
-from paft_plugin.study.scores import FIGURES_FILE, ITEMS, collect, packed, read_items, read_study
+from paft_plugin.study.scores import FIGURES_FILE, ITEMS, MeasureItems, collect, packed, read_items, read_study
 from tests.study.studies import COUNTS, LEVELS, design, drawn_items, write_runs, write_small
 
 FEW = {"skill": 24, "preference": 13, "retained": 9}
@@ -50,9 +50,11 @@ def test_what_is_missing_is_said(collected: Path) -> None:
 def test_a_seed_that_failed_is_left_out_though_results_of_before_are_there(tmp_path: Path) -> None:
     levels = {name: LEVELS[name] for name in ("base", "sft", "sft-l1", "dpo")}
     folder = write_runs(tmp_path, design((1, 2, 3)), levels, counts=FEW)
-    collect(folder, Design.read(folder / DESIGN_FILE), (), [2])
+    for failed in ([], [2]):  # after a time when it had not failed
+        collect(folder, Design.read(folder / DESIGN_FILE), (), failed)
     found = read_study(folder)
     assert list(found.items) == [1, 3]
+    assert sorted(file.name for file in (folder / ITEMS).iterdir()) == ["1.npz", "3.npz"]
     assert "Seed 2 failed, and is left out." in found.figures.notes
 
 
@@ -71,7 +73,14 @@ def archive(**changes: Any) -> bytes:
     header = {
         "schema": 1,
         "measures": [
-            {"measure": "skill", "items": "x", "count": 9, "arms": ["base", "sft"], "step": None, "has_sources": False}
+            {
+                "measure": "skill",
+                "items": "0" * 16,
+                "count": 9,
+                "arms": ["base", "sft"],
+                "step": None,
+                "has_sources": False,
+            }
         ],
     }
     header["measures"][0].update(changes.pop("said", {}))  # type: ignore[index]
@@ -89,10 +98,23 @@ def bomb() -> bytes:
     return buffer.getvalue()
 
 
-def claiming(shape: tuple[int, ...]) -> bytes:
-    """An array that says that it is larger than its bytes."""
+def encrypted() -> bytes:
+    """Its members say that they are, in both places of the archive."""
+    content = bytearray(archive())
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        start = content.find(mark)
+        while start >= 0:
+            content[start + place] |= 1
+            start = content.find(mark, start + 1)
+    return bytes(content)
+
+
+def claiming(shape: tuple[int, ...], said: str = "") -> bytes:
+    """An array that says that it is larger than its bytes, or what is no header at all."""
     buffer, member = io.BytesIO(), io.BytesIO()
     np.lib.format.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    if said:
+        member = io.BytesIO(b"\x93NUMPY\x01\x00" + len(said).to_bytes(2, "little") + said.encode())
     with zipfile.ZipFile(buffer, "w") as opened:
         opened.writestr("header.npy", member.getvalue())
     return buffer.getvalue()
@@ -116,7 +138,12 @@ STRANGE = {
     "no items": archive(said={"count": 0}),
     "too many items": archive(said={"count": 1 << 60}),
     "no sources": archive(said={"has_sources": True}),
-    "another schema": archive(head={"schema": 2}),
+    "another schema": archive(head={"schema": 3}),
+    "no fingerprint": archive(said={"items": "x"}),
+    "names of others": archive(said={"has_names": True}, names_0=np.zeros(8, np.uint32)),
+    "encrypted": encrypted(),
+    "a header that ends within": claiming((), "{'descr': ("),
+    "more than memory": archive(said={"arms": [f"arm-{place}" for place in range(1 << 14)], "count": 1 << 20}),
     "no measures": archive(head={"measures": 3}),
     "truncated": archive()[:-40],
 }
@@ -128,6 +155,24 @@ def test_a_strange_file_is_one_message(what: str, tmp_path: Path) -> None:
     with pytest.raises(PaftError, match=r"1\.npz: (damaged|schema|no valid)") as error:
         read_items(tmp_path / "1.npz")
     assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("value", [0.1, 1e9, -3.3])
+def test_items_that_are_all_alike_come_back(value: float, tmp_path: Path) -> None:
+    kept = MeasureItems("0" * 16, {"base": np.full(7, value), "sft": np.full(7, value)})
+    write_bytes(tmp_path / "1.npz", packed({"retained": kept}))
+    found, steps = read_items(tmp_path / "1.npz")
+    np.testing.assert_allclose(found["retained"].arms["sft"], value, atol=steps["retained"], rtol=0)
+    assert steps["retained"] < 1e-8 * abs(value)
+
+
+def test_items_are_the_same_by_their_names_in_every_seed_and_measure(tmp_path: Path) -> None:
+    folder = write_runs(tmp_path, design((1, 2)), {name: LEVELS[name] for name in ("base", "sft")}, counts=FEW)
+    collect(folder, Design.read(folder / DESIGN_FILE))
+    scores = read_study(folder)
+    assert scores.are_named
+    assert scores.units(1, "skill").tolist() == scores.units(2, "skill").tolist()
+    assert not set(scores.units(1, "skill").tolist()) & set(scores.units(1, "preference").tolist())
 
 
 def test_a_good_one_is_read(tmp_path: Path) -> None:
