@@ -122,7 +122,7 @@ def as_markdown(table: Table) -> str:
 
     def cells(row: Row) -> list[str]:
         mark = "**" if row.is_marked else ""
-        return [f"{mark}{cell.whole}{mark}".replace("|", r"\|") for cell in row.cells]
+        return [" ".join(f"{mark}{cell.whole}{mark}".split()).replace("|", r"\|") for cell in row.cells]
 
     lines = [[column.heading.replace("|", r"\|") for column in table.columns], *map(cells, table.rows)]
     widths = [max(3, *map(len, texts)) for texts in zip(*lines, strict=True)]
@@ -174,7 +174,9 @@ def as_latex(table: Table) -> str:
     """The table for `booktabs`, with its caption and note, to be put into a document by `\\input`."""
 
     def line(texts: Sequence[str]) -> str:
-        return f"{' & '.join(map(latex, texts))} \\\\"
+        cells = " & ".join(map(latex, texts))
+        # After the line before, LaTeX would take these for what \\ may be followed by.
+        return f"{'{}' if cells[:1] in ('[', '*') else ''}{cells} \\\\"
 
     lines = [
         r"\begin{table}",

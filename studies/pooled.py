@@ -9,18 +9,9 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from paft_plugin.files import write_bytes
 from paft_plugin.study.design import DESIGN_FILE
 from paft_plugin.study.run import recompute
-from paft_plugin.study.scores import (
-    FIGURES_FILE,
-    ITEMS,
-    MeasureItems,
-    Scores,
-    StudyScores,
-    packed,
-    read_study,
-)
+from paft_plugin.study.scores import MeasureItems, Scores, StudyScores, read_study, write_scores
 
 CHANGES = (
     "The first seed is of a study of its own, with more arms: here are the arms of all seeds, and what the others ask. "
@@ -47,10 +38,8 @@ def main(first: Path, later: Path, out: Path, called: tuple[str, ...], asked_lat
     shared = set.intersection(*map(set, figures.values()))
     items = {seed: cut(renamed(scores, names), others, shared) for seed, scores in one.items.items()}
     items |= {seed: cut(scores, others, shared) for seed, scores in others.items.items()}
-    for seed, scores in items.items():
-        write_bytes(out / ITEMS / f"{seed}.npz", packed(scores))
     figures = {seed: {arm: own for arm, own in found.items() if arm in shared} for seed, found in figures.items()}
-    others.figures.model_copy(update={"seeds": figures}).write(out / FIGURES_FILE)
+    write_scores(out, items, others.figures.model_copy(update={"seeds": figures}))
     design = {
         "seeds": tuple(items),
         "arms": tuple(arm for arm in others.design.arms if arm.name in shared),

@@ -360,12 +360,12 @@ def gather(
 
 def _of_validation(measures: Sequence[Measure], goals: Sequence[str]) -> list[Measure]:
     """What is measured on validation items beside the same on test items; what the user has named as a goal is judged by."""
-    names = {measure.name for measure in measures}
-    return [
-        one
-        for one in measures
-        if one.name.endswith(VALIDATION) and one.name.removesuffix(VALIDATION) in names and one.name not in goals
-    ]
+    return [one for one in measures if is_validation(one.name, measures) and one.name not in goals]
+
+
+def is_validation(name: str, measures: Sequence[Measure]) -> bool:
+    """Whether a measure is the same on validation items as another of `measures` on test items."""
+    return name.endswith(VALIDATION) and any(one.name == name.removesuffix(VALIDATION) for one in measures)
 
 
 def _tells(measure: Measure, arms: Sequence[ArmResult]) -> bool:

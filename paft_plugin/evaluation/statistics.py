@@ -134,7 +134,7 @@ def clusters(sources: Sequence[str | None]) -> NDArray[np.intp] | None:
 
 
 @dataclass(frozen=True)
-class Part:
+class SeedPart:
     """What one seed came to on the items of one measure, in a weighted sum of several."""
 
     values: Values
@@ -202,7 +202,7 @@ def mean_of_seeds(means: Sequence[float]) -> SeedMean:
     return SeedMean(float(values.mean()), _variance(values) / len(values), seeds=len(values))
 
 
-def mean_of_items(seeds: Sequence[Sequence[Part]]) -> SeedMean:
+def mean_of_items(seeds: Sequence[Sequence[SeedPart]]) -> SeedMean:
     """The mean over seeds of the weighted sum of what each came to on the items of its parts, two units a part or more.
 
     What each unit adds to a seed's mean says how much of that other units would replace; and of two seeds the products of
@@ -234,7 +234,7 @@ def mean_of_items(seeds: Sequence[Sequence[Part]]) -> SeedMean:
     )
 
 
-def change_of_seeds(seeds: Sequence[Sequence[Part]]) -> MeanChange:
+def change_of_seeds(seeds: Sequence[Sequence[SeedPart]]) -> MeanChange:
     """How a mean changes, of the items' changes in each seed; the parts as in `mean_of_items`."""
     every, found = [part for parts in seeds for part in parts], mean_of_items(seeds)
     if all(map(_are_shares, every)):
@@ -243,12 +243,12 @@ def change_of_seeds(seeds: Sequence[Sequence[Part]]) -> MeanChange:
     return found.change
 
 
-def _are_shares(part: Part) -> bool:
+def _are_shares(part: SeedPart) -> bool:
     """Whether it is of right and wrong, or of changes of that."""
     return bool(np.isin(part.values, (-1.0, 0.0, 1.0)).all())
 
 
-def _least_variance(parts: Sequence[Part]) -> float:
+def _least_variance(parts: Sequence[SeedPart]) -> float:
     """Of the share of right items in all seeds, or its change, as if z² units more were as different as those that differ.
 
     That no item differs does not mean that none can: the interval then reaches z²/(n + z²), as Wilson's and Tango's do.

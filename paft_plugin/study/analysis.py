@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
-from paft_plugin.evaluation.results import VALIDATION, Measure
+from paft_plugin.evaluation.results import VALIDATION, Measure, is_validation
 from paft_plugin.evaluation.statistics import MeanChange, holm
 from paft_plugin.report.differences import Verdict, verdict
 from paft_plugin.study.chosen import EVERY_WAY, Taken, take
-from paft_plugin.study.design import BEST, CONTROL, PRIMARY, Contrast, StudyArm
-from paft_plugin.study.effects import Level, change, level, terms
+from paft_plugin.study.design import BEST, CONTROL, PRIMARY, Contrast, Group, StudyArm
+from paft_plugin.study.effects import Level, change, level, paired, terms
 from paft_plugin.study.fronts import Front, fronts
 from paft_plugin.study.scores import StudyScores
 
@@ -47,6 +48,8 @@ class Answered:
     """None where no seed has the items of both; `why` says what is missing."""
     margin: float | None
     higher_is_better: bool
+    seeds: tuple[int, ...] = ()
+    """Those that it is answered by."""
     adjusted: float | None = None
     """The p value after Holm's correction, of a declared contrast; None of an exploratory one."""
     why: str = ""
@@ -125,7 +128,7 @@ class Analysis:
 
     @property
     def main(self) -> list[StudyRow]:
-        """The base, the branches (of each form the first, not a whole curve), what was chosen of ways, and controls' deltas."""
+        """The base, branches (of each form the first, not a whole curve), what was chosen or is asked about, controls' deltas."""
         first = {
             form: name for name, form in reversed([(row.name, row.form) for row in self.rows if row.group == "branch"])
         }
@@ -133,7 +136,8 @@ class Analysis:
             row.name for row in self.rows if row.group == "branch" and (not row.form or first[row.form] == row.name)
         }
         chosen = {row.name for row in self.rows if row.is_chosen and (row.group != "control" or not row.way)}
-        return [row for row in self.rows if row.group == "base" or row.name in shown | chosen]
+        asked = {name for one in self.answers for name in (one.one, one.other)}
+        return [row for row in self.rows if row.group == "base" or row.name in shown | chosen | asked]
 
     @property
     def main_measures(self) -> list[Measure]:
@@ -151,13 +155,13 @@ def analyse(scores: StudyScores) -> Analysis:
     return Analysis(
         scores,
         tuple(_test_measures(scores)),
-        tuple(_rows(scores, {each.arm.name for each in taken.values() if each.arm})),
+        tuple(_rows(scores, {each.arm.name for each in taken.values() if each.arm and each.is_choice})),
         taken,
         answers,
         tuple(_controls(scores, taken)),
         tuple(fronts(scores)),
         tuple(_curves(scores)),
-        tuple(_notes(scores, taken)),
+        tuple(_notes(scores, taken, answers)),
     )
 
 
@@ -173,17 +177,18 @@ def _references(scores: StudyScores) -> list[str]:
 def _test_measures(scores: StudyScores) -> Iterator[Measure]:
     design = scores.design
     order = [design.skill, design.preference, *design.retained]
-    on_test = [measure for measure in scores.figures.measures if not measure.name.endswith(VALIDATION)]
+    on_test = [
+        measure for measure in scores.figures.measures if not is_validation(measure.name, scores.figures.measures)
+    ]
     yield from sorted(on_test, key=lambda one: order.index(one.name) if one.name in order else len(order))
 
 
 def _rows(scores: StudyScores, chosen: set[str]) -> Iterator[StudyRow]:
     measures = [measure.name for measure in _test_measures(scores)]
-    seen: set[str] = set()
-    for arm in scores.design.arms:
-        if arm.name in seen:
-            continue
-        seen.add(arm.name)
+    first: dict[str, StudyArm] = {}  # of an arm that is several things
+    for arm in sorted(scores.design.arms, key=lambda arm: get_args(Group).index(arm.group)):
+        first.setdefault(arm.name, arm)
+    for arm in filter(lambda arm: first[arm.name] is arm, scores.design.arms):
         levels = {name: found for name in (PRIMARY, *measures) if (found := level(scores, arm.name, name))}
         if levels:
             figures = [arms[arm.name] for arms in scores.figures.seeds.values() if arm.name in arms]
@@ -218,19 +223,25 @@ def answer(scores: StudyScores, contrast: Contrast, one: Taken, other: Taken) ->
     up = measure is None or measure.higher_is_better
     if one.arm is None or other.arm is None:
         return Answered(contrast, None, None, None, margin, up, why=one.why or other.why)
-    found = change(scores, other.arm.name, one.arm.name, contrast.measure)
+    pair = one.arm.name, other.arm.name
+    if pair[0] == pair[1]:
+        return Answered(contrast, *pair, None, margin, up, why=f"Both are {pair[0]}.")
+    found, seeds = (
+        change(scores, pair[1], pair[0], contrast.measure),
+        paired(scores, pair[1], pair[0], contrast.measure),
+    )
     how_many = "No seed has" if len(scores.items) < 2 else "Fewer than two seeds have"
-    why = "" if found else f"{how_many} the items of {contrast.measure} of both {one.arm.name} and {other.arm.name}."
-    return Answered(contrast, one.arm.name, other.arm.name, found, margin, up, why=why)
+    why = "" if found else f"{how_many} two items or more of {contrast.measure} of both {' and '.join(pair)}."
+    if found and len(seeds) < len(scores.figures.seeds):
+        why = f"By seeds {', '.join(map(str, seeds))} alone, which have the items of both."
+    return Answered(contrast, *pair, found, margin, up, seeds, why=why)
 
 
 def _margin(scores: StudyScores, name: str) -> float | None:
-    """A measure's own; of `primary` the mean of those that it is made of, if all are shares and have one."""
-    parts = [scores.measure(part.measure) for part in terms(scores, name)]
-    margins = [part.margin for part in parts if part is not None and part.margin is not None]
-    if not margins or len(margins) < len(parts) or (len(parts) > 1 and any(part.in_nats for part in parts if part)):
-        return None
-    return sum(margins) / len(margins)
+    """A measure's own; of `primary` the weighted sum of those that it is made of, if all have one."""
+    parts = [(term.weight, scores.measure(term.measure)) for term in terms(scores, name)]
+    margins = [abs(weight) * part.margin for weight, part in parts if part is not None and part.margin is not None]
+    return sum(margins) if margins and len(margins) == len(parts) else None
 
 
 def _declared(scores: StudyScores, taken: Mapping[str, Taken]) -> tuple[Answered, ...]:
@@ -286,10 +297,11 @@ def _curves(scores: StudyScores) -> Iterator[StudyCurve]:
             )
 
 
-def _notes(scores: StudyScores, taken: Mapping[str, Taken]) -> Iterator[str]:
+def _notes(scores: StudyScores, taken: Mapping[str, Taken], answers: Sequence[Answered]) -> Iterator[str]:
     yield from scores.design.changes
     yield from scores.figures.notes
     yield from dict.fromkeys(each.why for each in taken.values() if each.why)
+    yield from (f"{each.contrast.name}: {each.why}" for each in answers if each.one and each.why)
     if not terms(scores, PRIMARY):
         yield "There is no primary: a measure of it is no share, and what the best branch gains on validation items is not known."
     if len(scores.figures.seeds) == 1:

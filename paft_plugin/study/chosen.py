@@ -36,6 +36,11 @@ class Taken:
     """Arm → what it was chosen by: `primary`, or its distance from what is matched; of one arm alone nothing."""
     why: str = ""
 
+    @property
+    def is_choice(self) -> bool:
+        """Whether it stands for its way and form, or its control, rather than for itself."""
+        return self.reference.startswith((BEST, CONTROL))
+
 
 def take(scores: StudyScores, reference: str) -> Taken:
     """What a name, `best:WAY/FORM` or `control:NAME[/WAY]` stands for, chosen on validation items."""
@@ -70,8 +75,9 @@ def _control(scores: StudyScores, reference: str, arms: list[StudyArm]) -> Taken
     name, _, way = reference.removeprefix(CONTROL).partition("/")
     if way and len(arms) > 1:
         delta = take(scores, f"{CONTROL}{name}")
-        own = [arm for arm in arms if delta.arm is not None and _is_fusion(arm, delta.arm)]
-        if own:
+        if delta.arm is None:
+            return Taken(reference, None, why=delta.why)
+        if own := [arm for arm in arms if _is_fusion(arm, delta.arm)]:
             return Taken(reference, own[0], delta.candidates)
     merits = {}
     for arm in arms:

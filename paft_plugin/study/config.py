@@ -16,6 +16,7 @@ from paft_plugin.evaluation.config import Names, held_out_measures, measure_name
 from paft_plugin.evaluation.held_out_rows import KL
 from paft_plugin.evaluation.results import VALIDATION
 from paft_plugin.fusion.recipe.methods import METHODS
+from paft_plugin.pipeline.arms import SUM
 from paft_plugin.pipeline.config import PaftConfig
 from paft_plugin.reading import MOST_YAML_BYTES, compose_yaml, read_text
 from paft_plugin.schema import STRICT, MappingOfNames, known, raise_lines, read_yaml, suggestion, validate
@@ -35,6 +36,10 @@ _SEED = re.compile(r"\$(?:seed\b|\{seed\})")
 def _different(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if not values:
         raise ValueError("empty. Name one or more, or leave it out.")
+    return _once(values)
+
+
+def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
     twice = [value for value in dict.fromkeys(values) if values.count(value) > 1]
     raise_lines([f"{value} is there twice. Name it once." for value in twice])
     return values
@@ -136,8 +141,10 @@ class StudyConfig(PaftConfig):
     contrasts: tuple[Contrast, ...] = Field(
         default=(), description="Questions that are asked before anything is scored."
     )
-    retained: Names = Field(default=(), description="The measures of what no branch teaches.")
-    primary: Names = Field(
+    retained: Annotated[Names, AfterValidator(_once)] = Field(
+        default=(), description="The measures of what no branch teaches."
+    )
+    primary: Annotated[Names, AfterValidator(_once)] = Field(
         default=(),
         description="The measures whose mean decides; by it the best trials are chosen. [skill and preference]",
     )
@@ -204,7 +211,10 @@ def read_configs(file: Path) -> dict[int, StudyConfig]:
     """
     content = read_yaml(file, HINT)
     with said_with_lines(file):
-        first = _read(content, file, 1)
+        listed = content.get("seeds")
+        first = _read(
+            content, file, next((seed for seed in listed if type(seed) is int), 1) if isinstance(listed, list) else 1
+        )
         seeds = first.seeds
         problems: list[str] = []
         found = {}
@@ -251,10 +261,18 @@ def _lacking(study: StudyConfig) -> Iterator[str]:
     for name in [*methods, *(["alpha"] if study.fusion.alpha is not None else [])]:
         if name not in study.ways:
             yield f"fusion.methods: {name}: is none of the ways, so nothing is fused by it. Add it to ways."
+    if PRIMARY in study.measures:
+        yield f"evaluation.measures: {PRIMARY}: is what the mean of several is called. Name it otherwise."
+    if study.curves.density and not any(way in METHODS and METHODS[way].density is not None for way in study.ways):
+        yield "curves.density: none of the ways has a density. Leave it out, or add one, such as ties."
+    if study.controls.disjoint is not None and SUM not in study.ways:
+        yield f"controls.disjoint: is compared with {SUM}, which is none of the ways. Add it."
     yield from _unmatched(study)
     for index, contrast in enumerate(study.contrasts):
         if contrast.measure.endswith(VALIDATION):
             yield f"contrasts.{index}.measure: {contrast.measure}: is what is chosen by. Name the measure of the test items."
+        elif contrast.one == contrast.other:
+            yield f"contrasts.{index}: {contrast.one} on both sides. Name two arms."
         elif contrast.measure not in (PRIMARY, *study.measures):
             yield f"contrasts.{index}.measure: no such measure. {suggestion(contrast.measure, [PRIMARY, *study.measures])}"
 

@@ -97,11 +97,14 @@ class Design(JsonFile):
     retained: tuple[str, ...] = ()
     """The measures of what no branch teaches."""
     primary: tuple[str, ...] = ()
-    """The measures whose mean is called `primary`, and by which the best trial is chosen: shares. [skill and preference]"""
+    """The measures whose mean is called `primary`, and by which the best trial is chosen. [skill and preference]"""
     arms: tuple[StudyArm, ...]
     contrasts: tuple[Contrast, ...] = ()
+    margins: Mapping[str, float] | None = None
+    """Measure → the largest difference that does not matter, where no contrast says it; that of `""` is of all shares. None in
+    files of older versions."""
     changes: tuple[str, ...] = ()
-    """What was changed of seeds, contrasts or the primary measure after scores existed, a sentence each."""
+    """What was changed of all this after scores existed, a sentence each."""
 
     def run_dir(self, folder: Path, seed: int) -> Path:
         """Where the run of a seed lies, of the study in `folder`."""
@@ -129,6 +132,7 @@ class Design(JsonFile):
             "contrasts": content["contrasts"],
             "primary measure": [content["skill"], content["preference"], content["primary"]],
             "retained measures": content["retained"],
+            **({} if self.margins is None else {"margins": content["margins"]}),
         }
         return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest()[:16] for name, part in parts.items()}
 

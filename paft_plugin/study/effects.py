@@ -11,7 +11,7 @@ from paft_plugin.evaluation.results import VALIDATION, Measure
 from paft_plugin.evaluation.statistics import (
     Interval,
     MeanChange,
-    Part,
+    SeedPart,
     change_of_mean,
     change_of_seeds,
     change_of_share,
@@ -132,7 +132,7 @@ def level(scores: StudyScores, arm: str, measure: str) -> Level | None:
     return Level(means, value, _within_one(value - half, value + half))
 
 
-def _is_share(scores: StudyScores, measure: str, seeds: Iterable[Sequence[Part]]) -> bool:
+def _is_share(scores: StudyScores, measure: str, seeds: Iterable[Sequence[SeedPart]]) -> bool:
     """Whether a measure is a share of right answers, or a mean of several, on its own scale."""
     of = terms(scores, measure)
     right = all(is_right_or_wrong(part.values) for parts in seeds for part in parts)
@@ -165,7 +165,7 @@ def paired(scores: StudyScores, other: str, one: str, measure: str) -> tuple[int
     return tuple(_parts(scores, [other, one], measure))
 
 
-def _parts(scores: StudyScores, arms: Sequence[str], measure: str) -> dict[int, list[Part]]:
+def _parts(scores: StudyScores, arms: Sequence[str], measure: str) -> dict[int, list[SeedPart]]:
     """Seed → what a measure is made of: items of one arm, or the changes from the first of two to the second.
 
     Of the seeds that have all of it, with two items or more that count singly.
@@ -177,11 +177,13 @@ def _parts(scores: StudyScores, arms: Sequence[str], measure: str) -> dict[int, 
             values = [each[arms[-1]] - each[arms[0]] if arms[1:] else each[arms[0]] for each in have]
             units = [scores.units(seed, term.measure) for term in of]
             if all(len(np.unique(each)) > 1 for each in units):
-                found[seed] = [Part(*each, term.weight) for *each, term in zip(values, units, of, strict=True)]
+                found[seed] = [
+                    SeedPart(*each) for each in zip(values, units, (term.weight for term in of), strict=True)
+                ]
     return found
 
 
-def _sources(part: Part) -> tuple[str, ...]:
+def _sources(part: SeedPart) -> tuple[str, ...]:
     return tuple(map(str, part.units))
 
 

@@ -13,9 +13,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from paft_plugin.drawing import Missing, Plot, as_png
-from paft_plugin.files import inside, write_bytes, write_json, write_text
+from paft_plugin.drawing import Missing, Plot, as_png, joined
+from paft_plugin.errors import PaftError
+from paft_plugin.files import inside, read_json_or_nothing, write_bytes, write_json, write_text
 from paft_plugin.formats import number, signed
+from paft_plugin.reading import read_text
 from paft_plugin.report.inspection_page import Part
 from paft_plugin.report.page import prose, shown
 from paft_plugin.study.analysis import Analysis, analyse
@@ -28,6 +30,8 @@ from paft_plugin.study.tables import STUDY_FILE, study_tables
 from paft_plugin.tables import VERDICT_WORDS, Table, as_latex, as_markdown
 from paft_plugin.templates import render
 
+MARK, MOST_README = "axolotl paft study --recompute", 16 << 20
+"""What every `README.md` of a study says, and the bytes of one."""
 PAGE, README, TABLES, PLOTS = Path("study.html"), Path("README.md"), Path("tables"), Path("figures")
 """Below the study's folder."""
 SCHEMA = 1
@@ -57,30 +61,41 @@ def write_study(folder: Path) -> list[Table]:
     """Write every table and figure of the study in `folder` from its small files alone; returns the tables.
 
     Raises:
-        PaftError: A file is missing, damaged, or contradicts the others; all that is wrong.
+        PaftError: A file is missing, damaged, or contradicts the others; all that is wrong. Or `README.md` is somebody else's.
     """
+    refuse_foreign(folder)
     analysis = analyse(read_study(folder))
     tables, said = study_tables(analysis), words(analysis)
     plots = {section: study_plots(analysis, section) for section in SECTIONS}
     drawn = [plot for own in plots.values() for plot in own if isinstance(plot, Plot)]
     pictures = {inside(folder, PLOTS / f"{plot.name}.png"): as_png(plot) for plot in drawn}
     latex = {inside(folder, TABLES / f"{table.name}.tex"): as_latex(table) for table in tables}
-    _remove_stale(folder, {*pictures, *latex})
+    written = [file.relative_to(folder).as_posix() for file in (*pictures, *latex)]
+    _remove_stale(folder, written)
     for file, picture in pictures.items():
         write_bytes(file, picture)
     for file, text in latex.items():
         write_text(file, text)
-    write_json(inside(folder, STUDY_FILE), content(analysis))
+    write_json(inside(folder, STUDY_FILE), {**content(analysis), "files": written})
     write_text(inside(folder, README), markdown(said, tables, drawn))
     write_text(inside(folder, PAGE), html(analysis, said, tables, plots, folder.resolve().name))
     return tables
 
 
-def _remove_stale(folder: Path, wanted: set[Path]) -> None:
-    """Figures and tables of an analysis before this one."""
-    for file in [*(folder / PLOTS).glob("*.png"), *(folder / TABLES).glob("*.tex")]:
-        if file not in wanted:
-            file.unlink()
+def refuse_foreign(folder: Path) -> None:
+    """Raise `PaftError` if `folder` has a `README.md` that no study wrote: it would be lost."""
+    file = folder / README
+    if file.is_file() and MARK not in read_text(file, MOST_README):
+        raise PaftError(
+            f"{file}: was not written by a study, which would overwrite it. Move it, or set another output_dir."
+        )
+
+
+def _remove_stale(folder: Path, wanted: Sequence[str]) -> None:
+    """Figures and tables of an analysis before this one, by its own list: others are not ours."""
+    for name in read_json_or_nothing(folder / STUDY_FILE).get("files") or ():
+        if name not in wanted and Path(str(name)).parent in (PLOTS, TABLES):
+            inside(folder, Path(str(name))).unlink(missing_ok=True)
 
 
 def words(analysis: Analysis) -> Words:
@@ -130,11 +145,14 @@ def _method(analysis: Analysis) -> Iterator[str]:
     yield RULE
     if seeds > 1:
         yield (
-            "Intervals are over seeds and items: every seed answers the same items, so a mean varies with both. The half of "
-            f"an interval is √(t²·V_seeds + z²·V_items), t with {seeds - 1} degrees of freedom: V_seeds is the variance of "
-            "the seeds' means by their number, V_items what is added by all seeds having the same items. Differences are "
+            "Intervals are over seeds and items: seeds that answer the same items vary together with them. The half of an "
+            "interval is √(t²·V_seeds + t²·V_items), each t with the degrees of freedom of its part, the seeds' with one less "
+            "than an arm has seeds: V_seeds is the variance of the seeds' means by their number, V_items what is added by "
+            "seeds having items in common. It is never less than the same seeds would vary on other items. Differences are "
             "taken within each seed, item by item."
         )
+    if own := _with_items_of_their_own(analysis):
+        yield f"Not all seeds answer the same items of {joined(own)}."
     rounding = {name: step for name, step in analysis.scores.rounding.items() if step}
     if rounding:
         said = "; ".join(f"{name} ± {step:.2g}" for name, step in sorted(rounding.items()))
@@ -145,6 +163,13 @@ def _method(analysis: Analysis) -> Iterator[str]:
             "retained is the share of the base's, averaged over its measures, of a measure in nats exp(base − arm). The "
             "reference point is 0."
         )
+
+
+def _with_items_of_their_own(analysis: Analysis) -> list[str]:
+    """The measures of which not every seed has the same items."""
+    items = analysis.scores.items.values()
+    names = [measure.name for measure in analysis.measures]
+    return [name for name in names if len({kept[name].items for kept in items if name in kept}) > 1]
 
 
 def content(analysis: Analysis) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from paft_plugin.pipeline.estimate.disk import free_bytes, needed_bytes, still_n
 from paft_plugin.pipeline.plan import SCORES, make_plan
 from paft_plugin.pipeline.run import look_ahead, run_pipeline, say, table_of, why_run
 from paft_plugin.reading import parse_yaml
+from paft_plugin.runner.lock import locked
 from paft_plugin.runner.logs import size
 from paft_plugin.runner.watch.display import duration
 from paft_plugin.schema import validate
@@ -26,6 +27,9 @@ from paft_plugin.study.config import read_configs
 from paft_plugin.study.cost import Runs, costs, expected
 from paft_plugin.study.design import DESIGN_FILE, SEEDS, Design
 from paft_plugin.study.planning.plan import SeedRun, StudyPlan, plan_study
+
+GRACE = 30.0
+"""Seconds that what a killed study started may take to end."""
 
 
 def run_study(file: Path, console: Console) -> None:
@@ -37,8 +41,22 @@ def run_study(file: Path, console: Console) -> None:
         PaftError: All that is wrong with the file and what it names; stages that failed, once every seed has been tried.
         KeyboardInterrupt: After Ctrl-C, once no process of the study is left.
     """
-    plan = plan_study(file, read_configs(file))
+    plan = _plan(file)
     raise_if_any(_look_ahead(_open_all(plan.runs, download=True)).problems)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with locked(plan.folder, GRACE):
+        _run(plan, console)
+
+
+def _plan(file: Path) -> StudyPlan:
+    from paft_plugin.study.page import refuse_foreign
+
+    plan = plan_study(file, read_configs(file))
+    refuse_foreign(plan.folder)
+    return plan
+
+
+def _run(plan: StudyPlan, console: Console) -> None:
     design = freeze(plan.design, plan.folder)
     for change in design.changes:
         console.print(Text(f"Warning: {change}", style="yellow"), soft_wrap=True)
@@ -78,13 +96,16 @@ def freeze(design: Design, folder: Path) -> Design:
 
 
 def _changed(before: Design, now: Design) -> Iterator[str]:
-    changed = [name for name, print_ in now.frozen.items() if before.frozen[name] != print_]
+    changed = [name for name, print_ in now.frozen.items() if before.frozen.get(name, print_) != print_]
     if changed:
         verb = "were" if changed[1:] or changed[0].endswith("s") else "was"
         yield f"The {' and the '.join(changed)} {verb} changed"
-    settings = [{arm.name: arm for arm in each.arms if arm.settings} for each in (before, now)]
-    if arms := [name for name, arm in settings[0].items() if arm.settings != settings[1].get(name, arm).settings]:
-        yield f"The settings of {some(arms)} were changed"
+    was, now_is = [
+        {(arm.name, arm.group, arm.curve): (arm.settings, arm.of, arm.match) for arm in each.arms}
+        for each in (before, now)
+    ]
+    if arms := [key[0] for key, what in was.items() if now_is.get(key, what) != what]:
+        yield f"The settings of {some(list(dict.fromkeys(arms)))} were changed"
     old, new = [arm.name for arm in before.arms], [arm.name for arm in now.arms]
     for verb, these, others in (("added", new, old), ("left out", old, new)):
         if arms := [name for name in dict.fromkeys(these) if name not in others]:
@@ -92,8 +113,10 @@ def _changed(before: Design, now: Design) -> Iterator[str]:
 
 
 def _scored(folder: Path) -> bool:
-    """Whether any seed has scores."""
-    return any(folder.glob(f"{SEEDS}/*/{SCORES}/*/scores.json"))
+    """Whether any seed has scores, or what they came to is there without the seeds' runs."""
+    from paft_plugin.study.scores import FIGURES_FILE
+
+    return (folder / FIGURES_FILE).is_file() or any(folder.glob(f"{SEEDS}/*/{SCORES}/*/scores.json"))
 
 
 def _conclude(plan: StudyPlan, design: Design, console: Console, failed: Sequence[int]) -> None:
@@ -122,7 +145,7 @@ def show_study(file: Path, console: Console) -> None:
     Raises:
         PaftError: All that is wrong with the file and what it names.
     """
-    plan = plan_study(file, read_configs(file))
+    plan = _plan(file)
     runs = _open_all(plan.runs)
     console.print(Text(f"The study in {plan.folder}", style="bold"), soft_wrap=True)
     console.print(_arms_shown(plan.design))

@@ -6,6 +6,7 @@ of a step, a power of two no larger than 1/256 of their standard deviation, so t
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -68,6 +69,8 @@ class StudyFigures(JsonFile):
     """What each way costs, a row each."""
     notes: tuple[str, ...] = ()
     """What is missing, in sentences."""
+    items: dict[int, str] = Field(default_factory=dict)
+    """Seed → digest of the file of its items; empty in files of older versions."""
 
 
 @dataclass(frozen=True)
@@ -156,23 +159,33 @@ def collect(folder: Path, design: Design, cost: Sequence[Mapping[str, Any]] = ()
         raise PaftError(f"{folder}: no seed has results yet. {AGAIN}")
     measures = _common_measures(folder, found)
     wanted = {arm.name for arm in design.arms}
-    figures = {}
-    for seed, results in found.items():
-        items = _items_of(results, kept_measures(design), wanted)
-        write_bytes(inside(folder, ITEMS / f"{seed}.npz"), packed(items))
-        figures[seed] = _figures_of(design.run_dir(folder, seed), results, wanted, items)
+    items = {seed: _items_of(results, kept_measures(design), wanted) for seed, results in found.items()}
+    figures = {
+        seed: _figures_of(design.run_dir(folder, seed), results, wanted, items[seed]) for seed, results in found.items()
+    }
     why = {seed: "failed" if seed in failed else "has no results" for seed in design.seeds if seed not in found}
     notes = [f"Seed {seed} {said}, and is left out." for seed, said in why.items()]
     notes += _missing_arms(design, found)
-    StudyFigures(
-        measures=measures,
-        seeds=figures,
-        cost=tuple(map(dict, cost)),
-        notes=tuple(notes),
-    ).write(inside(folder, FIGURES_FILE))
+    write_scores(
+        folder, items, StudyFigures(measures=measures, seeds=figures, cost=tuple(map(dict, cost)), notes=tuple(notes))
+    )
     for file in below(folder, f"{ITEMS}/*.npz"):
-        if file.stem not in map(str, figures):  # of a seed that is left out, or was in the study once
+        if file.stem not in map(str, design.seeds):  # of one that was in the study once
             file.unlink()
+
+
+def write_scores(folder: Path, items: Mapping[int, Scores], figures: StudyFigures) -> None:
+    """Write the small files of a study: the items of each seed, then the rest, which knows the files that it belongs to."""
+    digests = {}
+    for seed, scores in items.items():
+        content = packed(scores)
+        write_bytes(inside(folder, ITEMS / f"{seed}.npz"), content)
+        digests[seed] = _digest(content)
+    figures.model_copy(update={"items": digests}).write(inside(folder, FIGURES_FILE))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _common_measures(folder: Path, found: Mapping[int, Results]) -> tuple[Measure, ...]:
@@ -397,6 +410,8 @@ def read_study(folder: Path) -> StudyScores:
             problems.append(f"{folder / FIGURES_FILE}: seed {seed} is none of the design's. {AGAIN}")
         try:
             items[seed], steps = read_items(file)
+            if figures.items.get(seed, "") not in ("", _digest(read_bytes(file, MOST_BYTES))):
+                problems.append(f"{file}: is of another time than {FIGURES_FILE}. {AGAIN}")
         except PaftError as error:
             problems.append(str(error))
             continue

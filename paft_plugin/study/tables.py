@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 from paft_plugin.drawing import joined
@@ -9,7 +10,7 @@ from paft_plugin.evaluation.results import Measure
 from paft_plugin.formats import BLANK, measured, number, share, signed, threshold_label
 from paft_plugin.study.analysis import Analysis, Answered, StudyCurve, StudyRow
 from paft_plugin.study.design import CONTROL, DESIGN_FILE, PRIMARY
-from paft_plugin.study.effects import Level
+from paft_plugin.study.effects import Level, terms
 from paft_plugin.tables import VERDICT_WORDS, Cell, Column, Row, Table, number_cell
 
 STUDY_FILE = "study.json"
@@ -20,7 +21,10 @@ INTERVALS = "± reaches to the farther end of the 95 % interval over seeds and i
 
 def main_table(analysis: Analysis) -> Table:
     """The base, the branches, what was chosen of every way, and the controls' deltas."""
-    note = f"{_note(analysis)} Of a way or control with several candidates the one that was chosen on validation items."
+    note = (
+        f"{_note(analysis)} Of a way or control with several candidates the one that was chosen on validation items, and what "
+        "contrasts name."
+    )
     return _arm_table(analysis, analysis.main, analysis.main_measures, "chosen", "What was chosen, on test items", note)
 
 
@@ -34,8 +38,15 @@ def all_table(analysis: Analysis) -> Table:
 def _note(analysis: Analysis) -> str:
     seeds = len(analysis.seeds)
     over = INTERVALS if seeds > 1 else "One seed: ± reaches to the farther end of the 95 % interval over items alone."
-    names = analysis.scores.design.primary or (analysis.scores.design.skill, analysis.scores.design.preference)
-    return f"{over} Primary is the mean of {joined(names)}. Sparsity and norm are the delta's, means over seeds."
+    of = terms(analysis.scores, PRIMARY)
+    scaled = [term.measure for term in of if term.zero or not math.isclose(term.weight * len(of), 1)]
+    said = f"Primary is the mean of {joined([term.measure for term in of])}" if of else ""
+    said += (
+        f", {joined(scaled)} as the share of what the best branch gains on the base (validation items)"
+        if scaled
+        else ""
+    )
+    return f"{over} {said}{'. ' if said else ''}Sparsity and norm are the delta's, means over seeds."
 
 
 def _arm_table(
@@ -121,11 +132,10 @@ def _answer_cells(one: Answered) -> Iterator[Cell]:
     yield number_cell(None if one.change is None else one.change.value, signed)
     yield Cell(_limits(one), "" if one.change is None else one.change.interval[0])
     yield number_cell(one.adjusted, p_value)
-    sight = f"would show {number(one.change.detectable)}" if one.change and one.verdict == "unclear" else one.why
+    sight = f"would show {number(one.change.detectable)}" if one.change and one.verdict == "unclear" else ""
     margin = f"margin {one.margin:g}" if one.margin is not None else "no margin"
-    yield Cell(
-        VERDICT_WORDS[one.verdict] if one.change else "not tested", detail="\n".join(filter(None, [sight, margin]))
-    )
+    detail = "\n".join(filter(None, [sight, one.why, margin]))
+    yield Cell(VERDICT_WORDS[one.verdict] if one.change else "not tested", detail=detail)
     yield Cell(_named(one.contrast.one, one.one))
     yield Cell(_named(one.contrast.other, one.other))
     yield number_cell(None if one.change is None else one.change.p, p_value)
@@ -176,8 +186,9 @@ def control_table(analysis: Analysis) -> Table | None:
         ],
         "controls",
         "The penalty against its controls: sparse, or only small?",
-        "Penalised less control: alone in the branch's goal, fused (at the default settings) in primary; above zero the "
-        "penalty is better. Exploratory where no declared contrast asks it: p is not corrected, and some are chance.",
+        "What stands under *against*, less the control: alone in the branch's goal, fused (at the default settings, of the "
+        "penalised branch) in primary. ▲: the control is worse. Exploratory where no declared contrast asks it: p is not "
+        "corrected, and some are chance.",
         elsewhere=STUDY_FILE,
     )  # fmt: skip
 

@@ -11,10 +11,10 @@ import numpy as np
 from paft_plugin.evaluation.arms import RUN_FILE, Arm, RunFile
 from paft_plugin.evaluation.items import ITEMS_FILE, ItemScore, write_items
 from paft_plugin.evaluation.results import VALIDATION, ArmScore, Measure, ScoresFile
-from paft_plugin.files import fingerprint, write_bytes
+from paft_plugin.files import fingerprint
 from paft_plugin.report.collect import write_results
 from paft_plugin.study.design import DESIGN_FILE, Contrast, Design, Match, StudyArm
-from paft_plugin.study.scores import FIGURES_FILE, ITEMS, ArmFigures, MeasureItems, StudyFigures, numbers, packed
+from paft_plugin.study.scores import ArmFigures, MeasureItems, StudyFigures, numbers, write_scores
 
 MEASURES = {"skill": "acc", "preference": "acc", "retained": "nll"}
 COUNTS = {"skill": 400, "preference": 200, "retained": 120}
@@ -149,20 +149,16 @@ def write_small(folder: Path, study: Design | None = None, levels: Levels = LEVE
     """The small files of a study, as `collect` writes them."""
     study = study or design()
     study.write(folder / DESIGN_FILE)
-    figures: dict[int, dict[str, ArmFigures]] = {}
-    for seed in study.seeds:
-        items = drawn_items(seed, levels, **options)  # type: ignore[arg-type]
-        write_bytes(folder / ITEMS / f"{seed}.npz", packed(items))
-        figures[seed] = {
-            arm: ArmFigures(
-                sparsity={"1e-05": 0.9 if "l1" in arm or "drop" in arm else 0.1} if arm != "base" else {},
-                l1=10.0, l2=1.0 + 0.1 * len(arm),
-            )
-            for arm in levels
-        }  # fmt: skip
-    StudyFigures(
-        measures=measures(), seeds=figures, cost=({"way": "ties", "seconds": 12.5}, {"way": "joint", "seconds": 99.0})
-    ).write(folder / FIGURES_FILE)
+    figures = {
+        arm: ArmFigures(
+            sparsity={"1e-05": 0.9 if "l1" in arm or "drop" in arm else 0.1} if arm != "base" else {},
+            l1=10.0, l2=1.0 + 0.1 * len(arm),
+        )
+        for arm in levels
+    }  # fmt: skip
+    cost = ({"way": "ties", "seconds": 12.5}, {"way": "joint", "seconds": 99.0})
+    items = {seed: drawn_items(seed, levels, **options) for seed in study.seeds}  # type: ignore[arg-type]
+    write_scores(folder, items, StudyFigures(measures=measures(), seeds=dict.fromkeys(items, figures), cost=cost))
     return folder
 
 

@@ -13,7 +13,7 @@ from scipy import stats
 
 from paft_plugin.evaluation.results import VALIDATION
 from paft_plugin.evaluation.statistics import (
-    Part,
+    SeedPart,
     Values,
     change_of_seeds,
     change_of_share,
@@ -21,6 +21,7 @@ from paft_plugin.evaluation.statistics import (
     mean_of_seeds,
 )  # fmt: skip
 from paft_plugin.study.analysis import Analysis, analyse
+from paft_plugin.study.design import StudyArm
 from paft_plugin.study.effects import change, mean_score
 from paft_plugin.study.fronts import hypervolume
 from paft_plugin.study.scores import MeasureItems, StudyScores, read_study
@@ -32,6 +33,7 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> StudyScores:
     return read_study(write_small(tmp_path_factory.mktemp("study"), design((1, 2, 3, 4, 5)), counts=MANY))
 
 
+FEW = {"skill": 24, "preference": 13, "retained": 9}
 MANY = {"skill": 2000, "preference": 1000, "retained": 200}
 
 
@@ -95,6 +97,46 @@ def with_other_test_items(scores: StudyScores) -> StudyScores:
         for seed, arms in scores.figures.seeds.items()
     }
     return replace(scores, items=items, figures=scores.figures.model_copy(update={"seeds": seeds}))
+
+
+def test_a_contrast_names_an_arm_and_does_not_choose_it(scores: StudyScores) -> None:
+    """`ties` is worse on validation items than `ties-2`."""
+    found = analyse(scores)
+    rows = {row.name: row for row in found.rows}
+    assert {row.name for row in found.main} >= {"ties", "ties-2"}
+    assert not rows["ties"].is_chosen
+    assert rows["ties-2"].is_chosen
+
+
+def test_an_arm_that_is_a_way_and_a_control_is_shown_as_the_way(scores: StudyScores) -> None:
+    control = StudyArm(name="joint", group="control", control="disjoint", way="ties")
+    arms = (control, *scores.design.arms)
+    found = analyse(replace(scores, design=scores.design.model_copy(update={"arms": arms})))
+    assert next(row for row in found.main if row.name == "joint").group == "way"
+
+
+def test_a_question_that_comes_to_one_arm_is_no_question(scores: StudyScores) -> None:
+    asked = CONTRASTS[0].model_copy(update={"one": "best:ties/*", "other": "best:ties/l1"})
+    (found,) = analyse(replace(scores, design=scores.design.model_copy(update={"contrasts": (asked,)}))).answers
+    assert found.change is None
+    assert found.why == "Both are ties-l1-2."
+
+
+def test_a_contrast_says_which_seeds_it_is_over(scores: StudyScores) -> None:
+    items = {
+        seed: {name: without(kept, "sequential") if seed == 3 else kept for name, kept in each.items()}
+        for seed, each in scores.items.items()
+    }
+    found = analyse(replace(scores, items=items))
+    assert found.answers[0].seeds == (1, 2, 4, 5)
+    assert "parallel: By seeds 1, 2, 4, 5 alone, which have the items of both." in found.notes
+
+
+@pytest.mark.parametrize("items", [1, 2])
+def test_a_measure_of_one_item_is_not_tested(items: int, tmp_path: Path) -> None:
+    scores = read_study(write_small(tmp_path, design((1, 2)), counts={**FEW, "skill": items}))
+    found = {one.contrast.name: one for one in analyse(scores).answers}
+    assert (found["penalty"].change is None) == (items == 1)
 
 
 def test_nothing_is_chosen_on_test_items(scores: StudyScores, analysis: Analysis) -> None:
@@ -184,12 +226,12 @@ def test_a_contrast_that_cannot_be_tested_counts_for_holm(tmp_path: Path) -> Non
 # --- intervals over seeds and items -------------------------------------------------------------------------------------
 
 
-def seeds_of(values: Sequence[Values], units: Sequence[NDArray[np.int64]] | None = None) -> list[list[Part]]:
+def seeds_of(values: Sequence[Values], units: Sequence[NDArray[np.int64]] | None = None) -> list[list[SeedPart]]:
     """Seeds that answered one measure's items, all the same ones unless `units` says otherwise."""
-    return [[Part(own, np.arange(len(own)) if units is None else units[place])] for place, own in enumerate(values)]
+    return [[SeedPart(own, np.arange(len(own)) if units is None else units[place])] for place, own in enumerate(values)]
 
 
-def coverage(draw: Callable[[np.random.Generator], list[list[Part]]], repetitions: int = 400) -> float:
+def coverage(draw: Callable[[np.random.Generator], list[list[SeedPart]]], repetitions: int = 400) -> float:
     """How often the interval of a mean that is truly 0 holds it."""
     generator = np.random.default_rng(0)
     ends = [mean_of_items(draw(generator)).interval for _ in range(repetitions)]
@@ -206,7 +248,7 @@ ENOUGH = 0.95 - 3 * (0.95 * 0.05 / 400) ** 0.5
 )
 @pytest.mark.parametrize("items", [10, 100])
 def test_intervals_cover_with_few_seeds(seeds: int, of_seeds: float, of_items: float, items: int) -> None:
-    def draw(generator: np.random.Generator) -> list[list[Part]]:
+    def draw(generator: np.random.Generator) -> list[list[SeedPart]]:
         normal = generator.standard_normal
         return seeds_of(of_seeds * normal((seeds, 1)) + of_items * normal(items) + normal((seeds, items)))
 
@@ -215,7 +257,7 @@ def test_intervals_cover_with_few_seeds(seeds: int, of_seeds: float, of_items: f
 
 @pytest.mark.parametrize("swapped", [1, 60, 200])
 def test_intervals_cover_where_seeds_share_a_part_of_their_items(swapped: int) -> None:
-    def draw(generator: np.random.Generator) -> list[list[Part]]:
+    def draw(generator: np.random.Generator) -> list[list[SeedPart]]:
         hard = generator.standard_normal(200 + 4 * swapped)  # each seed but the first has some items of its own
         units = [np.r_[: 200 - swapped, 200 + (k - 1) * swapped : 200 + k * swapped] for k in range(1, 5)]
         own = [np.arange(200), *units]
@@ -227,8 +269,8 @@ def test_intervals_cover_where_seeds_share_a_part_of_their_items(swapped: int) -
 def test_two_measures_of_the_same_items_are_no_more_than_one() -> None:
     values = np.random.default_rng(4).standard_normal((3, 80)) + 0.4 * np.random.default_rng(5).standard_normal(80)
     units = np.arange(80)
-    twice = mean_of_items([[Part(own, units, 0.5), Part(own, units, 0.5)] for own in values])
-    apart = mean_of_items([[Part(own, units, 0.5), Part(own, units + 80, 0.5)] for own in values])
+    twice = mean_of_items([[SeedPart(own, units, 0.5), SeedPart(own, units, 0.5)] for own in values])
+    apart = mean_of_items([[SeedPart(own, units, 0.5), SeedPart(own, units + 80, 0.5)] for own in values])
     assert twice.interval == pytest.approx(mean_of_items(seeds_of(list(values))).interval)
     assert twice.of_items == pytest.approx(2 * apart.of_items)
 

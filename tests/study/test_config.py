@@ -70,6 +70,12 @@ def test_the_study_in_readme_is_one(study: Change) -> None:
         ({"retained": ["wrds"]}, "retained: no such measure.", "retained:"),
         ({"contrasts": [ASKED | {"measure": "wrds"}]}, "contrasts.0.measure: no such measure.", "measure: wrds"),
         ({"contrasts": [ASKED | {"one": "best:tis/l1"}]}, "contrasts.0.one: best:tis/l1: no such arm", "one:"),
+        ({"retained": ["words", "words"]}, "retained: words is there twice.", "retained:"),
+        ({"contrasts": [ASKED | {"other": "sft"}]}, "contrasts.0: sft on both sides.", ""),
+        ({"contrasts": [ASKED | {"name": "x-$seed"}]}, "contrasts: is another for each seed.", "contrasts:"),
+        ({"output_dir": "out-$seed"}, "output_dir: is another for each seed.", "output_dir:"),
+        ({"curves": {"density": [0.1]}, "ways": ["joint"], "controls": None}, "curves.density: none of", "density:"),
+        ({"controls": ["disjoint"], "ways": ["ties"]}, "controls.disjoint: is compared with task_", "- disjoint"),
         ({"evaluation": False}, "evaluation: false: a study compares scores.", "evaluation:"),
         ({"preference": "axolotl/sft.yml"}, "preference: ", "preference:"),
         ({"sft": DENSE}, "controls.rescale_l2: asks what a penalty does, and sft's config has none.", "- rescale_l2"),
@@ -102,6 +108,20 @@ def test_a_mistake_is_named_with_its_line(study: Change, changes: dict[str, Any]
         .removeprefix("- name: a")
         .startswith(line)
     )
+
+
+def test_an_arm_that_is_another_for_each_seed_is_refused(study: Change) -> None:
+    sft = yaml.safe_load(study().read_text(encoding="utf-8"))["sft"]
+    sft["overrides"]["paft_l1_lambda"] = "0.000$seed"
+    (problem,) = problems_of(study(sft=sft, contrasts=None))
+    assert "sft-l1" in problem
+    assert "with seed 2 not what they are with seed 1" in problem
+
+
+def test_no_seed_is_looked_at_that_the_study_has_not(study: Change) -> None:
+    sft = yaml.safe_load(study().read_text(encoding="utf-8"))["sft"]
+    (problem,) = problems_of(study(seeds=[7], contrasts=None, sft={**sft, "config": "axolotl/sft-$seed.yml"}))
+    assert "sft-7.yml" in problem
 
 
 def test_all_mistakes_are_told_at_once(study: Change) -> None:

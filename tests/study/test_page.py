@@ -20,7 +20,7 @@ from paft_plugin.study.page import PAGE, README, SECTIONS, content, html, markdo
 from paft_plugin.study.plots import study_plots
 from paft_plugin.study.scores import FIGURES_FILE, ITEMS, collect, read_study
 from paft_plugin.study.tables import STUDY_FILE, branch_table, study_tables
-from paft_plugin.tables import Cell, Column, Row, Table, as_latex
+from paft_plugin.tables import Cell, Column, Row, Table, as_latex, as_markdown
 from tests.study.studies import CONTRASTS, LEVELS, arms, design, write_runs, write_small
 
 FEW = {"skill": 60, "preference": 40, "retained": 20}
@@ -65,6 +65,26 @@ def test_a_damaged_file_leaves_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(PaftError, match=r"2\.npz: damaged"):
         write_study(study)
     assert (study / PAGE).read_text() == "as it was"
+
+
+def test_what_an_earlier_analysis_drew_goes_and_what_others_put_there_stays(tmp_path: Path) -> None:
+    study = write_small(tmp_path, counts=FEW)
+    write_study(study)
+    assert (study / "figures" / "differences.png").is_file()
+    others = [study / "figures" / "mine.png", study / "tables" / "mine.tex"]
+    for file in others:
+        file.write_text("mine")
+    Design.read(study / DESIGN_FILE).model_copy(update={"contrasts": ()}).write(study / DESIGN_FILE)
+    write_study(study)
+    assert not (study / "figures" / "differences.png").exists()
+    assert not (study / "tables" / "contrasts.tex").exists()
+    assert all(file.read_text() == "mine" for file in others)
+
+
+def test_a_name_cannot_break_a_table() -> None:
+    table = Table([Column("Name", False)], [Row([Cell("[H]\n\n# head | it")])], "t", "Caption")
+    assert as_markdown(table).splitlines()[2] == "| [H] # head \\| it |"
+    assert "\n{}[H] \\# head" in as_latex(table)
 
 
 def test_no_table_loses_an_interval_in_a_terminal(analysis: Analysis) -> None:

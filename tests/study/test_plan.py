@@ -164,7 +164,7 @@ def test_a_bound_on_the_loss_is_a_strength_and_needs_a_twin(study: Change) -> No
 
 def test_without_a_penalty_a_study_compares_dense_ways_alone(study: Change) -> None:
     dense = {"config": "axolotl/sft.yml", "overrides": {"plugins": None, "paft_l1_lambda": None, "seed": "$seed"}}
-    ways = ["sequential", "sequential-reverse", "joint", "alpha", "disjoint", "ties"]
+    ways = ["sequential", "sequential-reverse", "joint", "alpha", "disjoint", "task_arithmetic", "ties"]
     changes = {"ways": ways, "controls": ["disjoint"], "contrasts": None, "curves": {"density": [0.1, 0.2]}}
     with_penalty, without = (plan(study(**changes, **more)) for more in ({}, {"sft": dense}))
     expected = [arm for arm in with_penalty.runs[0].arms if arm.form != "l1"]

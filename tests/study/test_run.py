@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -13,10 +14,11 @@ from paft_plugin.demo.study import QUICK_STUDY, write_study
 from paft_plugin.errors import Findings
 from paft_plugin.pipeline.estimate.disk import needed_bytes
 from paft_plugin.runner.identity import Identity
+from paft_plugin.runner.lock import locked
 from paft_plugin.runner.markers import write_marker
 from paft_plugin.study.config import read_configs
 from paft_plugin.study.cost import expected
-from paft_plugin.study.design import Design
+from paft_plugin.study.design import Design, Match
 from paft_plugin.study.planning.plan import plan_study
 from paft_plugin.study.run import _look_ahead, _open_all, freeze
 from tests.study.room import Change
@@ -66,6 +68,50 @@ def test_settings_and_measures_that_change_after_scores_exist_are_said_for_good(
         "The retained measures were changed",
         f"The settings of {tried.name} were changed",
     ]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"margins": {"": 0.5}}, "The margins were changed"), ({"arms": "match"}, "The settings of early-5 were changed")],
+)
+def test_how_it_is_judged_is_frozen_as_well(study: Change, tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    file = study(controls=["early_stop"], contrasts=None)
+    design = plan_study(file, read_configs(file)).design
+    if change.get("arms"):
+        other = Match(measure="style", to="dpo")
+        early = next(arm.name for arm in design.arms if arm.match)
+        arms = [arm.model_copy(update={"match": other}) if arm.name == early else arm for arm in design.arms]
+        change, said = {"arms": tuple(arms)}, f"The settings of {early} were changed"
+    freeze(design, tmp_path)
+    (tmp_path / "figures.json").write_text("{}", encoding="utf-8")  # of a study without its seeds' runs
+    (found,) = freeze(design.model_copy(update=change), tmp_path).changes
+    assert found.startswith(f"{said} after scores existed (")
+
+
+def test_a_study_of_before_margins_were_written_down_has_not_changed(study: Change, tmp_path: Path) -> None:
+    design = plan_study(study(), read_configs(study())).design
+    freeze(design.model_copy(update={"margins": None}), tmp_path)
+    score_something(tmp_path)
+    assert freeze(design, tmp_path).changes == ()
+
+
+def test_two_studies_in_one_folder_do_not_meet(study: Change, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paft_plugin.study.run.look_ahead", lambda _setup, _plan: Findings())
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out", 0):
+        found = CliRunner().invoke(paft, ["study", str(study())])
+    assert found.exit_code == 2
+    assert "is at work in" in found.output
+    assert not list((tmp_path / "out").glob("design.json"))
+
+
+def test_a_readme_of_somebody_is_not_overwritten(study: Change, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("# Mine\n", encoding="utf-8")
+    for arguments in (["--dry-run"], []):
+        found = CliRunner().invoke(paft, ["study", str(study()), *arguments])
+        assert found.exit_code == 2
+        assert "README.md: was not written by a study" in found.output
 
 
 def test_scores_without_a_design_from_before_are_said(study: Change, tmp_path: Path) -> None:

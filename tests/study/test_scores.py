@@ -54,8 +54,15 @@ def test_a_seed_that_failed_is_left_out_though_results_of_before_are_there(tmp_p
         collect(folder, Design.read(folder / DESIGN_FILE), (), failed)
     found = read_study(folder)
     assert list(found.items) == [1, 3]
-    assert sorted(file.name for file in (folder / ITEMS).iterdir()) == ["1.npz", "3.npz"]
     assert "Seed 2 failed, and is left out." in found.figures.notes
+
+
+def test_nothing_is_left_of_a_seed_that_is_in_the_study_no_more(tmp_path: Path) -> None:
+    levels = {name: LEVELS[name] for name in ("base", "sft", "sft-l1", "dpo")}
+    folder = write_runs(tmp_path, design((1, 2, 3)), levels, counts=FEW)
+    for seeds in ((1, 2, 3), (1, 3)):
+        collect(folder, design(seeds))
+    assert sorted(file.name for file in (folder / ITEMS).iterdir()) == ["1.npz", "3.npz"]
 
 
 def test_items_of_a_large_study_can_be_committed() -> None:
@@ -189,6 +196,14 @@ def test_files_that_contradict_each_other_are_told_of_together(tmp_path: Path) -
         read_study(folder)
     assert "unheard is no arm" in str(error.value)
     assert "3.npz: no such file" in str(error.value)
+
+
+def test_items_of_another_time_are_not_taken_for_these(tmp_path: Path) -> None:
+    """A study that was stopped while it wrote, or files of two that were put together."""
+    folder = write_small(tmp_path, counts=FEW)
+    write_bytes(folder / ITEMS / "2.npz", packed(drawn_items(4, counts=FEW)))
+    with pytest.raises(PaftError, match=r"2\.npz: is of another time than figures\.json"):
+        read_study(folder)
 
 
 def test_a_study_without_results_says_so(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from paft_plugin.errors import PaftError, raise_if_any
+from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.evaluation.held_out_rows import KL
 from paft_plugin.fusion.recipe.methods import METHODS
 from paft_plugin.pipeline.arms import BASE, DISJOINT, JOINT, PAFT, PARALLEL, SEQUENTIAL, SUM, Setup, resolve
@@ -55,6 +55,7 @@ def plan_study(file: Path, studies: Mapping[int, StudyConfig]) -> StudyPlan:
     first = next(iter(studies.values()))
     skills, preferences = first.goals
     with said_with_lines(file):
+        raise_if_any([f"{file}: {problem}" for problem in _asked_differently(studies)])
         runs = tuple(_plan_seed(file, study, seed) for seed, study in studies.items())
         design = Design(
             description=first.description,
@@ -65,9 +66,33 @@ def plan_study(file: Path, studies: Mapping[int, StudyConfig]) -> StudyPlan:
             primary=first.decides,
             arms=runs[0].arms,
             contrasts=first.contrasts,
+            margins=first.evaluation.margin if first.evaluation else {},
         )
-        raise_if_any([*_copies(file, studies), *_unknown_arms(file, design)])
+        raise_if_any([*_copies(file, studies), *_different_arms(file, runs), *_unknown_arms(file, design)])
     return StudyPlan(first.output_dir, runs, design)
+
+
+def _asked_differently(studies: Mapping[int, StudyConfig]) -> Iterator[str]:
+    """What must be the same for all seeds, and has $seed in it."""
+    first, *others = studies.values()
+    for key in ("output_dir", "ways", "budget", "contrasts", "retained", "primary"):
+        if any(getattr(other, key) != getattr(first, key) for other in others):
+            yield f"{key}: is another for each seed. Leave $seed out of it: of all seeds it is the same."
+    if any(other.goals != first.goals for other in others):
+        yield "evaluation: skill or preference is another for each seed. Leave $seed out of their names."
+
+
+def _different_arms(file: Path, runs: Sequence[SeedRun]) -> Iterator[str]:
+    """Arms that are not the same in every seed: their mean would be of two things."""
+    first, *others = runs
+    for run in others:
+        if different := [
+            one.name for one, other in itertools.zip_longest(first.arms, run.arms) if one and one != other
+        ]:
+            yield (
+                f"{file}: {some(different)}: with seed {run.seed} not what they are with seed {first.seed}. An arm has the same "
+                "strength and settings in all seeds."
+            )
 
 
 def _copies(file: Path, studies: Mapping[int, StudyConfig]) -> Iterator[str]:
