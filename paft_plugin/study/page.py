@@ -77,7 +77,7 @@ def write_study(folder: Path) -> list[Table]:
     for file, text in latex.items():
         write_text(file, text)
     write_json(inside(folder, STUDY_FILE), {**content(analysis), "files": written})
-    write_text(inside(folder, README), markdown(said, tables, drawn))
+    write_text(inside(folder, README), markdown(said, tables, drawn, analysis.scores.design.description.strip()))
     write_text(inside(folder, PAGE), html(analysis, said, tables, plots, folder.resolve().name))
     return tables
 
@@ -204,10 +204,18 @@ def _plain(value: Any) -> dict[str, Any]:
     return plain
 
 
-def markdown(said: Words, tables: Sequence[Table], figures: Sequence[Plot]) -> str:
+def markdown(said: Words, tables: Sequence[Table], figures: Sequence[Plot], description: str = "") -> str:
     """The `README.md`."""
     shown_tables = [{"caption": table.caption, "text": as_markdown(table), "note": table.note} for table in tables]
-    return render("paft_plugin.study", "study.md", said=said, tables=shown_tables, figures=figures, folder=PLOTS)
+    return render(
+        "paft_plugin.study",
+        "study.md",
+        said=said,
+        description=description,
+        tables=shown_tables,
+        figures=figures,
+        folder=PLOTS,
+    )
 
 
 def html(

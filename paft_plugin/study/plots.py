@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 ROW, HEAD = 0.235, 0.9
 """Inches of a row of a chart with a row for each arm, and of what is above and below."""
 MOST_PANELS = 4
+ONE_TRIAL = "Every way has one trial, and so no front; its volume stands in the table."
 GROUP_COLOURS = {"base": INK, "branch": COLOURS[0], "way": COLOURS[1], "control": COLOURS[2], "curve": COLOURS[3]}
 
 
@@ -128,6 +129,8 @@ def front_chart(analysis: Analysis) -> Drawn | str:
     known = [front for front in analysis.fronts if front.goals[:2] == ("skill", "preference") and front.points]
     if not known:
         return "No way of combining has trials that were scored in both goals on validation items."
+    if all(len(front.trials) < 2 for front in known):
+        return ONE_TRIAL
     forms, ways = (list(dict.fromkeys(getattr(front, key) for front in known)) for key in ("form", "way"))
     figure = new_figure(WIDE, 4.2)
     panels = figure.subplots(1, len(forms), sharex=True, sharey=True, squeeze=False)[0]
@@ -168,6 +171,8 @@ def volume_chart(analysis: Analysis) -> Drawn | str:
     known = [(front, front.volume) for front in analysis.fronts if front.volume is not None]
     if not known:
         return "No way of combining has a front."
+    if all(len(front.trials) < 2 for front, _ in known):
+        return ONE_TRIAL
     known.sort(key=lambda each: -each[1].value)
     forms = list(dict.fromkeys(front.form for front in analysis.fronts))
     figure = new_figure(WIDE, HEAD + ROW * len(known))

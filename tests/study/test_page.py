@@ -81,6 +81,20 @@ def test_what_an_earlier_analysis_drew_goes_and_what_others_put_there_stays(tmp_
     assert all(file.read_text() == "mine" for file in others)
 
 
+def test_what_the_user_says_of_it_is_on_the_page_and_in_markdown(tmp_path: Path) -> None:
+    write_study(write_small(tmp_path, design(description="What I **ask**."), counts=FEW))
+    assert "\nWhat I **ask**.\n" in (tmp_path / README).read_text(encoding="utf-8")
+    assert "What I <strong>ask</strong>." in (tmp_path / PAGE).read_text(encoding="utf-8")
+
+
+def test_where_every_way_has_one_trial_there_is_no_front_to_draw(tmp_path: Path) -> None:
+    alone = [arm for arm in arms() if (arm.trial or 1) == 1]
+    levels = {arm.name: LEVELS[arm.name] for arm in alone}
+    study = write_small(tmp_path, design(arms=alone, contrasts=CONTRASTS[1:2]), levels, counts=FEW)
+    plots = study_plots(analyse(read_study(study)), "fronts")
+    assert all(isinstance(plot, Missing) for plot in plots)
+
+
 def test_a_name_cannot_break_a_table() -> None:
     table = Table([Column("Name", False)], [Row([Cell("[H]\n\n# head | it")])], "t", "Caption")
     assert as_markdown(table).splitlines()[2] == "| [H] # head \\| it |"
