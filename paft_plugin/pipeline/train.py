@@ -4,6 +4,7 @@
   from an unseeded generator, so two runs with one seed start, and end, differently. Here `random`, numpy and torch are seeded
   before axolotl starts, in its own process (with `--launcher python`; other launchers start new ones).
 - axolotl resumes from the last checkpoint even if a kill left it half-written: such ones are removed first.
+- Resumed from the last step, where that lies within an epoch, transformers' Trainer takes one more: such ones are removed, too.
 
 The config needs nothing of ours.
 """
@@ -43,6 +44,8 @@ def main(arguments: list[str]) -> int:
     if config.get("auto_resume_from_checkpoints") and config.get("output_dir"):
         for folder in drop_torn(Path(config["output_dir"])):
             print(f"{folder} was not written to the end: removed.")
+        for folder in drop_ended(Path(config["output_dir"]), config):
+            print(f"{folder} is of the last step, and to resume from it would add one: removed.")
     # axolotl's trainer arguments are parsed from sys.argv once more, so it has to be what the command would have been.
     sys.argv = ["axolotl", "train", str(file), *options]
     from axolotl.cli.main import cli
@@ -73,6 +76,25 @@ def drop_torn(output_dir: Path) -> list[Path]:
     for folder in torn:
         shutil.rmtree(folder)
     return torn
+
+
+def drop_ended(output_dir: Path, config: Mapping[str, Any]) -> list[Path]:
+    """Remove the checkpoints in `output_dir` that are of the last step, if that lies within an epoch; returns their folders.
+
+    A training that is killed while it writes its result has one. Trainer looks for the end only after it has taken a step.
+    """
+    states = {file.parent: read_json_file(file) for file in sorted(output_dir.glob(f"checkpoint-*/{_STATE}"))}
+    key, end = (
+        ("global_step", config.get("max_steps")) if config.get("max_steps") else ("epoch", config.get("num_epochs"))
+    )
+    ended = [
+        folder
+        for folder, state in states.items()
+        if isinstance(end, (int, float)) and float(state.get("epoch", 0)) % 1 and state.get(key, 0) >= end
+    ]
+    for folder in ended:
+        shutil.rmtree(folder)
+    return ended
 
 
 def is_whole(checkpoint: Path) -> bool:

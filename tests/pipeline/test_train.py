@@ -17,7 +17,7 @@ from packaging.version import Version
 from safetensors.torch import save_file
 
 from paft_plugin.errors import PaftError
-from paft_plugin.pipeline.train import DEFAULT_SEED, drop_torn, seed_of
+from paft_plugin.pipeline.train import DEFAULT_SEED, drop_ended, drop_torn, seed_of
 
 WRAPPED = (sys.executable, "-m", "paft_plugin.pipeline.train")
 
@@ -59,6 +59,26 @@ def test_only_a_checkpoint_that_was_cut_off_is_removed(file: str, left: float, t
 def test_a_checkpoint_without_the_file_that_is_written_last_is_removed(tmp_path: Path) -> None:
     (checkpoint(tmp_path / "checkpoint-2") / "trainer_state.json").unlink()
     assert len(drop_torn(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "state", "is_removed"),
+    [
+        ({"max_steps": 20, "num_epochs": 1}, {"global_step": 20, "epoch": 0.8}, True),
+        ({"max_steps": 20}, {"global_step": 19, "epoch": 0.76}, False),
+        ({"max_steps": 40}, {"global_step": 20, "epoch": 0.8}, False),  # it was 20 then
+        ({"max_steps": 25}, {"global_step": 25, "epoch": 1.0}, False),  # Trainer sees the end of an epoch
+        ({"num_epochs": 0.5}, {"global_step": 13, "epoch": 0.52}, True),
+        ({"num_epochs": 2}, {"global_step": 50, "epoch": 2.0}, False),
+    ],
+)
+def test_a_training_that_has_ended_takes_no_step_more(
+    config: dict[str, Any], state: dict[str, Any], is_removed: bool, tmp_path: Path
+) -> None:
+    folder = checkpoint(tmp_path / "checkpoint-20")
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    assert drop_ended(tmp_path, config) == [folder] * is_removed
+    assert folder.exists() != is_removed
 
 
 def test_a_missing_config_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
