@@ -167,11 +167,10 @@ def analyse(scores: StudyScores) -> Analysis:
 
 def _references(scores: StudyScores) -> list[str]:
     """All that something is to be chosen for: every way and form, every control alone and fused, and the contrasts' own."""
-    arms = scores.design.arms
-    ways = [f"{BEST}{arm.way}/{arm.form}" for arm in arms if arm.group == "way"]
-    controls = [f"{CONTROL}{arm.control}{f'/{arm.way}' if arm.way else ''}" for arm in arms if arm.group == "control"]
+    choices = scores.design.choices
     asked = [each for contrast in scores.design.contrasts for each in (contrast.one, contrast.other)]
-    return list(dict.fromkeys([*([EVERY_WAY] if ways else []), *ways, *controls, *asked]))
+    every = [EVERY_WAY] if any(each.startswith(BEST) for each in choices) else []
+    return list(dict.fromkeys([*every, *choices, *asked]))
 
 
 def _test_measures(scores: StudyScores) -> Iterator[Measure]:

@@ -124,6 +124,14 @@ class Design(JsonFile):
         return [arm for arm in self.arms if arm.name == reference][:1]
 
     @property
+    def choices(self) -> list[str]:
+        """What may be chosen on validation: of every way and form, and of every control, alone and fused."""
+        ways = [f"{BEST}{arm.way}/{arm.form}" for arm in self.arms if arm.group == "way"]
+        own = [arm for arm in self.arms if arm.group == "control"]
+        controls = [f"{CONTROL}{arm.control}{f'/{arm.way}' if arm.way else ''}" for arm in own]
+        return list(dict.fromkeys([*ways, *controls]))
+
+    @property
     def frozen(self) -> Mapping[str, str]:
         """What must not change once a test item is scored → its fingerprint."""
         content = self.model_dump(mode="json")

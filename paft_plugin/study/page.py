@@ -20,8 +20,8 @@ from paft_plugin.formats import number, signed
 from paft_plugin.reading import read_text
 from paft_plugin.report.inspection_page import Part
 from paft_plugin.report.page import prose, shown
-from paft_plugin.study.analysis import Analysis, analyse
-from paft_plugin.study.chosen import RULE
+from paft_plugin.study.analysis import Analysis, StudyRow, analyse
+from paft_plugin.study.chosen import EVERY_WAY, RULE
 from paft_plugin.study.design import DESIGN_FILE, PRIMARY
 from paft_plugin.study.effects import change
 from paft_plugin.study.plots import study_plots
@@ -124,6 +124,7 @@ def _verdicts(analysis: Analysis) -> Iterator[str]:
             f"{found.count(each)} {VERDICT_WORDS.get(each, each).lstrip('▲▼=? ')}" for each in dict.fromkeys(found)
         ]
         yield f"Of {len(found)} declared contrasts: {', '.join(counts)}."
+    yield from _beside_the_best(analysis)
     best = analysis.best
     for row in analysis.rows:
         if best is not None and row.name != best.name and row.is_chosen and row.way.startswith("sequential"):
@@ -138,6 +139,25 @@ def _verdicts(analysis: Analysis) -> Iterator[str]:
                     f"Against {row.name}, the best of {_way(row.way, row.form)}: {signed(found_change.value)} [{limits}] in "
                     f"primary ({'declared' if asked else 'exploratory'})."
                 )
+
+
+def _beside_the_best(analysis: Analysis) -> Iterator[str]:
+    """What came next on validation items, and whether a branch alone is as good there."""
+    best, chosen = analysis.best, analysis.taken.get(EVERY_WAY)
+    if best is None or chosen is None or best.name not in chosen.candidates:
+        return
+    rows, merits = {row.name: row for row in analysis.rows}, chosen.candidates
+    own = merits[best.name]
+    for name in sorted(merits.keys() - {best.name}, key=lambda name: -merits[name])[:1]:
+        yield f"Next on validation items: {name}, {number(merits[name])} against {number(own)}{_on_test(rows[name])}."
+    alone = [row for row in analysis.rows if row.group == "branch" and PRIMARY in row.on_validation]
+    for row in sorted(alone, key=lambda row: -row.on_validation[PRIMARY].value)[:1]:
+        if (merit := row.on_validation[PRIMARY].value) >= own:
+            yield f"No way of combining is better there than {row.name} alone: {number(merit)}{_on_test(row)}."
+
+
+def _on_test(row: StudyRow) -> str:
+    return f"; {number(row.levels[PRIMARY].value)} on test items" if PRIMARY in row.levels else ""
 
 
 def _method(analysis: Analysis) -> Iterator[str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from paft_plugin.errors import Findings, collecting, raise_if_any, some
+from paft_plugin.errors import Findings, PaftError, collecting, raise_if_any, some
 from paft_plugin.files import write_text
 from paft_plugin.pipeline.arms import open_config
 from paft_plugin.pipeline.config import PaftConfig
@@ -80,7 +79,18 @@ def freeze(design: Design, folder: Path) -> Design:
     """Write the design, before anything is scored; what of it has changed since something was stays in it as a sentence.
 
     Raises:
-        PaftError: The design of before is damaged.
+        PaftError: As `compared_with_before` says.
+    """
+    design = compared_with_before(design, folder)
+    design.write(folder / DESIGN_FILE)
+    return design
+
+
+def compared_with_before(design: Design, folder: Path) -> Design:
+    """The design with a sentence for each change since something was scored, and all of before.
+
+    Raises:
+        PaftError: The design of before is damaged, or another study's, whose scores are there.
     """
     file, changes = folder / DESIGN_FILE, []
     before = Design.read(file) if file.is_file() else None
@@ -88,18 +98,24 @@ def freeze(design: Design, folder: Path) -> Design:
         now = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         if before is None:
             changes = [f"There was no {DESIGN_FILE} when the first arm was scored ({now})."]
+        elif (before.skill, before.preference) != (design.skill, design.preference):
+            raise PaftError(
+                f"{folder}: has the scores of another study, of {before.skill} and {before.preference}. Set another output_dir, "
+                "or move that away."
+            )
         else:
             changes = [f"{what} after scores existed ({now})." for what in _changed(before, design)]
-    design = design.model_copy(update={"changes": (*(before.changes if before else ()), *changes)})
-    design.write(file)
-    return design
+    return design.model_copy(update={"changes": (*(before.changes if before else ()), *changes)})
 
 
 def _changed(before: Design, now: Design) -> Iterator[str]:
+    asked = [{contrast.name: contrast for contrast in each.contrasts} for each in (before, now)]
+    others = [name for name in dict.fromkeys([*asked[0], *asked[1]]) if asked[0].get(name) != asked[1].get(name)]
     changed = [name for name, print_ in now.frozen.items() if before.frozen.get(name, print_) != print_]
     if changed:
         verb = "were" if changed[1:] or changed[0].endswith("s") else "was"
-        yield f"The {' and the '.join(changed)} {verb} changed"
+        said = [f"{name} ({some(others)})" if name == "contrasts" else name for name in changed]
+        yield f"The {' and the '.join(said)} {verb} changed"
     was, now_is = [
         {(arm.name, arm.group, arm.curve): (arm.settings, arm.of, arm.match) for arm in each.arms}
         for each in (before, now)
@@ -146,6 +162,7 @@ def show_study(file: Path, console: Console) -> None:
         PaftError: All that is wrong with the file and what it names.
     """
     plan = _plan(file)
+    changes = compared_with_before(plan.design, plan.folder).changes
     runs = _open_all(plan.runs)
     console.print(Text(f"The study in {plan.folder}", style="bold"), soft_wrap=True)
     console.print(_arms_shown(plan.design))
@@ -165,6 +182,13 @@ def show_study(file: Path, console: Console) -> None:
         said = f"{contrast.name}: {' against '.join(sides)} by {contrast.measure}. {contrast.question}"
         console.print(Text(said.rstrip()), soft_wrap=True)
     console.print(Text(f"{size(free_bytes(plan.folder))} of the disk are free."), highlight=False)
+    for change in changes:
+        console.print(Text(f"Warning: its page will say: {change}", style="yellow"), soft_wrap=True)
+    if len(runs) == 1:
+        console.print(
+            Text("Warning: one seed says nothing of what another training would come to.", style="yellow"),
+            soft_wrap=True,
+        )
     console.print(Text("Looking at configs, rows and tasks …"))
     say(_look_ahead(runs), console)
 
@@ -176,13 +200,10 @@ def _time(seconds: float, unknown: int) -> str:
 
 def _look_ahead(runs: Runs) -> Findings:
     """What any of the runs would find; of the last one, too, before the first one trains for hours."""
-    findings, said = Findings(), dict[str, list[str]]()
-    for seed, (setup, plan) in runs.items():
-        found = look_ahead(setup, plan)
-        findings.warn(*found.warnings)
-        for problem in found.problems:
-            said.setdefault(problem, []).append(str(seed))
-    findings.problem(*(text if len(of) == len(runs) else f"seed {some(of)}: {text}" for text, of in said.items()))
+    findings = Findings()
+    found = {seed: look_ahead(setup, plan) for seed, (setup, plan) in runs.items()}
+    findings.warn(*_with_seeds({seed: each.warnings for seed, each in found.items()}))
+    findings.problem(*(said := _with_seeds({seed: each.problems for seed, each in found.items()})))
     wanted = sum(still_needed(setup) for setup, _ in runs.values())
     free = min(free_bytes(setup.run_dir) for setup, _ in runs.values())
     if wanted > free and not said:
@@ -192,11 +213,22 @@ def _look_ahead(runs: Runs) -> Findings:
     return findings
 
 
+def _with_seeds(said: Mapping[int, Sequence[str]]) -> list[str]:
+    """Each sentence once, with the seeds that it is about where these are not all."""
+    seeds: dict[str, list[str]] = {}
+    for seed, sentences in said.items():
+        for sentence in sentences:
+            seeds.setdefault(sentence, []).append(str(seed))
+    return [text if len(of) == len(said) else f"seed {some(of)}: {text}" for text, of in seeds.items()]
+
+
 def _arms_shown(design: Design) -> Table:
     table = table_of("What", "Way or name", "Form", "Arms")
-    counts = Counter((arm.group, arm.way or arm.control or arm.curve or "", arm.form or "") for arm in design.arms)
-    for (group, what, form), count in counts.items():
-        table.add_row(group, what, form, str(count))
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for arm in design.arms:
+        groups.setdefault((arm.group, arm.way or arm.control or arm.curve or "", arm.form or ""), []).append(arm.name)
+    for kind, names in groups.items():
+        table.add_row(*kind, f"{len(names)}: {some(names)}")
     return table
 
 

@@ -29,6 +29,7 @@ from paft_plugin.files import JsonFile, below, fingerprint, inside, write_bytes
 from paft_plugin.inspection.inspected import INSPECTION_FILE, read_inspection
 from paft_plugin.reading import UnreadableError, parse_json, read_bytes
 from paft_plugin.report.collect import INSPECTIONS
+from paft_plugin.report.differences import silent_measures
 from paft_plugin.study.design import DESIGN_FILE, PRIMARY, Design
 
 ITEMS, FIGURES_FILE = Path("items"), Path("figures.json")
@@ -165,7 +166,7 @@ def collect(folder: Path, design: Design, cost: Sequence[Mapping[str, Any]] = ()
     }
     why = {seed: "failed" if seed in failed else "has no results" for seed in design.seeds if seed not in found}
     notes = [f"Seed {seed} {said}, and is left out." for seed, said in why.items()]
-    notes += _missing_arms(design, found)
+    notes += [*_missing_arms(design, found), *_silent(design, found)]
     write_scores(
         folder, items, StudyFigures(measures=measures, seeds=figures, cost=tuple(map(dict, cost)), notes=tuple(notes))
     )
@@ -205,6 +206,19 @@ def _missing_arms(design: Design, found: Mapping[int, Results]) -> list[str]:
         if lacking:
             notes.append(f"{name} was not scored with seed{'s' * (len(lacking) > 1)} {', '.join(lacking)}.")
     return notes
+
+
+def _silent(design: Design, found: Mapping[int, Results]) -> Iterator[str]:
+    """Named measures that tell nothing, and why, by the first seed that it is so with."""
+    silent = {seed: silent_measures(results) for seed, results in found.items()}
+    counts = design.primary or (design.skill, design.preference)
+    for name in kept_measures(design):
+        if seeds := [seed for seed, why in silent.items() if name in why]:
+            where = (
+                "" if len(seeds) == len(found) else f" with seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+            )
+            counted = f", and {PRIMARY} counts it" if name in counts else ""
+            yield f"{name} tells nothing{where}, because {silent[seeds[0]][name]}{counted}."
 
 
 def _is_scored(results: Results, name: str) -> bool:
@@ -400,7 +414,7 @@ def read_study(folder: Path) -> StudyScores:
     Raises:
         PaftError: A file is missing, damaged, or contradicts the others; all that is wrong.
     """
-    design, figures = Design.read(folder / DESIGN_FILE), StudyFigures.read(folder / FIGURES_FILE)
+    design, figures = Design.read(inside(folder, DESIGN_FILE)), StudyFigures.read(inside(folder, FIGURES_FILE))
     problems, items, rounding = [], {}, dict[str, float]()
     known = {measure.name for measure in figures.measures}
     names = {arm.name for arm in design.arms}

@@ -342,10 +342,13 @@ def curve_table(analysis: Analysis, curve: StudyCurve) -> Table:
 
 def cost_table(analysis: Analysis) -> Table | None:
     """What each way costs; None where nobody measured it."""
-    rows = analysis.scores.figures.cost
+    rows = [
+        {**row, "Way": f"{row['Way']} ({row['Form']})"} if row.get("Form") and "Way" in row else row
+        for row in analysis.scores.figures.cost
+    ]
     if not rows:
         return None
-    keys = list(dict.fromkeys(key for row in rows for key in row))
+    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "Form"]
     numbers = {key for key in keys if all(isinstance(row.get(key), (int, float, type(None))) for row in rows)}
     return Table(
         [Column(key, key in numbers) for key in keys],

@@ -70,6 +70,11 @@ def test_the_study_in_readme_is_one(study: Change) -> None:
         ({"retained": ["wrds"]}, "retained: no such measure.", "retained:"),
         ({"contrasts": [ASKED | {"measure": "wrds"}]}, "contrasts.0.measure: no such measure.", "measure: wrds"),
         ({"contrasts": [ASKED | {"one": "best:tis/l1"}]}, "contrasts.0.one: best:tis/l1: no such arm", "one:"),
+        (
+            {"contrasts": [ASKED | {"one": "paft-tis"}]},
+            "contrasts.0.one: paft-tis: no such arm in this study. Did",
+            "one:",
+        ),
         ({"retained": ["words", "words"]}, "retained: words is there twice.", "retained:"),
         ({"contrasts": [ASKED | {"other": "sft"}]}, "contrasts.0: sft on both sides.", ""),
         ({"contrasts": [ASKED | {"name": "x-$seed"}]}, "contrasts: is another for each seed.", "contrasts:"),

@@ -95,6 +95,17 @@ def test_where_every_way_has_one_trial_there_is_no_front_to_draw(tmp_path: Path)
     assert all(isinstance(plot, Missing) for plot in plots)
 
 
+def test_what_is_as_good_as_the_best_is_named_beside_it(tmp_path: Path) -> None:
+    levels = {**LEVELS, "dpo": (0.9, 0.9, 1.0)}
+    facts = words(analyse(read_study(write_small(tmp_path, levels=levels, counts=FEW)))).facts
+    assert any(
+        re.match(r"Next on validation items: [\w-]+, 0\.\d{3} against 0\.\d{3}; 0\.\d{3} on test items\.", fact)
+        for fact in facts
+    )
+    assert any(fact.startswith("No way of combining is better there than dpo alone: 0.") for fact in facts)
+    assert not any("alone" in fact for fact in words(analyse(read_study(write_small(tmp_path, counts=FEW)))).facts)
+
+
 def test_a_name_cannot_break_a_table() -> None:
     table = Table([Column("Name", False)], [Row([Cell("[H]\n\n# head | it")])], "t", "Caption")
     assert as_markdown(table).splitlines()[2] == "| [H] # head \\| it |"

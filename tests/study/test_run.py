@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from paft_plugin.cli import paft
 from paft_plugin.demo.study import QUICK_STUDY, write_study
-from paft_plugin.errors import Findings
+from paft_plugin.errors import Findings, PaftError
 from paft_plugin.pipeline.estimate.disk import needed_bytes
 from paft_plugin.runner.identity import Identity
 from paft_plugin.runner.lock import locked
@@ -44,7 +44,9 @@ def test_what_changes_after_scores_exist_is_said_for_good(study: Change, tmp_pat
     assert freeze(design, tmp_path).changes == ()
     other = design.model_copy(update={"contrasts": design.contrasts[:1], "seeds": (1,)})
     (said,) = freeze(other, tmp_path).changes
-    assert said.startswith("The seeds and the contrasts were changed after scores existed (")
+    assert said.startswith(
+        "The seeds and the contrasts (sparse or small, parallel with the penalty) were changed after scores"
+    )
     assert len(freeze(design, tmp_path).changes) == 2  # back again is a change, too
 
 
@@ -112,6 +114,30 @@ def test_a_readme_of_somebody_is_not_overwritten(study: Change, tmp_path: Path) 
         found = CliRunner().invoke(paft, ["study", str(study()), *arguments])
         assert found.exit_code == 2
         assert "README.md: was not written by a study" in found.output
+
+
+def test_a_folder_with_another_study_s_scores_is_refused(study: Change, tmp_path: Path) -> None:
+    design = plan_study(study(), read_configs(study())).design
+    freeze(design, tmp_path)
+    other = design.model_copy(update={"skill": "words"})
+    assert freeze(other, tmp_path).changes == ()  # nothing was scored
+    freeze(design, tmp_path)
+    score_something(tmp_path)
+    with pytest.raises(PaftError, match="has the scores of another study, of skill and style"):
+        freeze(other, tmp_path)
+    assert Design.read(tmp_path / "design.json").skill == "skill"
+
+
+def test_a_dry_run_says_what_the_page_would_say_for_good(study: Change, tmp_path: Path) -> None:
+    file = study(contrasts=None, controls=None, seeds=[1])
+    design = plan_study(file, read_configs(file)).design
+    freeze(design.model_copy(update={"seeds": (1, 2)}), tmp_path / "out")
+    score_something(tmp_path / "out")
+    said = " ".join(CliRunner().invoke(paft, ["study", str(file), "--dry-run"]).output.split())
+    assert "its page will say: The seeds" in said
+    assert "one seed says nothing of what another training would come to" in said
+    assert "2: paft-ties, l1-ties-2" in said
+    assert len(Design.read(tmp_path / "out" / "design.json").changes) == 0
 
 
 def test_scores_without_a_design_from_before_are_said(study: Change, tmp_path: Path) -> None:

@@ -57,6 +57,16 @@ def test_a_seed_that_failed_is_left_out_though_results_of_before_are_there(tmp_p
     assert "Seed 2 failed, and is left out." in found.figures.notes
 
 
+def test_a_measure_that_tells_nothing_is_said(tmp_path: Path) -> None:
+    levels = dict.fromkeys(("base", "sft", "dpo", "ties"), (0.0, 0.5, 1.0))
+    folder = write_runs(tmp_path, design((1, 2)), levels, counts={**FEW, "retained": 4}, spread=0.0)
+    collect(folder, design((1, 2)))
+    notes = read_study(folder).figures.notes
+    assert "skill tells nothing, because all 4 arms come to 0.000, and primary counts it." in notes
+    assert [note for note in notes if note.startswith("retained tells nothing, because it has 4 items")]
+    assert not [note for note in notes if note.startswith("preference tells")]
+
+
 def test_nothing_is_left_of_a_seed_that_is_in_the_study_no_more(tmp_path: Path) -> None:
     levels = {name: LEVELS[name] for name in ("base", "sft", "sft-l1", "dpo")}
     folder = write_runs(tmp_path, design((1, 2, 3)), levels, counts=FEW)

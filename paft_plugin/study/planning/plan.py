@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from paft_plugin.errors import PaftError, raise_if_any, some
+from paft_plugin.errors import PaftError, did_you_mean, raise_if_any, some
 from paft_plugin.evaluation.held_out_rows import KL
 from paft_plugin.fusion.recipe.methods import METHODS
 from paft_plugin.pipeline.arms import BASE, DISJOINT, JOINT, PAFT, PARALLEL, SEQUENTIAL, SUM, Setup, resolve
@@ -113,10 +113,14 @@ def _unknown_arms(file: Path, design: Design) -> Iterator[str]:
         for key in ("one", "other"):
             reference = getattr(contrast, key)
             if not design.named(reference):
-                yield (
-                    f"{file}: contrasts.{index}.{key}: {reference}: no such arm in this study. `axolotl paft study --dry-run` "
-                    "lists them; best:WAY/FORM and control:NAME/WAY choose one on validation."
-                )
+                close = did_you_mean(reference, [*(arm.name for arm in design.arms), *design.choices], otherwise="")
+                yield (f"{file}: contrasts.{index}.{key}: {reference}: no such arm in this study. {close or SUCH_ARMS}")
+
+
+SUCH_ARMS = (
+    "Without the contrast, `axolotl paft study --dry-run` lists them; best:WAY/FORM and control:NAME/WAY choose one on "
+    "validation."
+)
 
 
 # --- the branches that everything is made of ----------------------------------------------------------------------------
