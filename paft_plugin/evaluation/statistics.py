@@ -221,7 +221,8 @@ def mean_of_items(seeds: Sequence[Sequence[SeedPart]]) -> SeedMean:
             row += part.weight * np.bincount(own, weights=spread, minlength=len(units))
     together = added @ added.T
     count = len(seeds)
-    of_other_items = max(float(together.sum()) / count**2, sum(map(_least_variance, zip(*seeds, strict=True))))
+    least = sum(map(math.sqrt, map(_least_variance, zip(*seeds, strict=True)))) ** 2  # parts may have items in common
+    of_other_items = max(float(together.sum()) / count**2, least)
     common = (float(together.sum()) - float(np.trace(together))) / max(count * (count - 1), 1)
     return SeedMean(
         float(means.mean()),
@@ -257,7 +258,7 @@ def _least_variance(parts: Sequence[SeedPart]) -> float:
         return 0.0
     units, places = np.unique(np.concatenate([part.units for part in parts]), return_inverse=True)
     means = np.bincount(places, weights=np.concatenate([part.values for part in parts])) / np.bincount(places)
-    most = max((-1.0, 0.0, 1.0), key=lambda value: int((means == value).sum()))
+    most = min((-1.0, 0.0, 1.0), key=lambda value: float(np.abs(means - value).mean()))
     different, z = (means - most)[means != most], _z(LEVEL)
     reach = float((different**2).mean()) if len(different) else 1.0
     return reach * (parts[0].weight * z / (len(units) + z * z)) ** 2

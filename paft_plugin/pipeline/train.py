@@ -26,6 +26,8 @@ from paft_plugin.reading import read_json_file
 from paft_plugin.schema import read_yaml
 
 _LARGEST_SEED = 2**32 - 1  # numpy's limit
+LONGER = {"--max-steps", "--max_steps", "--num-epochs", "--num_epochs", "--resume-from-checkpoint"}
+"""Options by which a training may go on from its last step."""
 _STATE = "trainer_state.json"  # the Trainer writes it last
 
 
@@ -44,7 +46,8 @@ def main(arguments: list[str]) -> int:
     if config.get("auto_resume_from_checkpoints") and config.get("output_dir"):
         for folder in drop_torn(Path(config["output_dir"])):
             print(f"{folder} was not written to the end: removed.")
-        for folder in drop_ended(Path(config["output_dir"]), config):
+        is_longer = any(option.partition("=")[0] in LONGER for option in options)
+        for folder in () if is_longer else drop_ended(Path(config["output_dir"]), config):
             print(f"{folder} is of the last step, and to resume from it would add one: removed.")
     # axolotl's trainer arguments are parsed from sys.argv once more, so it has to be what the command would have been.
     sys.argv = ["axolotl", "train", str(file), *options]
@@ -84,17 +87,23 @@ def drop_ended(output_dir: Path, config: Mapping[str, Any]) -> list[Path]:
     A training that is killed while it writes its result has one. Trainer looks for the end only after it has taken a step.
     """
     states = {file.parent: read_json_file(file) for file in sorted(output_dir.glob(f"checkpoint-*/{_STATE}"))}
-    key, end = (
-        ("global_step", config.get("max_steps")) if config.get("max_steps") else ("epoch", config.get("num_epochs"))
-    )
-    ended = [
-        folder
-        for folder, state in states.items()
-        if isinstance(end, (int, float)) and float(state.get("epoch", 0)) % 1 and state.get(key, 0) >= end
-    ]
+    ended = [folder for folder, state in states.items() if isinstance(state, dict) and _has_ended(state, config)]
     for folder in ended:
         shutil.rmtree(folder)
     return ended
+
+
+def _has_ended(state: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's state is of the last step that `config` wants, and that step within an epoch."""
+    given = (state.get("global_step"), state.get("max_steps"), state.get("epoch"), config.get("num_epochs", 1))
+    step, last, epoch, epochs = (float(each) if isinstance(each, (int, float)) else 0.0 for each in given)
+    wanted = config.get("max_steps")
+    if min(step, last, epoch, epochs) <= 0:
+        return False
+    if isinstance(wanted, int) and wanted > 0:
+        return step >= wanted and (epoch % 1 > 0 or bool(config.get("streaming") or config.get("pretraining_dataset")))
+    # Trainer is given steps for epochs, too, rounded: up to one fewer in each than it takes.
+    return step >= last and epoch % 1 > 0 and step > epochs * (step / epoch - 1)
 
 
 def is_whole(checkpoint: Path) -> bool:

@@ -126,9 +126,9 @@ def level(scores: StudyScores, arm: str, measure: str) -> Level | None:
     half = mean_of_items([parts[seed] for seed in means]).half()
     if not _is_share(scores, measure, parts.values()):
         return Level(means, value, (value - half, value + half))
-    if len(means) == 1 and len(terms(scores, measure)) == 1:
-        (part,) = next(iter(parts.values()))
-        return Level(means, value, share_interval(part.values, _sources(part)))
+    if len(means) == 1 and len(of := terms(scores, measure)) == 1:
+        ((seed, (part,)),) = parts.items()
+        return Level(means, value, share_interval(part.values, _sources(scores, seed, of[0].measure)))
     return Level(means, value, _within_one(value - half, value + half))
 
 
@@ -152,11 +152,11 @@ def change(scores: StudyScores, other: str, one: str, measure: str) -> MeanChang
     parts = _parts(scores, [other, one], measure)
     if not parts or len(parts) == 1 < len(scores.items):
         return None
-    if len(parts) == 1 and len(terms(scores, measure)) == 1:
-        ((seed, (part,)),) = parts.items()
-        before, after = (scores.items[seed][measure].arms[arm] for arm in (other, one))
-        is_share = not _in_nats(scores, measure) and all(map(is_right_or_wrong, (before, after)))
-        return (change_of_share if is_share else change_of_mean)(before, after, _sources(part))
+    if len(parts) == 1 and len(of := terms(scores, measure)) == 1 and of[0].weight == 1:
+        (seed,), name = parts, of[0].measure
+        before, after = (scores.items[seed][name].arms[arm] for arm in (other, one))
+        is_share = not _in_nats(scores, name) and all(map(is_right_or_wrong, (before, after)))
+        return (change_of_share if is_share else change_of_mean)(before, after, _sources(scores, seed, name))
     return change_of_seeds(list(parts.values()))
 
 
@@ -183,8 +183,10 @@ def _parts(scores: StudyScores, arms: Sequence[str], measure: str) -> dict[int, 
     return found
 
 
-def _sources(part: SeedPart) -> tuple[str, ...]:
-    return tuple(map(str, part.units))
+def _sources(scores: StudyScores, seed: int, measure: str) -> tuple[str, ...]:
+    """Of a measure's items, where clusters of them count."""
+    found = scores.items[seed][measure].sources
+    return () if found is None else tuple(map(str, found))
 
 
 def _in_nats(scores: StudyScores, measure: str) -> bool:

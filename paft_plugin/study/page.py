@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from paft_plugin.drawing import Missing, Plot, as_png, joined
 from paft_plugin.errors import PaftError
+from paft_plugin.evaluation.results import VALIDATION
 from paft_plugin.files import inside, read_json_or_nothing, write_bytes, write_json, write_text
 from paft_plugin.formats import number, signed
 from paft_plugin.reading import read_text
@@ -23,7 +24,7 @@ from paft_plugin.report.page import prose, shown
 from paft_plugin.study.analysis import Analysis, StudyRow, analyse
 from paft_plugin.study.chosen import EVERY_WAY, RULE
 from paft_plugin.study.design import DESIGN_FILE, PRIMARY
-from paft_plugin.study.effects import change
+from paft_plugin.study.effects import change, mean_score
 from paft_plugin.study.plots import study_plots
 from paft_plugin.study.scores import FIGURES_FILE, ITEMS, read_study
 from paft_plugin.study.tables import STUDY_FILE, study_tables
@@ -85,7 +86,7 @@ def write_study(folder: Path) -> list[Table]:
 def refuse_foreign(folder: Path) -> None:
     """Raise `PaftError` if `folder` has a `README.md` that no study wrote: it would be lost."""
     file = folder / README
-    if file.is_file() and MARK not in read_text(file, MOST_README):
+    if file.is_file() and not ((folder / DESIGN_FILE).is_file() and MARK in read_text(file, MOST_README)):
         raise PaftError(
             f"{file}: was not written by a study, which would overwrite it. Move it, or set another output_dir."
         )
@@ -93,9 +94,10 @@ def refuse_foreign(folder: Path) -> None:
 
 def _remove_stale(folder: Path, wanted: Sequence[str]) -> None:
     """Figures and tables of an analysis before this one, by its own list: others are not ours."""
-    for name in read_json_or_nothing(folder / STUDY_FILE).get("files") or ():
-        if name not in wanted and Path(str(name)).parent in (PLOTS, TABLES):
-            inside(folder, Path(str(name))).unlink(missing_ok=True)
+    before = read_json_or_nothing(folder / STUDY_FILE).get("files")
+    for name in map(str, before if isinstance(before, list) else ()):
+        if name not in wanted and Path(name).parent in (PLOTS, TABLES) and (file := inside(folder, name)).is_file():
+            file.unlink()
 
 
 def words(analysis: Analysis) -> Words:
@@ -150,10 +152,11 @@ def _beside_the_best(analysis: Analysis) -> Iterator[str]:
     own = merits[best.name]
     for name in sorted(merits.keys() - {best.name}, key=lambda name: -merits[name])[:1]:
         yield f"Next on validation items: {name}, {number(merits[name])} against {number(own)}{_on_test(rows[name])}."
-    alone = [row for row in analysis.rows if row.group == "branch" and PRIMARY in row.on_validation]
-    for row in sorted(alone, key=lambda row: -row.on_validation[PRIMARY].value)[:1]:
-        if (merit := row.on_validation[PRIMARY].value) >= own:
-            yield f"No way of combining is better there than {row.name} alone: {number(merit)}{_on_test(row)}."
+    branches = [row.name for row in analysis.rows if row.group == "branch"]
+    alone = {name: mean_score(analysis.scores, name, PRIMARY + VALIDATION) for name in branches}
+    known = {name: merit for name, merit in alone.items() if merit is not None and merit >= own}
+    for name in sorted(known, key=lambda name: -known[name])[:1]:
+        yield f"No way of combining is better there than {name} alone: {number(known[name])}{_on_test(rows[name])}."
 
 
 def _on_test(row: StudyRow) -> str:

@@ -27,9 +27,6 @@ from paft_plugin.study.cost import Runs, costs, expected
 from paft_plugin.study.design import DESIGN_FILE, SEEDS, Design
 from paft_plugin.study.planning.plan import SeedRun, StudyPlan, plan_study
 
-GRACE = 30.0
-"""Seconds that what a killed study started may take to end."""
-
 
 def run_study(file: Path, console: Console) -> None:
     """Run every seed of the study in `file` as far as it is not up to date, and write what all of them come to.
@@ -43,7 +40,7 @@ def run_study(file: Path, console: Console) -> None:
     plan = _plan(file)
     raise_if_any(_look_ahead(_open_all(plan.runs, download=True)).problems)
     plan.folder.mkdir(parents=True, exist_ok=True)
-    with locked(plan.folder, GRACE):
+    with locked(plan.folder, patience=1.0):
         _run(plan, console)
 
 
@@ -52,6 +49,7 @@ def _plan(file: Path) -> StudyPlan:
 
     plan = plan_study(file, read_configs(file))
     refuse_foreign(plan.folder)
+    compared_with_before(plan.design, plan.folder)
     return plan
 
 

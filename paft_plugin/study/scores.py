@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from paft_plugin.errors import PaftError, raise_if_any
 from paft_plugin.evaluation.results import VALIDATION, ItemValues, Measure, Results, Sparsity, read_results
 from paft_plugin.evaluation.statistics import Values, clusters, is_right_or_wrong
-from paft_plugin.files import JsonFile, below, fingerprint, inside, write_bytes
+from paft_plugin.files import JsonFile, fingerprint, inside, write_bytes
 from paft_plugin.inspection.inspected import INSPECTION_FILE, read_inspection
 from paft_plugin.reading import UnreadableError, parse_json, read_bytes
 from paft_plugin.report.collect import INSPECTIONS
@@ -170,9 +170,6 @@ def collect(folder: Path, design: Design, cost: Sequence[Mapping[str, Any]] = ()
     write_scores(
         folder, items, StudyFigures(measures=measures, seeds=figures, cost=tuple(map(dict, cost)), notes=tuple(notes))
     )
-    for file in below(folder, f"{ITEMS}/*.npz"):
-        if file.stem not in map(str, design.seeds):  # of one that was in the study once
-            file.unlink()
 
 
 def write_scores(folder: Path, items: Mapping[int, Scores], figures: StudyFigures) -> None:

@@ -64,19 +64,26 @@ def test_a_checkpoint_without_the_file_that_is_written_last_is_removed(tmp_path:
 @pytest.mark.parametrize(
     ("config", "state", "is_removed"),
     [
-        ({"max_steps": 20, "num_epochs": 1}, {"global_step": 20, "epoch": 0.8}, True),
-        ({"max_steps": 20}, {"global_step": 19, "epoch": 0.76}, False),
-        ({"max_steps": 40}, {"global_step": 20, "epoch": 0.8}, False),  # it was 20 then
-        ({"max_steps": 25}, {"global_step": 25, "epoch": 1.0}, False),  # Trainer sees the end of an epoch
-        ({"num_epochs": 0.5}, {"global_step": 13, "epoch": 0.52}, True),
-        ({"num_epochs": 2}, {"global_step": 50, "epoch": 2.0}, False),
+        ({"max_steps": 20, "num_epochs": 1}, (20, 20, 0.8), True),
+        ({"max_steps": 20}, (19, 20, 0.76), False),
+        ({"max_steps": 40}, (20, 20, 0.8), False),  # it was 20 then
+        ({"max_steps": 25}, (25, 25, 1.0), False),  # Trainer sees the end of an epoch
+        ({"max_steps": 25, "streaming": True}, (25, 25, 1.0), True),  # but none of a stream
+        ({"num_epochs": 0.5}, (13, 13, 0.52), True),
+        ({"num_epochs": 2}, (50, 50, 2.0), False),
+        ({"num_epochs": 2}, (17, 17, 17 / 9), True),  # 33 rows in batches of 4, as axolotl 0.19 counts
+        ({"num_epochs": 3}, (187, 187, 2.992), True),
+        ({"num_epochs": 3}, (125, 125, 1.992), False),  # it was 2 then
+        ({"max_steps": -1, "num_epochs": 3}, (10, 75, 0.4), False),
+        ({"num_epochs": 3}, (10, 75, None), False),
     ],
 )
 def test_a_training_that_has_ended_takes_no_step_more(
-    config: dict[str, Any], state: dict[str, Any], is_removed: bool, tmp_path: Path
+    config: dict[str, Any], state: tuple[int, int, float], is_removed: bool, tmp_path: Path
 ) -> None:
     folder = checkpoint(tmp_path / "checkpoint-20")
-    (folder / "trainer_state.json").write_text(json.dumps(state))
+    said = dict(zip(("global_step", "max_steps", "epoch"), state, strict=True))
+    (folder / "trainer_state.json").write_text(json.dumps(said))
     assert drop_ended(tmp_path, config) == [folder] * is_removed
     assert folder.exists() != is_removed
 

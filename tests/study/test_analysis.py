@@ -308,6 +308,28 @@ def test_arms_that_answer_all_alike_are_known_as_well_as_from_one_seed(items: in
     assert alike.p == pytest.approx(1)
 
 
+def test_an_interval_of_clusters_is_as_wide_as_they_differ() -> None:
+    draw = np.random.default_rng(6)
+    rates = 0.05 + 0.01 * draw.standard_normal(20)
+    won = (draw.random((3, 20, 50)) < rates[None, :, None]).astype(np.float64).reshape(3, 1000)
+    found = mean_of_items(seeds_of(list(won), [np.arange(1000) // 50] * 3))
+    assert found.half() < 0.03
+
+
+def test_the_same_rows_twice_are_as_wide_as_once_where_nothing_differs() -> None:
+    nothing, units = np.zeros(10), np.arange(10)
+    once = mean_of_items([[SeedPart(nothing, units)]] * 2)
+    twice = mean_of_items([[SeedPart(nothing, units, 0.5), SeedPart(nothing, units, 0.5)]] * 2)
+    assert twice.half() == pytest.approx(once.half())
+
+
+def test_a_primary_of_one_measure_is_that_measure_with_one_seed(tmp_path: Path) -> None:
+    scores = read_study(write_small(tmp_path, design((1,), primary=("skill",)), counts=FEW))
+    rows = {row.name: row for row in analyse(scores).rows}
+    assert rows["ties"].levels["primary"].interval == rows["ties"].levels["skill"].interval
+    assert change(scores, "ties", "joint", "primary") == change(scores, "ties", "joint", "skill")
+
+
 @pytest.mark.parametrize("items", [1, 2, 5, 6, 12])
 def test_few_items_show_no_more_than_a_sign_test_however_many_seeds_agree(items: int) -> None:
     one = change_of_share(np.zeros(items), np.ones(items))

@@ -67,14 +67,6 @@ def test_a_measure_that_tells_nothing_is_said(tmp_path: Path) -> None:
     assert not [note for note in notes if note.startswith("preference tells")]
 
 
-def test_nothing_is_left_of_a_seed_that_is_in_the_study_no_more(tmp_path: Path) -> None:
-    levels = {name: LEVELS[name] for name in ("base", "sft", "sft-l1", "dpo")}
-    folder = write_runs(tmp_path, design((1, 2, 3)), levels, counts=FEW)
-    for seeds in ((1, 2, 3), (1, 3)):
-        collect(folder, design(seeds))
-    assert sorted(file.name for file in (folder / ITEMS).iterdir()) == ["1.npz", "3.npz"]
-
-
 def test_items_of_a_large_study_can_be_committed() -> None:
     levels = {f"arm-{place}": (0.3 + 0.005 * place, 0.5, 1.0 + 0.01 * place) for place in range(110)}
     size = len(packed(drawn_items(1, levels, {"skill": 2000, "preference": 500, "retained": 200})))

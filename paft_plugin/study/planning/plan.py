@@ -78,8 +78,9 @@ def _asked_differently(studies: Mapping[int, StudyConfig]) -> Iterator[str]:
     for key in ("output_dir", "ways", "budget", "contrasts", "retained", "primary"):
         if any(getattr(other, key) != getattr(first, key) for other in others):
             yield f"{key}: is another for each seed. Leave $seed out of it: of all seeds it is the same."
-    if any(other.goals != first.goals for other in others):
-        yield "evaluation: skill or preference is another for each seed. Leave $seed out of their names."
+    for key in ("skill", "preference", "margin"):
+        if any(getattr(each.evaluation, key, None) != getattr(first.evaluation, key, None) for each in others):
+            yield f"evaluation.{key}: is another for each seed. Leave $seed out of it: of all seeds it is the same."
 
 
 def _different_arms(file: Path, runs: Sequence[SeedRun]) -> Iterator[str]:
