@@ -125,7 +125,7 @@ def _verdicts(analysis: Analysis) -> Iterator[str]:
         counts = [
             f"{found.count(each)} {VERDICT_WORDS.get(each, each).lstrip('▲▼=? ')}" for each in dict.fromkeys(found)
         ]
-        yield f"Of {len(found)} declared contrasts: {', '.join(counts)}."
+        yield f"Of {len(found)} declared contrast{'s' * (len(found) > 1)}: {', '.join(counts)}."
     yield from _beside_the_best(analysis)
     best = analysis.best
     for row in analysis.rows:
