@@ -146,6 +146,9 @@ _NOT_JOINT = (
 """Keys that the joint training does without: its rows are all that it is given, as often as it shall see them."""
 
 
+_JOINT_LOSS = ("rl", "dpo_loss_type", "dpo_loss_weights")
+
+
 def joint_training(
     name: str, branches: Sequence[Branch], sft_weight: float | None, overrides: Mapping[str, Any]
 ) -> Branch:
@@ -167,8 +170,16 @@ def joint_training(
     content |= {
         key: value for key in ("learning_rate", "sequence_len") if (value := _largest(key, branches)) is not None
     }
-    content |= _joint_loss(content, first.strategy, sft_weight)
-    content = {key: value for key, value in {**content, **overrides}.items() if value is not None}
+    content |= overrides
+    strategy = str(content.get("rl") or first.strategy)
+    if (strategy == "kto") != (first.strategy == "kto"):
+        raise PaftError(
+            f"overrides.rl: {strategy}: its rows are others than those of rl: {first.strategy}. Leave it out."
+        )
+    # Also of a loss that only `overrides` names: without the SFT loss it would train on pairs alone.
+    loss = _joint_loss(content, strategy, sft_weight)
+    content |= {key: value for key, value in loss.items() if key in _JOINT_LOSS or key not in overrides}
+    content = {key: value for key, value in content.items() if value is not None}
     secrets = {variable: value for branch in branches for variable, value in branch.secrets.items()}
     made_of = tuple(branch.name for branch in branches)
     return replace(

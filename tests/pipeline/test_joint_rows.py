@@ -124,6 +124,29 @@ def test_a_joint_training_takes_the_larger_rate_and_says_so_unless_it_is_told(tm
     assert branches["slow"].notes == ()
 
 
+def test_a_loss_that_only_the_joint_training_has_comes_with_the_sft_loss(tmp_path: Path) -> None:
+    forms = {
+        "orpo": {"rl": "orpo", "orpo_alpha": 0.1},
+        "simpo": {"rl": "simpo", "simpo_gamma": 1.0},
+        "hinge": {"dpo_loss_type": ["hinge"]},
+        "alone": {"learning_rate": 1e-6},
+    }
+    compare = {name: {"joint": {"overrides": overrides}} for name, overrides in forms.items()}
+    branches = open_setup(write_run(tmp_path, compare=compare), [], False).branches
+    losses = {name: branches[name].content.get("dpo_loss_type") for name in forms}
+    assert losses == {"orpo": None, "simpo": None, "hinge": ["hinge", "sft"], "alone": ["sigmoid", "sft"]}
+    assert branches["simpo"].content["cpo_alpha"] == 1.0
+    file = write_run(tmp_path / "orpo", compare={"dpo": {"joint": {"overrides": {"rl": "dpo", "orpo_alpha": None}}}})
+    edit(file, preference={"config": "dpo.yml", "overrides": {"rl": "orpo", "remove_unused_columns": False}})
+    assert open_setup(file, [], False).branches["dpo"].content["dpo_loss_type"] == ["sigmoid", "sft"]
+
+
+def test_a_joint_training_by_a_loss_with_other_rows_is_refused(tmp_path: Path) -> None:
+    file = write_run(tmp_path, compare={"kto": {"joint": {"overrides": {"rl": "kto"}}}})
+    with pytest.raises(PaftError, match=r"overrides\.rl: kto: its rows are others than those of rl: dpo"):
+        open_setup(file, [], False)
+
+
 def test_rows_without_prompts_are_refused(tmp_path: Path) -> None:
     file = joint(tmp_path, {"rows": [{"text": "once upon a time"}], "entry": {"type": "completion"}})
     with pytest.raises(PaftError, match="none of its rows has both a prompt and an answer"):
