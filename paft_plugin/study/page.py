@@ -150,7 +150,8 @@ def _beside_the_best(analysis: Analysis) -> Iterator[str]:
         return
     rows, merits = {row.name: row for row in analysis.rows}, chosen.candidates
     own = merits[best.name]
-    for name in sorted(merits.keys() - {best.name}, key=lambda name: -merits[name])[:1]:
+    others = [name for name in merits if name != best.name]  # in the design's order, where two are alike
+    for name in sorted(others, key=lambda name: -merits[name])[:1]:
         yield f"Next on validation items: {name}, {number(merits[name])} against {number(own)}{_on_test(rows[name])}."
     branches = [row.name for row in analysis.rows if row.group == "branch"]
     alone = {name: mean_score(analysis.scores, name, PRIMARY + VALIDATION) for name in branches}
