@@ -170,9 +170,8 @@ class SeedMean:
         """How far the interval reaches to each side."""
         of_items = _t(level, self.units)
         both = math.hypot(_t(level, self.seeds) * math.sqrt(self.of_seeds), of_items * math.sqrt(self.of_items))
-        least = (
-            abs(self.value) * (1 + 1e-9) if self.changed is not None and 1 - level < 2.0 ** (1 - self.changed) else 0.0
-        )
+        is_beyond = self.changed is not None and 1 - level < 2.0 ** (1 - self.changed)  # what a sign test can show
+        least = abs(self.value) * (1 + 1e-9) if is_beyond else 0.0
         return max(both, of_items * math.sqrt(self.of_other_items), least)
 
     @property
@@ -211,12 +210,13 @@ def mean_of_items(seeds: Sequence[Sequence[SeedPart]]) -> SeedMean:
     means = np.array([sum(part.weight * float(part.values.mean()) for part in parts) for parts in seeds])
     every = [part for parts in seeds for part in parts]
     units, places = np.unique(np.concatenate([part.units for part in every]), return_inverse=True)
-    added, start = np.zeros((len(seeds), len(units))), 0
+    added, start, least_units = np.zeros((len(seeds), len(units))), 0, len(units)
     for row, parts in zip(added, seeds, strict=True):
         for part in parts:
             own = places[start : start + len(part.values)]
             start += len(part.values)
             singly = len(np.unique(own))
+            least_units = min(least_units, singly)
             spread = (part.values - part.values.mean()) * math.sqrt(singly / (singly - 1)) / len(part.values)
             row += part.weight * np.bincount(own, weights=spread, minlength=len(units))
     together = added @ added.T
@@ -231,7 +231,7 @@ def mean_of_items(seeds: Sequence[Sequence[SeedPart]]) -> SeedMean:
         of_other_items,
         count,
         min(len(part.values) for part in every),
-        min(len(np.unique(part.units)) for part in every),
+        least_units,
     )
 
 

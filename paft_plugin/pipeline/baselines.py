@@ -145,8 +145,8 @@ _NOT_JOINT = (
 )
 """Keys that the joint training does without: its rows are all that it is given, as often as it shall see them."""
 
-
 _JOINT_LOSS = ("rl", "dpo_loss_type", "dpo_loss_weights")
+"""Keys of its loss that hold the SFT loss beside what `overrides` say of them."""
 
 
 def joint_training(

@@ -138,7 +138,7 @@ def say(findings: Findings, console: Console) -> None:
     """Print what will surprise; raises `PaftError` with all that is wrong."""
     raise_if_any(findings.problems)
     for warning in findings.warnings:
-        _warn(console, warning)
+        warn(console, warning)
 
 
 def show_results(run_dir: Path, console: Console) -> None:
@@ -154,13 +154,13 @@ def show_results(run_dir: Path, console: Console) -> None:
     results = collect(run_dir, run)
     choice = choose(results)
     for measure, why in silent_measures(results).items():
-        _warn(console, f"{measure} tells nothing here, because {why}.")
+        warn(console, f"{measure} tells nothing here, because {why}.")
     console.print(arm_table(results, choice))
     if taxes := tax_table(results):
         console.print(Text(f"{taxes.caption}:"), taxes)
     console.print(Text(f"{choice.headline}. {choice.explanation}"), highlight=False)
     for missed in missed_targets(run_dir, run):
-        _warn(console, missed)
+        warn(console, missed)
     console.print(Text(f"Read on in {run_dir / REPORT}"), soft_wrap=True, highlight=False)
 
 
@@ -182,7 +182,8 @@ def show_rest(setup: Setup, plan: Plan, console: Console) -> None:
     console.print(arm_table(results))
 
 
-def _warn(console: Console, warning: str) -> None:
+def warn(console: Console, warning: str) -> None:
+    """Print what will surprise, and stops nothing."""
     console.print(Text(f"Warning: {warning}", style="yellow"), soft_wrap=True, highlight=False)
 
 

@@ -212,10 +212,8 @@ def read_configs(file: Path) -> dict[int, StudyConfig]:
     content = read_yaml(file, HINT)
     with said_with_lines(file):
         listed = content.get("seeds")
-        first = _read(
-            content, file, next((seed for seed in listed if type(seed) is int), 1) if isinstance(listed, list) else 1
-        )
-        seeds = first.seeds
+        known = [seed for seed in listed if type(seed) is int] if isinstance(listed, list) else []
+        seeds = _read(content, file, next(iter(known), 1)).seeds
         problems: list[str] = []
         found = {}
         for seed in seeds:

@@ -124,6 +124,11 @@ class Design(JsonFile):
         return [arm for arm in self.arms if arm.name == reference][:1]
 
     @property
+    def decides(self) -> tuple[str, ...]:
+        """The measures that `primary` is made of."""
+        return self.primary or (self.skill, self.preference)
+
+    @property
     def choices(self) -> list[str]:
         """What may be chosen on validation: of every way and form, and of every control, alone and fused."""
         ways = [f"{BEST}{arm.way}/{arm.form}" for arm in self.arms if arm.group == "way"]

@@ -58,7 +58,7 @@ def terms(scores: StudyScores, measure: str) -> list[Term]:
     """
     if measure.removesuffix(VALIDATION) != PRIMARY:
         return [Term(measure)]
-    names = scores.design.primary or (scores.design.skill, scores.design.preference)
+    names = scores.design.decides
     end = VALIDATION if measure.endswith(VALIDATION) else ""
     found = [term for name in names if (term := _term(scores, name, len(names))) is not None]
     return [replace(term, measure=term.measure + end) for term in found] if len(found) == len(names) else []
@@ -123,13 +123,13 @@ def level(scores: StudyScores, arm: str, measure: str) -> Level | None:
             return Level(means, value)
         known, (low, high) = scores.measure(measure), mean_of_seeds(list(means.values())).interval
         return Level(means, value, _within_one(low, high) if known is not None and known.is_share else (low, high))
-    half = mean_of_items([parts[seed] for seed in means]).half()
-    if not _is_share(scores, measure, parts.values()):
-        return Level(means, value, (value - half, value + half))
-    if len(means) == 1 and len(of := terms(scores, measure)) == 1:
+    is_share = _is_share(scores, measure, parts.values())
+    if is_share and len(means) == 1 and len(of := terms(scores, measure)) == 1:
         ((seed, (part,)),) = parts.items()
         return Level(means, value, share_interval(part.values, _sources(scores, seed, of[0].measure)))
-    return Level(means, value, _within_one(value - half, value + half))
+    half = mean_of_items([parts[seed] for seed in means]).half()
+    low, high = value - half, value + half
+    return Level(means, value, _within_one(low, high) if is_share else (low, high))
 
 
 def _is_share(scores: StudyScores, measure: str, seeds: Iterable[Sequence[SeedPart]]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from paft_plugin.pipeline.arms import open_config
 from paft_plugin.pipeline.config import PaftConfig
 from paft_plugin.pipeline.estimate.disk import free_bytes, needed_bytes, still_needed
 from paft_plugin.pipeline.plan import SCORES, make_plan
-from paft_plugin.pipeline.run import look_ahead, run_pipeline, say, table_of, why_run
+from paft_plugin.pipeline.run import look_ahead, run_pipeline, say, table_of, warn, why_run
 from paft_plugin.reading import parse_yaml
 from paft_plugin.runner.lock import locked
 from paft_plugin.runner.logs import size
@@ -45,18 +46,18 @@ def run_study(file: Path, console: Console) -> None:
 
 
 def _plan(file: Path) -> StudyPlan:
+    """What the study in `file` runs; its design says what of it has changed since something was scored."""
     from paft_plugin.study.page import refuse_foreign
 
     plan = plan_study(file, read_configs(file))
     refuse_foreign(plan.folder)
-    compared_with_before(plan.design, plan.folder)
-    return plan
+    return replace(plan, design=compared_with_before(plan.design, plan.folder))
 
 
 def _run(plan: StudyPlan, console: Console) -> None:
     design = freeze(plan.design, plan.folder)
     for change in design.changes:
-        console.print(Text(f"Warning: {change}", style="yellow"), soft_wrap=True)
+        warn(console, change)
     for run in plan.runs:
         write_text(run.file, run.text)
     problems: list[str] = []
@@ -160,7 +161,6 @@ def show_study(file: Path, console: Console) -> None:
         PaftError: All that is wrong with the file and what it names.
     """
     plan = _plan(file)
-    changes = compared_with_before(plan.design, plan.folder).changes
     runs = _open_all(plan.runs)
     console.print(Text(f"The study in {plan.folder}", style="bold"), soft_wrap=True)
     console.print(_arms_shown(plan.design))
@@ -180,13 +180,10 @@ def show_study(file: Path, console: Console) -> None:
         said = f"{contrast.name}: {' against '.join(sides)} by {contrast.measure}. {contrast.question}"
         console.print(Text(said.rstrip()), soft_wrap=True)
     console.print(Text(f"{size(free_bytes(plan.folder))} of the disk are free."), highlight=False)
-    for change in changes:
-        console.print(Text(f"Warning: its page will say: {change}", style="yellow"), soft_wrap=True)
+    for change in plan.design.changes:
+        warn(console, f"its page will say: {change}")
     if len(runs) == 1:
-        console.print(
-            Text("Warning: one seed says nothing of what another training would come to.", style="yellow"),
-            soft_wrap=True,
-        )
+        warn(console, "one seed says nothing of what another training would come to.")
     console.print(Text("Looking at configs, rows and tasks …"))
     say(_look_ahead(runs), console)
 

@@ -208,13 +208,11 @@ def _missing_arms(design: Design, found: Mapping[int, Results]) -> list[str]:
 def _silent(design: Design, found: Mapping[int, Results]) -> Iterator[str]:
     """Named measures that tell nothing, and why, by the first seed that it is so with."""
     silent = {seed: silent_measures(results) for seed, results in found.items()}
-    counts = design.primary or (design.skill, design.preference)
     for name in kept_measures(design):
         if seeds := [seed for seed, why in silent.items() if name in why]:
-            where = (
-                "" if len(seeds) == len(found) else f" with seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-            )
-            counted = f", and {PRIMARY} counts it" if name in counts else ""
+            which = f" with seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+            where = which if len(seeds) < len(found) else ""
+            counted = f", and {PRIMARY} counts it" if name in design.decides else ""
             yield f"{name} tells nothing{where}, because {silent[seeds[0]][name]}{counted}."
 
 
@@ -339,7 +337,10 @@ def read_items(file: Path) -> tuple[Scores, dict[str, float]]:
     Raises:
         PaftError: It is missing, damaged, too large, or holds anything else.
     """
-    content = read_bytes(file, MOST_BYTES, hint=AGAIN)
+    return _items_in(read_bytes(file, MOST_BYTES, hint=AGAIN), file)
+
+
+def _items_in(content: bytes, file: Path) -> tuple[Scores, dict[str, float]]:
     try:
         arrays = dict(_arrays(content))
         header = _Header.model_validate(parse_json(arrays.pop("header").tobytes(), file))
@@ -353,11 +354,8 @@ def read_items(file: Path) -> tuple[Scores, dict[str, float]]:
     except PaftError:
         raise
     except (*DAMAGED, ValidationError) as error:
-        what = (
-            "its header"
-            if isinstance(error, ValidationError)
-            else f"{error or type(error).__name__}".strip("'\"").splitlines()[0][:100]
-        )
+        what = "its header" if isinstance(error, ValidationError) else str(error) or type(error).__name__
+        what = what.strip("'\"").splitlines()[0][:100]
         raise UnreadableError(file, f"damaged ({what})", hint=AGAIN) from None
     return found, {one.measure: (one.step or 0.0) / 2 for one in header.measures}
 
@@ -420,8 +418,9 @@ def read_study(folder: Path) -> StudyScores:
         if seed not in design.seeds:
             problems.append(f"{folder / FIGURES_FILE}: seed {seed} is none of the design's. {AGAIN}")
         try:
-            items[seed], steps = read_items(file)
-            if figures.items.get(seed, "") not in ("", _digest(read_bytes(file, MOST_BYTES))):
+            packed_items = read_bytes(file, MOST_BYTES, hint=AGAIN)
+            items[seed], steps = _items_in(packed_items, file)
+            if figures.items.get(seed, "") not in ("", _digest(packed_items)):
                 problems.append(f"{file}: is of another time than {FIGURES_FILE}. {AGAIN}")
         except PaftError as error:
             problems.append(str(error))
