@@ -269,7 +269,7 @@ def test_further_joint_trainings_take_the_same_rows_and_leave_the_first_as_it_is
     assert [path.name for path in both if path.name.startswith("joint-rows")] == ["joint-rows.json"]
     heavy = next(text for path, text in both.items() if path.name == "heavy.yml")
     assert "- 4" in heavy
-    other = plan(**{"joint": {}, "ipo": {"joint": {"overrides": {"rl": "ipo", "dpo_loss_type": None}}}})
-    assert sorted(path.name for path in other if path.name.startswith("joint-rows")) == [
-        *("joint-rows-ipo.json", "joint-rows.json")
-    ]
+    # IPO is a loss of axolotl's `rl: dpo` and takes its rows; ORPO has a reader of its own.
+    for strategy, rows in (("ipo", ["joint-rows.json"]), ("orpo", ["joint-rows-other.json", "joint-rows.json"])):
+        files = plan(**{"joint": {}, "other": {"joint": {"overrides": {"rl": strategy, "dpo_loss_type": None}}}})
+        assert sorted(path.name for path in files if path.name.startswith("joint-rows")) == rows
