@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -20,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.arms import ControlKind, Role
 from paft_plugin.evaluation.config import EvaluationConfig, held_out_measures, measure_names
 from paft_plugin.files import is_hub_name
@@ -559,4 +561,7 @@ def read_config(file: Path) -> PaftConfig:
     Raises:
         PaftError: No such file, no YAML, or all that is wrong in it.
     """
-    return validate(PaftConfig, read_yaml(file, HINT), file)
+    content = read_yaml(file, HINT)
+    if {"seeds", "contrasts"} & content.keys():
+        raise PaftError(f"{file}: is a study, which has seeds. Run it with `axolotl paft study {quote(str(file))}`.")
+    return validate(PaftConfig, content, file)

@@ -12,8 +12,11 @@ from paft_plugin.report.differences import Verdict, verdict
 from paft_plugin.study.chosen import EVERY_WAY, Taken, take
 from paft_plugin.study.design import BEST, CONTROL, PRIMARY, Contrast, Group, StudyArm
 from paft_plugin.study.effects import Level, change, level, paired, terms
-from paft_plugin.study.fronts import Front, fronts
+from paft_plugin.study.fronts import Front, front_of, fronts
 from paft_plugin.study.scores import StudyScores
+
+ALONE = "alone"
+"""What a branch is called on a curve, beside the ways that fuse it."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ class StudyCurve:
     setting: str
     series: Mapping[str, Sequence[CurvePoint]]
     """`alone`, or the way of combining → its points in order."""
+    volumes: Mapping[float, Level]
+    """Where a penalty is varied: its setting → the hypervolume of the front of all that its delta is fused to."""
 
 
 @dataclass(frozen=True)
@@ -288,12 +293,20 @@ def _curves(scores: StudyScores) -> Iterator[StudyCurve]:
         for arm in own:
             levels = {name: found for name in measures if (found := level(scores, arm.name, name))}
             if levels:
-                name = " ".join(filter(None, (arm.way or "alone", arm.form if are_several else None)))
+                name = " ".join(filter(None, (arm.way or ALONE, arm.form if are_several else None)))
                 series.setdefault(name, []).append(CurvePoint(arm.name, arm.x or 0.0, levels))
         if series:
-            yield StudyCurve(
-                setting or "", {name: sorted(each, key=lambda point: point.x) for name, each in series.items()}
-            )
+            ordered = {name: sorted(each, key=lambda point: point.x) for name, each in series.items()}
+            yield StudyCurve(setting or "", ordered, _volumes(scores, ordered) if ALONE in series else {})
+
+
+def _volumes(scores: StudyScores, series: Mapping[str, Sequence[CurvePoint]]) -> dict[float, Level]:
+    fused: dict[float, list[str]] = {}
+    for name, points in series.items():
+        for point in points if name != ALONE else ():
+            fused.setdefault(point.x, []).append(point.name)
+    found = {x: front_of(scores, names) for x, names in fused.items()}
+    return {x: front.volume for x, front in found.items() if front is not None and front.volume is not None}
 
 
 def _notes(scores: StudyScores, taken: Mapping[str, Taken], answers: Sequence[Answered]) -> Iterator[str]:

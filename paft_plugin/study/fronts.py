@@ -62,8 +62,11 @@ def hypervolume(points: Sequence[Point]) -> float:
 
 def fronts(scores: StudyScores) -> list[Front]:
     """Of every way and form with a trial that all seeds have, in the design's order."""
-    groups = dict.fromkeys((arm.way or "", arm.form or "") for arm in scores.design.arms if arm.group == "way")
-    return [found for way, form in groups if (found := _front(scores, way, form)) is not None]
+    trials: dict[tuple[str, str], list[str]] = {}
+    for arm in scores.design.arms:
+        if arm.group == "way":
+            trials.setdefault((arm.way or "", arm.form or ""), []).append(arm.name)
+    return [found for key, names in trials.items() if (found := front_of(scores, names, *key)) is not None]
 
 
 def measured_goals(scores: StudyScores) -> tuple[str, ...]:
@@ -88,9 +91,9 @@ def _retained(scores: StudyScores) -> list[str]:
     ]
 
 
-def _front(scores: StudyScores, way: str, form: str) -> Front | None:
+def front_of(scores: StudyScores, trials: Sequence[str], way: str = "", form: str = "") -> Front | None:
+    """The front of some arms; None if no goal was measured, or no arm has the validation items of all seeds."""
     goals = measured_goals(scores)
-    trials = [arm.name for arm in scores.design.arms if arm.group == "way" and (arm.way, arm.form or "") == (way, form)]
     on_validation = {name: scaled(scores, name, goals, VALIDATION) for name in dict.fromkeys(trials)}
     known = {name: points for name, points in on_validation.items() if len(points) == len(scores.figures.seeds)}
     if not known or not goals:

@@ -26,7 +26,7 @@ from paft_plugin.formats import number
 from paft_plugin.search.report import pareto_front
 from paft_plugin.study.analysis import Analysis, Answered, StudyCurve, StudyRow
 from paft_plugin.study.design import PRIMARY
-from paft_plugin.study.effects import Level
+from paft_plugin.study.effects import Level, seed_means
 from paft_plugin.study.fronts import Front
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ ONE_TRIAL = "Every way has one trial, and so no front; its volume stands in the 
 GROUP_COLOURS = {"base": INK, "branch": COLOURS[0], "way": COLOURS[1], "control": COLOURS[2], "curve": COLOURS[3]}
 
 
-@chart("scores", "Every arm, every seed", "arms")
+@chart("scores", "The arms of the first table, every seed", "arms")
 def score_chart(analysis: Analysis) -> Drawn | str:
     """A row for each arm of the main table, a panel for each goal: seeds as dots, the mean with its interval."""
     rows = analysis.main
@@ -101,23 +101,31 @@ def contrast_chart(analysis: Analysis) -> Drawn | str:
     panels = figure.subplots(len(names), 1, squeeze=False, height_ratios=[len(each) + 1 for each in by_measure])[:, 0]
     for axes, name, asked in zip(panels, names, by_measure, strict=True):
         for place, one in enumerate(asked):
-            _effect(axes, one, place)
+            _effect(axes, analysis, one, place)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_yticks(range(len(asked)), [one.contrast.name for one in asked])
         axes.set_ylim(len(asked) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(f"{_with_direction(analysis, name)}: one − other")
-    said = "Bars: 95 % intervals, not corrected; grey: the margin. Filled: shown (Holm), or equivalent; open: not told apart."
+    said = (
+        "Small dots: seeds; bars: 95 % intervals, not corrected; grey: the margin. Filled: shown (Holm), or equivalent; "
+        "open: not told apart."
+    )
     return Drawn(figure, said, f"Chart of {len(known)} differences with their intervals.", wide=True)
 
 
-def _effect(axes: Axes, one: Answered, place: int) -> None:
+def _effect(axes: Axes, analysis: Analysis, one: Answered, place: int) -> None:
     assert one.change is not None
+    assert one.one is not None
+    assert one.other is not None
     colours = {"better": COLOURS[2], "worse": COLOURS[1], "equivalent": COLOURS[0], "unclear": MUTED}
     colour = colours[one.verdict]
     if one.margin is not None:
         axes.fill_betweenx([place - 0.4, place + 0.4], -one.margin, one.margin, color=MUTED, alpha=0.18, linewidth=0)
+    mine, others = (seed_means(analysis.scores, arm, one.contrast.measure) for arm in (one.one, one.other))
+    seeds = [mine[seed] - others[seed] for seed in one.seeds]
+    axes.scatter(seeds, [place] * len(seeds), s=11, color=colour, alpha=0.45, linewidths=0, zorder=2)
     axes.plot(one.change.interval, [place, place], color=colour, linewidth=1.6, zorder=3)
     face = PAPER if one.verdict == "unclear" else colour
     axes.scatter([one.change.value], [place], s=34, color=face, edgecolors=colour, linewidths=1.2, zorder=4)

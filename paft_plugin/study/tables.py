@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from paft_plugin.drawing import joined
 from paft_plugin.evaluation.results import Measure
 from paft_plugin.formats import BLANK, measured, number, share, signed, threshold_label
-from paft_plugin.study.analysis import Analysis, Answered, StudyCurve, StudyRow
+from paft_plugin.study.analysis import ALONE, Analysis, Answered, StudyCurve, StudyRow
 from paft_plugin.study.design import CONTROL, DESIGN_FILE, PRIMARY
 from paft_plugin.study.effects import Level, terms
+from paft_plugin.study.fronts import measured_goals
 from paft_plugin.tables import VERDICT_WORDS, Cell, Column, Row, Table, number_cell
 
 STUDY_FILE = "study.json"
@@ -308,7 +309,7 @@ def curve_table(analysis: Analysis, curve: StudyCurve) -> Table:
     design, rows = analysis.scores.design, {row.name: row for row in analysis.rows}
     points = {(name, point.x): point for name, each in curve.series.items() for point in each}
     places = list(dict.fromkeys(sorted(x for _, x in points)))
-    alone = {x: points[name, x] for name, x in points if name == "alone"}
+    alone = {x: points[name, x] for name, x in points if name == ALONE}
     sparsities = {x: next(iter(rows[point.name].sparsity.items()), None) for x, point in alone.items()}
     threshold = next((found[0] for found in sparsities.values() if found), None)
     measures = [design.skill, *design.retained] if alone else []
@@ -317,7 +318,8 @@ def curve_table(analysis: Analysis, curve: StudyCurve) -> Table:
             Column(curve.setting),
             *([Column(f"Sparsity at {threshold_label(float(threshold))}")] if threshold else []),
             *(Column(f"{name}, alone") for name in measures),
-            *(Column(f"{PRIMARY}, {name}") for name in curve.series if name != "alone"),
+            *(Column(f"{PRIMARY}, {name}") for name in curve.series if name != ALONE),
+            *([Column("Hypervolume, fused")] if curve.volumes else []),
         ],
         [
             Row(
@@ -328,14 +330,18 @@ def curve_table(analysis: Analysis, curve: StudyCurve) -> Table:
                     *(
                         _with_reach(points[name, x].levels.get(PRIMARY) if (name, x) in points else None)
                         for name in curve.series
-                        if name != "alone"
+                        if name != ALONE
                     ),
+                    *([_with_reach(curve.volumes.get(x))] if curve.volumes else []),
                 ]
             )
             for x in places
         ],
         f"curve-{curve.setting.replace('_', '-')}-table",
         f"Scores by {curve.setting}",
+        f"Hypervolume, fused: of {joined(measured_goals(analysis.scores))}, covered by all fusions of the row together."
+        if curve.volumes
+        else "",
         elsewhere=STUDY_FILE,
     )
 
@@ -363,9 +369,12 @@ def cost_table(analysis: Analysis) -> Table | None:
         ],
         "cost",
         "What each way costs",
-        "– under Tokens: its trainers do not say (ORPO’s does not)."
-        if any(row.get("Tokens", 0) is None for row in rows)
-        else "",
+        "Minutes are those of a clock, while other stages, or other work, may have run beside."
+        + (
+            " – under Tokens: its trainers do not say (ORPO’s does not)."
+            if any(row.get("Tokens", 0) is None for row in rows)
+            else ""
+        ),
     )
 
 

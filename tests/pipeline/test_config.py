@@ -136,3 +136,8 @@ def test_the_readme_s_example_is_valid(tmp_path: Path) -> None:
     (tmp_path / "paft.yml").write_text(example)
     config = read_config(tmp_path / "paft.yml")
     assert (config.base_is_remote, config.orders, config.evaluation.skill) == (True, ((),), ("skill",))  # type: ignore[union-attr]
+
+
+def test_a_study_is_told_apart_from_a_run(tmp_path: Path) -> None:
+    file = write_run(tmp_path / "a study", seeds=[1, 2])
+    assert problems(file) == [f"is a study, which has seeds. Run it with `axolotl paft study '{file}'`."]

@@ -81,6 +81,9 @@ def arms() -> tuple[StudyArm, ...]:
         StudyArm(name="lambda-1", group="curve", curve="paft_l1_lambda", x=1e-5),
         StudyArm(name="sft-l1", group="curve", curve="paft_l1_lambda", x=1e-4),
         StudyArm(name="lambda-9", group="curve", curve="paft_l1_lambda", x=9e-4),
+        StudyArm(name="ties", group="curve", curve="paft_l1_lambda", x=0.0, way="ties"),
+        StudyArm(name="ties-l1", group="curve", curve="paft_l1_lambda", x=1e-4, way="ties"),
+        StudyArm(name="ta-l1", group="curve", curve="paft_l1_lambda", x=1e-4, way="task_arithmetic"),
     )
 
 

@@ -23,7 +23,7 @@ from paft_plugin.evaluation.statistics import (
 from paft_plugin.study.analysis import Analysis, analyse
 from paft_plugin.study.design import StudyArm
 from paft_plugin.study.effects import change, mean_score
-from paft_plugin.study.fronts import hypervolume
+from paft_plugin.study.fronts import front_of, hypervolume
 from paft_plugin.study.scores import MeasureItems, StudyScores, read_study
 from tests.study.studies import CONTRASTS, LEVELS, design, write_small
 
@@ -356,6 +356,16 @@ def test_hypervolume_is_what_monte_carlo_finds() -> None:
     thrown = draw.random((400_000, 3))
     covered = np.any(np.all(thrown[:, None, :] <= points, axis=2), axis=1).mean()
     assert hypervolume([tuple(point) for point in points]) == pytest.approx(covered, abs=4 * (0.25 / 400_000) ** 0.5)
+
+
+def test_a_penalty_is_judged_by_the_front_of_all_that_its_delta_is_fused_to(
+    scores: StudyScores, analysis: Analysis
+) -> None:
+    (curve,) = analysis.curves
+    assert set(curve.volumes) == {0.0, 1e-4}
+    every, one = (front_of(scores, names).volume for names in (["ties-l1", "ta-l1"], ["ties-l1"]))
+    assert curve.volumes[1e-4] == every
+    assert every.value >= one.value > curve.volumes[0.0].value, "a point more covers no less"
 
 
 def test_hypervolume_of_simple_fronts() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +14,10 @@ from paft_plugin.cli import paft
 from paft_plugin.demo.study import QUICK_STUDY, write_study
 from paft_plugin.errors import Findings, PaftError
 from paft_plugin.pipeline.estimate.disk import needed_bytes
+from paft_plugin.pipeline.plan import HOLD_OUT
 from paft_plugin.runner.identity import Identity
 from paft_plugin.runner.lock import locked
-from paft_plugin.runner.markers import write_marker
+from paft_plugin.runner.markers import marker_path, write_marker
 from paft_plugin.study.config import read_configs
 from paft_plugin.study.cost import expected
 from paft_plugin.study.design import Design, Match
@@ -199,11 +202,19 @@ def test_a_base_that_is_named_by_its_hub_name_is_fetched_by_the_study_itself(
 
 
 @pytest.mark.slow
-def test_the_demo_s_quick_study_from_end_to_end(tmp_path: Path) -> None:
+def test_the_demo_s_quick_study_from_end_to_end_though_it_is_killed(tmp_path: Path) -> None:
     # One seed: another one would double the minutes, and what is said of several is tested on runs that are written at once.
     file = write_study(replace(QUICK_STUDY, seeds=(1,), budget=1, curves={}), tmp_path)
+    command = [sys.executable, "-u", "-m", "axolotl.cli.main", "paft", "study", str(file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert any(line.startswith("start ") and "train " in line for line in first.stdout)
+        first.kill()
+    done = marker_path(tmp_path / "seeds" / "1", HOLD_OUT)
+    kept = done.read_bytes()
     found = CliRunner().invoke(paft, ["study", str(file)], catch_exceptions=False)
     assert found.exit_code == 0, found.output
+    assert done.read_bytes() == kept, "what was done is not done again"
     assert Design.read(tmp_path / "design.json").changes == ()
     assert (tmp_path / "study.html").is_file()
     assert "paft-ties" in found.output

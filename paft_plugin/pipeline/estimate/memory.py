@@ -39,7 +39,7 @@ from paft_plugin.pipeline.estimate.shapes import (
     count,
     is_embedding,
     is_linear,
-    read_config,
+    model_config_of,
     weight_shapes,
 )
 from paft_plugin.reading import matches
@@ -84,7 +84,7 @@ def estimate_memory(config: Mapping[str, Any], base: Path, *, cpu: bool = False)
 
     Keys that axolotl would fill in may be missing, and of the base model a config.json will do.
     """
-    model, shapes = read_config(base), weight_shapes(base)
+    model, shapes = model_config_of(base), weight_shapes(base)
     if unknown := _unknown(config, base, model, shapes):
         return Memory(unknown=unknown)
     try:

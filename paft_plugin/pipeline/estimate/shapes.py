@@ -15,7 +15,7 @@ MOST_LAYERS = 10_000
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def read_config(base: Path) -> dict[str, Any]:
+def model_config_of(base: Path) -> dict[str, Any]:
     """The base's config.json, of a multimodal one the part on text; empty if there is none that can be read."""
     content = read_json_or_nothing(base / "config.json")
     text = content.get("text_config")
@@ -26,7 +26,7 @@ def weight_shapes(base: Path) -> Shapes:
     """Name → shape of every weight in the folder `base`; worked out from its config where no weights lie; else empty."""
     files = sorted(base.glob("*.safetensors"))
     try:
-        return {name: shape for file in files for name, shape in _header(file)} or _expected(read_config(base))
+        return {name: shape for file in files for name, shape in _header(file)} or _expected(model_config_of(base))
     except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError):
         return {}
 

@@ -113,9 +113,9 @@ def load_data_set(cfg: Any, entry: Any) -> Any:
 
 def _context(base: Path, sequence_len: int) -> int:
     """How many tokens a row may have: what the branch is trained with, or the base can at all."""
-    from paft_plugin.pipeline.estimate.shapes import read_config
+    from paft_plugin.pipeline.estimate.shapes import model_config_of
 
-    most = read_config(base).get("max_position_embeddings")
+    most = model_config_of(base).get("max_position_embeddings")
     return min(sequence_len, most) if isinstance(most, int) and most > 0 else sequence_len
 
 

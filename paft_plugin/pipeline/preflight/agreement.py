@@ -13,7 +13,7 @@ from paft_plugin.deltas.tokenizer import Tokenizer, compare, conflicts, read_tok
 from paft_plugin.errors import Findings, PaftError, collecting, some
 from paft_plugin.pipeline.arms import Setup
 from paft_plugin.pipeline.branches import Branch
-from paft_plugin.pipeline.estimate.shapes import read_config
+from paft_plugin.pipeline.estimate.shapes import model_config_of
 from paft_plugin.pipeline.preflight.ask import Answer
 
 
@@ -102,7 +102,7 @@ def _compare_tokenizers(setup: Setup, answers: Mapping[str, Answer], folder: Pat
     saved = [name for name, answer in answers.items() if answer.tokenizer_saved]
     read = {setup.branches[name].where: _tokenizer(folder / name, findings) for name in saved}
     present = [(where, tokenizer) for where, tokenizer in read.items() if tokenizer is not None]
-    rows = read_config(setup.base).get("vocab_size")
+    rows = model_config_of(setup.base).get("vocab_size")
     evaluation = setup.config.evaluation
     in_chat = bool(evaluation and evaluation.by_task and evaluation.apply_chat_template)
     for where, tokenizer in present:
