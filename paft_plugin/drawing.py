@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
+
+from paft_plugin.formats import plain_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,6 +51,11 @@ class Style:
     colour: str
     marker: str
     line: str
+
+    @property
+    def look(self) -> dict[str, Any]:
+        """As matplotlib takes it for a line."""
+        return {"color": self.colour, "marker": self.marker, "linestyle": self.line}
 
 
 class Drawn(NamedTuple):
@@ -200,11 +207,6 @@ def new_figure(width: float = WIDTH, height: float = 3.2) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def plain_number(value: float, _place: float | None = None) -> str:
-    """For the ticks of a logarithmic axis: `1e-5`, `0.01`, `100`; matplotlib's own are formulas, set in a font of their own."""
-    return f"{value:g}".replace("e-0", "e-").replace("e+0", "e")
-
-
 def whole_numbers(axis: Axis) -> None:
     """Label an axis at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
@@ -213,7 +215,7 @@ def whole_numbers(axis: Axis) -> None:
 
 
 def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
-    """Make an axis logarithmic, with few and plain labels."""
+    """Make an axis logarithmic, with few and plain labels: matplotlib's own are formulas, set in a font of their own."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")

@@ -108,6 +108,12 @@ def as_written(what: object, remedy: str) -> Iterator[None]:
         raise PaftError(f"{what}: something in it is of a wrong kind ({said}). {remedy}") from None
 
 
+def warn(lines: Iterable[str]) -> None:
+    """Show each line on standard error, as a warning."""
+    for line in lines:
+        print(f"Warning: {line}", file=sys.stderr)
+
+
 def some(names: Sequence[str], most: int = 3) -> str:
     """The first few of many names, and how many more there are."""
     shown = ", ".join(names[:most])

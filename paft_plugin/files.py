@@ -47,6 +47,11 @@ def inside(folder: Path, place: Path | str) -> Path:
     return path
 
 
+def seen_from(run_dir: Path, path: Path) -> str:
+    """A path relative to the run's folder if it lies in it, so that the folder can be moved."""
+    return path.relative_to(run_dir).as_posix() if path.is_relative_to(run_dir) else str(path)
+
+
 def below(folder: Path, pattern: str) -> list[Path]:
     """What of `pattern` lies in `folder`, sorted.
 
@@ -287,11 +292,8 @@ def is_locked(path: Path) -> bool:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint(parts: Iterable[str]) -> str:

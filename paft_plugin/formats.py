@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 
 BLANK = "–"
 """Where there is no number."""
@@ -15,9 +16,9 @@ def threshold_key(threshold: float) -> str:
     return repr(float(threshold))
 
 
-def threshold_label(threshold: float) -> str:
-    """A sparsity threshold for people, and as part of a metric's name (`1e-5`, `2.5e-5`, `0.001`)."""
-    return f"{threshold:g}".replace("e-0", "e-")
+def plain_number(value: float, _place: float | None = None) -> str:
+    """A sparsity threshold, also in a metric's name, or a tick of an axis: `1e-5`, `0.001`, `100`."""
+    return f"{value:g}".replace("e-0", "e-").replace("e+0", "e")
 
 
 def number(value: float | None) -> str:
@@ -32,6 +33,26 @@ def signed(value: float | None) -> str:
     """`number` with its sign."""
     text = number(value)
     return text if text.startswith((MINUS, BLANK)) else f"+{text}"
+
+
+def limits(ends: Iterable[float]) -> str:
+    """The ends of an interval."""
+    return f"[{', '.join(map(signed, ends))}]"
+
+
+def reach(value: float, ends: Iterable[float]) -> float:
+    """From a value to the farther end of its interval: what stands after ±."""
+    return max(abs(end - value) for end in ends)
+
+
+def p_value(p: float) -> str:
+    """Three decimals, and no smaller ones."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def p_said(p: float) -> str:
+    """`p_value` in a sentence."""
+    return f"p {'' if p < 0.001 else '= '}{p_value(p)}"
 
 
 def share(value: float | None, decimals: int = 1) -> str:

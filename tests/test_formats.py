@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from paft_plugin.formats import measured, number, share, signed, threshold_key, threshold_label
+from paft_plugin.formats import measured, number, plain_number, share, signed, threshold_key
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from paft_plugin.formats import measured, number, share, signed, threshold_key, 
     [(1e-5, "1e-5"), (2.5e-5, "2.5e-5"), (1e-10, "1e-10"), (0.001, "0.001"), (0, "0"), (1, "1")],
 )
 def test_labels_are_short_and_as_people_write_them(threshold: float, label: str) -> None:
-    assert threshold_label(threshold) == label
+    assert plain_number(threshold) == label
 
 
 @pytest.mark.parametrize(("threshold", "key"), [(1e-5, "1e-05"), (2.5e-5, "2.5e-05"), (0.001, "0.001"), (0, "0.0")])

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -88,14 +88,7 @@ def measure_many(folder: Path, repeats: int, held: bool) -> Iterator[BenchmarkRo
             for recipe, runs in ((method, few), (f"{method}, {MANY}", many)):
                 runs.append(ours(recipe, folder))
                 shutil.rmtree(folder / "ours")
-        figures: list[Figure] = []
-        timings: dict[str, list[float]] = {}
-        for (name, unit), bar in MANY_BARS.items():
-            what = f"{name}_{unit.lower()}"
-            two, eight = ([getattr(run, what) for run in runs] for runs in (few, many))
-            figures += [figure(f"{name}, two", two, unit), figure(f"{name}, eight", eight, unit)]
-            figures.append(figure(f"{name}, eight / two", quotients(eight, two), "×", bar if held else None))
-            timings |= {f"{name}, two": two, f"{name}, eight": eight}
+        figures, timings = _compared(MANY_BARS, held, two=few, eight=many)
         note = f"axolotl paft merge of {len(BRANCHES)} adapters beside that of two of them, as above"
         yield BenchmarkRow(f"{method}, {MANY}", figures, timings, note)
 
@@ -103,16 +96,8 @@ def measure_many(folder: Path, repeats: int, held: bool) -> Iterator[BenchmarkRo
 def _row(
     method: str, size: Qwen2Size, plain_runs: list[MergeRun], our_runs: list[MergeRun], of_half: MergeRun, same: bool
 ) -> BenchmarkRow:
-    figures: list[Figure] = []
-    timings: dict[str, list[float]] = {}
     held = size == FULL  # on a small model, imports are most of either
-    for (name, unit), bar in BARS.items():
-        what = f"{name}_{unit.lower()}"
-        plain_samples, our_samples = ([getattr(run, what) for run in runs] for runs in (plain_runs, our_runs))
-        figures += [figure(f"{name}, plain", plain_samples, unit), figure(f"{name}, ours", our_samples, unit)]
-        ratios = quotients(our_samples, plain_samples)
-        figures.append(figure(f"{name}, ours / plain", ratios, "×", bar if held else None))
-        timings |= {f"{name}, plain": plain_samples, f"{name}, ours": our_samples}
+    figures, timings = _compared(BARS, held, plain=plain_runs, ours=our_runs)
     growth = median(run.peak_mb for run in our_runs) / of_half.peak_mb
     figures.append(Figure("peak, ours, all / half the layers", growth, "×", at_most=1.05 if held else None))
     figures.append(Figure("the same bits", float(same), "", at_least=1))
@@ -121,6 +106,21 @@ def _row(
         "between: bytes of models on disk that only the merge needs"
     )
     return BenchmarkRow(method, figures, timings, note)
+
+
+def _compared(
+    bars: Mapping[tuple[str, str], float | None], held: bool, **runs: list[MergeRun]
+) -> tuple[list[Figure], dict[str, list[float]]]:
+    """The figures and timings of two kinds of runs, and how much more the second takes than the first."""
+    figures: list[Figure] = []
+    timings: dict[str, list[float]] = {}
+    for (name, unit), bar in bars.items():
+        samples = {what: [getattr(run, f"{name}_{unit.lower()}") for run in each] for what, each in runs.items()}
+        (one, first), (other, second) = samples.items()
+        figures += [figure(f"{name}, {what}", each, unit) for what, each in samples.items()]
+        figures.append(figure(f"{name}, {other} / {one}", quotients(second, first), "×", bar if held else None))
+        timings |= {f"{name}, {what}": each for what, each in samples.items()}
+    return figures, timings
 
 
 def make_qwen2_with_adapters(

@@ -17,7 +17,7 @@ import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,16 +37,18 @@ BUFFER = 1 << 23
 
 @dataclass(frozen=True)
 class LlamaSize:
-    """Of a Llama with a tied head."""
+    """Of a Llama with a tied head, under the names of its config."""
 
-    layers: int
-    vocabulary: int
-    hidden: int
-    intermediate: int
-    key_value: int
+    num_hidden_layers: int
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    tie_word_embeddings: bool = True
 
 
-FULL, QUICK = LlamaSize(16, 128256, 2048, 8192, 512), LlamaSize(4, 8192, 512, 2048, 128)
+FULL, QUICK = LlamaSize(16, 128256, 2048, 8192, 32, 8), LlamaSize(4, 8192, 512, 2048, 8, 2)
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ STATES = ("cold", "warm")
 def measure(size: LlamaSize, repeats: int, folder: Path) -> Iterator[BenchmarkRow]:
     """A row for each case and state of the cache; reading and inspecting take turns."""
     whole, half = folder / "whole", folder / "half"
-    for each, where in ((size, whole), (replace(size, layers=size.layers // 2), half)):
+    for each, where in ((size, whole), (replace(size, num_hidden_layers=size.num_hidden_layers // 2), half)):
         apart(make_llamas, each, where)
     for name, branches in CASES.items():
         folders = [whole / "base", *(whole / branch for branch in branches)]
@@ -228,30 +230,14 @@ def cached_share(files: Sequence[Path]) -> float:
     return held / pages
 
 
-def shapes(size: LlamaSize) -> dict[str, tuple[int, ...]]:
-    """The tensors of a Llama."""
-    named: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (size.vocabulary, size.hidden)}
-    for layer in range(size.layers):
-        for module, shape in linear(size).items():
-            named[f"model.layers.{layer}.{module}.weight"] = shape
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            named[f"model.layers.{layer}.{norm}.weight"] = (size.hidden,)
-    return {**named, "model.norm.weight": (size.hidden,)}
-
-
-def linear(size: LlamaSize) -> dict[str, tuple[int, int]]:
-    """The linear modules of one layer."""
-    square, narrow, up = (size.hidden, size.hidden), (size.key_value, size.hidden), (size.intermediate, size.hidden)
-    attention = {"q_proj": square, "k_proj": narrow, "v_proj": narrow, "o_proj": square}
-    mlp = {"gate_proj": up, "up_proj": up, "down_proj": up[::-1]}
-    return {**{f"self_attn.{n}": shape for n, shape in attention.items()}, **{f"mlp.{n}": s for n, s in mlp.items()}}
-
-
 def make_llamas(size: LlamaSize, folder: Path) -> None:
     """A base, two models with all weights moved by about 1e-4 (many round back), and two adapters."""
     import torch
     from safetensors.torch import save_file
 
+    from paft_plugin.pipeline.estimate.shapes import decoder_shapes, is_linear
+
+    shapes = decoder_shapes(asdict(size))
     torch.manual_seed(SEED)
     # Numbers are drawn once and used again from different places on: drawing them all would take longer than the benchmark.
     pool = torch.randn(1 << 24)
@@ -262,7 +248,7 @@ def make_llamas(size: LlamaSize, folder: Path) -> None:
         repeated = pool[start:].repeat(-(-entries // (len(pool) - start)))[:entries]
         return repeated.reshape(shape) * std
 
-    base = {name: drawn(shape, 0.02).bfloat16() for name, shape in shapes(size).items()}
+    base = {name: drawn(shape, 0.02).bfloat16() for name, shape in shapes.items()}
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": True}
     for model, std in (("base", 0.0), ("sft", 1e-4), ("preference", 3e-5)):
         weights = base
@@ -273,11 +259,10 @@ def make_llamas(size: LlamaSize, folder: Path) -> None:
         (folder / model / "config.json").write_text(json.dumps(config), encoding="utf-8")
     for adapter in ("sft-lora", "preference-lora"):
         factors = {}
-        for layer in range(size.layers):
-            for module, (rows, columns) in linear(size).items():
-                key = f"base_model.model.model.layers.{layer}.{module}.lora_"
-                factors[f"{key}A.weight"] = drawn((RANK, columns), 0.02).bfloat16()
-                factors[f"{key}B.weight"] = drawn((rows, RANK), 1e-3).bfloat16()
+        for name, (rows, columns) in ((name, shape) for name, shape in shapes.items() if is_linear(name, shape)):
+            key = f"base_model.model.{name.removesuffix('weight')}lora_"
+            factors[f"{key}A.weight"] = drawn((RANK, columns), 0.02).bfloat16()
+            factors[f"{key}B.weight"] = drawn((rows, RANK), 1e-3).bfloat16()
         (folder / adapter).mkdir()
         save_file(factors, folder / adapter / ADAPTER_FILE)
         settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK, "base_model_name_or_path": None}

@@ -13,22 +13,10 @@ import click
 
 PATH = click.Path(path_type=Path)
 FOLDER, FILE = click.Path(path_type=Path, file_okay=False), click.Path(path_type=Path, dir_okay=False)
+SEEDS = click.IntRange(0, 2**32 - 1)
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def json_option(what: str) -> Decorator:
     """`--json FILE`, which the command gets as `json_file`."""
     return click.option("--json", "json_file", metavar="FILE", type=FILE, help=f"Write {what} there, for machines.")
-
-
-SEEDS = click.IntRange(0, 2**32 - 1)
-seed_option: Decorator = click.option(
-    "--seed", type=SEEDS, default=0, show_default=True, help="For methods that drop by chance."
-)
-"""`--seed N`, of a recipe that is written."""
-recipe_seed_option: Decorator = click.option(
-    "--seed",
-    type=SEEDS,
-    help="For methods that drop by chance. [that in the recipe's header, or else 0]",
-)
-"""`--seed N`, of a merge by a recipe."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paft_plugin.commands import PATH, recipe_seed_option
-from paft_plugin.errors import PaftError, quietly
+from paft_plugin.commands import PATH, SEEDS
+from paft_plugin.errors import PaftError, quietly, warn
 
 if TYPE_CHECKING:
     from paft_plugin.fusion.merge import Fusion
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("recipe", type=PATH)
 @click.argument("out", type=PATH)
-@recipe_seed_option
+@click.option("--seed", type=SEEDS, help="For methods that drop by chance. [that in the recipe's header, or else 0]")
 @click.option("--device", default="auto", show_default=True, help="Where to merge: cpu, cuda, …")
 @click.option("--out-shard-size", default="5GB", show_default=True, help="Most bytes in one file of weights.")
 @click.option("--adapter", is_flag=True, help="Write the fused delta as a PEFT adapter on the base, not a model.")
@@ -58,8 +58,7 @@ def merge(
         notes = _merge_into_adapter(fusion, out, rank, max_error, findings, quiet)
     else:
         notes = write_fusion(fusion, out, out_shard_size, findings, quiet)
-    for note in notes:
-        click.echo(f"Warning: {note}", err=True)
+    warn(notes)
     if said := how_it_trims(fusion.config.merge_method):
         click.echo(said)
     click.echo(f"Merged into {out}.")

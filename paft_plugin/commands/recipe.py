@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from paft_plugin.commands import PATH, Decorator, seed_option
-from paft_plugin.errors import did_you_mean, raise_if_any
+from paft_plugin.commands import PATH, SEEDS, Decorator
+from paft_plugin.errors import did_you_mean, raise_if_any, warn
 from paft_plugin.fusion.recipe.methods import MEANINGS, METHODS, extra_names
 from paft_plugin.fusion.recipe.settings import ROLES, SETTINGS, RecipeSettings
 
@@ -117,7 +117,7 @@ def _taken_apart(text: str) -> tuple[str, str, dict[str, str]]:
 @branch_options
 @click.option("--method", required=True, metavar="METHOD", help=f"Merge method: {', '.join(METHODS)}.")
 @setting_options
-@seed_option
+@click.option("--seed", type=SEEDS, default=0, show_default=True, help="For methods that drop by chance.")
 @click.option("--output", type=PATH, required=True, help="The recipe's file, such as ties.yml.")
 @click.option("--merged", type=PATH, help="Where the merged model goes. [OUTPUT without its suffix]")
 @click.option(
@@ -146,8 +146,7 @@ def recipe(**options: Any) -> None:
     settings, unread = RecipeSettings.read({**given, "extras": extras})
     request = RecipeRequest(**options, branches=tuple(branches), settings=settings)
     written = write_recipe(request, [*problems, *unread])
-    for warning in written.warnings:
-        click.echo(f"Warning: {warning}", err=True)
+    warn(written.warnings)
     for folder in (branch.whole for branch in written.branches if branch.whole is not None):
         size = sum(file.stat().st_size for file in folder.iterdir())
         click.echo(f"Whole model: {folder} ({size / 1e9:.2f} GB). Delete it after the merge.")

@@ -24,7 +24,7 @@ Tensors = Callable[[], Iterable[tuple[str, Tensor]]]
 Keys = Callable[[str, Tensor], Tensor]
 """(name, δ) → a whole number from 0 to 2³¹ − 1 for each entry; those of the smallest are dropped first."""
 HALF = 16
-"""Bits of the lower half of a key."""
+"""Bits of each half of a key, or of a magnitude in fp32, whose order as a whole number is its order."""
 LOWER = (1 << HALF) - 1
 
 
@@ -150,16 +150,17 @@ def _cut(keys: Callable[[], Iterable[Tensor]], count: int) -> tuple[int, int]:
         (torch.bincount(key.flatten() >> HALF, minlength=1 << HALF) for key in keys()),
         torch.zeros(1 << HALF, dtype=torch.int64),
     )
-    bucket, rest = _place(upper, count)
+    bucket, rest = bucket_of(upper, count)
     lower = torch.zeros(1 << HALF, dtype=torch.int64)
     for key in keys():
         lower += torch.bincount(key[key >> HALF == bucket] & LOWER, minlength=1 << HALF)
-    low, equal = _place(lower, rest)
+    low, equal = bucket_of(lower, rest)
     return bucket << HALF | low, equal
 
 
-def _place(counts: Tensor, count: int) -> tuple[int, int]:
-    """The bucket that holds the `count`-th entry from below, and which of its own that is."""
-    reached = counts.cumsum(0)
+def bucket_of(counts: Tensor, count: int, *, from_top: bool = False) -> tuple[int, int]:
+    """The bucket that holds the `count`-th entry from below or from the top, and which of its own that is."""
+    reached = (counts.flip(0) if from_top else counts).cumsum(0)
     bucket = int(torch.searchsorted(reached, count))
-    return bucket, count - (int(reached[bucket - 1]) if bucket else 0)
+    rest = count - (int(reached[bucket - 1]) if bucket else 0)
+    return len(counts) - 1 - bucket if from_top else bucket, rest

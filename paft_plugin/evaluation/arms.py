@@ -105,10 +105,6 @@ class RunFile(JsonFile):
     """In the order of the table."""
     stages: tuple[Step, ...] = Field(default=())
 
-    def arm(self, name: str) -> Arm | None:
-        """The arm of that name, if the run has it."""
-        return find_arm(self.arms, name)
-
     @classmethod
     def upgraded(cls, content: dict[str, Any], schema: object, path: Path) -> dict[str, Any]:
         if schema not in (1, 2):
@@ -149,11 +145,6 @@ class _Schema1(BaseModel):
         return Arm(name=name, kind="fused", penalised=twin is not None, branches=branches, recipe=recipe, twin=twin)
 
 
-def find_arm(arms: Iterable[Arm], name: str | None) -> Arm | None:
-    """The arm of that name, if it is there."""
-    return next((arm for arm in arms if arm.name == name), None)
-
-
 def read_run(run_dir: Path) -> RunFile | None:
     """What the run in `run_dir` is made of; None where there is no run.
 
@@ -166,5 +157,8 @@ def read_run(run_dir: Path) -> RunFile | None:
 
 def arm_named(name: str, arms: Iterable[Arm] = ()) -> Arm:
     """The arm of that name among `arms`; of one that isn't there, as in a `results.json` without its run, what the name says."""
+    for arm in arms:
+        if arm.name == name:
+            return arm
     branches = () if name.startswith(("paft-", "parallel-", "without-")) else (name,)
-    return find_arm(arms, name) or _Schema1(branches=branches, arms={name: ""}, fused={}).resolved()[0]
+    return _Schema1(branches=branches, arms={name: ""}, fused={}).resolved()[0]

@@ -270,7 +270,7 @@ class HeldOutScorer:
                 better, worse = _key(name, pair), _key(name, pair, 1)
                 gain = found[better].total - found[worse].total - (base.totals[better] - base.totals[worse])
                 yield _item(name, pair, gain)
-                yield _item(f"{name}_gained", pair, _half_if_equal(gain, 0))
+                yield _item(f"{name}_gained", pair, 0.5 if gain == 0 else float(gain > 0))
                 yield _item(f"{name}_by_total", pair, float(found[better].total > found[worse].total))
                 yield _item(f"{name}_by_token", pair, float(found[better].per_token > found[worse].per_token))
         for name, references in self._compared.items():
@@ -307,10 +307,6 @@ def _answers(name: str, rows: Iterable[HeldOutRow], place: int = 0) -> list[Cont
 
 def _item(measure: str, row: HeldOutRow, value: float, answer: str | None = None) -> ItemScore:
     return ItemScore(measure=measure, item=row.id, value=value, source=row.source, answer=answer)
-
-
-def _half_if_equal(one: float, other: float) -> float:
-    return 0.5 if one == other else float(one > other)
 
 
 def _strange(model: AnswerModel, held_out: HeldOut) -> Iterator[str]:

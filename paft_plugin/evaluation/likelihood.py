@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from paft_plugin.errors import PaftError
@@ -217,13 +219,9 @@ def _plainly(model: Any, most: int, ends: frozenset[int]) -> Iterator[None]:
 
 def _padded(rows: Sequence[Sequence[int]], device: torch.device, *, left: bool = False) -> tuple[Tensor, Tensor]:
     """Token ids and attention mask, (B, T) each; padding is token 0, which nothing attends to."""
-    longest = max(map(len, rows))
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, tokens in enumerate(rows):
-        place = slice(longest - len(tokens), None) if left else slice(len(tokens))
-        ids[row, place], mask[row, place] = torch.tensor(tokens), 1
-    return ids.to(device), mask.to(device)
+    ids = [torch.tensor(tokens, dtype=torch.long) for tokens in rows]
+    padded = partial(pad_sequence, batch_first=True, padding_side="left" if left else "right")
+    return padded(ids).to(device), padded([torch.ones_like(tokens) for tokens in ids]).to(device)
 
 
 @contextmanager

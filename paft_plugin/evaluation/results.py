@@ -18,6 +18,7 @@ from paft_plugin.evaluation.arms import Arm, Kind, Role, arm_named, read_run
 from paft_plugin.evaluation.held_out_rows import HELD_OUT, KL, RETAINED
 from paft_plugin.evaluation.items import ITEMS_FILE, ItemScore, read_items
 from paft_plugin.files import JsonFile, inside
+from paft_plugin.formats import reach
 
 if TYPE_CHECKING:
     from paft_plugin.evaluation.statistics import Interval, MeanChange, Values
@@ -192,9 +193,9 @@ class ArmResult(BaseModel):
         return self.arm.name
 
     def reach(self, measure: str) -> float | None:
-        """From the score to the farther end of its 95 % interval: what stands after ±."""
+        """From the score to the farther end of its 95 % interval."""
         ends = self.intervals.get(measure)
-        return None if ends is None else max(abs(end - self.scores[measure]) for end in ends)
+        return None if ends is None else reach(self.scores[measure], ends)
 
     @field_validator("arm", mode="before")
     @classmethod

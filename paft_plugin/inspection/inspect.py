@@ -266,7 +266,6 @@ class _Everything:
         raise_if_any([*([of_base] if self._broken else []), *of_deltas])
         return Inspection(
             base=str(base.absolute()),
-            base_fingerprint=None,
             thresholds=self._settings.thresholds,
             densities=self._settings.densities,
             deltas=tuple(self._inspected(which, delta) for which, delta in self._deltas.items()),

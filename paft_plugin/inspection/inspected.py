@@ -187,8 +187,6 @@ class Inspection(JsonFile):
 
     base: str
     """Absolute folder."""
-    base_fingerprint: str | None
-    """None if it was not taken: it takes a read of the whole base."""
     thresholds: tuple[float, ...]
     """Ascending; the keys of `Measures.small` are `threshold_key` of these."""
     densities: tuple[float, ...]

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paft_plugin import drawing
-from paft_plugin.drawing import Chart, Drawn, Missing, Plot, chart, joined, new_figure, plain_number, whole_numbers
+from paft_plugin.drawing import Chart, Drawn, Missing, Plot, chart, joined, new_figure, whole_numbers
 from paft_plugin.evaluation.arms import arm_named
 from paft_plugin.files import write_bytes
-from paft_plugin.formats import MINUS, share, threshold_key, threshold_label
+from paft_plugin.formats import MINUS, plain_number, share, threshold_key
 from paft_plugin.inspection.inspected import InspectedDelta, InspectedPair, Inspection
 from paft_plugin.inspection.measures import Interference, Vote
 
@@ -61,10 +61,10 @@ def sparsity_by_layer(inspection: Inspection) -> Drawn | str:
     for delta in layered:
         layers, style = sorted(delta.figures.layers), styles[delta.name]
         shares = [delta.figures.layers[layer].sparsity(threshold) for layer in layers]
-        axes.plot(layers, shares, color=style.colour, marker=style.marker, linestyle=style.line, label=delta.name)
+        axes.plot(layers, shares, **style.look, label=delta.name)
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("layer")
-    axes.set_ylabel(f"share of entries with |δ| ≤ {threshold_label(threshold)}")
+    axes.set_ylabel(f"share of entries with |δ| ≤ {plain_number(threshold)}")
     whole_numbers(axes.xaxis)
     figure.legend(loc="outside upper center", ncols=min(len(layered), 4))
     if len(layered) > TOGETHER:
@@ -75,7 +75,7 @@ def sparsity_by_layer(inspection: Inspection) -> Drawn | str:
     return Drawn(
         figure,
         f"A sparse delta is a line near the top. {said}",
-        f"Line chart: sparsity at {threshold_label(threshold)} of each layer of {joined([d.name for d in layered])}.",
+        f"Line chart: sparsity at {plain_number(threshold)} of each layer of {joined([d.name for d in layered])}.",
     )
 
 
@@ -141,7 +141,7 @@ def _histogram_axes(axes: Axes, ends: tuple[float, float], threshold: float | No
     if threshold is not None and threshold > 0 and ends[0] < math.log10(threshold) < ends[1]:
         axes.axvline(math.log10(threshold), color=drawing.MUTED, linewidth=0.9, linestyle=":")
         axes.annotate(
-            threshold_label(threshold), (math.log10(threshold), 1), xycoords=("data", "axes fraction"),
+            plain_number(threshold), (math.log10(threshold), 1), xycoords=("data", "axes fraction"),
             xytext=(3, -2), textcoords="offset points", va="top", fontsize=8, color=drawing.MUTED,
         )  # fmt: skip
 
@@ -205,7 +205,7 @@ def interference_map(inspection: Inspection) -> Drawn | str:
     left_out = len(_candidates(inspection)) - len(pairs)
     return Drawn(
         figure,
-        f"Share of entries where both |δ| are above {threshold_label(threshold)} and their signs are opposite; a merge must "
+        f"Share of entries where both |δ| are above {plain_number(threshold)} and their signs are opposite; a merge must "
         f"overrule one branch there. {' '.join(_interference_said(pair, threshold) for pair in pairs)}"
         + (f" Only in the table: {left_out} more." if left_out > 0 else ""),
         f"Heat map, layers across and kinds of modules downwards, for {joined([f'{p.first} with {p.second}' for p in pairs])}.",

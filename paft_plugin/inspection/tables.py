@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from paft_plugin.formats import BLANK, measured, number, share, signed, threshold_key, threshold_label
+from paft_plugin.formats import BLANK, measured, number, plain_number, share, signed, threshold_key
 from paft_plugin.inspection.inspected import InspectedDelta, InspectedPair, Inspection
 from paft_plugin.inspection.measures import Measures
 from paft_plugin.inspection.plots import MOST_PAIRS, OUTCOMES, conflict_share, outcome_share, plotted_threshold
@@ -27,7 +27,7 @@ def sparsity_table(inspection: Inspection) -> Table:
     figures: dict[str, Figure] = {
         "Entries": lambda total: number_cell(total.entries, "{:,}".format),
         "Exactly 0": lambda total: number_cell(total.zero_share, share),
-        **{f"|δ| ≤ {threshold_label(threshold)}": sparsity(threshold) for threshold in inspection.thresholds},
+        **{f"|δ| ≤ {plain_number(threshold)}": sparsity(threshold) for threshold in inspection.thresholds},
         **{f"Hidden in {dtype}": hidden(dtype) for dtype in dtypes},
     }
     return Table(
@@ -92,7 +92,7 @@ def _sparsity_of(inspection: Inspection, name: str, what: str, groups: Sequence[
         [Column(what.capitalize(), is_number=False), *(Column(delta.name) for delta in inspection.deltas)],
         rows,
         name,
-        f"Sparsity at {threshold_label(threshold)} by {what}",
+        f"Sparsity at {plain_number(threshold)} by {what}",
     )
 
 
@@ -108,7 +108,7 @@ def pair_table(inspection: Inspection) -> Table | None:
         conflicts = (conflict_share(total, threshold), overlap.conflict_share, total.conflict_weight)
         shares = [number_cell(each, share) for each in (overlap.jaccard, *conflicts)]
         rows.append(Row([Cell(_name(pair)), *shares, number_cell(total.cosine, signed)]))
-    at = threshold_label(threshold)
+    at = plain_number(threshold)
     kinds = [f"Sign conflicts, {of}" for of in ("of all entries", "of shared entries", "by magnitude")]
     return Table(
         [Column("Pair", is_number=False), *map(Column, (f"Supports' overlap at {at}", *kinds, "Cosine"))],

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from paft_plugin.deltas.proof import Proof
-from paft_plugin.files import PROOF_FILE, inside, read_json_or_nothing
+from paft_plugin.files import PROOF_FILE, inside, read_json_or_nothing, seen_from
 from paft_plugin.formats import threshold_key
 from paft_plugin.reading import UnreadableError, open_regular, read_bytes
 
@@ -176,15 +176,10 @@ def read_curve(run_dir: Path, branch: str, folder: Path | None = None) -> Curve 
     states = {state: _points(read_json_or_nothing(state).get("log_history")) for state in last_state(folder)}
     for source, found in {log: _from_log(log), proof: _from_proof(proof), **states}.items():
         if found:
-            sources.insert(0, shown(source, run_dir))
+            sources.insert(0, seen_from(run_dir, source))
         for step, point in found.items():
             points.setdefault(step, {}).update(point)
     return _curve(branch, tuple(sources), points) if points else None
-
-
-def shown(file: Path, run_dir: Path) -> str:
-    """A file's path as a reader of the run's folder wants it."""
-    return file.relative_to(run_dir).as_posix() if file.is_relative_to(run_dir) else str(file)
 
 
 def _curve(branch: str, sources: tuple[str, ...], points: Mapping[int, Point]) -> Curve:

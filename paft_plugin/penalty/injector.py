@@ -29,7 +29,7 @@ from transformers import Trainer, TrainerCallback
 
 from paft_plugin.deltas.proof import Measurement, Record
 from paft_plugin.errors import PaftError, raise_if_any, some
-from paft_plugin.formats import threshold_label
+from paft_plugin.formats import plain_number
 from paft_plugin.penalty.find import References, find_live_deltas, take_references, trained_themselves
 from paft_plugin.penalty.inspector import Inspector
 from paft_plugin.penalty.live import LiveDelta, Shrinkable, add_subgradients, gradient_norm, l2_norm, measure
@@ -320,7 +320,7 @@ class PenaltyInjector(TrainerCallback):
 
     def _metrics(self) -> dict[str, float]:
         now = self.measure()
-        shares = {f"paft/sparsity@{threshold_label(t)}": share for t, share in now.sparsity.items()}
+        shares = {f"paft/sparsity@{plain_number(t)}": share for t, share in now.sparsity.items()}
         if self._steering and self._steering.forecast is not None:
             shares["paft/sparsity_forecast"] = self._steering.forecast
         if self._steering and self._steering.increase is not None:

@@ -26,7 +26,7 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 
 from paft_plugin.deltas.measures import OCTAVES, hoyer
 from paft_plugin.errors import some
-from paft_plugin.formats import threshold_label
+from paft_plugin.formats import plain_number
 from paft_plugin.penalty.l1 import square_of_difference
 from paft_plugin.penalty.live import ExpertsDelta, FullDelta, LiveDelta
 from paft_plugin.penalty.sharded import local, sum_over_shards
@@ -97,7 +97,7 @@ class Inspector:
 
     def _figures(self, prefix: str, one: LiveTally, base: float | None) -> dict[str, float]:
         zeros, *small = (count / one.entries for count in one.small.tolist())
-        labels = [f"sparsity@{threshold_label(threshold)}" for threshold in self._thresholds]
+        labels = [f"sparsity@{plain_number(threshold)}" for threshold in self._thresholds]
         figures = {
             "zeros": zeros,
             **dict(zip(labels, small, strict=True)),

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from paft_plugin.deltas.proof import Proof
 from paft_plugin.errors import PaftError
 from paft_plugin.files import read_json
-from paft_plugin.formats import share, threshold_key, threshold_label
+from paft_plugin.formats import plain_number, share, threshold_key
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -475,13 +475,13 @@ def missed_target(proof: Proof) -> str | None:
     if proof.max_loss_increase is not None:
         return (
             f"paft_target_sparsity: {target:g} was not reached: {share(ended)} of the delta's entries are at or under "
-            f"{threshold_label(threshold)}; paft_max_loss_increase: {proof.max_loss_increase:g} came first."
+            f"{plain_number(threshold)}; paft_max_loss_increase: {proof.max_loss_increase:g} came first."
         )
     last = proof.history[-1]
     more = f"for {ENOUGH_STEPS} steps or more (more epochs, fewer rows a step)"
     longer = more if last.step < ENOUGH_STEPS else "for longer"
     return (
         f"paft_target_sparsity: {target:g} was missed: {share(ended)} of the delta's entries are at or under "
-        f"{threshold_label(threshold)}. λ had come to {last.strength:.2g} by step {last.step}: train {longer}, and let it start "
+        f"{plain_number(threshold)}. λ had come to {last.strength:.2g} by step {last.step}: train {longer}, and let it start "
         f"there (paft_l1_lambda: {last.strength:.1e})."
     )

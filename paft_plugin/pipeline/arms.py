@@ -15,6 +15,7 @@ from shlex import quote
 from paft_plugin.errors import PaftError, collecting, raise_if_any
 from paft_plugin.evaluation.arms import Arm, Kind, Role
 from paft_plugin.evaluation.task_code import tasks_in
+from paft_plugin.files import seen_from
 from paft_plugin.fusion.recipe.render import RecipeBranch
 from paft_plugin.fusion.recipe.setting_problems import number_problems, setting_problems
 from paft_plugin.fusion.recipe.settings import ROLES, BranchName
@@ -134,7 +135,7 @@ class Setup:
     @property
     def base_arm(self) -> Arm:
         """The base model as an arm, whether it is in the table or not."""
-        return Arm(name=BASE, kind="base", model=_seen_from(self.run_dir, self.base))
+        return Arm(name=BASE, kind="base", model=seen_from(self.run_dir, self.base))
 
     def of_kind(self, kind: Kind) -> list[Arm]:
         """Its arms of one kind."""
@@ -486,7 +487,7 @@ def _branch_arm(setup: Setup, branch: Branch) -> Arm:
         control=branch.control.control if branch.control else None,
         beside=branch.name in setup.config.compare.named and branch.name not in setup.twins.values(),
         twin=setup.twins.get(branch.name),
-        model=_seen_from(setup.run_dir, setup.branch_folder(branch.name)),
+        model=seen_from(setup.run_dir, setup.branch_folder(branch.name)),
         stage=branch.name if branch.trained is None else None,
     )
 
@@ -573,11 +574,6 @@ def _fused_arm(
         model=(MODELS / name).as_posix(),
         stage=f"fuse-{name}",
     )
-
-
-def _seen_from(run_dir: Path, path: Path) -> str:
-    """A path relative to the run's folder if it lies in it, so that the folder can be moved."""
-    return path.relative_to(run_dir).as_posix() if path.is_relative_to(run_dir) else str(path)
 
 
 def _no_arm(setup: Setup, name: str, possible: Sequence[str]) -> str:

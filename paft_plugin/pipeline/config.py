@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
@@ -26,7 +25,7 @@ from paft_plugin.evaluation.arms import ControlKind, Role
 from paft_plugin.evaluation.config import EvaluationConfig, held_out_measures, measure_names
 from paft_plugin.files import is_hub_name
 from paft_plugin.fusion.recipe.setting_problems import number_problems, setting_problems
-from paft_plugin.fusion.recipe.settings import ROLES, TWO, BranchName, MethodName, RecipeSettings
+from paft_plugin.fusion.recipe.settings import NAME, ROLES, TWO, BranchName, MethodName, RecipeSettings
 from paft_plugin.schema import (
     STRICT,
     MappingOfNames,
@@ -40,7 +39,6 @@ from paft_plugin.schema import (
 )
 from paft_plugin.search.config import SearchConfig
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 BASELINES = ("joint", "sequential", "disjoint")
 ALPHA = "alpha"
 HINT = "`axolotl paft init` writes one with comments; the README explains it."
@@ -287,10 +285,6 @@ class CompareConfig(BaseModel):
     def named(self) -> Mapping[str, BranchSpec | ControlSpec | FurtherJoint]:
         """Everything that has a name of its own."""
         return self.model_extra or {}
-
-    def with_branches(self, branches: Mapping[str, BranchSpec]) -> CompareConfig:
-        """The same baselines, beside other branches."""
-        return self.model_copy(update=dict(branches))
 
 
 def _bad_names(key: str, names: Iterable[str]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,8 +139,7 @@ def _write_model(of: Delta, control: Tensors, folder: Path) -> None:
     """The base with a delta on it. What it changes is in fp32 as the delta is, the rest in the base's dtype, as it was."""
     base = of.base
     tied = tied_names(base)
-    writer = ShardedWriter(folder, base.names, shard_bytes(SHARD_SIZE))
-    try:
+    with closing(ShardedWriter(folder, base.names, shard_bytes(SHARD_SIZE))) as writer:
         for name, delta in control():
             after = base.tensor(name).float() + delta
             writer.add(name, after)
@@ -149,8 +149,6 @@ def _write_model(of: Delta, control: Tensors, folder: Path) -> None:
             if name not in writer.names:
                 writer.add(name, base.tensor(name))
         writer.finish()
-    finally:
-        writer.close()
     _copy_files(base.folder, folder, ("config.json", "generation_config.json", "*.py", "*.model", *TOKENIZER_FILES))
 
 

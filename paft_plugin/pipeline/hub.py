@@ -112,7 +112,7 @@ def with_folders(config: PaftConfig, download: bool) -> PaftConfig:
                 return spec.model_copy(update={"trained": _cached(str(spec.trained), download, "trained")})
         return spec
 
-    compare = config.compare.with_branches({name: here(spec) for name, spec in config.compare.branches.items()})
+    compare = config.compare.model_copy(update={name: here(spec) for name, spec in config.compare.branches.items()})
     fused = {name: here(spec) for name, spec in config.fused.items()}
     raise_if_any(problems)
     return config.model_copy(update={"compare": compare, **(fused if not config.branches else {"branches": fused})})

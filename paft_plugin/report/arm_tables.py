@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from paft_plugin.drawing import joined
 from paft_plugin.evaluation.arms import Role
 from paft_plugin.evaluation.results import RESULTS, ArmResult, Measure, Results, Swaps, branch_reference
-from paft_plugin.formats import BLANK, number, share, signed, threshold_label
+from paft_plugin.formats import BLANK, number, p_said, plain_number, share, signed
 from paft_plugin.report.choice import Choice
 from paft_plugin.report.differences import Comparison, Difference, comparisons, silent_measures
 from paft_plugin.tables import Cell, Column, Row, Table, number_cell
@@ -27,7 +27,7 @@ def arm_table(results: Results, choice: Choice | None = None) -> Table:
         Column("Arm", is_number=False),
         *(Column(f"{_heading(one)}{' (tells nothing)' if one.name in silent else ''}") for one in results.measures),
         *(Column("Alignment tax") for _ in taxed),
-        *(Column(f"Sparsity at {threshold_label(float(key))}", is_optional=True) for key in thresholds),
+        *(Column(f"Sparsity at {plain_number(float(key))}", is_optional=True) for key in thresholds),
     ]
     rows = [
         Row(
@@ -123,9 +123,7 @@ def _difference_cell(found: Difference | None) -> Cell:
         return Cell(BLANK, "")
     lines = [found.limits]
     if found.change is not None:
-        lines.append(
-            f"p {'< 0.001' if found.p < 0.001 else f'= {found.p:.3f}'}{'' if found.adjusted is None else ' (Holm)'}"
-        )
+        lines.append(f"{p_said(found.p)}{'' if found.adjusted is None else ' (Holm)'}")
         lines += [f"would show {number(found.change.detectable)}"] if found.verdict == "unclear" else []
     return Cell(signed(found.value), found.value, verdict=found.verdict, detail="\n".join(lines))
 
@@ -155,10 +153,6 @@ def tax_table(results: Results) -> Table | None:
         "What each branch lost in the arms that combine branches",
         "The branch's own score less the arm's; below zero the arm has more of it than the branch.",
     )
-
-
-def _of(name: str, reference: ArmResult) -> str:
-    return name if name.startswith(reference.name) else f"{name} of {reference.name}"
 
 
 def swap_tables(results: Results) -> list[Table]:

@@ -12,7 +12,7 @@ from paft_plugin.drawing import joined
 from paft_plugin.evaluation.arms import Arm
 from paft_plugin.evaluation.results import ArmResult, Measure, Results, change_between, paired_values
 from paft_plugin.evaluation.statistics import LEAST_ITEMS, LEVEL, MeanChange, holm
-from paft_plugin.formats import number, signed
+from paft_plugin.formats import limits, number, signed
 
 ALPHA = round(1 - LEVEL, 9)
 BASELINES = ("sequential", "joint", "disjoint")
@@ -72,7 +72,7 @@ class Difference:
     @property
     def limits(self) -> str:
         """The ends of the 95 % interval."""
-        return "" if self.change is None else f"[{', '.join(map(signed, self.change.interval))}]"
+        return "" if self.change is None else limits(self.change.interval)
 
     @property
     def sight(self) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from paft_plugin.drawing import Missing, joined
 from paft_plugin.files import write_text
-from paft_plugin.formats import share, threshold_label
+from paft_plugin.formats import plain_number, share
 from paft_plugin.inspection.inspected import Inspection, read_inspection
 from paft_plugin.inspection.plots import inspection_plots, plotted_threshold
 from paft_plugin.inspection.tables import (
@@ -87,9 +87,9 @@ def inspection_said(inspection: Inspection) -> tuple[str, str]:
         return "Nothing measured", "The inspection holds no delta or no sparsity threshold."
     shares = {delta.name: delta.figures.total.sparsity(threshold) for delta in inspection.deltas}
     sparsest = max(shares, key=lambda name: shares[name])
-    headline = f"{sparsest} is {share(shares[sparsest])} sparse at {threshold_label(threshold)}"
+    headline = f"{sparsest} is {share(shares[sparsest])} sparse at {plain_number(threshold)}"
     others = [f"{name} {share(sparsity)}" for name, sparsity in shares.items() if name != sparsest]
-    lead = f"That share of its entries has |δ| ≤ {threshold_label(threshold)}"
+    lead = f"That share of its entries has |δ| ≤ {plain_number(threshold)}"
     lead += f"; {joined(others)}." if others else "."
     pairs = [pair for pair in inspection.pairs if pair.figures.total.conflict_weight is not None]
     if pairs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from paft_plugin.drawing import (
     FONT_SIZE,
@@ -25,14 +25,13 @@ from paft_plugin.drawing import (
     label_points,
     log_axis,
     new_figure,
-    plain_number,
     step_axis,
     style_of,
     styles_of,
 )  # fmt: skip
 from paft_plugin.evaluation.arms import Arm, arm_named
 from paft_plugin.evaluation.results import ArmResult, Measure, Results, branch_reference
-from paft_plugin.formats import number, share, signed, threshold_label
+from paft_plugin.formats import number, plain_number, share, signed
 from paft_plugin.inspection.plots import MIDDLE, ON_DARK, ON_LIGHT, luminance
 from paft_plugin.inspection.training_log import Curve
 from paft_plugin.report.choice import Choice
@@ -225,10 +224,9 @@ def strength_chart(run: RunData) -> Drawn | str:
     for curve in penalised:
         style, target = styles[curve.branch], run.targets.get(curve.branch)
         threshold = target[0] if target and target[0] in curve.sparsity else min(curve.sparsity, key=float)
-        drawn: dict[str, Any] = {"color": style.colour, "marker": style.marker, "linestyle": style.line}
-        above.plot(*_known(curve.steps, curve.lambda_), **drawn)
-        label = f"{curve.branch}, |δ| ≤ {threshold_label(float(threshold))}"
-        below.plot(*_known(curve.steps, curve.sparsity[threshold]), label=label, **drawn)
+        above.plot(*_known(curve.steps, curve.lambda_), **style.look)
+        label = f"{curve.branch}, |δ| ≤ {plain_number(float(threshold))}"
+        below.plot(*_known(curve.steps, curve.sparsity[threshold]), label=label, **style.look)
         if target:
             below.axhline(target[1], color=style.colour if are_many else MUTED, linewidth=0.9, linestyle=":", zorder=1)
         said.append(_strength_said(curve, threshold, target))
@@ -264,7 +262,7 @@ def _strength_said(curve: Curve, threshold: str, target: tuple[str, float] | Non
     said = f"{curve.branch}: {moved}"
     if shares:
         said += (
-            f" while the sparsity at |δ| ≤ {threshold_label(float(threshold))} goes from {share(shares[0])} "
+            f" while the sparsity at |δ| ≤ {plain_number(float(threshold))} goes from {share(shares[0])} "
             f"(step {steps[0]}) to {share(shares[-1])} (step {steps[-1]})"
         )
     return said + (f"; dotted: its target, {share(target[1], 0)}." if target else ".")
@@ -285,8 +283,7 @@ def loss_chart(run: RunData) -> Drawn | str:
     styles = styles_of([arm for _, arm in trained])
     for curve, arm in trained:
         style, known = styles[arm.name], _known(curve.steps, curve.loss)
-        drawn: dict[str, Any] = {"color": style.colour, "marker": style.marker, "linestyle": style.line}
-        axes.plot(*known, **drawn, label=f"{curve.branch}: task loss" if len(trained) < MANY else curve.branch)
+        axes.plot(*known, **style.look, label=f"{curve.branch}: task loss" if len(trained) < MANY else curve.branch)
         parts = zip(curve.loss, curve.lambda_, curve.l1_norm, strict=True)
         steps, total = _known(curve.steps, [loss + strength * norm for loss, strength, norm in parts])
         if len(trained) < MANY and len(steps) > 1 and any(strength > 0 for strength in curve.lambda_):

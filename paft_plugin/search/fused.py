@@ -9,13 +9,12 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from paft_plugin.errors import collecting, raise_if_any, run_request
+from paft_plugin.errors import collecting, raise_if_any, run_request, warn
 from paft_plugin.evaluation.config import read_measures
 from paft_plugin.evaluation.score import (
     forget,
@@ -96,12 +95,12 @@ def score_fusions(request: FusedRequest) -> None:
 
     config = read_measures(request.measures)
     asked, lines = read_asked(request.held_out, request.sft, request.preference, config, request.base_scores)
-    _warn(lines)
+    warn(lines)
     reuse_freed_memory()
     scorer, device, dtype = open_scorer(config, asked)
     forget(request.scores, [fusion.arm for fusion in missing])
     bench = Bench.open(request.base, scorer, device, dtype)
-    _warn(bench.notes)
+    warn(bench.notes)
     problems: list[str] = []
     for fusion in missing:
         start = time.monotonic()
@@ -145,11 +144,6 @@ def _contents(request: FusedRequest) -> list[str]:
         model_digest(request.base),
         *(f"{name} {request.branches[name].role} {delta.branch_fingerprint()}" for name, delta in deltas.items()),
     ]
-
-
-def _warn(lines: Iterable[str]) -> None:
-    for line in lines:
-        print(f"Warning: {line}", file=sys.stderr)
 
 
 def work(file: Path) -> None:

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from paft_plugin.deltas.belongs import check_belongs, check_finite
 from paft_plugin.deltas.delta import open_delta
-from paft_plugin.errors import PaftError, raise_if_any
+from paft_plugin.errors import PaftError, raise_if_any, signals_noted
 from paft_plugin.files import fingerprint
 from paft_plugin.formats import number
 from paft_plugin.fusion.recipe.methods import METHODS
@@ -193,14 +193,8 @@ def _interruptible(console: Console) -> Iterator[Callable[[], bool]]:
         pressed.set()
         console.print("Stopping after the running trial; Ctrl-C again stops at once.")
 
-    if threading.current_thread() is not threading.main_thread():
+    with signals_noted((signal.SIGINT,), note):
         yield pressed.is_set
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield pressed.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

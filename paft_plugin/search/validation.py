@@ -23,9 +23,9 @@ from paft_plugin.evaluation.tasks import Catalogue, OpenTask, data_files, open_m
 from paft_plugin.fusion.recipe.settings import ROLES
 from paft_plugin.search.config import SearchRequest
 
-TEST = re.compile(r"(^|[^a-z])test(s|ing)?([^a-z]|$)", re.IGNORECASE)
+NAMED_LIKE_TEST = re.compile(r"(^|[^a-z])test(s|ing)?([^a-z]|$)", re.IGNORECASE)
 TEST_FOLDER = re.compile(r"test(s|ing)?([_-]?(set|split|data|items?))?", re.IGNORECASE)
-VALIDATION = re.compile(r"(^|[^a-z])(val|valid|validation|dev|development)([^a-z]|$)", re.IGNORECASE)
+NAMED_LIKE_VALIDATION = re.compile(r"(^|[^a-z])(val|valid|validation|dev|development)([^a-z]|$)", re.IGNORECASE)
 WHY = "A search that chose by test items could not be judged by them any more"
 
 
@@ -141,7 +141,9 @@ def split_problems(config: Mapping[str, Any]) -> list[str]:
     if validation is None:
         has = f"only test items (test_split: {test})" if test else "no validation_split"
         return [f"has {has}. {WHY}: give the task a validation_split of other items."]
-    if validation == test or (TEST.search(str(validation)) and not VALIDATION.search(str(validation))):
+    if validation == test or (
+        NAMED_LIKE_TEST.search(str(validation)) and not NAMED_LIKE_VALIDATION.search(str(validation))
+    ):
         return [f"its validation_split is {validation!r}, which names test items. {WHY}: give it other items."]
     problems = [
         f"its validation items are in {path}, which is named like test items. {WHY}: give it other items, or, if these are "
@@ -150,7 +152,7 @@ def split_problems(config: Mapping[str, Any]) -> list[str]:
         if _named_like_test(Path(path))
     ]
     shots = config.get("fewshot_split") or (config.get("fewshot_config") or {}).get("split")
-    if shots is not None and (shots == test or TEST.search(str(shots))):
+    if shots is not None and (shots == test or NAMED_LIKE_TEST.search(str(shots))):
         problems.append(
             f"takes its few-shot examples from test items (fewshot_split: {shots}). Take them from another split."
         )
@@ -159,8 +161,8 @@ def split_problems(config: Mapping[str, Any]) -> list[str]:
 
 def _named_like_test(file: Path) -> bool:
     """Whether a file, or else its folder, says `test`; folders further up are the user's own business."""
-    if TEST.search(file.stem) or VALIDATION.search(file.stem):
-        return not VALIDATION.search(file.stem)
+    if NAMED_LIKE_TEST.search(file.stem) or NAMED_LIKE_VALIDATION.search(file.stem):
+        return not NAMED_LIKE_VALIDATION.search(file.stem)
     return bool(TEST_FOLDER.fullmatch(file.parent.name))
 
 

@@ -147,9 +147,7 @@ class Analysis:
     @property
     def main_measures(self) -> list[Measure]:
         """What the design names, and how far an arm is from the base."""
-        design = self.scores.design
-        asked = {contrast.measure for contrast in design.contrasts}
-        named = {design.skill, design.preference, *design.retained, *design.primary, *asked}
+        named = self.scores.design.measures
         return [measure for measure in self.measures if measure.name in named or measure.is_distance]
 
 

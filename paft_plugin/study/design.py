@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -96,8 +94,8 @@ class Design(JsonFile):
     """The measure of what the preference branch teaches."""
     retained: tuple[str, ...] = ()
     """The measures of what no branch teaches."""
-    primary: tuple[str, ...] = ()
-    """The measures whose mean is called `primary`, and by which the best trial is chosen. [skill and preference]"""
+    primary: tuple[str, ...]
+    """The measures whose mean is called `primary`, and by which the best trial is chosen."""
     arms: tuple[StudyArm, ...]
     contrasts: tuple[Contrast, ...] = ()
     margins: Mapping[str, float] | None = None
@@ -124,9 +122,10 @@ class Design(JsonFile):
         return [arm for arm in self.arms if arm.name == reference][:1]
 
     @property
-    def decides(self) -> tuple[str, ...]:
-        """The measures that `primary` is made of."""
-        return self.primary or (self.skill, self.preference)
+    def measures(self) -> list[str]:
+        """The measures that it names, each once."""
+        asked = [contrast.measure for contrast in self.contrasts if contrast.measure != PRIMARY]
+        return list(dict.fromkeys([self.skill, self.preference, *self.retained, *self.primary, *asked]))
 
     @property
     def choices(self) -> list[str]:
@@ -137,17 +136,16 @@ class Design(JsonFile):
         return list(dict.fromkeys([*ways, *controls]))
 
     @property
-    def frozen(self) -> Mapping[str, str]:
-        """What must not change once a test item is scored → its fingerprint."""
+    def frozen(self) -> Mapping[str, Any]:
+        """What must not change once a test item is scored, by what it is called."""
         content = self.model_dump(mode="json")
-        parts = {
+        return {
             "seeds": content["seeds"],
             "contrasts": content["contrasts"],
             "primary measure": [content["skill"], content["preference"], content["primary"]],
             "retained measures": content["retained"],
             **({} if self.margins is None else {"margins": content["margins"]}),
         }
-        return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest()[:16] for name, part in parts.items()}
 
 
 def _fits(word: str | None, pattern: str) -> bool:

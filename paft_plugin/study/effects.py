@@ -20,6 +20,7 @@ from paft_plugin.evaluation.statistics import (
     mean_of_seeds,
     share_interval,
 )  # fmt: skip
+from paft_plugin.formats import reach
 from paft_plugin.study.design import PRIMARY
 from paft_plugin.study.scores import StudyScores
 
@@ -38,7 +39,7 @@ class Level:
     @property
     def reach(self) -> float | None:
         """From the mean to the farther end of its interval."""
-        return None if self.interval is None else max(abs(end - self.value) for end in self.interval)
+        return None if self.interval is None else reach(self.value, self.interval)
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def terms(scores: StudyScores, measure: str) -> list[Term]:
     """
     if measure.removesuffix(VALIDATION) != PRIMARY:
         return [Term(measure)]
-    names = scores.design.decides
+    names = scores.design.primary
     end = VALIDATION if measure.endswith(VALIDATION) else ""
     found = [term for name in names if (term := _term(scores, name, len(names))) is not None]
     return [replace(term, measure=term.measure + end) for term in found] if len(found) == len(names) else []

@@ -17,7 +17,7 @@ from paft_plugin.drawing import Missing, Plot, as_png, joined
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.results import VALIDATION
 from paft_plugin.files import inside, read_json_or_nothing, write_bytes, write_json, write_text
-from paft_plugin.formats import number, signed
+from paft_plugin.formats import limits, number, signed
 from paft_plugin.reading import read_text
 from paft_plugin.report.inspection_page import Part
 from paft_plugin.report.page import prose, shown
@@ -132,14 +132,13 @@ def _verdicts(analysis: Analysis) -> Iterator[str]:
         if best is not None and row.name != best.name and row.is_chosen and row.way.startswith("sequential"):
             found_change = change(analysis.scores, row.name, best.name, PRIMARY)
             if found_change is not None:
-                limits = ", ".join(map(signed, found_change.interval))
                 pair = {best.name, row.name}
                 asked = any(
                     {one.one, one.other} == pair and one.contrast.measure == PRIMARY for one in analysis.answers
                 )
                 yield (
-                    f"Against {row.name}, the best of {_way(row.way, row.form)}: {signed(found_change.value)} [{limits}] in "
-                    f"primary ({'declared' if asked else 'exploratory'})."
+                    f"Against {row.name}, the best of {_way(row.way, row.form)}: {signed(found_change.value)} "
+                    f"{limits(found_change.interval)} in primary ({'declared' if asked else 'exploratory'})."
                 )
 
 

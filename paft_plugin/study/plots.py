@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from paft_plugin.drawing import (
     COLOURS,
@@ -53,15 +53,18 @@ def score_chart(analysis: Analysis) -> Drawn | str:
             if name in row.levels:
                 _dots(axes, row.levels[name], place, GROUP_COLOURS[row.group])
         axes.set_xlabel(_with_direction(analysis, name))
-        axes.grid(visible=False, axis="y")
-        axes.margins(y=0.01)
-    panels[0].set_yticks(range(len(rows)), [row.name for row in rows])
-    panels[0].set_ylim(len(rows) - 0.4, -0.6)
-    for axes in panels:
-        axes.tick_params(axis="y", length=0)
+        _row_axis(axes, [row.name for row in rows])
         for place in _borders(rows):
             axes.axhline(place - 0.5, color=MUTED, linewidth=0.6)
     return Drawn(figure, _seeds_said(analysis), f"Dot chart of {len(rows)} arms in {joined(named)}.", wide=True)
+
+
+def _row_axis(axes: Axes, names: Sequence[str]) -> None:
+    """A row for each name, the first on top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
 
 
 def _with_direction(analysis: Analysis, name: str) -> str:
@@ -103,10 +106,7 @@ def contrast_chart(analysis: Analysis) -> Drawn | str:
         for place, one in enumerate(asked):
             _effect(axes, analysis, one, place)
         axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_yticks(range(len(asked)), [one.contrast.name for one in asked])
-        axes.set_ylim(len(asked) - 0.4, -0.6)
-        axes.tick_params(axis="y", length=0)
-        axes.grid(visible=False, axis="y")
+        _row_axis(axes, [one.contrast.name for one in asked])
         axes.set_xlabel(f"{_with_direction(analysis, name)}: one − other")
     said = (
         "Small dots: seeds; bars: 95 % intervals, not corrected; grey: the margin. Filled: shown (Holm), or equivalent; "
@@ -125,7 +125,7 @@ def _effect(axes: Axes, analysis: Analysis, one: Answered, place: int) -> None:
         axes.fill_betweenx([place - 0.4, place + 0.4], -one.margin, one.margin, color=MUTED, alpha=0.18, linewidth=0)
     mine, others = (seed_means(analysis.scores, arm, one.contrast.measure) for arm in (one.one, one.other))
     seeds = [mine[seed] - others[seed] for seed in one.seeds]
-    axes.scatter(seeds, [place] * len(seeds), s=11, color=colour, alpha=0.45, linewidths=0, zorder=2)
+    axes.scatter(seeds, [place + 0.25] * len(seeds), s=11, color=colour, alpha=0.6, linewidths=0, zorder=2)
     axes.plot(one.change.interval, [place, place], color=colour, linewidth=1.6, zorder=3)
     face = PAPER if one.verdict == "unclear" else colour
     axes.scatter([one.change.value], [place], s=34, color=face, edgecolors=colour, linewidths=1.2, zorder=4)
@@ -150,7 +150,7 @@ def front_chart(analysis: Analysis) -> Drawn | str:
         axes.set_xlabel("skill: 0 the base, 1 the best branch")
     panels[0].set_ylabel("preference: 0 the base, 1 the best branch")
     for place, way in enumerate(ways):
-        panels[0].plot([], [], label=way, **_look(place))
+        panels[0].plot([], [], label=way, **style_at(place).look)
     figure.legend(loc="outside upper center", ncols=min(len(ways), 6))
     said = (
         "Means over seeds on test items, of the trials that no other of their way beats on validation in any goal; a line "
@@ -159,18 +159,13 @@ def front_chart(analysis: Analysis) -> Drawn | str:
     return Drawn(figure, said, f"Line chart of {len(known)} fronts.", wide=True)
 
 
-def _look(place: int) -> dict[str, Any]:
-    style = style_at(place)
-    return {"color": style.colour, "marker": style.marker, "linestyle": style.line}
-
-
 def _front_line(axes: Axes, front: Front, place: int) -> None:
     """Every arm as a point, and a line through those that none of them beats in these two goals."""
-    points, look = [point[:2] for point in front.points], _look(place)
+    points, style = [point[:2] for point in front.points], style_at(place)
     line = sorted(points[at] for at in pareto_front(points, [True, True]))
-    axes.plot(*zip(*line, strict=True), **look)
+    axes.plot(*zip(*line, strict=True), **style.look)
     across, upwards = zip(*points, strict=True)
-    axes.scatter(across, upwards, s=18, marker=look["marker"], color=look["color"], alpha=0.45, linewidths=0)
+    axes.scatter(across, upwards, s=18, marker=style.marker, color=style.colour, alpha=0.45, linewidths=0)
 
 
 @chart("volumes", "Hypervolume of every way", "fronts")
@@ -187,10 +182,7 @@ def volume_chart(analysis: Analysis) -> Drawn | str:
     axes = figure.subplots()
     for place, (front, volume) in enumerate(known):
         _dots(axes, volume, place, COLOURS[forms.index(front.form) % len(COLOURS)])
-    axes.set_yticks(range(len(known)), [f"{front.way}, {front.form}".rstrip(", ") for front, _ in known])
-    axes.set_ylim(len(known) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(visible=False, axis="y")
+    _row_axis(axes, [f"{front.way}, {front.form}".rstrip(", ") for front, _ in known])
     axes.set_xlabel(f"hypervolume of {joined(known[0][0].goals)} (more is better)")
     best = f"{known[0][0].way}, {known[0][0].form}".rstrip(", ")
     said = f"Dots: seeds; bars: 95 % intervals over them. Greatest: {best}, {number(known[0][1].value)}."
@@ -217,7 +209,7 @@ def curve_chart(curve: StudyCurve) -> Chart[Analysis]:
             axes.set_xlabel(curve.setting)
             axes.set_title(_with_direction(analysis, name), loc="left")
         for place, series in enumerate(curve.series):
-            panels[0].plot([], [], label=series, **_look(place))
+            panels[0].plot([], [], label=series, **style_at(place).look)
         figure.legend(loc="outside upper center", ncols=min(len(curve.series), 5))
         alt = f"Line charts of {joined(named)} by {curve.setting}."
         return Drawn(figure, _seeds_said(analysis), alt, wide=True)
@@ -241,14 +233,14 @@ def _curve_axis(axes: Axes, places: Sequence[float]) -> float:
 def _curve_line(axes: Axes, points: Sequence[tuple[float, Level]], place: int) -> None:
     if not points:
         return
-    look = _look(place)
-    axes.plot([x for x, _ in points], [level.value for _, level in points], **look)
+    style = style_at(place)
+    axes.plot([x for x, _ in points], [level.value for _, level in points], **style.look)
     for x, level in points:
         axes.scatter(
-            [x] * len(level.seeds), list(level.seeds.values()), s=9, color=look["color"], alpha=0.4, linewidths=0
+            [x] * len(level.seeds), list(level.seeds.values()), s=9, color=style.colour, alpha=0.4, linewidths=0
         )
         if level.interval is not None and all(map(math.isfinite, level.interval)):
-            axes.plot([x, x], level.interval, color=look["color"], linewidth=0.8, alpha=0.7)
+            axes.plot([x, x], level.interval, color=style.colour, linewidth=0.8, alpha=0.7)
 
 
 PLOTS = (score_chart, contrast_chart, front_chart, volume_chart)

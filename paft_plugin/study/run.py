@@ -110,7 +110,7 @@ def compared_with_before(design: Design, folder: Path) -> Design:
 def _changed(before: Design, now: Design) -> Iterator[str]:
     asked = [{contrast.name: contrast for contrast in each.contrasts} for each in (before, now)]
     others = [name for name in dict.fromkeys([*asked[0], *asked[1]]) if asked[0].get(name) != asked[1].get(name)]
-    changed = [name for name, print_ in now.frozen.items() if before.frozen.get(name, print_) != print_]
+    changed = [name for name, part in now.frozen.items() if before.frozen.get(name, part) != part]
     if changed:
         verb = "were" if changed[1:] or changed[0].endswith("s") else "was"
         said = [f"{name} ({some(others)})" if name == "contrasts" else name for name in changed]

@@ -135,9 +135,7 @@ def _in_order(sources: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def kept_measures(design: Design) -> list[str]:
     """The measures whose items are kept: those that the design names, and those that they are chosen by."""
-    asked = [contrast.measure for contrast in design.contrasts if contrast.measure != PRIMARY]
-    named = dict.fromkeys([design.skill, design.preference, *design.retained, *design.primary, *asked])
-    return [name + end for name in named for end in ("", VALIDATION)]
+    return [name + end for name in design.measures for end in ("", VALIDATION)]
 
 
 # --- from the runs ------------------------------------------------------------------------------------------------------
@@ -212,7 +210,7 @@ def _silent(design: Design, found: Mapping[int, Results]) -> Iterator[str]:
         if seeds := [seed for seed, why in silent.items() if name in why]:
             which = f" with seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
             where = which if len(seeds) < len(found) else ""
-            counted = f", and {PRIMARY} counts it" if name in design.decides else ""
+            counted = f", and {PRIMARY} counts it" if name in design.primary else ""
             yield f"{name} tells nothing{where}, because {silent[seeds[0]][name]}{counted}."
 
 
@@ -331,16 +329,12 @@ def _whole(values: Values, step: float) -> NDArray[Any]:
     return counted.astype("<i2" if np.abs(counted).max() < 2**15 else "<i4")
 
 
-def read_items(file: Path) -> tuple[Scores, dict[str, float]]:
-    """The items in a `.npz` file of ours, and how far each measure's values may be from what was scored.
+def items_in(content: bytes, file: Path) -> tuple[Scores, dict[str, float]]:
+    """The items in what a `.npz` file of ours holds, and how far each measure's values may be from what was scored.
 
     Raises:
-        PaftError: It is missing, damaged, too large, or holds anything else.
+        PaftError: It is damaged, too large, or holds anything else.
     """
-    return _items_in(read_bytes(file, MOST_BYTES, hint=AGAIN), file)
-
-
-def _items_in(content: bytes, file: Path) -> tuple[Scores, dict[str, float]]:
     try:
         arrays = dict(_arrays(content))
         header = _Header.model_validate(parse_json(arrays.pop("header").tobytes(), file))
@@ -419,7 +413,7 @@ def read_study(folder: Path) -> StudyScores:
             problems.append(f"{folder / FIGURES_FILE}: seed {seed} is none of the design's. {AGAIN}")
         try:
             packed_items = read_bytes(file, MOST_BYTES, hint=AGAIN)
-            items[seed], steps = _items_in(packed_items, file)
+            items[seed], steps = items_in(packed_items, file)
             if figures.items.get(seed, "") not in ("", _digest(packed_items)):
                 problems.append(f"{file}: is of another time than {FIGURES_FILE}. {AGAIN}")
         except PaftError as error:

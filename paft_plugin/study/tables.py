@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from paft_plugin.drawing import joined
 from paft_plugin.evaluation.results import Measure
-from paft_plugin.formats import BLANK, measured, number, share, signed, threshold_label
+from paft_plugin.formats import BLANK, limits, measured, number, p_said, p_value, plain_number, reach, share, signed
 from paft_plugin.study.analysis import ALONE, Analysis, Answered, StudyCurve, StudyRow
 from paft_plugin.study.design import CONTROL, DESIGN_FILE, PRIMARY
 from paft_plugin.study.effects import Level, terms
@@ -61,7 +61,7 @@ def _arm_table(
         Column("Form", is_number=False, is_optional=True),
         Column("Primary"),
         *(Column(_heading(one)) for one in measures),
-        *(Column(f"Sparsity at {threshold_label(float(key))}") for key in thresholds),
+        *(Column(f"Sparsity at {plain_number(float(key))}") for key in thresholds),
         *([Column("‖δ‖₂")] if have_norms else []),
     ]
     best = analysis.best.name if analysis.best else ""
@@ -131,7 +131,7 @@ def _declared(analysis: Analysis) -> str:
 def _answer_cells(one: Answered) -> Iterator[Cell]:
     yield Cell(one.contrast.measure)
     yield number_cell(None if one.change is None else one.change.value, signed)
-    yield Cell(_limits(one), "" if one.change is None else one.change.interval[0])
+    yield Cell(BLANK, "") if one.change is None else Cell(limits(one.change.interval), one.change.interval[0])
     yield number_cell(one.adjusted, p_value)
     sight = f"would show {number(one.change.detectable)}" if one.change and one.verdict == "unclear" else ""
     margin = f"margin {one.margin:g}" if one.margin is not None else "no margin"
@@ -144,15 +144,6 @@ def _answer_cells(one: Answered) -> Iterator[Cell]:
 
 def _named(reference: str, arm: str | None) -> str:
     return reference if reference == arm else f"{reference} = {arm or BLANK}"
-
-
-def _limits(one: Answered) -> str:
-    return BLANK if one.change is None else f"[{', '.join(map(signed, one.change.interval))}]"
-
-
-def p_value(p: float) -> str:
-    """Three decimals, and no smaller ones."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def control_table(analysis: Analysis) -> Table | None:
@@ -168,7 +159,7 @@ def control_table(analysis: Analysis) -> Table | None:
             Column("Control", is_number=False),
             Column("Candidate", is_number=False, is_optional=True),
             Column("Against", is_number=False, is_optional=True),
-            *(Column(f"Sparsity at {threshold_label(float(key))}", is_optional=True) for key in thresholds),
+            *(Column(f"Sparsity at {plain_number(float(key))}", is_optional=True) for key in thresholds),
             Column("‖δ‖₂", is_optional=True),
             Column("Alone"),
             *map(Column, ways),
@@ -205,10 +196,11 @@ def _difference_cell(one: Answered | None) -> Cell:
     if one is None or one.change is None:
         return Cell(BLANK, "")
     found = one.change
-    reach = max(abs(end - found.value) for end in found.interval)
     mark = {"better": " ▲", "worse": " ▼", "equivalent": " ="}.get(one.verdict, " ?")
-    detail = f"{VERDICT_WORDS[one.verdict]}, p {'' if found.p < 0.001 else '= '}{p_value(found.p)}"
-    return Cell(f"{signed(found.value)} ± {number(reach)}{mark}", found.value, detail=detail)
+    detail = f"{VERDICT_WORDS[one.verdict]}, {p_said(found.p)}"
+    return Cell(
+        f"{signed(found.value)} ± {number(reach(found.value, found.interval))}{mark}", found.value, detail=detail
+    )
 
 
 def front_table(analysis: Analysis) -> Table | None:
@@ -316,7 +308,7 @@ def curve_table(analysis: Analysis, curve: StudyCurve) -> Table:
     return Table(
         [
             Column(curve.setting),
-            *([Column(f"Sparsity at {threshold_label(float(threshold))}")] if threshold else []),
+            *([Column(f"Sparsity at {plain_number(float(threshold))}")] if threshold else []),
             *(Column(f"{name}, alone") for name in measures),
             *(Column(f"{PRIMARY}, {name}") for name in curve.series if name != ALONE),
             *([Column("Hypervolume, fused")] if curve.volumes else []),

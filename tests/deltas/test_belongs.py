@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from paft_plugin.deltas.belongs import check_belongs, check_finite
 from paft_plugin.deltas.delta import open_delta
 from paft_plugin.errors import PaftError
-from tests.deltas.builders import make_adapter, make_base, make_model, weights
+from tests.deltas.builders import edit_config, make_adapter, make_base, make_model, weights
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +40,6 @@ def adapter(models: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def model(models: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(models / "model", tmp_path / "model"))
-
-
-def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def only(problems: list[str]) -> str:
@@ -102,7 +97,7 @@ def test_every_broken_shard_is_named_at_once(base: Path, model: Path) -> None:
 def test_an_index_that_names_absent_tensors_is_refused(base: Path, model: Path) -> None:
     index = model / "model.safetensors.index.json"
     shards = json.loads(index.read_text())["weight_map"]
-    edit(index, weight_map={**shards, "model.layers.7.weight": next(iter(shards.values()))})
+    edit_config(model, index.name, weight_map={**shards, "model.layers.7.weight": next(iter(shards.values()))})
     assert "model.layers.7.weight, which no shard holds" in only(check_belongs(base, model))
 
 
@@ -142,7 +137,7 @@ KINDS = {
 
 @pytest.mark.parametrize("key", KINDS)
 def test_an_adapter_whose_delta_is_not_s_b_a_is_refused_by_name(base: Path, adapter: Path, key: str) -> None:
-    edit(adapter / "adapter_config.json", **{key: KINDS[key]})
+    edit_config(adapter, **{key: KINDS[key]})
     problem = only(check_belongs(base, adapter))
     assert key in problem
     assert any(way in problem for way in ("etrain", "instead", "Convert"))
@@ -152,17 +147,17 @@ def test_an_adapter_whose_delta_is_not_s_b_a_is_refused_by_name(base: Path, adap
 
 @pytest.mark.parametrize("initial", ["olora", "corda", "loftq", "lora_ga", "pissa"])
 def test_initialisations_that_change_the_base_are_refused(base: Path, adapter: Path, initial: str) -> None:
-    edit(adapter / "adapter_config.json", init_lora_weights=initial)
+    edit_config(adapter, init_lora_weights=initial)
     assert "changes the base" in only(check_belongs(base, adapter))
 
 
 def test_several_reasons_are_all_said(base: Path, adapter: Path) -> None:
-    edit(adapter / "adapter_config.json", use_dora=True, init_lora_weights="pissa")
+    edit_config(adapter, use_dora=True, init_lora_weights="pissa")
     assert len(check_belongs(base, adapter)) == 2
 
 
 def test_biases_that_peft_did_not_save_are_missed(base: Path, adapter: Path) -> None:
-    edit(adapter / "adapter_config.json", bias="lora_only")
+    edit_config(adapter, bias="lora_only")
     assert "did not save the biases" in only(check_belongs(base, adapter))
 
 
@@ -200,7 +195,7 @@ def test_the_base_is_compared_by_content_where_both_are_here(base: Path, adapter
     problem = only(check_belongs(other, adapter))
     assert f"trained on {base}, not on {other}" in problem
     # The way out that the message names.
-    edit(adapter / "adapter_config.json", base_model_name_or_path=str(other))
+    edit_config(adapter, base_model_name_or_path=str(other))
     assert check_belongs(other, adapter) == []
 
 
@@ -210,13 +205,13 @@ def test_the_base_is_compared_by_content_where_both_are_here(base: Path, adapter
 def test_the_base_is_compared_by_name_where_the_other_is_not_here(
     base: Path, adapter: Path, said: str, fits: bool
 ) -> None:
-    edit(adapter / "adapter_config.json", base_model_name_or_path=said)
+    edit_config(adapter, base_model_name_or_path=said)
     assert (check_belongs(base, adapter) == []) == fits
 
 
 def test_a_snapshot_of_the_hubs_cache_has_its_name(base: Path, adapter: Path, tmp_path: Path) -> None:
     snapshot = Path(shutil.copytree(base, tmp_path / "models--org--Some-7B" / "snapshots" / "0f3a"))
-    edit(adapter / "adapter_config.json", base_model_name_or_path="org/Some-7B")
+    edit_config(adapter, base_model_name_or_path="org/Some-7B")
     assert check_belongs(snapshot, adapter) == []
 
 

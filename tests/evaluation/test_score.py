@@ -27,6 +27,7 @@ from paft_plugin.evaluation.results import Measure, read_scores
 from paft_plugin.evaluation.score import main, score
 from paft_plugin.evaluation.scorer import Scorer, TaskScore
 from paft_plugin.files import write_json
+from tests.deltas.builders import edit_config
 from tests.evaluation.items import demo_config
 from tests.evaluation.models import build_model, load
 from tests.evaluation.rows import random_rows
@@ -178,51 +179,31 @@ def cut_short(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
-def edit_json(file: Path, **changes: Any) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("kind", "spoil", "message"),
     [
-        (lambda folder: cut_short(folder / "model.safetensors"), "model.safetensors is corrupt"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "no weights in"),
-        (lambda folder: (folder / "config.json").unlink(), "no model in"),
-        (lambda folder: (folder / "config.json").write_text("{"), "can't be loaded"),
-        (lambda folder: drop_tensor(folder / "model.safetensors"), "lacks 1 tensors .*q_proj"),
-        (lambda folder: (folder / "tokenizer.json").unlink(), "can't be loaded"),
-        (lambda folder: (folder / "chat_template.jinja").unlink(), "has no chat template"),
+        ("model", lambda folder: cut_short(folder / "model.safetensors"), "model.safetensors is corrupt"),
+        ("model", lambda folder: (folder / "model.safetensors").unlink(), "no weights in"),
+        ("model", lambda folder: (folder / "config.json").unlink(), "no model in"),
+        ("model", lambda folder: (folder / "config.json").write_text("{"), "can't be loaded"),
+        ("model", lambda folder: drop_tensor(folder / "model.safetensors"), "lacks 1 tensors .*q_proj"),
+        ("model", lambda folder: (folder / "tokenizer.json").unlink(), "can't be loaded"),
+        ("model", lambda folder: (folder / "chat_template.jinja").unlink(), "has no chat template"),
+        ("adapter", lambda folder: cut_short(folder / ADAPTER_WEIGHTS), "adapter_model.safetensors is corrupt"),
+        ("adapter", lambda folder: (folder / ADAPTER_WEIGHTS).unlink(), "no weights in"),
+        ("adapter", lambda folder: (folder / "adapter_config.json").unlink(), "no adapter in"),
+        ("adapter", lambda folder: rename_tensors(folder / ADAPTER_WEIGHTS), "missing adapter keys"),
+        ("adapter", lambda folder: edit_config(folder, r=4), "size mismatch"),
     ],
 )
-def test_a_spoilt_model_is_one_line_that_names_the_arm(
-    spoil: Any, message: str, base: Path, config: EvaluationConfig, tmp_path: Path
+def test_a_spoilt_folder_is_one_line_that_names_the_arm(
+    kind: str, spoil: Any, message: str, base: Path, adapter: Path, config: EvaluationConfig, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(base, folder)
+    folder = Path(shutil.copytree(base if kind == "model" else adapter, tmp_path / kind))
     spoil(folder)
+    candidate = Candidate("sft", folder) if kind == "model" else Candidate("sft", base, folder)
     with pytest.raises(PaftError, match=f"^arm sft: .*{message}") as caught:
-        score([Candidate("sft", folder)], config, tmp_path / "scores")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda folder: cut_short(folder / ADAPTER_WEIGHTS), "adapter_model.safetensors is corrupt"),
-        (lambda folder: (folder / ADAPTER_WEIGHTS).unlink(), "no weights in"),
-        (lambda folder: (folder / "adapter_config.json").unlink(), "no adapter in"),
-        (lambda folder: rename_tensors(folder / ADAPTER_WEIGHTS), "missing adapter keys"),
-        (lambda folder: edit_json(folder / "adapter_config.json", r=4), "size mismatch"),
-    ],
-)
-def test_a_spoilt_adapter_is_one_line_that_names_the_arm(
-    spoil: Any, message: str, base: Path, adapter: Path, config: EvaluationConfig, tmp_path: Path
-) -> None:
-    folder = tmp_path / "adapter"
-    shutil.copytree(adapter, folder)
-    spoil(folder)
-    with pytest.raises(PaftError, match=f"^arm sft: .*{message}") as caught:
-        score([Candidate("sft", base, folder)], config, tmp_path / "scores")
+        score([candidate], config, tmp_path / "scores")
     assert "\n" not in str(caught.value)
 
 
@@ -248,7 +229,7 @@ def test_the_command_line_explains_and_returns_2(
 ) -> None:
     homeless = tmp_path / "homeless"
     shutil.copytree(adapter, homeless)
-    edit_json(homeless / "adapter_config.json", base_model_name_or_path="some/hub-model")
+    edit_config(homeless, base_model_name_or_path="some/hub-model")
 
     assert main([*there, "sft", "=x", f"dpo={homeless}"]) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -259,7 +240,7 @@ def test_the_command_line_explains_and_returns_2(
     assert main(there) == 2
     assert "name at least one" in capsys.readouterr().err
     measures = tmp_path / "measures.json"
-    edit_json(measures, tasks=str(tmp_path / "nowhere"), skill="skil", held_out=False)
+    edit_config(measures.parent, measures.name, tasks=str(tmp_path / "nowhere"), skill="skil", held_out=False)
     assert main([*there, f"base={base}"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines == [

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from paft_plugin.cli import paft
 from paft_plugin.fusion.lint import linter
 from paft_plugin.fusion.lint.findings import LintFile
+from tests.cli import call
 from tests.fusion.world import World
 
 MINE = """\
@@ -23,13 +22,6 @@ models:
     parameters: {{weight: 1.0}}
 dtype: float32
 """
-
-
-def call(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(paft, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result.output
 
 
 def branches(world: World) -> tuple[object, ...]:

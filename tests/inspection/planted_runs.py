@@ -22,7 +22,6 @@ from paft_plugin.inspection.measures import Election, Interference, Measures, Ov
 
 ENTRIES = 20_000
 THRESHOLDS = (1e-6, 1e-5)
-START = 1.2
 
 
 @dataclass
@@ -113,7 +112,6 @@ def inspection_of(deltas: Mapping[str, Tensor]) -> Inspection:
     names = list(deltas)
     return Inspection(
         base="/base",
-        base_fingerprint=None,
         thresholds=THRESHOLDS,
         densities=(1.0,),
         deltas=tuple(

@@ -62,7 +62,6 @@ def inspection() -> Inspection:
     )
     return Inspection(
         base="/base",
-        base_fingerprint=None,
         thresholds=(1e-5,),
         densities=(1.0,),
         deltas=deltas,

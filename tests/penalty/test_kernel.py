@@ -26,7 +26,6 @@ from tests.penalty.kernel_checks import run_checks
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 DEVICE = "cpu" if kernel.INTERPRETED else "cuda"
-REPOSITORY = Path(__file__).parents[2]
 
 INF = float("inf")
 SHAPES = [(1, 1, 1), (7, 3, 5), (65, 16, 129), (130, 1, 64), (33, 64, 70), (40, 200, 17)]  # (O, R, I)

@@ -35,11 +35,11 @@ ROWS = 16
 class Rows(Dataset):
     """Fixed random token rows, all of one length, so that any split into micro-batches has the same mean loss."""
 
-    def __init__(self) -> None:
-        self.ids = torch.randint(0, 30, (ROWS, 9), generator=torch.Generator().manual_seed(1))
+    def __init__(self, count: int = ROWS) -> None:
+        self.ids = torch.randint(0, 30, (count, 9), generator=torch.Generator().manual_seed(1))
 
     def __len__(self) -> int:
-        return ROWS
+        return len(self.ids)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {"input_ids": self.ids[index], "labels": self.ids[index]}

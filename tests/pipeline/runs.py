@@ -10,6 +10,8 @@ import yaml
 
 from paft_plugin.demo import configs, data
 from paft_plugin.files import write_bytes
+from paft_plugin.pipeline.arms import Setup
+from paft_plugin.pipeline.plan import make_plan
 
 SEED = 7
 
@@ -60,6 +62,16 @@ def training(kind: configs.Training, steps: int) -> dict[str, Any]:
 def write_yaml(file: Path, content: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+def configs_of(setup: Setup) -> dict[str, dict[str, Any]]:
+    """The axolotl configs that a run writes."""
+    folder = setup.run_dir / "configs"
+    return {
+        path.stem: yaml.safe_load(text)
+        for path, text in make_plan(setup).files.items()
+        if path.parent == folder and path.suffix == ".yml"
+    }
 
 
 def edit(file: Path, **keys: Any) -> None:

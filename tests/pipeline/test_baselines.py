@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from paft_plugin.errors import PaftError
 from paft_plugin.pipeline.arms import Setup, open_setup
 from paft_plugin.pipeline.baselines import linear_modules, own_modules
 from paft_plugin.pipeline.plan import make_plan
-from tests.pipeline.runs import edit, write_run
+from tests.pipeline.runs import configs_of, edit, write_run
 
 LLAMA = {
     **dict.fromkeys([f"self_attn.{name}_proj" for name in "qkvo"], "attention"),
@@ -27,15 +26,6 @@ def kinds(setup: Setup) -> dict[str, str]:
 
 def needs(setup: Setup) -> dict[str, tuple[str, ...]]:
     return {stage.name: stage.needs for stage in make_plan(setup).stages}
-
-
-def configs(setup: Setup) -> dict[str, dict[str, Any]]:
-    files = make_plan(setup).files.items()
-    return {
-        path.stem: yaml.safe_load(text)
-        for path, text in files
-        if path.parent.name == "configs" and path.suffix == ".yml"
-    }
 
 
 def problems(folder: Path, **keys: Any) -> list[str]:
@@ -65,7 +55,7 @@ def test_sequential_true_is_the_same_run_however_it_is_spelt(tmp_path: Path) -> 
 def test_an_order_is_a_chain_of_trainings_with_merges_between(tmp_path: Path) -> None:
     setup = open_setup(write_run(tmp_path, sequential=[["preference", "sft"], ["sft", "preference"]]))
     assert kinds(setup) == {"sequential": "sequential", "sequential-preference-sft": "sequential"}
-    stages, written = needs(setup), configs(setup)
+    stages, written = needs(setup), configs_of(setup)
     assert stages["merge-dpo-whole"] == ("dpo",)
     assert stages["sequential-preference-sft"] == ("merge-dpo-whole",)
     assert stages["merge-sequential-preference-sft"] == ("merge-dpo-whole", "sequential-preference-sft")
@@ -80,7 +70,7 @@ def test_an_order_names_the_penalised_training_by_its_arm(tmp_path: Path) -> Non
     )
     assert list(kinds(setup)) == ["sequential-sft-l1-preference", "sequential-preference-sft-l1"]
     assert needs(setup)["sequential-sft-l1-preference"] == ("merge-sft-l1-whole",)
-    last = configs(setup)["sequential-preference-sft-l1"]
+    last = configs_of(setup)["sequential-preference-sft-l1"]
     assert last["paft_l1_lambda"] > 0
     assert last["base_model"] == str(setup.run_dir / "models" / "dpo-whole"), (
         "so the penalty is on what it adds to that"
@@ -127,13 +117,13 @@ def test_an_order_may_name_what_stands_beside_the_branches(tmp_path: Path) -> No
     setup = open_setup(file)
     assert kinds(setup) == {"sequential": "sequential", "sequential-sft-hot": "sequential"}
     assert needs(setup)["sequential-sft-hot"][0] == "merge-sft-whole"
-    assert configs(setup)["sequential-sft-hot"]["learning_rate"] == 0.1
+    assert configs_of(setup)["sequential-sft-hot"]["learning_rate"] == 0.1
     assert "hot" not in needs(setup), "alone it is another arm, which nobody asked for"
 
 
 def test_disjoint_branches_train_modules_of_their_own_without_the_penalty(tmp_path: Path) -> None:
     setup = open_setup(write_run(tmp_path, compare=["disjoint"]))
-    written = configs(setup)
+    written = configs_of(setup)
     sft, preference = written["disjoint-sft"], written["disjoint-preference"]
     assert sorted(sft["lora_target_modules"]) == ["mlp.down_proj", "mlp.gate_proj", "mlp.up_proj"]
     assert sorted(preference["lora_target_modules"]) == [f"self_attn.{name}_proj" for name in "koqv"]
@@ -152,7 +142,7 @@ def test_full_fine_tuning_unfreezes_its_own_parameters(tmp_path: Path) -> None:
     full = {"adapter": None, "lora_target_linear": None, "lora_r": None}
     file = write_run(tmp_path, compare={"disjoint": {"preference": ["q_proj", "v_proj"]}})
     edit(file, sft={"config": "sft.yml", "overrides": full}, preference={"config": "dpo.yml", "overrides": full})
-    patterns = {name: config.get("unfrozen_parameters") for name, config in configs(open_setup(file)).items()}
+    patterns = {name: config.get("unfrozen_parameters") for name, config in configs_of(open_setup(file)).items()}
 
     def trained(name: str, parameter: str) -> bool:
         return any(LayerNamePattern(pattern).match(parameter) for pattern in patterns[name] or ())

@@ -19,18 +19,7 @@ from paft_plugin.pipeline.run import why_run
 from paft_plugin.runner.identity import identities
 from paft_plugin.runner.markers import prepare_folder, write_marker
 from paft_plugin.runner.stages import Stage, absolute, in_order
-from tests.pipeline.runs import edit, write_run
-
-
-def configs_of(setup: Setup) -> dict[str, dict]:
-    """The axolotl configs that a run writes."""
-    files = make_plan(setup).files
-    folder = setup.run_dir / "configs"
-    return {
-        path.stem: yaml.safe_load(text)
-        for path, text in files.items()
-        if path.parent == folder and path.suffix == ".yml"
-    }
+from tests.pipeline.runs import configs_of, edit, write_run
 
 
 def arms_of(setup: Setup) -> list[str]:

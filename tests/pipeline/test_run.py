@@ -8,10 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from rich.console import Console
 
-from paft_plugin.cli import paft
 from paft_plugin.errors import PaftError
 from paft_plugin.files import write_json
 from paft_plugin.pipeline import run as running
@@ -21,16 +19,10 @@ from paft_plugin.pipeline.plan import Plan, make_plan
 from paft_plugin.pipeline.run import make_executor, prepare, run_pipeline, show_results, variables
 from paft_plugin.runner.local import LocalExecutor
 from paft_plugin.runner.scheduler import StagesFailedError
+from tests.cli import call
 from tests.deltas.builders import make_adapter
 from tests.pipeline.hub import FakeHub
 from tests.pipeline.runs import edit, write_run
-
-
-def call(*arguments: str, code: int = 0) -> str:
-    result = CliRunner(env={"COLUMNS": "200"}).invoke(paft, list(arguments))
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result.output
 
 
 def test_the_dry_run_shows_stages_reasons_disk_and_commands_and_writes_nothing(tmp_path: Path, forked: None) -> None:  # noqa: ARG001

@@ -56,7 +56,6 @@ def inspect(deltas: Mapping[str, Tensors], *, with_pairs: bool = True) -> Inspec
     pairs = [(one, other) for place, one in enumerate(names) for other in names[place + 1 :]] if with_pairs else []
     return Inspection(
         base="/base",
-        base_fingerprint=None,
         thresholds=THRESHOLDS,
         densities=DENSITIES,
         deltas=tuple(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -10,13 +9,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
 
 from paft_plugin.pipeline.arms import search_request
 from paft_plugin.search.run import run_search
+from tests.search.outputs import trials
 
 pytestmark = pytest.mark.slow
 LIMIT = 300  # seconds, only so that a hang ends
@@ -26,6 +25,7 @@ Write = Callable[..., Path]
 
 def start(file: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-u", "-m", "axolotl.cli.main", "paft", "search", str(file)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -38,11 +38,6 @@ def wait_for_trial(process: subprocess.Popen[str], number: int) -> None:
         if line.split()[:1] == [str(number)]:
             return
     pytest.fail("no such trial in time")
-
-
-def trials(output: Path) -> list[dict[str, Any]]:
-    content = json.loads((output / "search" / "trials.json").read_text())
-    return [{key: value for key, value in trial.items() if key != "seconds"} for trial in content["trials"]]
 
 
 def test_killed_then_interrupted_then_finished_it_finds_what_it_would_have_found(

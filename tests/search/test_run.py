@@ -39,6 +39,7 @@ from paft_plugin.search.space import DEFAULTS
 from paft_plugin.search.study import locked
 from paft_plugin.search.validation import open_goals
 from tests.evaluation.models import load
+from tests.search.outputs import trials
 
 NAMES = ["first", "second"]
 Write = Callable[..., Path]
@@ -46,12 +47,6 @@ Write = Callable[..., Path]
 
 def quiet() -> Console:
     return Console(file=io.StringIO(), width=80)
-
-
-def trials(output: Path) -> list[dict[str, Any]]:
-    """What `trials.json` says of each trial, but for the time that it took."""
-    content = json.loads((output / "search" / "trials.json").read_text())
-    return [{key: value for key, value in trial.items() if key != "seconds"} for trial in content["trials"]]
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +223,7 @@ def test_ctrl_c_ends_after_the_running_trial_and_a_timeout_after_its_time(
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(FusedModel, "become", interrupted)
-    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before := signal.default_int_handler)  # a shell's background job ignores it
     with pytest.raises(KeyboardInterrupt):
         run_search(search_request(paft_yml()), quiet())
     assert signal.getsignal(signal.SIGINT) is before

@@ -18,7 +18,6 @@ from paft_plugin.study.scores import ArmFigures, MeasureItems, StudyFigures, num
 
 MEASURES = {"skill": "acc", "preference": "acc", "retained": "nll"}
 COUNTS = {"skill": 400, "preference": 200, "retained": 120}
-FORMS = ("dense", "l1")
 SEED_SPREAD = 0.01
 """Standard deviation between seeds of what an arm scores."""
 Levels = Mapping[str, tuple[float, float, float]]
@@ -98,8 +97,8 @@ CONTRASTS = (
 def design(seeds: Sequence[int] = (1, 2, 3), **changes: object) -> Design:
     """The study of `LEVELS`."""
     content: dict[str, object] = {
-        "seeds": tuple(seeds), "skill": "skill", "preference": "preference", "retained": ("retained",), "arms": arms(),
-        "contrasts": CONTRASTS,
+        "seeds": tuple(seeds), "skill": "skill", "preference": "preference", "retained": ("retained",),
+        "primary": ("skill", "preference"), "arms": arms(), "contrasts": CONTRASTS,
     }  # fmt: skip
     return Design.model_validate({**content, **changes})
 

@@ -14,7 +14,7 @@ import pytest
 from paft_plugin.errors import PaftError
 from paft_plugin.files import write_bytes
 from paft_plugin.study.design import DESIGN_FILE, SEEDS, Design
-from paft_plugin.study.scores import FIGURES_FILE, ITEMS, MeasureItems, collect, packed, read_items, read_study
+from paft_plugin.study.scores import FIGURES_FILE, ITEMS, MeasureItems, collect, items_in, packed, read_study
 from tests.study.studies import COUNTS, LEVELS, design, drawn_items, write_runs, write_small
 
 FEW = {"skill": 24, "preference": 13, "retained": 9}
@@ -159,18 +159,16 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("what", STRANGE)
-def test_a_strange_file_is_one_message(what: str, tmp_path: Path) -> None:
-    write_bytes(tmp_path / "1.npz", STRANGE[what])
+def test_a_strange_file_is_one_message(what: str) -> None:
     with pytest.raises(PaftError, match=r"1\.npz: (damaged|schema|no valid)") as error:
-        read_items(tmp_path / "1.npz")
+        items_in(STRANGE[what], Path("1.npz"))
     assert len(str(error.value)) < 400
 
 
 @pytest.mark.parametrize("value", [0.1, 1e9, -3.3])
-def test_items_that_are_all_alike_come_back(value: float, tmp_path: Path) -> None:
+def test_items_that_are_all_alike_come_back(value: float) -> None:
     kept = MeasureItems("0" * 16, {"base": np.full(7, value), "sft": np.full(7, value)})
-    write_bytes(tmp_path / "1.npz", packed({"retained": kept}))
-    found, steps = read_items(tmp_path / "1.npz")
+    found, steps = items_in(packed({"retained": kept}), Path("1.npz"))
     np.testing.assert_allclose(found["retained"].arms["sft"], value, atol=steps["retained"], rtol=0)
     assert steps["retained"] < 1e-8 * abs(value)
 
@@ -184,9 +182,8 @@ def test_items_are_the_same_by_their_names_in_every_seed_and_measure(tmp_path: P
     assert not set(scores.units(1, "skill").tolist()) & set(scores.units(1, "preference").tolist())
 
 
-def test_a_good_one_is_read(tmp_path: Path) -> None:
-    write_bytes(tmp_path / "1.npz", archive())
-    found, _ = read_items(tmp_path / "1.npz")
+def test_a_good_one_is_read() -> None:
+    found, _ = items_in(archive(), Path("1.npz"))
     assert found["skill"].arms["sft"].tolist() == [0.0] * 9
 
 

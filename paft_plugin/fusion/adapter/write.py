@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,9 +170,8 @@ def write_adapter(
 def _write_adapter_file(fused: FusedDelta, folder: Path, rank: int | None, max_error: float, quiet: bool) -> _Contents:
     # Of each parameter at most two tensors, under names no longer than these.
     names = [f"{PREFIX}{slot.parameter}.lora_embedding_{which}" for slot in fused.live.slots.values() for which in "AB"]
-    writer = ShardedWriter(folder, names, ONE_FILE)
-    contents = _Contents(fused, writer)
-    try:
+    with closing(ShardedWriter(folder, names, ONE_FILE)) as writer:
+        contents = _Contents(fused, writer)
         for part in fused_parts(fused, rank, max_error, quiet):
             contents.add(part)
         if not contents.adapted:
@@ -187,8 +187,6 @@ def _write_adapter_file(fused: FusedDelta, folder: Path, rank: int | None, max_e
         contents.complete(wanted)
         check_accepted(wanted, contents.held, fused.base.model.path)
         writer.finish()
-    finally:
-        writer.close()
     (folder / MODEL_FILE).rename(folder / ADAPTER_FILE)
     config.save_pretrained(folder)
     # PEFT keeps the targets as a set, whose order is another in every process.

@@ -18,13 +18,10 @@ from mergekit.common import ModelReference
 from mergekit.merge_methods import GeneralizedTaskArithmeticMerge, get, register, registered_methods
 from torch import Tensor
 
+from paft_plugin.deltas.controls import HALF, LOWER, bucket_of
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.merge.blocks import BlockedMerge, TrimOfDelta, WholeDelta
 from paft_plugin.fusion.recipe.methods import TIES_GLOBAL
-
-HALF = 16
-"""Bits of each half of a magnitude in fp32, whose order as a whole number is its order."""
-LOWER = (1 << HALF) - 1
 
 if TIES_GLOBAL not in {method.spec.name for method in registered_methods()}:
     ties = get("ties")
@@ -61,11 +58,11 @@ def largest_of_all(merges: Sequence[BlockedMerge]) -> list[TrimOfDelta]:
     entries = sum(math.prod(merge.shape) for merge in merges)
     counts = [max(1, int(density * entries)) for density in densities]
     upper = _histograms(merges, branches, None)
-    places = [_place(histogram, count) for histogram, count in zip(upper, counts, strict=True)]
+    places = [bucket_of(histogram, count, from_top=True) for histogram, count in zip(upper, counts, strict=True)]
     lower = _histograms(merges, branches, [bucket for bucket, _ in places])
     kept: list[TrimOfDelta] = []
     for density, (bucket, rest), histogram in zip(densities, places, lower, strict=True):
-        low, equal = _place(histogram, rest)
+        low, equal = bucket_of(histogram, rest, from_top=True)
         bits = torch.tensor(bucket << HALF | low, dtype=torch.int32)
         kept.append(WholeDelta() if density >= 1 else LargestEntries(float(bits.view(torch.float32)), equal))
     return kept
@@ -96,11 +93,3 @@ def _histograms(
                 halves = bits >> HALF if within is None else bits[bits >> HALF == within[place]] & LOWER
                 found[place] += torch.bincount(halves, minlength=1 << HALF)
     return found
-
-
-def _place(histogram: Tensor, count: int) -> tuple[int, int]:
-    """The bucket that holds the `count`-th greatest entry, and which of its own that is."""
-    from_top = histogram.flip(0).cumsum(0)
-    bucket = int(torch.searchsorted(from_top, count))
-    before = int(from_top[bucket - 1]) if bucket else 0
-    return len(histogram) - 1 - bucket, count - before

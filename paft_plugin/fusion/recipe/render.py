@@ -25,6 +25,7 @@ HEADER = "# mergekit-yaml "
 CACHE, DTYPE, RANDOM_SEED = "--lora-merge-cache", "--lora-merge-dtype", "--random-seed"
 """The flags that `axolotl paft recipe` writes into a header, each with a value."""
 MOST_SEED = 2**32 - 1
+"""numpy's, which mergekit seeds too."""
 COUNTS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}
 
 
@@ -57,8 +58,6 @@ class Recipe:
     base: Path
     branches: tuple[RecipeBranch, ...]
     parameters: tuple[Parameter, ...]
-    idle: tuple[bool, ...]
-    """For each branch, whether its density stands at 1 because the default would trim nothing of a delta so sparse."""
     out_dtype: str
     """torch's word for the base's dtype (`bfloat16`, `float16`, `float32`, `float64`)."""
     seed: int

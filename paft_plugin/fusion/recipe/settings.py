@@ -25,6 +25,8 @@ MethodName = Annotated[str, AfterValidator(lambda name: known("method", name, li
 """A merge method in a file; another word is refused with the closest one."""
 Role = Literal["sft", "preference"]
 ROLES: tuple[Role, ...] = get_args(Role)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""What a branch may be called: part of a file's name."""
 OTHERS = "*"
 """In a setting's values by branch: all branches that are not named."""
 

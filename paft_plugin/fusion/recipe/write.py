@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -21,13 +20,9 @@ from paft_plugin.errors import PaftError, raise_if_any, some
 from paft_plugin.files import fingerprint, write_text
 from paft_plugin.fusion.recipe.methods import METHODS
 from paft_plugin.fusion.recipe.parameters import parameters
-from paft_plugin.fusion.recipe.render import MATERIALIZED, MERGE_DTYPE, Recipe, RecipeBranch, render_recipe
+from paft_plugin.fusion.recipe.render import MATERIALIZED, MERGE_DTYPE, MOST_SEED, Recipe, RecipeBranch, render_recipe
 from paft_plugin.fusion.recipe.setting_problems import number_problems, setting_problems
-from paft_plugin.fusion.recipe.settings import DEPTH, ROLES, RecipeSettings
-
-SEEDS = 2**32  # numpy's range, which mergekit seeds too
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-"""What a branch may be called: part of a file's name."""
+from paft_plugin.fusion.recipe.settings import DEPTH, NAME, ROLES, RecipeSettings
 
 
 @dataclass(frozen=True)
@@ -128,8 +123,8 @@ def settle(
 ) -> Recipe:
     """Fill in every default of a request that has absolute paths and no `request_problems`; touches no disk.
 
-    `dtype` is the base's own, `cache` a fingerprint of what base and adapters hold, `behind` as in `parameters`; the others are
-    fields of `Recipe`.
+    `dtype` is the base's own, `cache` a fingerprint of what base and adapters hold, `idle` and `behind` as in `parameters`; the
+    others are fields of `Recipe`.
     """
     trims_globally = request.settings.trim == "global"
     # `axolotl paft merge` needs neither flags nor models for adapters.
@@ -141,7 +136,6 @@ def settle(
         base=request.base,
         branches=request.branches,
         parameters=tuple(parameters(METHODS[request.method], request.settings, request.branches, idle, behind)),
-        idle=tuple(idle) or (False,) * len(request.branches),
         out_dtype=dtype,
         seed=request.seed,
         file=request.output,
@@ -158,8 +152,8 @@ def request_problems(request: RecipeRequest) -> list[str]:
     if request.method not in METHODS:
         return problems
     problems += _branch_problems(request)
-    if not 0 <= request.seed < SEEDS:
-        problems.append(f"--seed {request.seed}: must be from 0 to {SEEDS - 1}.")
+    if not 0 <= request.seed <= MOST_SEED:
+        problems.append(f"--seed {request.seed}: must be from 0 to {MOST_SEED}.")
     # One for each name: a second branch of the same name is told of already.
     branches = {"--base": request.base, **{branch.option: branch.path for branch in request.branches}}
     for option, path in {**branches, "--output": request.output}.items():

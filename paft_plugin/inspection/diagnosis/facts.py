@@ -12,10 +12,10 @@ from paft_plugin.deltas.proof import Proof
 from paft_plugin.errors import PaftError
 from paft_plugin.evaluation.arms import Arm, arm_named, read_run
 from paft_plugin.evaluation.results import ArmResult, Measure, Results, read_results
-from paft_plugin.files import PROOF_FILE, RECIPE_FILE, below, fused_files
+from paft_plugin.files import PROOF_FILE, RECIPE_FILE, below, fused_files, seen_from
 from paft_plugin.inspection.inspected import INSPECTION_FILE, InspectedPair, Inspection, read_inspection
 from paft_plugin.inspection.measures import Measures
-from paft_plugin.inspection.training_log import Curve, read_curve, shown
+from paft_plugin.inspection.training_log import Curve, read_curve
 from paft_plugin.reading import read_yaml_file
 
 BRANCH_INSPECTION = Path("inspection") / "branches"
@@ -136,7 +136,7 @@ def read_facts(folder: Path) -> Facts:
         folder=folder,
         branches={name: arm_named(name, run.arms if run is not None else ()) for name in known},
         inspection=inspection,
-        inspection_file=shown(file or run_inspection, folder),
+        inspection_file=seen_from(folder, file or run_inspection),
         curves={name: curve for name, curve in curves.items() if curve is not None},
         proofs={name: proof for name, proof in proofs.items() if proof},
         results=read_results(folder),

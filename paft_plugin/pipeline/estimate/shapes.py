@@ -26,7 +26,7 @@ def weight_shapes(base: Path) -> Shapes:
     """Name → shape of every weight in the folder `base`; worked out from its config where no weights lie; else empty."""
     files = sorted(base.glob("*.safetensors"))
     try:
-        return {name: shape for file in files for name, shape in _header(file)} or _expected(model_config_of(base))
+        return {name: shape for file in files for name, shape in _header(file)} or decoder_shapes(model_config_of(base))
     except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError):
         return {}
 
@@ -51,8 +51,8 @@ def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield name, tuple(tensor["shape"])
 
 
-def _expected(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """As a Llama-like decoder has them: Llama, Mistral, Qwen2, Gemma … differ by biases and norms alone."""
+def decoder_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """What a config asks for of a Llama-like decoder: Llama, Mistral, Qwen2, Gemma … differ by biases and norms alone."""
     if not config:
         return {}
     if config["num_hidden_layers"] > MOST_LAYERS:

@@ -16,10 +16,10 @@ from paft_plugin.deltas.proof import why_unproven
 from paft_plugin.errors import PaftError, as_written, collecting
 from paft_plugin.evaluation.arms import Role
 from paft_plugin.files import is_hub_name, resolved, write_text
+from paft_plugin.fusion.recipe.settings import NAME
 from paft_plugin.penalty.strength import ENOUGH_STEPS
 from paft_plugin.pipeline.arms import PAFT, PARALLEL, SPARSE
 from paft_plugin.pipeline.branches import PLUGIN
-from paft_plugin.pipeline.config import NAME
 from paft_plugin.pipeline.held_out.choice import MOST, SHARE
 from paft_plugin.pipeline.starter.model import UNKNOWN, BaseModel, Size, look_at, sequence_length, with_system
 from paft_plugin.pipeline.starter.rows import Reading, read_preference, read_sft

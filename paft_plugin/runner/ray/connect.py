@@ -137,7 +137,7 @@ def check_nodes(nodes: Sequence[Node], run_dir: Path, package: Package) -> None:
     finally:
         probe.unlink()
         os.close(lock)
-    raise_if_any([problem for node, found in facts for problem in problems(node, found, run_dir, package)])
+    raise_if_any([problem for node, found in facts for problem in node_problems(node, found, run_dir, package)])
 
 
 def _ask(nodes: Sequence[Node], probe: str, text: str, module: str) -> list[tuple[Node, dict[str, str]]]:
@@ -166,7 +166,7 @@ def _ask(nodes: Sequence[Node], probe: str, text: str, module: str) -> list[tupl
     return answers
 
 
-def problems(node: Node, facts: Mapping[str, str], run_dir: Path, package: Package) -> list[str]:
+def node_problems(node: Node, facts: Mapping[str, str], run_dir: Path, package: Package) -> list[str]:
     """What is wrong with `node`, from the `facts` of `node_probe.look_around`."""
     where = f"node {node.address} of the Ray cluster"
     problems = []

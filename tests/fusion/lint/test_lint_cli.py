@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from paft_plugin.cli import paft
 from paft_plugin.fusion.lint.findings import RULES
+from tests.cli import invoke
 from tests.fusion.lint.bench import Bench
 
 RECIPES = Path(__file__).parents[3] / "mergekit_recipes"
+call = partial(invoke, "lint")
 
 
 @pytest.fixture(autouse=True)
 def _width(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-
-
-def call(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(paft, ["lint", *map(str, arguments)])
 
 
 def test_a_healthy_recipe_exits_with_0(bench: Bench) -> None:

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
 
 from paft_plugin.fusion.merge import open_fusion, write_fusion
-from tests.deltas.builders import merged_by_peft, weights
+from tests.deltas.builders import make_adapter, merged_by_peft, weights
 from tests.fusion.merge.by_hand import SHAPE, loaded, with_tensors
 from tests.fusion.merge.tools import METHODS, SEED, assert_same, by_mergekit, content, ours, reference, save
 
@@ -49,7 +48,10 @@ def test_adapters_on(name: str, method: str, tmp_path: Path) -> None:
     base = make(name, tmp_path / "base")
     # PEFT's "all-linear" takes in fused experts, which are parameters and no modules: deltas of another kind.
     targets = ATTENTION if {"num_experts", "num_local_experts"} & set(ARCHITECTURES[name]) else "all-linear"
-    branches = [adapter(base, tmp_path / branch, seed, targets) for seed, branch in enumerate(("sft", "dpo"), start=1)]
+    branches = [
+        make_adapter(base, tmp_path / branch, seed, target_modules=targets)
+        for seed, branch in enumerate(("sft", "dpo"), start=1)
+    ]
     recipe = content(method, base, *(reference(base, branch) for branch in branches), out_dtype="bfloat16")
     file = save(recipe, tmp_path / "recipe.yml")
     if name in OUTDATED:
@@ -81,8 +83,8 @@ def test_adapters_on(name: str, method: str, tmp_path: Path) -> None:
 def test_adapters_on_fused_experts_are_summed(name: str, tmp_path: Path) -> None:
     """Against what PEFT merges of each branch; mergekit itself cannot merge such adapters."""
     base = make(name, tmp_path / "base")
-    settings = {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
-    branches = [adapter(base, tmp_path / str(seed), seed, [], **settings) for seed in (1, 2)]
+    settings = {"target_modules": [], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
+    branches = [make_adapter(base, tmp_path / str(seed), seed, **settings) for seed in (1, 2)]
     recipe = content("task_arithmetic", base, *(reference(base, branch) for branch in branches), out_dtype="float32")
     write_fusion(open_fusion(save(recipe, tmp_path / "recipe.yml"), SEED, "cpu"), tmp_path / "out")
     (merged, _), (before, _) = loaded(tmp_path / "out"), loaded(base)
@@ -100,18 +102,6 @@ def make(name: str, folder: Path) -> Path:
     config = getattr(transformers, f"{name}Config")(**{**SHAPE, **ARCHITECTURES[name]})
     model = getattr(transformers, CLASSES.get(name, f"{name}ForCausalLM"))(config).to(torch.bfloat16)
     model.save_pretrained(folder)
-    return folder
-
-
-def adapter(base: Path, folder: Path, seed: int, targets: str | list[str], **settings: Any) -> Path:
-    torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    peft_model = get_peft_model(model, LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM", **settings))
-    with torch.no_grad():
-        for parameter in peft_model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.02 * torch.randn_like(parameter)
-    peft_model.save_pretrained(folder)
     return folder
 
 

@@ -7,17 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import save_file
 from torch import Tensor
 
-from paft_plugin.cli import paft
 from paft_plugin.errors import PaftError
 from paft_plugin.fusion.merge import blocks, open_fusion
 from paft_plugin.fusion.recipe.render import RecipeBranch
 from paft_plugin.fusion.recipe.setting_problems import setting_problems
 from paft_plugin.fusion.recipe.settings import RecipeSettings
 from paft_plugin.fusion.recipe.write import RecipeRequest, write_recipe
+from tests.cli import call
 from tests.deltas.builders import merged_by_peft, weights
 from tests.fusion.merge.tools import ours
 from tests.fusion.mergekit_runs import run_mergekit
@@ -104,11 +103,6 @@ def _as_plain(command: list[str]) -> None:
 
 
 def test_each_command_says_which_trim_it_is(world: World, tmp_path: Path) -> None:
-    def call(*arguments: object) -> str:
-        result = CliRunner().invoke(paft, [str(argument) for argument in arguments])
-        assert result.exit_code == 0, result.output
-        return result.output
-
     branches = ("--base", world["base"], "--sft", world["sft"], "--preference", world["dpo"], "--method", "ties")
     for trim, said in (
         ("tensor", "ties trims each tensor by itself"),
@@ -123,9 +117,7 @@ def test_each_command_says_which_trim_it_is(world: World, tmp_path: Path) -> Non
 
 def test_an_adapter_of_it_is_the_same_delta(world: World, tmp_path: Path) -> None:
     file = recipe(world, tmp_path, "sft", "dpo")
-    words = ["merge", file, tmp_path / "adapter", "--adapter", "--rank", 64, "--max-error", 1e-3, "--quiet"]
-    result = CliRunner().invoke(paft, [str(word) for word in words])
-    assert result.exit_code == 0, result.output
+    call("merge", file, tmp_path / "adapter", "--adapter", "--rank", 64, "--max-error", 1e-3, "--quiet")
     expected = ours(file)
     for name, tensor in merged_by_peft(world["base"], tmp_path / "adapter").items():
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5, msg=name)

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from click.testing import CliRunner, Result
 
-from paft_plugin.cli import paft
 from paft_plugin.fusion.recipe.methods import METHODS
 from paft_plugin.fusion.recipe.setting_problems import setting_problems
 from paft_plugin.fusion.recipe.settings import BranchName, RecipeSettings
+from tests.cli import invoke
 from tests.deltas.builders import make_adapter, make_base, merged_by_peft, weights
 from tests.fusion.merge.tools import ours
 from tests.fusion.world import World
@@ -22,14 +21,10 @@ from tests.fusion.world import World
 THREE = (BranchName("math", "sft"), BranchName("code", "sft"), BranchName("taste", "preference"))
 
 
-def call(command: str, *arguments: str | Path) -> Result:
-    return CliRunner().invoke(paft, [command, *map(str, arguments)])
-
-
 def written(world: World, tmp_path: Path, *options: str | Path) -> dict[str, Any]:
     """The content of the recipe that a call writes."""
     file = tmp_path / "r.yml"
-    result = call("recipe", "--base", world["base"], *options, "--output", file)
+    result = invoke("recipe", "--base", world["base"], *options, "--output", file)
     assert result.exit_code == 0, result.output
     content: dict[str, Any] = yaml.safe_load(file.read_text())
     return content
@@ -109,7 +104,7 @@ def test_every_method_says_how_many_branches_it_takes(method: str) -> None:
 
 def test_three_branches_are_fused_in_one_go(world: World, tmp_path: Path) -> None:
     options = [*three(world), "--method", "ties", "--depth", "taste=0.5:1", "--quiet"]
-    result = call("fuse", tmp_path / "out", "--base", world["base"], *options)
+    result = invoke("fuse", tmp_path / "out", "--base", world["base"], *options)
     assert result.exit_code == 0, result.output
     assert set(weights(tmp_path / "out")) == set(weights(world["base"]))
 
@@ -122,7 +117,7 @@ def test_an_adapter_of_three_adapters_is_exact_and_has_their_ranks_together(worl
         ("recipe", "--base", world["base"], *options, "--method", "task_arithmetic", "--output", file),
         ("merge", file, out, "--adapter", "--quiet"),
     ):
-        result = call(*map(str, words))
+        result = invoke(*map(str, words))
         assert result.exit_code == 0, result.output
     ranks = [
         json.loads((folder / "adapter_config.json").read_text())["r"] for folder in (world["sft"], world["dpo"], third)
@@ -142,7 +137,9 @@ def test_three_adapters_as_whole_models_are_named_after_their_branches(world: Wo
 
 @pytest.mark.parametrize("method", METHODS)
 def test_three_branches_by_every_method_that_takes_them(world: World, tmp_path: Path, method: str) -> None:
-    result = call("recipe", "--base", world["base"], *three(world), "--method", method, "--output", tmp_path / "r.yml")
+    result = invoke(
+        "recipe", "--base", world["base"], *three(world), "--method", method, "--output", tmp_path / "r.yml"
+    )
     if METHODS[method].most is not None:
         assert result.exit_code == 2
         assert f"{method}: takes exactly 2 branches, not 3" in result.output
@@ -177,7 +174,7 @@ BAD: list[tuple[list[str], str]] = [
 @pytest.mark.parametrize(("options", "said"), BAD)
 def test_bad_branches_are_one_line(world: World, tmp_path: Path, options: list[str], said: str) -> None:
     filled = [option.format(sft=world["sft"], dpo=world["dpo"]) for option in options]
-    result = call("recipe", "--base", world["base"], *filled, "--method", "ties", "--output", tmp_path / "r.yml")
+    result = invoke("recipe", "--base", world["base"], *filled, "--method", "ties", "--output", tmp_path / "r.yml")
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
     assert said in line
@@ -186,7 +183,7 @@ def test_bad_branches_are_one_line(world: World, tmp_path: Path, options: list[s
 
 def test_nine_unreadable_folders_are_all_said_at_once(world: World, tmp_path: Path) -> None:
     options = [word for number in range(9) for word in ("--branch", f"b{number}={tmp_path / f'gone-{number}'}")]
-    result = call("recipe", "--base", world["base"], *options, "--method", "ties", "--output", tmp_path / "r.yml")
+    result = invoke("recipe", "--base", world["base"], *options, "--method", "ties", "--output", tmp_path / "r.yml")
     lines = result.stderr.splitlines()
     assert len(lines) == 9
     assert all(f"gone-{number}: no such folder" in line for number, line in enumerate(lines))
@@ -196,7 +193,7 @@ def test_a_branch_of_another_base_is_told_among_those_that_fit(world: World, tmp
     other = make_base(tmp_path / "elsewhere", seed=9)
     stray = make_adapter(other, tmp_path / "stray", seed=1)
     options = [*three(world), "--branch", f"stray={stray}", "--method", "ties", "--output", tmp_path / "r.yml"]
-    result = call("recipe", "--base", world["base"], *options)
+    result = invoke("recipe", "--base", world["base"], *options)
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
     assert f"{stray}: trained on {other}, not on {world['base']}" in line

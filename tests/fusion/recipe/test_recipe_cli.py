@@ -5,21 +5,20 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import yaml
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from paft_plugin.cli import paft
 from paft_plugin.commands.recipe import recipe
 from paft_plugin.fusion.recipe.settings import SETTINGS, RecipeSettings
+from tests.cli import invoke
 from tests.fusion.world import World
 
-
-def call(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(paft, ["recipe", *map(str, arguments)])
+call = partial(invoke, "recipe")
 
 
 def branches(world: World, sft: str = "sft", preference: str = "dpo") -> list[str | Path]:

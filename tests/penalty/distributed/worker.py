@@ -22,11 +22,11 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from paft_plugin.penalty.injector import PenaltyInjector
 from paft_plugin.penalty.settings import PenaltySettings
+from tests.penalty.trainers import Rows, mean_cross_entropy
 
 ROWS = 24
 BATCH = 4
@@ -42,19 +42,6 @@ SETTINGS = {
     "inspected": PenaltySettings(STRENGTH, inspect_steps=3),
     "bf16": PenaltySettings(LARGE_STRENGTH),
 }
-
-
-class Rows(Dataset):
-    """Fixed random rows of one length: the mean over a batch is the mean over its halves."""
-
-    def __init__(self) -> None:
-        self.ids = torch.randint(0, 30, (ROWS, 9), generator=torch.Generator().manual_seed(1))
-
-    def __len__(self) -> int:
-        return ROWS
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"input_ids": self.ids[index], "labels": self.ids[index]}
 
 
 class ShardingTrainer(Trainer):
@@ -100,13 +87,6 @@ def build(kind: str, dtype: torch.dtype) -> nn.Module:
     targets = ["q_proj", "o_proj", "up_proj"]
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=targets, modules_to_save=saved)
     return get_peft_model(model, lora, autocast_adapter_dtype=False).to(dtype)
-
-
-def mean_cross_entropy(logits: Tensor, labels: Tensor, num_items_in_batch: Any = None, **_: Any) -> Tensor:
-    """As transformers', which takes it in fp32 whatever the model's dtype."""
-    targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:].flatten()
-    total = nn.functional.cross_entropy(logits.flatten(0, 1), targets, reduction="sum")
-    return total / ((targets != -100).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
 def dtype_of(parallel: str) -> torch.dtype:
@@ -222,7 +202,7 @@ def make_trainer(case: str, directory: Path) -> tuple[Trainer, Recorder]:
     }
     dtype = dtype_of(parallel)
     trainer_class = ShardingTrainer if parallel == "fsdp2" else Trainer
-    trainer = trainer_class(model=build(kind, dtype), args=TrainingArguments(**arguments), train_dataset=Rows())
+    trainer = trainer_class(model=build(kind, dtype), args=TrainingArguments(**arguments), train_dataset=Rows(ROWS))
     injector = PenaltyInjector(trainer, SETTINGS.get(way or "", PenaltySettings(STRENGTH)))
     recorder = Recorder(trainer, injector)
     injector.install()

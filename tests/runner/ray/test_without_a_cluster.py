@@ -104,7 +104,7 @@ def test_the_address_of_the_environment_counts_for_auto(monkeypatch: pytest.Monk
 
 
 def problems(facts: Mapping[str, str]) -> list[str]:
-    return connect.problems(Node("id", "10.0.0.7", {}), facts, Path("/shared/run"), PACKAGE)
+    return connect.node_problems(Node("id", "10.0.0.7", {}), facts, Path("/shared/run"), PACKAGE)
 
 
 def test_a_node_that_shares_the_folder_and_its_locks_has_no_problem(tmp_path: Path) -> None:
