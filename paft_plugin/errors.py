@@ -108,7 +108,7 @@ def as_written(what: object, remedy: str) -> Iterator[None]:
         raise PaftError(f"{what}: something in it is of a wrong kind ({said}). {remedy}") from None
 
 
-def warn(lines: Iterable[str]) -> None:
+def print_warnings(lines: Iterable[str]) -> None:
     """Show each line on standard error, as a warning."""
     for line in lines:
         print(f"Warning: {line}", file=sys.stderr)

@@ -16,7 +16,7 @@ def threshold_key(threshold: float) -> str:
     return repr(float(threshold))
 
 
-def plain_number(value: float, _place: float | None = None) -> str:
+def plain_number(value: float) -> str:
     """A sparsity threshold, also in a metric's name, or a tick of an axis: `1e-5`, `0.001`, `100`."""
     return f"{value:g}".replace("e-0", "e-").replace("e+0", "e")
 

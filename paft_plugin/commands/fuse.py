@@ -11,7 +11,7 @@ import click
 from paft_plugin.commands import PATH
 from paft_plugin.commands.merge import linted, merge
 from paft_plugin.commands.recipe import recipe
-from paft_plugin.errors import warn
+from paft_plugin.errors import print_warnings
 from paft_plugin.files import LINT_FILE, RECIPE_FILE, write_text
 from paft_plugin.reading import MOST_YAML_BYTES, read_text
 
@@ -55,7 +55,7 @@ def fuse(
         findings = linted(file, out / LINT_FILE)
         fusion = open_fusion(file, seed, device)
         notes = fill_folder(fusion, folder, out.absolute().name, out_shard_size, findings, quiet)
-    warn(notes)
+    print_warnings(notes)
     click.echo(f"Fused into {out}.")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from paft_plugin.commands import PATH, SEEDS
-from paft_plugin.errors import PaftError, quietly, warn
+from paft_plugin.errors import PaftError, print_warnings, quietly
 
 if TYPE_CHECKING:
     from paft_plugin.fusion.merge import Fusion
@@ -58,7 +58,7 @@ def merge(
         notes = _merge_into_adapter(fusion, out, rank, max_error, findings, quiet)
     else:
         notes = write_fusion(fusion, out, out_shard_size, findings, quiet)
-    warn(notes)
+    print_warnings(notes)
     if said := how_it_trims(fusion.config.merge_method):
         click.echo(said)
     click.echo(f"Merged into {out}.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from paft_plugin.commands import PATH, SEEDS, Decorator
-from paft_plugin.errors import did_you_mean, raise_if_any, warn
+from paft_plugin.errors import did_you_mean, print_warnings, raise_if_any
 from paft_plugin.fusion.recipe.methods import MEANINGS, METHODS, extra_names
 from paft_plugin.fusion.recipe.settings import ROLES, SETTINGS, RecipeSettings
 
@@ -146,7 +146,7 @@ def recipe(**options: Any) -> None:
     settings, unread = RecipeSettings.read({**given, "extras": extras})
     request = RecipeRequest(**options, branches=tuple(branches), settings=settings)
     written = write_recipe(request, [*problems, *unread])
-    warn(written.warnings)
+    print_warnings(written.warnings)
     for folder in (branch.whole for branch in written.branches if branch.whole is not None):
         size = sum(file.stat().st_size for file in folder.iterdir())
         click.echo(f"Whole model: {folder} ({size / 1e9:.2f} GB). Delete it after the merge.")

@@ -158,9 +158,8 @@ def _cut(keys: Callable[[], Iterable[Tensor]], count: int) -> tuple[int, int]:
     return bucket << HALF | low, equal
 
 
-def bucket_of(counts: Tensor, count: int, *, from_top: bool = False) -> tuple[int, int]:
-    """The bucket that holds the `count`-th entry from below or from the top, and which of its own that is."""
-    reached = (counts.flip(0) if from_top else counts).cumsum(0)
+def bucket_of(counts: Tensor, count: int) -> tuple[int, int]:
+    """The bucket that holds the `count`-th entry from below, and which of its own that is."""
+    reached = counts.cumsum(0)
     bucket = int(torch.searchsorted(reached, count))
-    rest = count - (int(reached[bucket - 1]) if bucket else 0)
-    return len(counts) - 1 - bucket if from_top else bucket, rest
+    return bucket, count - (int(reached[bucket - 1]) if bucket else 0)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paft_plugin import __version__
-from paft_plugin.errors import BAD_INPUT, INTERRUPTED, PaftError, collecting, raise_if_any, warn
+from paft_plugin.errors import BAD_INPUT, INTERRUPTED, PaftError, collecting, print_warnings, raise_if_any
 from paft_plugin.evaluation.candidates import Candidate, Loader, as_lm_eval, dtype_name, parse_all, problems_of
 from paft_plugin.evaluation.config import EvaluationConfig, read_measures
 from paft_plugin.evaluation.held_out_scores import (
@@ -122,7 +122,7 @@ def score(
     for candidate in missing:
         start = time.monotonic()
         model, tokenizer = loader.load(candidate)
-        warn(scorer.take(model, tokenizer))
+        print_warnings(scorer.take(model, tokenizer))
         found, items = scorer.score(base_folder=output_dir / candidate.arm)
         found = found.model_copy(update={"seconds": round(time.monotonic() - start, 3)})
         write_scores(output_dir, candidate.arm, scorer.all_measures, found, items, requests.get(candidate.arm, ""))
@@ -394,7 +394,7 @@ def say(arm: str, score: ArmScore) -> None:
     shown = "  ".join(f"{name} {number(score.scores[name])}" for name in score.n if name in score.scores)
     click.echo(f"{arm}: {shown}  ({score.seconds:.1f} s)")
     left_out = [name for name in score.n if name not in score.scores]
-    warn(f"arm {arm}: {name} is no finite number, so it is left out." for name in left_out)
+    print_warnings(f"arm {arm}: {name} is no finite number, so it is left out." for name in left_out)
 
 
 @click.command()
@@ -444,7 +444,7 @@ def command(
     """Score models, and adapters on the base model that their config names, on held-out rows and on the measures of a file."""
     config = read_measures(measures)
     asked, lines = read_asked(held_out, sft, preference, config, base_scores)
-    warn(lines)
+    print_warnings(lines)
     candidates = parse_all(arms) + [Candidate(*adapter) for adapter in adapters]
     score(candidates, config, output_dir, asked, on_scored=say)
 

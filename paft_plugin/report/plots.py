@@ -251,7 +251,7 @@ def _strength_axis(axes: Axes, strengths: Sequence[float]) -> None:
     else:
         axes.set_ylim(0, 1.5 * max(known) or 1.0)
         axes.locator_params(axis="y", nbins=4)
-        axes.yaxis.set_major_formatter(plain_number)
+        axes.yaxis.set_major_formatter(lambda value, _: plain_number(value))
 
 
 def _strength_said(curve: Curve, threshold: str, target: tuple[str, float] | None) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from paft_plugin.errors import PaftError, run_request, warn
+from paft_plugin.errors import PaftError, print_warnings, run_request
 from paft_plugin.evaluation.config import read_measures
 from paft_plugin.evaluation.held_out_scores import HeldOut, read_held_out
 from paft_plugin.evaluation.results import Measure, held_out_goals
@@ -182,7 +182,7 @@ def work(file: Path) -> None:
     """Choose the point that a request asks for."""
     logging.disable(logging.INFO)
     curve = find_alpha(AlphaRequest.model_validate(read_json_file(file, "Run `axolotl paft run` again.")))
-    warn(curve.notes)
+    print_warnings(curve.notes)
     print(f"Took alpha {curve.chosen:g}.")
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from paft_plugin.errors import collecting, raise_if_any, run_request, warn
+from paft_plugin.errors import collecting, print_warnings, raise_if_any, run_request
 from paft_plugin.evaluation.config import read_measures
 from paft_plugin.evaluation.score import (
     forget,
@@ -95,12 +95,12 @@ def score_fusions(request: FusedRequest) -> None:
 
     config = read_measures(request.measures)
     asked, lines = read_asked(request.held_out, request.sft, request.preference, config, request.base_scores)
-    warn(lines)
+    print_warnings(lines)
     reuse_freed_memory()
     scorer, device, dtype = open_scorer(config, asked)
     forget(request.scores, [fusion.arm for fusion in missing])
     bench = Bench.open(request.base, scorer, device, dtype)
-    warn(bench.notes)
+    print_warnings(bench.notes)
     problems: list[str] = []
     for fusion in missing:
         start = time.monotonic()

@@ -198,9 +198,8 @@ def _difference_cell(one: Answered | None) -> Cell:
     found = one.change
     mark = {"better": " ▲", "worse": " ▼", "equivalent": " ="}.get(one.verdict, " ?")
     detail = f"{VERDICT_WORDS[one.verdict]}, {p_said(found.p)}"
-    return Cell(
-        f"{signed(found.value)} ± {number(reach(found.value, found.interval))}{mark}", found.value, detail=detail
-    )
+    said = f"{signed(found.value)} ± {number(reach(found.value, found.interval))}{mark}"
+    return Cell(said, found.value, detail=detail)
 
 
 def front_table(analysis: Analysis) -> Table | None:
@@ -332,8 +331,7 @@ def curve_table(analysis: Analysis, curve: StudyCurve) -> Table:
         f"curve-{curve.setting.replace('_', '-')}-table",
         f"Scores by {curve.setting}",
         f"Hypervolume, fused: of {joined(measured_goals(analysis.scores))}, covered by all fusions of the row together."
-        if curve.volumes
-        else "",
+        * bool(curve.volumes),
         elsewhere=STUDY_FILE,
     )
 
@@ -362,11 +360,8 @@ def cost_table(analysis: Analysis) -> Table | None:
         "cost",
         "What each way costs",
         "Minutes are those of a clock, while other stages, or other work, may have run beside."
-        + (
-            " – under Tokens: its trainers do not say (ORPO’s does not)."
-            if any(row.get("Tokens", 0) is None for row in rows)
-            else ""
-        ),
+        + " – under Tokens: its trainers do not say (ORPO’s does not)."
+        * any(row.get("Tokens", 0) is None for row in rows),
     )
 
 

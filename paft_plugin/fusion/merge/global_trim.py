@@ -58,11 +58,11 @@ def largest_of_all(merges: Sequence[BlockedMerge]) -> list[TrimOfDelta]:
     entries = sum(math.prod(merge.shape) for merge in merges)
     counts = [max(1, int(density * entries)) for density in densities]
     upper = _histograms(merges, branches, None)
-    places = [bucket_of(histogram, count, from_top=True) for histogram, count in zip(upper, counts, strict=True)]
+    places = [_from_top(histogram, count) for histogram, count in zip(upper, counts, strict=True)]
     lower = _histograms(merges, branches, [bucket for bucket, _ in places])
     kept: list[TrimOfDelta] = []
     for density, (bucket, rest), histogram in zip(densities, places, lower, strict=True):
-        low, equal = bucket_of(histogram, rest, from_top=True)
+        low, equal = _from_top(histogram, rest)
         bits = torch.tensor(bucket << HALF | low, dtype=torch.int32)
         kept.append(WholeDelta() if density >= 1 else LargestEntries(float(bits.view(torch.float32)), equal))
     return kept
@@ -93,3 +93,9 @@ def _histograms(
                 halves = bits >> HALF if within is None else bits[bits >> HALF == within[place]] & LOWER
                 found[place] += torch.bincount(halves, minlength=1 << HALF)
     return found
+
+
+def _from_top(histogram: Tensor, count: int) -> tuple[int, int]:
+    """The bucket that holds the `count`-th greatest entry, and which of its own that is."""
+    bucket, rest = bucket_of(histogram.flip(0), count)
+    return LOWER - bucket, rest
